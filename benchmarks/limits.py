@@ -1,0 +1,157 @@
+"""What the machine itself can do: its peak of floating-point arithmetic and the speed at which it reads memory.
+
+Measured by a few lines of C, compiled when they are needed; without a C compiler by NumPy, which gives lower bounds.
+"""
+
+import ctypes
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+MEMORY_BYTES = 256 << 20
+
+# One function per instruction set. Twelve independent chains hide the latency of two fused multiply-adds a cycle and
+# fit sixteen registers; reading takes four streams, each prefetched.
+SOURCE = r"""
+#include <stddef.h>
+
+#define PEAK(name, bytes, target)                                                                \
+    typedef float name##_vector __attribute__((vector_size(bytes)));                             \
+    target static double name##_peak(long steps, float x, float y) {                             \
+        name##_vector scale = {0}, add = {0};                                                    \
+        scale += x, add += y;                                                                    \
+        name##_vector a = add, b = a + y, c = b + y, d = c + y, e = d + y, f = e + y;            \
+        name##_vector g = f + y, h = g + y, i = h + y, j = i + y, k = j + y, l = k + y;          \
+        for (long step = 0; step < steps; step++) {                                              \
+            a = a * scale + add, b = b * scale + add, c = c * scale + add, d = d * scale + add;  \
+            e = e * scale + add, f = f * scale + add, g = g * scale + add, h = h * scale + add;  \
+            i = i * scale + add, j = j * scale + add, k = k * scale + add, l = l * scale + add;  \
+        }                                                                                        \
+        name##_vector sum = a + b + c + d + e + f + g + h + i + j + k + l;                       \
+        sink = sum[0];                                                                           \
+        return 2.0 * 12 * (bytes / sizeof(float)) * steps;                                       \
+    }                                                                                            \
+    typedef long name##_words __attribute__((vector_size(bytes), aligned(8)));                   \
+    target static void name##_read(const char *data, size_t size) {                              \
+        size_t quarter = size / 4 / 64 * 64;                                                     \
+        name##_words a = {0}, b = {0}, c = {0}, d = {0};                                         \
+        for (size_t at = 0; at < quarter; at += 64) {                                            \
+            const char *from = data + at;                                                        \
+            for (int stream = 0; stream < 4; stream++)                                           \
+                __builtin_prefetch(from + stream * quarter + 1024);                              \
+            for (int part = 0; part < 64; part += bytes) {                                       \
+                a += *(const name##_words *)(from + part);                                       \
+                b += *(const name##_words *)(from + quarter + part);                             \
+                c += *(const name##_words *)(from + 2 * quarter + part);                         \
+                d += *(const name##_words *)(from + 3 * quarter + part);                         \
+            }                                                                                    \
+        }                                                                                        \
+        sink = (a + b + c + d)[0];                                                               \
+    }
+
+static volatile double sink;
+
+#if defined(__x86_64__)
+PEAK(avx512, 64, __attribute__((target("avx512f"))))
+PEAK(avx2, 32, __attribute__((target("avx2,fma"))))
+#endif
+PEAK(base, 16, )
+
+#if defined(__x86_64__)
+#define BEST(call)                                                                               \
+    (__builtin_cpu_supports("avx512f") ? avx512_##call                                           \
+     : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2_##call             \
+                                                                       : base_##call)
+#else
+#define BEST(call) base_##call
+#endif
+
+double peak(long steps, float x, float y) { return BEST(peak)(steps, x, y); }
+
+void read_often(const char *data, size_t size, long times) {
+    while (times--)
+        BEST(read)(data, size);
+}
+"""
+
+
+class Limits:
+    """The limits for a number of threads, measured when asked for."""
+
+    def __init__(self, threads: int = 1):
+        self.threads = threads
+        self._library = _compile()
+        self._buffer = np.ones(MEMORY_BYTES // 8)
+
+    @property
+    def method(self) -> str:
+        return "C" if self._library else "NumPy, a lower bound"
+
+    def peak_flops(self) -> float:
+        """Floating-point operations a second, float32."""
+        if self._library is None:
+            a = np.ones((1024, 1024), np.float32)
+            return 2 * 1024**3 / _fastest(lambda: a @ a)
+        steps = 2_000_000
+        flops = self._library.peak(1, 0.5, 0.5) * steps * self.threads
+        return flops / _fastest(lambda: self._on_all_threads(lambda _: self._library.peak(steps, 0.5, 0.5)))
+
+    def read_bandwidth(self, size: int = MEMORY_BYTES) -> float:
+        """Bytes a second, when `size` bytes are read again and again: small ones come from a cache."""
+        size = min(max(size, 1 << 14), MEMORY_BYTES) // self.threads // 256 * 256
+        parts = [self._buffer.view(np.uint8)[i * size : (i + 1) * size] for i in range(self.threads)]
+        repeats = max(1, (MEMORY_BYTES // 4) // (size * self.threads))
+
+        def read(thread: int) -> None:
+            if self._library:
+                self._library.read_often(parts[thread].ctypes.data, size, repeats)
+            else:
+                for _ in range(repeats):
+                    parts[thread].view(np.float64).max()
+
+        return size * self.threads * repeats / _fastest(lambda: self._on_all_threads(read))
+
+    def _on_all_threads(self, work: Callable[[int], object]) -> None:
+        if self.threads == 1:
+            work(0)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(work, range(self.threads)))
+
+
+def _fastest(work: Callable[[], object], samples: int = 7) -> float:
+    """Seconds, the median of the faster half: interruptions only ever make it slower."""
+    taken = []
+    for _ in range(samples):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(sorted(taken)[: samples // 2 + 1])
+
+
+def _compile() -> ctypes.CDLL | None:
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang"))), None)
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        source, target = Path(folder, "limits.c"), Path(folder, "limits.so")
+        source.write_text(SOURCE)
+        flags = ["-O3", "-ffp-contract=fast", "-shared", "-fPIC"]
+        try:
+            subprocess.run([compiler, *flags, source, "-o", target], check=True, capture_output=True)
+            library = ctypes.CDLL(str(target))
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    library.peak.argtypes = ctypes.c_long, ctypes.c_float, ctypes.c_float
+    library.peak.restype = ctypes.c_double
+    library.read_often.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long
+    library.read_often.restype = None
+    return library

@@ -1,0 +1,18 @@
+"""Exact scaled dot-product attention on the CPU, on NumPy arrays."""
+
+try:
+    from ._kernel import attention, attention_varlen, attention_weights
+except ModuleNotFoundError as error:
+    if error.name != "cattn._kernel":
+        raise
+    raise ImportError(
+        "cattn: the compiled module is missing here. In a checkout, the folder cattn/ hides an installed cattn: "
+        "run from another folder, or build in place with `pip install -e .`"
+    ) from None
+from . import reference
+from ._merge import merge_attention
+from ._self_attention import self_attention
+from ._threads import get_num_threads, set_num_threads
+from ._trace import AttentionTrace, trace
+
+from ._version import __version__

@@ -1,0 +1,583 @@
+"""The arguments of one call → Problem: every conversion, every check and every error message.
+
+The compiled functions take plain calls themselves and hand all others over to the function of their name here.
+What comes back is a Problem, which needs no further check, and the arrays that the caller gets. Nothing is written
+before every argument has been accepted.
+
+Canonical axis order is (*batch, heads, length, size), whatever the layout. Query, key, value, mask and bias become
+views of what was given, whatever its strides and byte order.
+"""
+
+import math
+import reprlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ._threads import resolve
+
+# Positions beyond this are as good as infinite, and sums of a few of them still fit an int64.
+_FAR = 2**60
+_UNLIMITED = -1
+
+_TYPES = "float16, bfloat16, float32 or float64"
+# By character: longdouble has one of its own even where it is no wider than float64.
+_NUMPY_TYPES = {"e": "float16", "f": "float32", "d": "float64"}
+_STAGES = ("scores", "softcapped", "biased", "weights")
+
+
+class Problem(NamedTuple):
+    """One attention call as data, checked. Arrays that were not given are None."""
+
+    query: np.ndarray  # (*batch, Hq, Lq, D)
+    key: np.ndarray  # (*batch, Hkv, Lk, D)
+    value: np.ndarray | None  # (*batch, Hkv, Lk, Dv); None for attention_weights
+    out: np.ndarray  # (*batch, Hq, Lq, Dv), or (*batch, Hq, Lq, Lk) for attention_weights
+    lse: np.ndarray | None  # (*batch, Hq, Lq)
+    scale: float
+    softcap: float  # 0.0: none
+    window_left: int  # -1: unlimited
+    window_right: int  # -1: unlimited; causal is 0
+    query_offset: np.ndarray | None  # batch, int64; None: 0
+    query_lengths: np.ndarray | None  # batch, int64
+    key_lengths: np.ndarray | None  # batch, int64
+    key_start: np.ndarray | None  # (*batch, Hq, Lq), int64, within [0, Lk]
+    key_stop: np.ndarray | None  # (*batch, Hq, Lq), int64, within [0, Lk]
+    mask: np.ndarray | None  # (*batch, Hq, Lq, Lk), bool
+    bias: np.ndarray | None  # (*batch, Hq, Lq, Lk), any of the four types
+    alibi_slopes: np.ndarray | None  # (Hq,), contiguous float64
+    sinks: np.ndarray | None  # (Hq,), contiguous float64
+    num_threads: int  # 0: not given
+    # attention_varlen only, contiguous int64. The batch is then the sequences: inputs have stride 0 along it,
+    # while out and lse have no batch axis: (Hq, total, Dv) and (Hq, total).
+    query_indptr: np.ndarray | None = None
+    key_indptr: np.ndarray | None = None
+
+
+class _Sizes(NamedTuple):
+    batch: tuple
+    query_heads: int
+    query_length: int
+    key_length: int
+    head_size: int
+    headless: bool  # 2-D inputs: the head axis is ours, the caller never sees it
+
+
+def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **modifiers):
+    """→ (Problem, out, lse or None)"""
+    return_lse = _flag("return_lse", return_lse)
+    inputs, sizes = _inputs(_layout(layout), query=query, key=key, value=value)
+    modifiers = _modifiers(sizes, **modifiers)
+    threads = _threads(num_threads)
+
+    dtype = inputs["query"].dtype
+    rows = _rows_shape(sizes)
+    if layout == "blhd" and not sizes.headless:
+        rows = (*sizes.batch, sizes.query_length, sizes.query_heads)
+    shape = (*rows, inputs["value"].shape[-1])
+    out, lse = _results(out, shape, dtype, return_lse, {**inputs, **modifiers})
+    problem = Problem(
+        **inputs,
+        out=_canonical(out, layout),
+        lse=_canonical_lse(lse, layout),
+        **modifiers,
+        num_threads=threads,
+    )
+    return problem, out, lse
+
+
+def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads=None, **modifiers):
+    """→ (Problem, stage, out); out is (..., Hq, Lq, Lk) in either layout, like mask and bias"""
+    if not isinstance(stage, str) or stage not in _STAGES:
+        raise ValueError(f"stage: expected one of {', '.join(map(repr, _STAGES))}, got {_shown(stage)}")
+    inputs, sizes = _inputs(_layout(layout), query=query, key=key)
+    modifiers = _modifiers(sizes, **modifiers)
+    threads = _threads(num_threads)
+
+    weights = _empty("out", (*_rows_shape(sizes), sizes.key_length), _arithmetic(inputs["query"].dtype))
+    problem = Problem(
+        **inputs,
+        value=None,
+        out=weights[None] if sizes.headless else weights,
+        lse=None,
+        **modifiers,
+        num_threads=threads,
+    )
+    return problem, stage, weights
+
+
+def attention_varlen(
+    query,
+    key,
+    value,
+    query_indptr,
+    key_indptr,
+    *,
+    scale=None,
+    causal=False,
+    window=None,
+    query_offset=None,
+    alibi_slopes=None,
+    softcap=None,
+    sinks=None,
+    out=None,
+    return_lse=False,
+    num_threads=None,
+):
+    """→ (Problem, out, lse or None)"""
+    return_lse = _flag("return_lse", return_lse)
+    inputs, sizes = _inputs("packed", query=query, key=key, value=value)
+    query_indptr = _indptr("query_indptr", query_indptr, "query", sizes.query_length)
+    key_indptr = _indptr("key_indptr", key_indptr, "key", sizes.key_length)
+    if len(key_indptr) != len(query_indptr):
+        raise ValueError(
+            f"key_indptr: expected {len(query_indptr)} entries like query_indptr, one more than there are sequences, "
+            f"got {len(key_indptr)}"
+        )
+    sequences = (len(query_indptr) - 1,)
+
+    modifiers = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
+    ends = np.diff(key_indptr) - np.diff(query_indptr)
+    unequal = np.flatnonzero(ends)
+    lengths = ""
+    if unequal.size:
+        first = unequal[0]
+        lengths = f"{np.diff(query_indptr)[first]} and {np.diff(key_indptr)[first]} in sequence {first}"
+    offset = _query_offset(query_offset, sequences, ends, _positional(causal, modifiers), lengths, "sequences")
+    threads = _threads(num_threads)
+
+    dtype = inputs["query"].dtype
+    shape = (sizes.query_length, sizes.query_heads, inputs["value"].shape[-1])
+    out, lse = _results(out, shape, dtype, return_lse, inputs)
+    problem = Problem(
+        **{name: _broadcast(name, array, sequences + array.shape, "sequences") for name, array in inputs.items()},
+        out=_canonical(out, "packed"),
+        lse=_canonical_lse(lse, "packed"),
+        **modifiers,
+        query_offset=offset,
+        query_lengths=None,
+        key_lengths=None,
+        key_start=None,
+        key_stop=None,
+        mask=None,
+        bias=None,
+        num_threads=threads,
+        query_indptr=query_indptr,
+        key_indptr=key_indptr,
+    )
+    return problem, out, lse
+
+
+# Inputs and outputs
+
+
+def _inputs(layout, **given):
+    """query, key and, for attention, value: canonical views, broadcast over the batch; and their sizes."""
+    arrays = {name: _floats(name, argument) for name, argument in given.items()}
+    query, key, value = arrays["query"], arrays["key"], arrays.get("value")
+    axes = {"bhld": "(..., heads, length, size)", "blhd": "(..., length, heads, size)"}.get(layout)
+    for name, array in arrays.items():
+        if layout == "packed":
+            if array.ndim != 3:
+                raise ValueError(f"{name}: expected 3 axes (total length, heads, size), got shape {array.shape}")
+        elif array.ndim < 2:
+            raise ValueError(f"{name}: expected axes {axes}, or (length, size), got shape {array.shape}")
+        elif (array.ndim == 2) != (query.ndim == 2):
+            expected = "2 axes (length, size)" if query.ndim == 2 else f"3 axes or more {axes}"
+            raise ValueError(
+                f"{name}: expected {expected} like query of shape {query.shape}, got shape {array.shape} "
+                "(either all inputs are 2-D, or none)"
+            )
+        if array.dtype is not query.dtype and _type_name(array.dtype) != _type_name(query.dtype):
+            came = np.asarray(given[name]).dtype
+            counts = "" if came == array.dtype else ", which counts as float64"
+            raise TypeError(
+                f"{name}: expected type {_type_name(query.dtype)} like query, got {_type_shown(came)}{counts}"
+            )
+
+    views = {name: _canonical(array, layout) for name, array in arrays.items()}
+    query_heads, query_length, head_size = views["query"].shape[-3:]
+    key_heads, key_length, key_size = views["key"].shape[-3:]
+    if head_size == 0:
+        raise ValueError(f"query: expected a head size of 1 or more, got 0 (shape {query.shape})")
+    if key_size != head_size:
+        raise ValueError(f"key: expected head size {head_size} like query, got {key_size} (shape {key.shape})")
+    if query_heads != key_heads and (query_heads == 0 or key_heads == 0 or query_heads % key_heads):
+        raise ValueError(
+            f"key: expected a number of heads that divides the {query_heads} of query, "
+            f"got {key_heads} (shape {key.shape})"
+        )
+    if value is not None:
+        value_heads, value_length, _ = views["value"].shape[-3:]
+        if value_heads != key_heads:
+            raise ValueError(f"value: expected {key_heads} heads like key, got {value_heads} (shape {value.shape})")
+        if value_length != key_length:
+            raise ValueError(f"value: expected length {key_length} like key, got {value_length} (shape {value.shape})")
+
+    batch = views["query"].shape[:-3]
+    for name, view in views.items():
+        leading = view.shape[:-3]
+        if leading != batch:
+            try:
+                batch = np.broadcast_shapes(batch, leading)
+            except ValueError:
+                raise ValueError(
+                    f"{name}: expected leading axes that broadcast with {batch}, got {leading} "
+                    f"(shape {arrays[name].shape})"
+                ) from None
+    for name, view in views.items():
+        views[name] = _broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
+    return views, _Sizes(batch, query_heads, query_length, key_length, head_size, query.ndim == 2)
+
+
+def _layout(layout):
+    if not isinstance(layout, str) or layout not in ("bhld", "blhd"):
+        raise ValueError(f"layout: expected 'bhld' or 'blhd', got {_shown(layout)}")
+    return layout
+
+
+def _canonical(array, layout):
+    array = np.asarray(array)
+    if array.ndim == 2:
+        return array[None]
+    return array if layout == "bhld" else array.swapaxes(-3, -2)
+
+
+def _canonical_lse(lse, layout):
+    if lse is None:
+        return None
+    if lse.ndim == 1:
+        return lse[None]
+    return lse if layout == "bhld" else lse.swapaxes(-2, -1)
+
+
+def _results(out, shape, dtype, return_lse, read):
+    """What the caller gets for inputs of this type: out, given or not, and lse or None."""
+    if out is None:
+        out = _empty("out", shape, _native(dtype))
+    else:
+        _check_out(out, shape, _native(dtype), read)
+    lse = _empty("lse", shape[:-1], _arithmetic(dtype)) if return_lse else None
+    return out, lse
+
+
+def _empty(name, shape, dtype):
+    try:
+        return np.empty(shape, dtype)
+    except ValueError as error:  # a size that does not even fit an address
+        raise MemoryError(f"{name}: cannot allocate shape {shape} of type {dtype}: {error}") from None
+
+
+def _check_out(out, shape, dtype, read):
+    """Refuse an `out` that is not what would have been allocated, or that shares memory with one of `read`."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out: expected a NumPy array, got {_shown(out)}")
+    if out.dtype != dtype:
+        raise TypeError(f"out: expected type {dtype}, got {_type_shown(out.dtype)}")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writable array, got a read-only one")
+    for name, array in read.items():
+        if isinstance(array, np.ndarray) and np.shares_memory(out, array):
+            raise ValueError(f"out: expected memory of its own, got an array that overlaps {name}")
+    if _overlaps_itself(np.asarray(out)):
+        raise ValueError(
+            f"out: expected elements that do not overlap, got an array that overlaps itself "
+            f"(shape {out.shape}, strides {out.strides})"
+        )
+
+
+def _overlaps_itself(array):
+    # Let two elements that share bytes differ along this axis first. Where both are moved along the array together
+    # they still share, so one may be taken from index 0 up to and with the axis, the other from 0 up to it.
+    if array.flags.c_contiguous:
+        return False
+    return any(
+        np.shares_memory(array[(0,) * axis + (slice(0, 1),)], array[(0,) * axis + (slice(1, None),)])
+        for axis in range(array.ndim)
+    )
+
+
+# Modifiers
+
+
+def _modifiers(
+    sizes,
+    *,
+    scale=None,
+    causal=False,
+    window=None,
+    query_offset=None,
+    key_range=None,
+    query_lengths=None,
+    key_lengths=None,
+    mask=None,
+    bias=None,
+    alibi_slopes=None,
+    softcap=None,
+    sinks=None,
+):
+    """The fields of Problem between lse and num_threads, by name."""
+    modifiers = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
+    batch, query_length, key_length = sizes.batch, sizes.query_length, sizes.key_length
+    query_lengths = _lengths("query_lengths", query_lengths, batch, "query", query_length)
+    key_lengths = _lengths("key_lengths", key_lengths, batch, "key", key_length)
+    end = (key_length if key_lengths is None else key_lengths) - (
+        query_length if query_lengths is None else query_lengths
+    )
+    unequal = f"{query_length} and {key_length}" if query_length != key_length else ""
+    start, stop = _key_range(key_range, sizes)
+    modifiers.update(
+        query_offset=_query_offset(query_offset, batch, end, _positional(causal, modifiers), unequal),
+        query_lengths=query_lengths,
+        key_lengths=key_lengths,
+        key_start=start,
+        key_stop=stop,
+        mask=None if mask is None else _mask(mask, sizes),
+        bias=None if bias is None else _bias(bias, sizes),
+    )
+    return modifiers
+
+
+def _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks):
+    """The modifiers that are the same for every batch entry."""
+    left, right = _window(window)
+    return {
+        "scale": 1.0 / math.sqrt(sizes.head_size) if scale is None else _number("scale", scale),
+        "softcap": 0.0 if softcap is None else _number("softcap", softcap, positive=True),
+        "window_left": left,
+        "window_right": 0 if _flag("causal", causal) else right,
+        "alibi_slopes": _per_head("alibi_slopes", alibi_slopes, sizes.query_heads),
+        "sinks": _per_head("sinks", sinks, sizes.query_heads),
+    }
+
+
+def _positional(causal, modifiers):
+    """The name of a given modifier that asks where the queries stand, or None."""
+    if causal:
+        return "causal"
+    if modifiers["window_left"] != _UNLIMITED or modifiers["window_right"] != _UNLIMITED:
+        return "window"
+    return None if modifiers["alibi_slopes"] is None else "alibi_slopes"
+
+
+def _window(window):
+    if window is None:
+        return _UNLIMITED, _UNLIMITED
+    expected = "window: expected (left, right), each None or -1 (no limit) or an integer of 0 or more"
+    if _is_integer(window):
+        raise TypeError(f"{expected}, got {window}; ({window}, 0) looks back only, ({window}, {window}) both ways")
+    if not isinstance(window, (tuple, list)) or not all(side is None or _is_integer(side) for side in window):
+        raise TypeError(f"{expected}, got {_shown(window)}")
+    if len(window) != 2 or any(side is not None and side < _UNLIMITED for side in window):
+        raise ValueError(f"{expected}, got {_shown(window)}")
+    left, right = (_UNLIMITED if side is None else min(int(side), _FAR) for side in window)
+    return left, right
+
+
+def _query_offset(offset, batch, end, positional, unequal, axes="leading axes"):
+    """int64 per batch entry, or None for 0. `unequal` tells which lengths differ, empty where all are equal."""
+    words = '"start" (query row 0 stands at key 0) or "end" (the last query row stands at the last key)'
+    if offset is None:
+        if positional and unequal:
+            raise ValueError(
+                f"query_offset: expected {words}, or integers, because {positional} is given and the lengths "
+                f'of query and key differ ({unequal}), got None; decoding with a cache of keys wants "end"'
+            )
+        return None
+    if isinstance(offset, str):
+        if offset == "start":
+            return None
+        if offset != "end":
+            raise ValueError(f"query_offset: expected {words}, or integers, got {offset!r}")
+        offset = end
+    offsets = _integers("query_offset", offset, -_FAR, _FAR)
+    return _broadcast("query_offset", offsets, batch, axes)
+
+
+def _lengths(name, lengths, batch, of, longest):
+    if lengths is None:
+        return None
+    array = _integers(name, lengths, -_FAR, _FAR)
+    outside = (array < 0) | (array > longest)
+    if outside.any():
+        wrong = np.asarray(lengths)[outside].flat[0]
+        raise ValueError(f"{name}: expected 0 to {longest}, the length of {of}, got {wrong}")
+    return _broadcast(name, array, batch, "leading axes")
+
+
+def _key_range(key_range, sizes):
+    if key_range is None:
+        return None, None
+    if not isinstance(key_range, (tuple, list)):
+        raise TypeError(f"key_range: expected (start, stop), each None or integers, got {_shown(key_range)}")
+    if len(key_range) != 2:
+        raise ValueError(f"key_range: expected (start, stop), each None or integers, got {_shown(key_range)}")
+    shape = _rows_shape(sizes)
+    bounds = []
+    for side, bound in zip(("start", "stop"), key_range):
+        if bound is not None:
+            name = f"key_range {side}"
+            bound = _integers(name, bound, 0, sizes.key_length)
+            bound = _broadcast(name, bound, shape, "query length" if sizes.headless else "..., heads, query length")
+            bound = bound[None] if sizes.headless else bound
+        bounds.append(bound)
+    return bounds
+
+
+def _mask(mask, sizes):
+    mask = _array("mask", mask)
+    if mask.dtype != np.bool_:
+        advice = ""
+        if mask.dtype.kind in "iu":
+            advice = "; write mask.astype(bool) if nonzero means may attend"
+        elif _type_name(mask.dtype):
+            advice = "; what is added to the scores goes to bias="
+        raise TypeError(f"mask: expected type bool (True: may attend), got {_type_shown(mask.dtype)}{advice}")
+    return _scores_like("mask", mask, sizes)
+
+
+def _bias(bias, sizes):
+    bias = _array("bias", bias)
+    if bias.dtype == np.bool_:
+        raise TypeError(f"bias: expected type {_TYPES}, got bool; what may be attended to goes to mask=")
+    return _scores_like("bias", _floats("bias", bias), sizes)
+
+
+def _per_head(name, argument, heads):
+    if argument is None:
+        return None
+    array = _floats(name, argument)
+    if array.shape != (heads,):
+        raise ValueError(f"{name}: expected shape {(heads,)}, one number for each head of query, got {array.shape}")
+    return array.astype(np.float64, order="C")
+
+
+def _indptr(name, argument, of, total):
+    indptr = _integers(name, argument, -_FAR, _FAR)
+    if indptr.ndim != 1 or indptr.size == 0:
+        raise ValueError(f"{name}: expected shape (sequences + 1,), got {indptr.shape}")
+    if indptr[0] != 0:
+        raise ValueError(f"{name}: expected to begin with 0, got {indptr[0]}")
+    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+    if falls.size:
+        first = falls[0]
+        raise ValueError(
+            f"{name}: expected ascending values, got {indptr[first]} before {indptr[first + 1]} (entry {first + 1})"
+        )
+    if indptr[-1] != total:
+        raise ValueError(f"{name}: expected to end with {total}, the total length of {of}, got {indptr[-1]}")
+    return indptr
+
+
+def _threads(num_threads):
+    return 0 if num_threads is None else resolve(num_threads)
+
+
+# One argument
+
+
+def _array(name, argument):
+    if type(argument) is np.ndarray:
+        return argument
+    if isinstance(argument, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
+    try:
+        return np.asarray(argument)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the conversion of a foreign object may raise
+        raise TypeError(f"{name}: expected an array, got {_shown(argument)}, which NumPy refuses: {error}") from error
+
+
+def _floats(name, argument):
+    array = _array(name, argument)
+    if _type_name(array.dtype):
+        return array
+    if array.dtype.kind in "biu":
+        return array.astype(np.float64)
+    raise TypeError(f"{name}: expected type {_TYPES}, got {_type_shown(array.dtype)}")
+
+
+def _integers(name, argument, low, high):
+    """A native int64 array, cut off at low and high; always a copy."""
+    if type(argument) is int:  # of any size
+        return np.array(min(max(argument, low), high), np.int64)
+    array = _array(name, argument)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {_type_shown(array.dtype)}")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        array = np.minimum(array, np.uint64(_FAR))
+    return np.asarray(np.minimum(np.maximum(array, low, dtype=np.int64), high))
+
+
+def _number(name, argument, positive=False):
+    expected = f"{name}: expected a finite number{' above 0' if positive else ''}"
+    array = _array(name, argument)
+    if array.ndim or not (array.dtype.kind in "fiu" or _type_name(array.dtype)):
+        raise TypeError(f"{expected}, got {_shown(argument)}")
+    number = float(array)
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise ValueError(f"{expected}, got {_shown(argument)}")
+    return number
+
+
+def _flag(name, argument):
+    if not isinstance(argument, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {_shown(argument)}")
+    return bool(argument)
+
+
+def _is_integer(argument):
+    return isinstance(argument, (int, np.integer)) and not isinstance(argument, bool)
+
+
+def _broadcast(name, array, shape, axes):
+    if array.shape == shape:
+        return array
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(f"{name}: expected a shape that broadcasts to {shape} ({axes}), got {array.shape}") from None
+
+
+def _rows_shape(sizes):
+    """(..., Hq, Lq) as the caller sees it."""
+    heads = () if sizes.headless else (sizes.query_heads,)
+    return (*sizes.batch, *heads, sizes.query_length)
+
+
+def _scores_like(name, array, sizes):
+    axes = "query length, key length" if sizes.headless else "..., heads, query length, key length"
+    array = _broadcast(name, array, (*_rows_shape(sizes), sizes.key_length), axes)
+    return array[None] if sizes.headless else array
+
+
+# Types
+
+
+def _type_name(dtype):
+    """Which of the four types this is, in either byte order; None for all others."""
+    return _NUMPY_TYPES.get(dtype.char) or ("bfloat16" if dtype.name == "bfloat16" else None)
+
+
+def _native(dtype):
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def _arithmetic(dtype):
+    return np.dtype(np.float64 if dtype.char == "d" else np.float32)
+
+
+def _type_shown(dtype):
+    return dtype.name if dtype.isnative else f"{dtype.name} with swapped bytes"
+
+
+def _shown(argument):
+    if isinstance(argument, (np.ndarray, np.generic)) and np.ndim(argument):
+        return f"{type(argument).__name__} of shape {argument.shape} and type {argument.dtype}"
+    try:
+        return reprlib.repr(argument)
+    except ValueError:  # Python does not print integers of thousands of digits
+        return f"a very long {type(argument).__name__}"

@@ -1,0 +1,73 @@
+"""Attention over disjoint sets of keys, joined."""
+
+import numpy as np
+
+__all__ = ["merge_attention"]
+
+
+def merge_attention(outputs, lses):
+    """Join the results of attention over disjoint sets of keys.
+
+    With ``m = max(lse)`` and ``w = exp(lse - m)`` over the parts, ``out = sum(w * out) / sum(w)`` and
+    ``lse = m + log(sum(w))``: what attention over all keys at once gives, up to rounding.
+
+    Parameters
+    ----------
+    outputs : sequence of array_like, each (..., Dv)
+        One or more, of one shape and type.
+    lses : sequence of array_like, each (...)
+        As returned with ``return_lse=True``. Where a part's is -inf it attended to nothing, and its output is not
+        read. Sinks must have been given to one of the parts only.
+
+    Returns
+    -------
+    out : ndarray, (..., Dv)
+        In the outputs' type.
+    lse : ndarray, (...)
+        float64 if the outputs are, else float32.
+    """
+    outputs = [_floating(f"outputs[{n}]", x) for n, x in enumerate(outputs)]
+    lses = [_floating(f"lses[{n}]", x) for n, x in enumerate(lses)]
+    if not outputs:
+        raise ValueError("outputs: expected at least one part, got none")
+    if len(lses) != len(outputs):
+        raise ValueError(f"lses: expected {len(outputs)} parts like outputs, got {len(lses)}")
+    shape, stored = outputs[0].shape, outputs[0].dtype.newbyteorder("=")
+    if not shape:
+        raise ValueError("outputs[0]: expected at least one dimension, got a scalar")
+    for n, (out, lse) in enumerate(zip(outputs, lses, strict=True)):
+        if out.dtype.newbyteorder("=") != stored:
+            raise TypeError(f"outputs[{n}]: expected {stored} like outputs[0], got {out.dtype}")
+        if out.shape != shape:
+            raise ValueError(f"outputs[{n}]: expected shape {shape} like outputs[0], got {out.shape}")
+        if lse.shape != shape[:-1]:
+            raise ValueError(f"lses[{n}]: expected shape {shape[:-1]}, that of outputs[{n}] less its last axis, "
+                             f"got {lse.shape}")  # fmt: skip
+
+    arithmetic = np.float64 if stored == np.float64 else np.float32
+    lses = [lse.astype(arithmetic)[..., None] for lse in lses]
+    maximum = lses[0]
+    for lse in lses[1:]:
+        maximum = np.maximum(maximum, lse)
+    shift = np.where(maximum == -np.inf, arithmetic(0), maximum)
+    merged, total = np.zeros(shape, arithmetic), np.zeros_like(maximum)
+    with np.errstate(all="ignore"):
+        for out, lse in zip(outputs, lses, strict=True):
+            weight = np.exp(lse - shift)
+            total += weight
+            out = out.astype(arithmetic)
+            # What is not finite stays what it is, even when its weight came out as 0.
+            merged += np.where(lse == -np.inf, arithmetic(0), np.where(np.isfinite(out), weight * out, out))
+        merged /= np.where(total == 0, arithmetic(1), total)
+        return merged.astype(stored), (maximum + np.log(total))[..., 0]
+
+
+def _floating(name, x):
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask of its own, got a masked array")
+    x = np.asarray(x)
+    if x.dtype.name == "bfloat16" or x.dtype.type in (np.float16, np.float32, np.float64):
+        return x
+    if x.dtype.kind in "iub":
+        return x.astype(np.float64)
+    raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")

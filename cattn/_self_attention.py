@@ -1,0 +1,248 @@
+"""Self-attention from the embeddings: projections, attention of every head, output projection."""
+
+import math
+import operator
+
+import numpy as np
+
+import cattn
+
+from ._arguments import _arithmetic, _floats, _native, _type_shown
+
+
+def self_attention(
+    x,
+    w_query,
+    w_key,
+    w_value,
+    w_output=None,
+    *,
+    b_query=None,
+    b_key=None,
+    b_value=None,
+    b_output=None,
+    num_heads=1,
+    num_kv_heads=None,
+    scale=None,
+    causal=False,
+    window=None,
+    query_offset=None,
+    key_range=None,
+    query_lengths=None,
+    key_lengths=None,
+    mask=None,
+    bias=None,
+    alibi_slopes=None,
+    softcap=None,
+    sinks=None,
+    return_lse=False,
+    num_threads=None,
+):
+    """Multi-head self-attention of a sequence of embeddings.
+
+    With the default scale, and for each head::
+
+        Q = x @ w_query + b_query,  K = x @ w_key + b_key,  V = x @ w_value + b_value
+        context = softmax_rows(Q @ K.T / sqrt(D)) @ V
+
+    The contexts of the heads stand side by side and, where `w_output` is given, are multiplied by it. This is
+    section 3.2 of Vaswani et al., "Attention Is All You Need" (2017), with optional biases.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., L, d_model)
+        The embeddings of L tokens. float32 and float64 are computed in their own precision; integers count as
+        float64. All arrays that take part in the projections share one type.
+    w_query : array_like, shape (d_model, num_heads * D)
+        Head h owns the columns h*D to (h+1)*D. The same holds for `w_key` and `w_value`.
+    w_key : array_like, shape (d_model, num_kv_heads * D)
+    w_value : array_like, shape (d_model, num_kv_heads * Dv)
+    w_output : array_like, shape (num_heads * Dv, d_out), optional
+    b_query, b_key, b_value, b_output : array_like, 1-D, optional
+        Added to the columns of the projection of the same name.
+    num_heads : int
+        Number of query heads.
+    num_kv_heads : int, optional
+        Number of key/value heads, a divisor of `num_heads` and by default equal to it. Query head h reads
+        key/value head ``h // (num_heads // num_kv_heads)``.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, softcap, sinks
+        As in `cattn.attention`, with L queries and L keys: `mask` and `bias` broadcast to (..., num_heads, L, L),
+        `key_lengths` (the padded batch) to the dimensions before L.
+    return_lse : bool
+        Also return the logarithm of each row's softmax denominator.
+    num_threads : int, optional
+        Threads of the attention. Those of the projections are NumPy's own.
+
+    Returns
+    -------
+    output : ndarray, shape (..., L, num_heads * Dv), or (..., L, d_out) with `w_output`
+        Of the type of `x`. Rows at or past `query_lengths` have a context of zeros, to which `w_output` and
+        `b_output` are still applied.
+    lse : ndarray, shape (..., L, num_heads)
+        Only with `return_lse`. float64 for float64, else float32.
+
+    Raises
+    ------
+    TypeError
+        An array has a type that is not supported or differs from that of `x`; `num_heads` or `num_kv_heads` is not
+        an integer; `b_output` comes without `w_output`.
+    ValueError
+        A shape does not fit, or the columns of a weight do not divide into the heads.
+
+    Notes
+    -----
+    float16 and bfloat16 are storage types: the arrays are widened to float32, everything in between (query, key,
+    value and context included) stays float32, and the result is rounded once, to the type of `x`. That is
+    more accurate than storing the projections in 16 bits, and a float16 query cannot overflow.
+
+    `torch.nn.MultiheadAttention` stores transposed weights, the three projections stacked::
+
+        w_query, w_key, w_value = (w.T for w in np.split(in_proj_weight, 3))
+        b_query, b_key, b_value = np.split(in_proj_bias, 3)
+        w_output, b_output = out_proj_weight.T, out_proj_bias
+
+    and the linear layers of a BERT layer are likewise ``weight.T`` and ``bias``. Transposed views are not copied.
+
+    Examples
+    --------
+    >>> import numpy as np, cattn
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((2, 5, 8), dtype=np.float32)
+    >>> w_query, w_key, w_value, w_output = rng.standard_normal((4, 8, 8), dtype=np.float32)
+    >>> cattn.self_attention(x, w_query, w_key, w_value, w_output, num_heads=2, causal=True).shape
+    (2, 5, 8)
+    """
+    if w_output is None and b_output is not None:
+        raise TypeError("b_output: expected None without w_output, got a bias")
+    num_heads = _count("num_heads", num_heads)
+    num_kv_heads = num_heads if num_kv_heads is None else _count("num_kv_heads", num_kv_heads)
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads: expected a divisor of num_heads={num_heads}, got {num_kv_heads}")
+
+    optional = dict(w_output=w_output, b_query=b_query, b_key=b_key, b_value=b_value, b_output=b_output)
+    arrays = float_arrays(
+        x=x,
+        w_query=w_query,
+        w_key=w_key,
+        w_value=w_value,
+        **{name: array for name, array in optional.items() if array is not None},
+    )
+    check_shapes(arrays, num_heads, num_kv_heads)
+    dtype = arrays["x"].dtype
+    arrays = widened(arrays)
+    x = arrays["x"]
+
+    # What stands in padded rows may overflow in a projection. Like the attention, this gives no warning.
+    with np.errstate(over="ignore", invalid="ignore"):
+        query, key, value = (
+            split_heads(project(x, arrays[f"w_{name}"], arrays.get(f"b_{name}")), heads)
+            for name, heads in (("query", num_heads), ("key", num_kv_heads), ("value", num_kv_heads))
+        )
+        output = cattn.attention(
+            query,
+            key,
+            value,
+            scale=scale,
+            causal=causal,
+            window=window,
+            query_offset=query_offset,
+            key_range=key_range,
+            query_lengths=query_lengths,
+            key_lengths=key_lengths,
+            mask=mask,
+            bias=bias,
+            alibi_slopes=alibi_slopes,
+            softcap=softcap,
+            sinks=sinks,
+            layout="blhd",
+            return_lse=return_lse,
+            num_threads=num_threads,
+        )
+        if return_lse:
+            output, lse = output
+        output = output.reshape(*x.shape[:-1], num_heads * value.shape[-1])
+        if w_output is not None:
+            output = project(output, arrays["w_output"], arrays.get("b_output"))
+        output = output.astype(dtype, copy=False)
+    return (output, lse) if return_lse else output
+
+
+def float_arrays(**arguments):
+    """The arguments as arrays of one floating type, in the machine's byte order."""
+    arrays = {name: _floats(name, argument) for name, argument in arguments.items()}
+    arrays = {name: array.astype(_native(array.dtype), copy=False) for name, array in arrays.items()}
+    dtype = arrays["x"].dtype
+    for name, array in arrays.items():
+        if array.dtype != dtype:
+            raise TypeError(
+                f"{name}: expected type {_type_shown(dtype)} like x, got {_type_shown(array.dtype)} "
+                f"(shape {array.shape})"
+            )
+    return arrays
+
+
+def check_shapes(arrays, num_heads, num_kv_heads):
+    """Raise ValueError where the shapes of x, the weights and the biases do not belong together."""
+    x = arrays["x"]
+    if x.ndim < 2:
+        raise ValueError(f"x: expected at least 2 dimensions (..., tokens, d_model), got shape {x.shape}")
+    _check_weight(arrays, "query", x.shape[-1], "the last axis of x", num_heads, "num_heads")
+    _check_weight(arrays, "key", x.shape[-1], "the last axis of x", num_kv_heads, "num_kv_heads")
+    _check_weight(arrays, "value", x.shape[-1], "the last axis of x", num_kv_heads, "num_kv_heads")
+
+    w_query, w_key, w_value = arrays["w_query"], arrays["w_key"], arrays["w_value"]
+    head_size, key_head_size = w_query.shape[1] // num_heads, w_key.shape[1] // num_kv_heads
+    if key_head_size != head_size:
+        raise ValueError(
+            f"w_key: expected head size {head_size} like w_query, got {key_head_size} (shape {w_key.shape})"
+        )
+    if "w_output" in arrays:
+        context_size = num_heads * (w_value.shape[1] // num_kv_heads)
+        _check_weight(arrays, "output", context_size, "num_heads * value head size")
+
+
+def _check_weight(arrays, name, rows, rows_like, heads=1, heads_name=None):
+    weight, bias = arrays[f"w_{name}"], arrays.get(f"b_{name}")
+    if weight.ndim != 2:
+        raise ValueError(f"w_{name}: expected 2 dimensions (rows, columns), got shape {weight.shape}")
+    if weight.shape[0] != rows:
+        raise ValueError(
+            f"w_{name}: expected {rows} rows like {rows_like}, got {weight.shape[0]} (shape {weight.shape})"
+        )
+    columns = weight.shape[1]
+    if columns == 0 or columns % heads:
+        multiple = "at least one column" if heads == 1 else f"a multiple of {heads_name}={heads} columns"
+        raise ValueError(f"w_{name}: expected {multiple}, got {columns} (shape {weight.shape})")
+    if bias is not None and bias.shape != (columns,):
+        raise ValueError(f"b_{name}: expected shape ({columns},) like the columns of w_{name}, got {bias.shape}")
+
+
+def widened(arrays):
+    """The arrays in the type of the arithmetic: float64 stays, all others become or stay float32."""
+    dtype = _arithmetic(arrays["x"].dtype)
+    return {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
+
+
+def project(x, weight, bias=None):
+    """x (..., rows) @ weight (rows, columns) + bias: one matrix product for all leading dimensions."""
+    lead = x.shape[:-1]
+    result = x.reshape(math.prod(lead), x.shape[-1]) @ weight
+    if bias is not None:
+        result += bias
+    return result.reshape(*lead, weight.shape[1])
+
+
+def split_heads(projection, heads):
+    """(..., L, heads * D) seen as (..., L, heads, D)."""
+    *lead, columns = projection.shape
+    return projection.reshape(*lead, heads, columns // heads)
+
+
+def _count(name, value):
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})") from None
+    if count < 1:
+        raise ValueError(f"{name}: expected at least 1, got {count}")
+    return count

@@ -1,0 +1,141 @@
+"""How many threads a call may use, the caller counted.
+
+``num_threads=`` of a call beats `set_num_threads` beats CATTN_NUM_THREADS beats OMP_NUM_THREADS beats the CPUs that the
+process may use. Nothing is read before it is needed.
+"""
+
+import math
+import operator
+import os
+import reprlib
+
+import numpy as np
+
+_MOST = 1024  # what pool.c brings together at most; more would only cost workspace
+
+_setting = None  # of the process; None until it is needed
+
+
+def set_num_threads(n):
+    """Set the number of threads of calls that do not say ``num_threads=`` themselves.
+
+    It holds for the whole process, and for its children by fork. The results of a call are the same, bit for bit,
+    for any number.
+
+    Parameters
+    ----------
+    n : int or None
+        At least 1; the calling thread counts. More than 1024 count as 1024. None goes back to the default:
+        the environment variable CATTN_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that the process may
+        use, by its affinity and its cgroup's quota. They are read anew when a call next needs them.
+
+    See Also
+    --------
+    get_num_threads
+    """
+    global _setting
+    _setting = None if n is None else _count("n", n)
+
+
+def get_num_threads():
+    """The number of threads of calls that do not say ``num_threads=`` themselves.
+
+    Returns
+    -------
+    int
+        What `set_num_threads` was given, else the default, which is found out once and kept.
+
+    Raises
+    ------
+    ValueError
+        Where nothing was set and CATTN_NUM_THREADS is not an integer of 1 or more.
+
+    See Also
+    --------
+    set_num_threads
+    """
+    global _setting
+    if _setting is None:
+        _setting = default_num_threads()
+    return _setting
+
+
+def resolve(num_threads):
+    """The number of threads of a call with this ``num_threads=``."""
+    return get_num_threads() if num_threads is None else _count("num_threads", num_threads)
+
+
+def default_num_threads(root="/"):
+    """What the environment and the system say; `root` is where /proc and /sys are found."""
+    if own := os.environ.get("CATTN_NUM_THREADS", "").strip():
+        number = _positive(own)
+        if number is None:
+            raise ValueError(f"CATTN_NUM_THREADS: expected an integer of 1 or more, got {own!r}")
+    else:  # one number for each level of nested parallelism: the outermost is ours
+        number = _positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])
+    return min(number or _usable_cpus(root), _MOST)
+
+
+def _count(name, number):
+    expected = f"{name}: expected an integer of 1 or more, or None"
+    try:
+        if isinstance(number, (bool, np.bool_)):
+            raise TypeError
+        value = operator.index(number)
+    except TypeError:
+        raise TypeError(f"{expected}, got {reprlib.repr(number)} ({type(number).__name__})") from None
+    if value < 1:
+        raise ValueError(f"{expected}, got {value}")
+    return min(value, _MOST)
+
+
+def _positive(text):
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if number >= 1 else None
+
+
+def _usable_cpus(root):
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        cpus = os.cpu_count() or 1
+    return math.ceil(min([cpus, *_quotas(root)]))
+
+
+def _quotas(root):
+    """CPUs' worth of time that each control group around this process may use, where it is limited."""
+    for line in _read(root, "proc/self/cgroup").splitlines():
+        _, _, line = line.partition(":")
+        controllers, _, group = line.partition(":")
+        if not controllers:  # version 2; beside version 1 it is mounted one level down
+            mounts, files = ("", "unified"), ("cpu.max",)
+        elif "cpu" in controllers.split(","):  # version 1
+            mounts, files = (controllers, "cpu"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
+            continue
+        # In a container the path may be the host's while the mount begins at our own group: the folders that are
+        # missing read as unlimited, and the way up still ends at our group.
+        group = group.strip("/")
+        while True:
+            for mount in mounts:
+                texts = [_read(root, "sys/fs/cgroup", mount, group, file) for file in files]
+                try:
+                    quota, period = map(int, " ".join(texts).split())
+                except ValueError:  # missing, or unlimited ("max")
+                    continue
+                if quota > 0 and period > 0:  # unlimited: -1
+                    yield quota / period
+            if not group:
+                break
+            group = group.rpartition("/")[0]
+
+
+def _read(*path):
+    try:
+        with open(os.path.join(*path), encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError):  # ValueError: not text
+        return ""

@@ -1,0 +1,389 @@
+"""One head of self-attention with every intermediate matrix kept, to read and to plot."""
+
+import dataclasses
+import itertools
+import math
+import unicodedata
+
+import numpy as np
+
+import cattn
+
+from ._self_attention import check_shapes, float_arrays, project, widened
+
+# A printed matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
+MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
+MAX_LABEL, MAX_TICK_LABEL = 14, 18  # characters of a token name, in print and in a plot
+
+
+def trace(
+    x,
+    w_query,
+    w_key,
+    w_value,
+    *,
+    tokens=None,
+    scale=None,
+    causal=False,
+    window=None,
+    query_offset=None,
+    key_range=None,
+    query_lengths=None,
+    key_lengths=None,
+    mask=None,
+    bias=None,
+    alibi_slopes=None,
+    softcap=None,
+    sinks=None,
+):
+    """Self-attention of one head, step by step.
+
+    The steps are those of `self_attention` (Vaswani et al., "Attention Is All You Need", 2017, section 3.2), and each
+    matrix is computed by the same kernel::
+
+        Q, K, V = x @ w_query, x @ w_key, x @ w_value
+        scores = Q @ K.T
+        scaled_scores = scores / sqrt(d_k)
+        weights = softmax_rows(scaled_scores)
+        context = weights @ V
+
+    Parameters
+    ----------
+    x : array_like, shape (L, d_model)
+        The embeddings, one row a token.
+    w_query, w_key : array_like, shape (d_model, d_k)
+    w_value : array_like, shape (d_model, d_v)
+    tokens : sequence of str, optional
+        The names of the L tokens, for printing and plotting.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, softcap, sinks
+        As in `cattn.attention`.
+
+    Returns
+    -------
+    AttentionTrace
+
+    Raises
+    ------
+    TypeError
+        An array has a type that is not supported or differs from that of `x`; `tokens` is one string.
+    ValueError
+        A shape does not fit, or there is not one token for each row of `x`.
+
+    Examples
+    --------
+    >>> import numpy as np, cattn
+    >>> x = np.array([[0.2, 0.5], [0.9, 0.1]])
+    >>> t = cattn.trace(x, np.eye(2), np.eye(2), np.eye(2), tokens=["The", "cat"])
+    >>> t.weights.shape
+    (2, 2)
+    >>> print(t)  # doctest: +SKIP
+    >>> t.plot().figure.savefig("weights.png")  # doctest: +SKIP
+    """
+    arrays = float_arrays(x=x, w_query=w_query, w_key=w_key, w_value=w_value)
+    x = arrays["x"]
+    if x.ndim != 2:
+        raise ValueError(f"x: expected 2 dimensions (tokens, d_model), got shape {x.shape}")
+    check_shapes(arrays, num_heads=1, num_kv_heads=1)
+    tokens = _token_names(tokens, len(x))
+
+    wide = widened(arrays)
+    with np.errstate(over="ignore", invalid="ignore"):
+        query, key, value = (project(wide["x"], wide[f"w_{name}"]) for name in ("query", "key", "value"))
+    modifiers = dict(
+        causal=causal,
+        window=window,
+        query_offset=query_offset,
+        key_range=key_range,
+        query_lengths=query_lengths,
+        key_lengths=key_lengths,
+        mask=mask,
+        bias=bias,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        sinks=sinks,
+    )
+    scaled_scores = cattn.attention_weights(query, key, stage="scores", scale=scale)
+    final_scores = scaled_scores
+    if any(modifier is not None and modifier is not False for modifier in modifiers.values()):
+        final_scores = cattn.attention_weights(query, key, stage="biased", scale=scale, **modifiers)
+    with np.errstate(over="ignore"):
+        context = cattn.attention(query, key, value, scale=scale, **modifiers).astype(x.dtype, copy=False)
+    return AttentionTrace(
+        x=x,
+        query=query,
+        key=key,
+        value=value,
+        scores=cattn.attention_weights(query, key, stage="scores", scale=1.0),
+        scaled_scores=scaled_scores,
+        final_scores=final_scores,
+        weights=cattn.attention_weights(query, key, scale=scale, **modifiers),
+        context=context,
+        scale=1 / math.sqrt(query.shape[1]) if scale is None else float(scale),
+        tokens=tokens,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class AttentionTrace:
+    """What `trace` returns: the matrices of one head of self-attention.
+
+    ``str()`` lays the seven steps out as labelled matrices, `plot` draws the weights.
+
+    Attributes
+    ----------
+    x : ndarray, shape (L, d_model)
+    query, key : ndarray, shape (L, d_k)
+    value : ndarray, shape (L, d_v)
+    scores : ndarray, shape (L, L)
+        ``query @ key.T``; row i holds what token i asks of each key.
+    scaled_scores : ndarray, shape (L, L)
+        `scores` times `scale`.
+    final_scores : ndarray, shape (L, L)
+        `scaled_scores` after softcap, bias, ALiBi slopes and masking (-inf); without these the same array.
+    weights : ndarray, shape (L, L)
+        The softmax of each row of `final_scores`.
+    context : ndarray, shape (L, d_v)
+        ``weights @ value``, of the type of `x`.
+    scale : float
+    tokens : tuple of str, or None
+    """
+
+    x: np.ndarray
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    scores: np.ndarray
+    scaled_scores: np.ndarray
+    final_scores: np.ndarray
+    weights: np.ndarray
+    context: np.ndarray
+    scale: float
+    tokens: tuple[str, ...] | None = None
+
+    def __repr__(self):
+        d_k, d_v = self.query.shape[1], self.value.shape[1]
+        return f"<AttentionTrace of {len(self.x)} tokens, d_k={d_k}, d_v={d_v}, {self.x.dtype}>"
+
+    def __str__(self):
+        names, d_k = self._names(), self.query.shape[1]
+        scaling = f"S / sqrt(d_k), d_k = {d_k}" if self.scale == 1 / math.sqrt(d_k) else f"{self.scale:.6g} S"
+        sums = self.weights.sum(axis=1, keepdims=True)
+        lines = [
+            f"1. Embeddings  X  {_size(self.x)}",
+            *format_matrix(self.x, names),
+            "",
+            "2. Projections  Q = X W_query, K = X W_key, V = X W_value",
+            f"Q  {_size(self.query)}",
+            *format_matrix(self.query, names),
+            f"K  {_size(self.key)}",
+            *format_matrix(self.key, names),
+            f"V  {_size(self.value)}",
+            *format_matrix(self.value, names),
+            "",
+            "3. Scores  S = Q K^T: s_ij = q_i . k_j (a row for each query i, a column for each key j)",
+            *format_matrix(self.scores, names, names),
+            "",
+            f"4. Scaled scores  {scaling}",
+            *format_matrix(self.scaled_scores, names, names),
+            "",
+        ]
+        if self.final_scores is not self.scaled_scores:
+            lines += [
+                "   with softcap, bias and masking",
+                *format_matrix(self.final_scores, names, names),
+                "",
+            ]
+        lines += [
+            "5. Weights  A = softmax of each row: a_ij = exp(s_ij) / sum_k exp(s_ik)",
+            *format_matrix(np.hstack([self.weights, sums]), names, [*names, "row sum"], last_column=True),
+            "",
+            "6. Weighted values  a_ij v_j: the share of each token j in the context of token i",
+            *self._format_weighted_values(names),
+            "",
+            f"7. Context  C = A V: context_i = sum_j a_ij v_j  {_size(self.context)}",
+            *format_matrix(self.context, names),
+        ]
+        return "\n".join(lines)
+
+    def _format_weighted_values(self, names):
+        rows = _shown(len(names), EDGE + 1)
+        for i in rows:
+            if i is None:
+                yield "..."
+                continue
+            weight = self.weights[i][:, None]
+            # A weight of exactly 0 takes nothing from its value, not even a NaN.
+            terms = np.multiply(weight, self.value, where=weight != 0, out=np.zeros_like(self.value))
+            yield f"for {_clip(names[i], MAX_LABEL)}"
+            yield from format_matrix(terms, names)
+
+    def _names(self):
+        return self.tokens if self.tokens is not None else tuple(map(str, range(len(self.x))))
+
+    def plot(self, ax=None):
+        """Draw the weights as a heatmap, a row for each query token and a column for each key token.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; a new figure by default. A figure of your own with several axes wants
+            ``layout="compressed"``, which makes room for the labels.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            ``ax.figure`` is the figure, to show or to save.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        ValueError
+            There are no tokens.
+        """
+        try:
+            from matplotlib.ticker import MaxNLocator
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install 'cattn[plot]'") from error
+        count = len(self.x)
+        if count == 0:
+            raise ValueError("plot: expected at least one token, got none")
+        names = [_clip(name, MAX_TICK_LABEL) for name in self._names()]
+        if ax is None:
+            from matplotlib import pyplot
+
+            side = min(max(0.62 * count, 3.0), 8.0)
+            margin = 0.09 * max(map(len, names)) if self.tokens is not None else 0.3
+            ax = pyplot.figure(figsize=(side + margin + 1.6, side + margin + 0.8), layout="compressed").add_subplot()
+
+        top = np.nanmax(self.weights, initial=0.0) or 1.0
+        image = ax.imshow(self.weights, cmap="Blues", vmin=0, vmax=top)
+        ax.set(title="Attention weights", xlabel="key token (attended to)", ylabel="query token (attends)")
+        ax.figure.colorbar(image, ax=ax, label=f"weight ({self._row_sums()})", aspect=25, pad=0.03)
+        if self.tokens is None:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
+            cell = _cell_points(ax, count)
+        else:
+            cell = self._label_axes(ax, names)
+        if cell >= 22:
+            self._write_values(ax, image, fontsize=min(10, 0.32 * cell))
+        return ax
+
+    def _row_sums(self):
+        sums = self.weights.sum(axis=1, dtype=np.float64)
+        if np.allclose(sums, 1, atol=1e-3):
+            return "each row sums to 1"
+        return f"rows sum to {sums.min():.2g} to {sums.max():.2g}"
+
+    def _label_axes(self, ax, names):
+        """Write the names at the ticks, every n-th where they would overlap; return the size of a cell in points."""
+        fontsize = 9
+        ax.set_yticks([])
+        step = math.ceil((fontsize + 2) / _cell_points(ax, len(names)))
+        ticks = range(0, len(names), step)
+        labels = names[::step]
+        ax.set_yticks(ticks, labels, fontsize=fontsize, parse_math=False)
+        ax.set_xticks(ticks, labels, fontsize=fontsize, parse_math=False)
+        cell = _cell_points(ax, len(names))
+        if max(map(len, labels)) * 0.65 * fontsize > step * cell:
+            ax.tick_params(axis="x", rotation=90)
+            cell = _cell_points(ax, len(names))
+        return cell
+
+    def _write_values(self, ax, image, fontsize):
+        for i, j in itertools.product(range(len(self.weights)), repeat=2):
+            weight = self.weights[i, j]
+            red, green, blue, _ = image.to_rgba(weight)
+            bright = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5
+            text = "0" if weight == 0 else f"{weight:.2f}"
+            color = "black" if bright else "white"
+            # A text that takes part in the layout is measured at each draw, and these never leave the axes.
+            ax.text(j, i, text, ha="center", va="center", fontsize=fontsize, color=color, in_layout=False)
+
+
+def format_matrix(matrix, rows=None, columns=None, number=None, last_column=False):
+    """The lines of a printed matrix, with names for its rows and columns and an ellipsis in place of what is long.
+
+    `number` is a format of one number, chosen by the size of the numbers where it is not given. `last_column` keeps
+    one more column at the right end when columns are left out.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    number = number or _number_format(matrix)
+    height, width = matrix.shape
+    shown_rows = _shown(height, MAX_ROWS)
+    for limit in (MAX_COLUMNS + last_column, 0):
+        table = []
+        shown_columns = _shown(width, limit, EDGE + last_column)
+        if columns is not None:
+            labels = ["..." if j is None else _clip(columns[j], MAX_LABEL) for j in shown_columns]
+            table.append(["", *labels] if rows is not None else labels)
+        for i in shown_rows:
+            cells = ["..." if i is None or j is None else number(matrix[i, j]) for j in shown_columns]
+            label = [] if rows is None else ["..." if i is None else _clip(rows[i], MAX_LABEL)]
+            table.append(label + cells)
+        widths = [max(map(_text_width, column)) for column in zip(*table, strict=True)]
+        if sum(widths) + 2 * len(widths) <= MAX_WIDTH:
+            break
+    return [_line(cells, widths, left=rows is not None) for cells in table]
+
+
+def _shown(count, limit, tail=EDGE):
+    """The indices to print; None stands for those left out."""
+    if count <= max(limit, EDGE + tail + 1):
+        return range(count)
+    return [*range(EDGE), None, *range(count - tail, count)]
+
+
+def _number_format(matrix):
+    size = np.abs(matrix[np.isfinite(matrix)])
+    largest = size.max(initial=0.0)
+    if largest == 0 or 1e-2 <= largest < 1e5:
+        return lambda number: f"{round(number, 4) + 0.0:.4f}"
+    return lambda number: f"{number:.3e}"
+
+
+def _line(cells, widths, left):
+    padding = [" " * (width - _text_width(cell)) for cell, width in zip(cells, widths, strict=True)]
+    parts = [pad + cell for cell, pad in zip(cells, padding, strict=True)]
+    if left:
+        parts[0] = cells[0] + padding[0]
+    return ("  " + "  ".join(parts)).rstrip()
+
+
+def _size(matrix):
+    return f"({matrix.shape[0]} x {matrix.shape[1]})"
+
+
+def _clip(text, width):
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _text_width(text):
+    """Columns of a terminal that the text takes: East Asian wide characters take two, combining marks none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def _token_names(tokens, count):
+    if tokens is None:
+        return None
+    if isinstance(tokens, (str, bytes)) or not np.iterable(tokens) or getattr(tokens, "ndim", 1) != 1:
+        raise TypeError(f"tokens: expected a sequence of token names, got {tokens!r}")
+    names = tuple(map(_printable, tokens))
+    if len(names) != count:
+        raise ValueError(f"tokens: expected {count} names, one for each row of x, got {len(names)}")
+    return names
+
+
+def _printable(token):
+    text = token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token)
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _cell_points(ax, count):
+    """The height and width of a cell of the heatmap, in points, in the layout of the figure as it now stands."""
+    figure = ax.figure.canvas.figure
+    figure.draw_without_rendering()
+    box = ax.get_window_extent()
+    return min(box.width, box.height) * 72 / figure.dpi / count

@@ -1,0 +1,42 @@
+"""Builds the one extension module, cattn._kernel, from src/.
+
+CATTN_SANITIZE=address,undefined builds with those sanitizers, CATTN_COVERAGE=1 with line tracing.
+"""
+
+import os
+import sys
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SOURCES = ["kernel.pyx", "pool.c", "dispatch.c", "tiles_vec128.c", "tiles_avx2.c", "tiles_avx512.c"]
+INCLUDED = ["problem.h", "tiles.h", "dispatch.h", "pool.h", "tiles.inc"]
+
+if sys.platform == "win32":
+    compile_args, link_args = ["/O2", "/std:c11"], []
+else:
+    # gnu11 and the contraction into FMAs go together: gcc's -std=c11 turns contraction off.
+    compile_args, link_args = ["-O3", "-std=gnu11", "-ffp-contract=fast"], ["-pthread"]
+
+macros = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION")]
+directives = {"language_level": 3}
+
+if sanitizers := os.environ.get("CATTN_SANITIZE"):
+    compile_args += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]
+    link_args += [f"-fsanitize={sanitizers}"]
+coverage = bool(os.environ.get("CATTN_COVERAGE"))
+if coverage:
+    macros += [("CYTHON_TRACE_NOGIL", "1")]
+    directives["linetrace"] = True
+
+kernel = Extension(
+    "cattn._kernel",
+    [f"src/{name}" for name in SOURCES],
+    include_dirs=["src", numpy.get_include()],
+    depends=[f"src/{name}" for name in [*INCLUDED, "plan.pxi", "tiles_portable.pxi"]],
+    define_macros=macros,
+    extra_compile_args=compile_args,
+    extra_link_args=link_args,
+)
+setup(ext_modules=cythonize([kernel], compiler_directives=directives, emit_linenums=coverage, force=coverage))

@@ -1,0 +1,168 @@
+# Problem → Plan: strategy, blocks, tasks, workspace. A pure function of the problem, the kernel table and the cache
+# sizes, never of the number of threads.
+#
+# What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
+# own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
+
+cdef enum:
+    BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
+    BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
+    LARGEST_BLOCK = 96
+    FEW_BLOCK = 32         # keys: its keys and values fit L1 together up to head size 128
+    CHUNK = 2048           # keys of one task with few rows: a multiple of FEW_BLOCK. Its partial result is at most
+                           # 8 rows to 2048 keys, 0.4% of their bytes
+    LARGEST_TASK = 8       # query tiles that share a block of keys
+    WANTED_TASKS = 32      # enough for many threads to end at about the same time
+
+
+# The rows that are computed side by side, and their running softmax.
+cdef struct Tile:
+    void *queries
+    void *output
+    void *maximum
+    void *sum
+    Py_ssize_t rows                    # of them,
+    Py_ssize_t lanes                   # and the lanes they take: those behind the rows are computed and not stored
+    Py_ssize_t low, high               # some row may attend to keys low <= j < high,
+    Py_ssize_t inner_low, inner_high   # every row may attend to keys inner_low <= j < inner_high
+    Py_ssize_t head[CATTN_MAX_LANES]   # query head and
+    Py_ssize_t index[CATTN_MAX_LANES]  # query of each row,
+    Py_ssize_t first[CATTN_MAX_LANES]  # the keys it may attend to,
+    Py_ssize_t last[CATTN_MAX_LANES]
+    double position[CATTN_MAX_LANES]   # and where it stands among them
+
+
+cdef struct Plan:
+    const cattn_tiles *tiles
+    const cattn_tiles *float_tiles       # whose loaders and stores know the half types
+    cattn_type arithmetic
+    Py_ssize_t entries                   # of the batch
+    Py_ssize_t group                     # query heads that share a key head
+    Py_ssize_t key_block, tiles_per_task
+    bint has_many, has_few
+    bint query_in_place, key_in_place, value_in_place, out_in_place, mask_in_place, bias_in_place
+    Py_ssize_t tasks, partials, partial_bytes
+    # Where each part of a worker's workspace begins, and its size.
+    Py_ssize_t tiles_at, queries_at, output_at, scores_at, vectors_at, key_at, value_at, row_at, bias_at, mask_at
+    Py_ssize_t attended_at, workspace_bytes
+
+
+cdef struct Task:
+    Py_ssize_t entry, key_head
+    Py_ssize_t first_row, rows       # of the rows that share this entry's key head: row i · group + g
+    Py_ssize_t first_key, last_key
+    Py_ssize_t partial               # the number of its partial result; -1: it writes the output itself
+
+
+cdef inline Py_ssize_t entry_query_length(const cattn_problem *problem, Py_ssize_t entry) noexcept nogil:
+    if problem.query_indptr != NULL:
+        return <Py_ssize_t>(problem.query_indptr[entry + 1] - problem.query_indptr[entry])
+    return problem.query_length
+
+
+cdef inline Py_ssize_t entry_key_length(const cattn_problem *problem, Py_ssize_t entry) noexcept nogil:
+    if problem.key_indptr != NULL:
+        return <Py_ssize_t>(problem.key_indptr[entry + 1] - problem.key_indptr[entry])
+    return problem.key_length
+
+
+cdef inline bint is_few(Py_ssize_t rows) noexcept nogil:
+    return rows <= CATTN_FEW_ROWS
+
+
+cdef inline Py_ssize_t reserve(Py_ssize_t *bytes, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t at = bytes[0]
+    bytes[0] += (size + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT
+    return at
+
+
+cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept nogil:
+    cdef Py_ssize_t entry, rows, tiles_total = 0, bytes = 0
+    cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, largest
+    cdef int axis
+    plan.float_tiles = &table.float32
+    plan.arithmetic = CATTN_FLOAT64 if problem.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
+    plan.tiles = &table.float64 if plan.arithmetic == CATTN_FLOAT64 else &table.float32
+    item = plan.tiles.item
+    lanes = plan.tiles.lanes
+    plan.group = problem.query_heads // problem.key_heads if problem.key_heads > 0 else 0
+    plan.entries = 1
+    for axis in range(problem.batch_ndim):
+        plan.entries *= problem.batch_shape[axis]
+
+    plan.has_many = weights_only
+    plan.has_few = False
+    for entry in range(plan.entries if problem.query_indptr != NULL else min(<Py_ssize_t>1, plan.entries)):
+        rows = entry_query_length(problem, entry) * plan.group
+        if is_few(rows) and not weights_only:
+            plan.has_few = True
+        else:
+            plan.has_many = True
+            tiles_total += (rows + lanes - 1) // lanes
+    if problem.query_indptr == NULL:
+        tiles_total *= plan.entries
+    tiles_total *= problem.key_heads
+
+    depth = max(problem.head_size, problem.value_size)
+    block = BLOCK_BYTES // (max(depth, <Py_ssize_t>1) * item) // BLOCK_STEP * BLOCK_STEP
+    plan.key_block = max(<Py_ssize_t>BLOCK_STEP, min(<Py_ssize_t>LARGEST_BLOCK, block))
+
+    # The tiles of a task live in L2 together with a block of keys and one of values, and together stay below 512 KiB.
+    largest = <Py_ssize_t>(cattn_cache_size(2) // 2) // (lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1))
+    plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest, tiles_total // WANTED_TASKS))
+
+    plan.query_in_place = in_place(&problem.query, plan.arithmetic, problem.batch_ndim)
+    plan.key_in_place = in_place(&problem.key, plan.arithmetic, problem.batch_ndim)
+    plan.value_in_place = weights_only or in_place(&problem.value, plan.arithmetic, problem.batch_ndim)
+    plan.out_in_place = in_place(&problem.out, plan.arithmetic, problem.batch_ndim)
+    plan.mask_in_place = problem.mask.data == NULL or problem.mask.column == 1
+    plan.bias_in_place = problem.bias.data == NULL or in_place(&problem.bias, plan.arithmetic, problem.batch_ndim)
+
+    tile_rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
+    tile_count = plan.tiles_per_task if plan.has_many else 1
+    block = max(plan.key_block if plan.has_many else 0, <Py_ssize_t>FEW_BLOCK if plan.has_few else 0)
+    plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
+    plan.vectors_at = reserve(&bytes, (2 * tile_count + 3) * CATTN_MAX_LANES * item)
+    plan.queries_at = reserve(&bytes, tile_count * tile_rows * problem.head_size * item)
+    plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
+    plan.scores_at = reserve(&bytes, block * tile_rows * item)
+    plan.attended_at = reserve(&bytes, block * tile_rows)
+    plan.key_at = reserve(&bytes, 0 if plan.key_in_place else block * problem.head_size * item)
+    plan.value_at = reserve(&bytes, 0 if plan.value_in_place else block * problem.value_size * item)
+    plan.row_at = reserve(&bytes, 0 if plan.query_in_place and plan.out_in_place else
+                          tile_rows * max(depth, block) * item)
+    plan.bias_at = reserve(&bytes, 0 if plan.bias_in_place else tile_rows * block * item)
+    plan.mask_at = reserve(&bytes, 0 if plan.mask_in_place else tile_rows * block)
+    plan.workspace_bytes = bytes
+
+    plan.partial_bytes = CATTN_FEW_ROWS * (2 + problem.value_size) * item
+    list_tasks(plan, problem, weights_only, NULL)
+
+
+cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only, Task *tasks) noexcept nogil:
+    """Counts the tasks (tasks NULL), or writes them. Of one key head the last rows come first: under a causal mask they
+    see the most keys, and what is light is left for the end."""
+    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, part, span
+    cdef Py_ssize_t count = 0, partials = 0
+    for entry in range(plan.entries):
+        rows = entry_query_length(problem, entry) * plan.group
+        keys = entry_key_length(problem, entry)
+        if rows == 0:
+            continue
+        for head in range(problem.key_heads):
+            if is_few(rows) and not weights_only:
+                chunks = max(<Py_ssize_t>1, (keys + CHUNK - 1) // CHUNK)
+                for chunk in range(chunks):
+                    if tasks != NULL:
+                        tasks[count] = Task(entry, head, 0, rows, chunk * CHUNK, min(keys, (chunk + 1) * CHUNK),
+                                            partials if chunks > 1 else -1)
+                    count += 1
+                    partials += chunks > 1
+            else:
+                span = plan.tiles_per_task * plan.tiles.lanes
+                for part in range((rows - 1) // span, -1, -1):
+                    if tasks != NULL:
+                        tasks[count] = Task(entry, head, part * span, min(span, rows - part * span), 0, keys, -1)
+                    count += 1
+    plan.tasks = count
+    plan.partials = partials

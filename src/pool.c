@@ -1,0 +1,249 @@
+/* Threads that share out numbered tasks.
+ *
+ * A job is one call of cattn_pool_run. It lies on its caller's stack and is listed while it has free seats for
+ * workers. A worker sits down at the oldest listed job, does tasks until none is left to start, and looks for the
+ * next job. Whoever finds that no task is left takes the job off the list: no worker can come to it from then on,
+ * and its caller waits only for those who still sit there, each in the middle of a task.
+ * One mutex guards everything but the number of the next task. */
+
+#define _GNU_SOURCE 1 /* the adaptive mutex */
+
+#include "pool.h"
+
+#include <fenv.h>
+#include <stdint.h>
+
+#define MAX_WORKERS 1023             /* more than a machine has use for: nobody fills the process table by a slip */
+#define STACK_SIZE ((size_t)1 << 20) /* the tasks need some KiB: their workspace is not on the stack */
+
+/* How long, in nanoseconds, a worker without work and a caller whose workers are not done look out before they
+ * sleep. Waking a sleeper takes its waker 8 to 18 µs, and the sleeper another 5 to 15 (between two virtual cores):
+ * who spins for as long as that loses at most as much as it could have won. */
+#define SPIN 30000
+
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+typedef SRWLOCK mutex;
+typedef CONDITION_VARIABLE condition;
+typedef volatile LONG64 shared; /* also read, or counted on, without the mutex */
+#define MUTEX_INIT SRWLOCK_INIT
+#define CONDITION_INIT CONDITION_VARIABLE_INIT
+#define lock(m) AcquireSRWLockExclusive(m)
+#define unlock(m) ReleaseSRWLockExclusive(m)
+#define wait_for(c, m) SleepConditionVariableSRW(c, m, INFINITE, 0)
+#define notify(c) WakeConditionVariable(c)
+#define forget(c) ((void)(c))
+#define count_on(s) (InterlockedIncrement64(s) - 1)
+#define THREAD DWORD WINAPI
+
+static int64_t now(void)
+{
+    LARGE_INTEGER ticks, second;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&second);
+    return (int64_t)((double)ticks.QuadPart * 1e9 / (double)second.QuadPart);
+}
+
+static int start_thread(LPTHREAD_START_ROUTINE body)
+{
+    HANDLE thread = CreateThread(NULL, STACK_SIZE, body, NULL, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
+    return thread && CloseHandle(thread);
+}
+
+#else
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+typedef pthread_mutex_t mutex;
+typedef pthread_cond_t condition;
+typedef _Atomic int64_t shared; /* also read, or counted on, without the mutex */
+#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP /* spins first: the mutex is held for some 50 ns */
+#define MUTEX_INIT PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
+#else
+#define MUTEX_INIT PTHREAD_MUTEX_INITIALIZER
+#endif
+#define CONDITION_INIT PTHREAD_COND_INITIALIZER
+#define lock(m) pthread_mutex_lock(m)
+#define unlock(m) pthread_mutex_unlock(m)
+#define wait_for(c, m) pthread_cond_wait(c, m)
+#define notify(c) pthread_cond_signal(c)
+#define forget(c) pthread_cond_destroy(c)
+#define count_on(s) ((*(s))++)
+#define THREAD void *
+
+static int64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Signals sent to the process are for the program's threads. Those that a thread brings on itself stay: blocked,
+ * they would kill all the same, but without a word from faulthandler or a sanitizer. */
+static int start_thread(void *(*body)(void *))
+{
+    static const int own[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, 0};
+    sigset_t blocked, before;
+    pthread_t thread;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_SIZE);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigfillset(&blocked);
+    for (const int *signal = own; *signal; signal++)
+        sigdelset(&blocked, *signal);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    int error = pthread_create(&thread, &attributes, body, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return !error;
+}
+#endif
+
+struct job {
+    cattn_task task;
+    void *context;
+    int64_t tasks;
+    shared next_task;
+    shared sitting;    /* workers at it */
+    int seats;         /* free ones, numbered 1 to seats; listed while there are any */
+    fenv_t arithmetic; /* the caller's rounding and flushing: the result must not depend on who computes it */
+    condition done;    /* nobody sits any more */
+    struct job *next;
+};
+
+static struct pool {
+    mutex mutex;
+    condition bell;
+    struct job *jobs;  /* with free seats, oldest first */
+    shared open_seats; /* of all jobs listed */
+    int workers;       /* started; each sits, is idle or is asleep */
+    int idle;          /* awake without a seat, or on the way */
+    int asleep;        /* and not called */
+    int calls;         /* for sleepers that have not got up yet */
+} pool = {.mutex = MUTEX_INIT, .bell = CONDITION_INIT};
+
+#ifndef _WIN32
+/* In a forked child: the workers stayed with the parent, and so did whoever held the mutex. */
+static void start_afresh(void)
+{
+    pool = (struct pool){.mutex = MUTEX_INIT, .bell = CONDITION_INIT};
+}
+
+/* When the library is loaded: at the first call, a fork could find the mutex taken and the handler not yet there. */
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, start_afresh);
+}
+#endif
+
+/* Looks out until the number is zero, or is not, or the time has come. */
+static void spin(shared *number, int until_zero, int64_t end)
+{
+    while ((*number == 0) != until_zero && now() < end)
+        ;
+}
+
+/* Frees the mutex, and calls sleepers while there are more open seats than idle workers: two at most, for each of them
+ * calls two in its turn, so that nobody has to wake them all. */
+static void unlock_and_call(void)
+{
+    int rings = 0;
+    for (; rings < 2 && pool.asleep && pool.idle < pool.open_seats; rings++)
+        pool.asleep--, pool.calls++, pool.idle++;
+    unlock(&pool.mutex);
+    while (rings--)
+        notify(&pool.bell);
+}
+
+/* Where the list leads to the job, or its end. */
+static struct job **link_to(const struct job *job)
+{
+    struct job **link = &pool.jobs;
+    while (*link && *link != job)
+        link = &(*link)->next;
+    return link;
+}
+
+static void withdraw(struct job *job)
+{
+    if (job->seats)
+        *link_to(job) = job->next;
+    pool.open_seats -= job->seats;
+    job->seats = 0;
+}
+
+static void do_tasks(struct job *job, int worker)
+{
+    for (int64_t task; (task = count_on(&job->next_task)) < job->tasks;)
+        job->task(job->context, (ptrdiff_t)task, worker);
+}
+
+static THREAD serve(void *unused)
+{
+    int64_t bedtime = 0;
+    (void)unused;
+    lock(&pool.mutex);
+    for (;;) {
+        struct job *job = pool.jobs;
+        if (job) {
+            int seat = job->seats--;
+            if (!job->seats)
+                pool.jobs = job->next;
+            job->sitting++;
+            pool.open_seats--;
+            pool.idle--;
+            unlock_and_call();
+            fesetenv(&job->arithmetic);
+            do_tasks(job, seat);
+            bedtime = now() + SPIN;
+            lock(&pool.mutex);
+            withdraw(job);
+            pool.idle++;
+            if (!--job->sitting)
+                notify(&job->done); /* before the mutex is free: the job is gone after that */
+        } else if (now() < bedtime) {
+            unlock(&pool.mutex);
+            spin(&pool.open_seats, 0, bedtime);
+            lock(&pool.mutex);
+        } else {
+            pool.idle--;
+            pool.asleep++;
+            while (!pool.calls)
+                wait_for(&pool.bell, &pool.mutex);
+            pool.calls--;
+        }
+    }
+    return 0;
+}
+
+void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads)
+{
+    if (threads > tasks)
+        threads = (int)tasks;
+    if (threads <= 1) {
+        for (ptrdiff_t i = 0; i < tasks; i++)
+            task(context, i, 0);
+        return;
+    }
+    struct job job = {.task = task, .context = context, .tasks = tasks, .seats = threads - 1, .done = CONDITION_INIT};
+    fegetenv(&job.arithmetic);
+    lock(&pool.mutex);
+    for (; pool.workers < job.seats && pool.workers < MAX_WORKERS && start_thread(serve); pool.workers++)
+        pool.idle++;
+    *link_to(NULL) = &job;
+    pool.open_seats += job.seats;
+    unlock_and_call();
+    do_tasks(&job, 0);
+
+    lock(&pool.mutex);
+    withdraw(&job);
+    unlock(&pool.mutex);
+    spin(&job.sitting, 1, now() + SPIN);
+    lock(&pool.mutex);
+    while (job.sitting)
+        wait_for(&job.done, &pool.mutex);
+    unlock(&pool.mutex);
+    forget(&job.done);
+}

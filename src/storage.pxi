@@ -1,0 +1,88 @@
+# Storage types and strange strides: rows of any type, stride, alignment and byte order → contiguous rows of the
+# arithmetic type, and back. Only what the tiles cannot read in place passes through here, a block at a time.
+
+cdef enum:
+    PIECE = 128   # elements converted at a time, through the stack
+
+
+cdef inline Py_ssize_t item_size(cattn_type type) noexcept nogil:
+    if type == CATTN_FLOAT64 or type == CATTN_INT64:
+        return 8
+    if type == CATTN_FLOAT32:
+        return 4
+    return 1 if type == CATTN_BOOL else 2
+
+
+cdef bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) noexcept nogil:
+    """Whether the tiles can read (or write) the rows of `array` where they lie."""
+    cdef Py_ssize_t item = item_size(type)
+    cdef Py_ssize_t misaligned = <Py_ssize_t>array.data | array.head | array.row
+    cdef int axis
+    for axis in range(batch_ndim):
+        misaligned |= array.batch[axis]
+    return array.type == type and array.column == item and not array.swapped and misaligned % item == 0
+
+
+cdef void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,
+                  const cattn_tiles *float_tiles) noexcept nogil:
+    """Contiguous, aligned elements of one type into those of another; half types go through float."""
+    cdef float[PIECE] middle
+    cdef Py_ssize_t i
+    if to_type == type:
+        memcpy(to, source, count * item_size(type))
+    elif to_type == CATTN_FLOAT32 and type == CATTN_FLOAT64:
+        for i in range(count):
+            (<float *>to)[i] = <float>(<const double *>source)[i]
+    elif to_type == CATTN_FLOAT64 and type == CATTN_FLOAT32:
+        for i in range(count):
+            (<double *>to)[i] = (<const float *>source)[i]
+    elif to_type == CATTN_FLOAT32:
+        float_tiles.widen(to, source, type, count)
+    elif type == CATTN_FLOAT32:
+        float_tiles.narrow(to, source, to_type, count)
+    else:
+        float_tiles.widen(middle, source, type, count)
+        convert(to, to_type, <const char *>middle, CATTN_FLOAT32, count, float_tiles)
+
+
+cdef inline void copy_item(char *to, const char *source, Py_ssize_t item, bint swapped) noexcept nogil:
+    cdef Py_ssize_t byte
+    if swapped:
+        for byte in range(item):
+            to[byte] = source[item - 1 - byte]
+    else:
+        memcpy(to, source, item)
+
+
+cdef void fetch_row(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t count,
+                    const cattn_tiles *float_tiles) noexcept nogil:
+    """`count` elements of `array` from `row` on, along its last axis."""
+    cdef double[PIECE] buffer
+    cdef char *piece = <char *>buffer
+    cdef Py_ssize_t item = item_size(array.type), to_item = item_size(to_type)
+    cdef Py_ssize_t number, start, i, size
+    cdef bint direct = array.column == item and not array.swapped and <Py_ssize_t>row % item == 0
+    for number in range((count + PIECE - 1) // PIECE):
+        start = number * PIECE
+        size = min(<Py_ssize_t>PIECE, count - start)
+        if direct:
+            convert(to + start * to_item, to_type, row + start * item, array.type, size, float_tiles)
+            continue
+        for i in range(size):
+            copy_item(piece + i * item, row + (start + i) * array.column, item, array.swapped)
+        convert(to + start * to_item, to_type, piece, array.type, size, float_tiles)
+
+
+cdef void deliver_row(const cattn_array *array, char *row, const char *source, cattn_type source_type, Py_ssize_t count,
+                      const cattn_tiles *float_tiles) noexcept nogil:
+    """The way back: contiguous reals into `count` elements of `array` from `row` on."""
+    cdef double[PIECE] buffer
+    cdef char *piece = <char *>buffer
+    cdef Py_ssize_t item = item_size(array.type), source_item = item_size(source_type)
+    cdef Py_ssize_t number, start, i, size
+    for number in range((count + PIECE - 1) // PIECE):
+        start = number * PIECE
+        size = min(<Py_ssize_t>PIECE, count - start)
+        convert(piece, array.type, source + start * source_item, source_type, size, float_tiles)
+        for i in range(size):
+            copy_item(row + (start + i) * array.column, piece + i * item, item, array.swapped)

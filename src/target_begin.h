@@ -1,0 +1,30 @@
+/* From here to target_end.h, functions are compiled for the instruction set that the including file names: one of
+ * TILES_VEC128, TILES_AVX2 and TILES_AVX512. No include guard: used once a file, before tiles.inc.
+ *
+ * gcc wants its pragma; clang ignores it and wants an attribute, which does not define __AVX2__ and its like. So
+ * nothing may ask for those: the TILES_ names, ours, say what there is. */
+#if defined(__x86_64__) || defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(TILES_AVX512)
+#define TILES_FMA
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
+#endif
+#elif defined(TILES_AVX2)
+#define TILES_FMA
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#elif defined(__FMA__) && defined(__SSE2__)
+#define TILES_FMA   /* someone's own -march */
+#endif

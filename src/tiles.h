@@ -1,0 +1,114 @@
+/* The kernel table: all arithmetic on scores and values, each function for one tile of rows × one whole block
+ * of keys, so that an indirect call costs nothing beside it, and remainders stay inside.
+ *
+ * `real` is float or double: a table holds one set for each. A row is one query of one head; the rows of a tile
+ * share their keys and values. There are two layouts of a tile:
+ *
+ *   many rows   the rows lie in the lanes of vectors: queries[c][lane], scores[j][lane], output[c][lane],
+ *               with c an index into head size or value size and j a key of the block. `lanes` rows a tile.
+ *   few rows    the head size lies in the lanes: queries[row][c], output[row][c], scores[row][j], the score rows
+ *               `pitch` reals apart. 1 to CATTN_FEW_ROWS rows a tile.
+ *
+ * Tiles and the vectors over rows (maximum, sum, factor, ...) are aligned to CATTN_ALIGNMENT bytes and hold whole
+ * vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to their own type
+ * only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are at least 1.
+ *
+ * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over j = 0, 1, ... of the block,
+ * so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
+ *
+ * Nothing here knows about threads, batches, storage types (but for widen and narrow) or memory allocation.
+ */
+#ifndef CATTN_TILES_H
+#define CATTN_TILES_H
+
+#include <stddef.h>
+
+#include "problem.h"
+
+#define CATTN_ALIGNMENT 64
+#define CATTN_MAX_LANES 64
+#define CATTN_FEW_ROWS 8
+
+/* What happens to a finished tile of scores, in this order: softcap, bias and ALiBi, then the selection. Vectors
+ * are over the rows of the tile. */
+typedef struct {
+    double softcap;                               /* 0: none */
+    const void *bias[CATTN_MAX_LANES];            /* reals, one a key of the block, contiguous */
+    double slope[CATTN_MAX_LANES];                /* ALiBi: adds -slope·|distance - j| */
+    double distance[CATTN_MAX_LANES];             /* the row's position less that of the block's first key */
+    const unsigned char *mask[CATTN_MAX_LANES];   /* bytes, one a key of the block, contiguous; 0: -infinity */
+    ptrdiff_t first[CATTN_MAX_LANES];             /* keys before it get -infinity */
+    ptrdiff_t last[CATTN_MAX_LANES];              /* keys at or past it get -infinity */
+    int has_bias, has_alibi, has_mask, has_interval;
+} cattn_edit;
+
+typedef struct {
+    ptrdiff_t lanes;   /* rows of a many-row tile, at most CATTN_MAX_LANES */
+    ptrdiff_t item;    /* sizeof(real) */
+
+    /* ---- many rows ---- */
+
+    /* queries[c][r] = scale · rows[r][c] for r < count, and 0 for the lanes behind. */
+    void (*load_rows)(void *queries, const char *const *rows, ptrdiff_t count, ptrdiff_t size, double scale);
+
+    /* scores[j][r] = Σ_c queries[c][r] · key_j[c];  block_maximum[r] = max_j scores[j][r], a NaN not counted. */
+    void (*scores)(void *scores, void *block_maximum, const void *queries,
+                   const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+
+    /* Applies `edit` and finds block_maximum anew: -infinity where a row has no score left. */
+    void (*edit)(void *scores, void *block_maximum, ptrdiff_t count, const cattn_edit *edit);
+
+    /* The online softmax. With new = max(maximum, block_maximum), and 0 in its place where it is -infinity:
+     * factor = exp(maximum - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN;
+     * sum = factor · sum + Σ_j scores[j], the block's own sum started at zero;  maximum = the new one. */
+    void (*exponentials)(void *scores, ptrdiff_t count, void *maximum, void *sum, void *factor,
+                         const void *block_maximum);
+
+    /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c], the block's sum started at zero. */
+    void (*values)(void *output, const void *factor, const void *weights,
+                   const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+
+    /* The same bits as `values`, but for non-finite values: a key with attended[j][r] = 0 is left out, and an
+     * infinity or NaN with a weight that came out as 0 counts with weight 1. For a tile that did not end finite. */
+    void (*select_values)(void *output, const void *factor, const void *weights, const unsigned char *attended,
+                          const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+
+    /* rows[r][c] = factor[r] · output[c][r] for r < count. Answers whether all that was written is finite. */
+    int (*store_rows)(char *const *rows, ptrdiff_t count, const void *output, const void *factor, ptrdiff_t size);
+
+    /* ---- few rows ---- */
+
+    /* scores[r][j] and block_maximum[r] as above. `ahead`: `count` rows of `ahead_size` bytes, `ahead_stride` apart,
+     * that will be read next (the block's values), worth prefetching; NULL where there is nothing. */
+    void (*few_scores)(void *scores, ptrdiff_t pitch, void *block_maximum, const void *queries, ptrdiff_t rows,
+                       const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size,
+                       const char *ahead, ptrdiff_t ahead_stride, ptrdiff_t ahead_size);
+
+    void (*few_edit)(void *scores, ptrdiff_t pitch, void *block_maximum, ptrdiff_t rows, ptrdiff_t count,
+                     const cattn_edit *edit);
+
+    void (*few_exponentials)(void *scores, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t count,
+                             void *maximum, void *sum, void *factor, const void *block_maximum);
+
+    void (*few_values)(void *output, const void *factor, const void *weights, ptrdiff_t pitch, ptrdiff_t rows,
+                       const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+
+    /* attended[r · pitch + j]. */
+    void (*few_select_values)(void *output, const void *factor, const void *weights, const unsigned char *attended,
+                              ptrdiff_t pitch, ptrdiff_t rows,
+                              const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+
+    /* ---- storage types ---- */
+
+    /* real to[i] = from[i], and back (to nearest, ties to even; NaN stays NaN), for `count` contiguous elements of
+     * CATTN_FLOAT16 or CATTN_BFLOAT16. float only. */
+    void (*widen)(void *to, const char *from, cattn_type type, ptrdiff_t count);
+    void (*narrow)(char *to, const void *from, cattn_type type, ptrdiff_t count);
+} cattn_tiles;
+
+typedef struct {
+    const char *name;
+    cattn_tiles float32, float64;
+} cattn_table;
+
+#endif

@@ -1,0 +1,27 @@
+/* The kernel table for avx512: its target, its vector width and its register tile. */
+#include "tiles_isa.h"
+
+#if CATTN_HAS_AVX
+#define TILES_AVX512
+#define VECTOR_BYTES 64
+#define TILE_VECTORS 4   /* vectors over the rows of a many-row tile */
+#define TILE_WIDE 6      /* keys, or value columns, of a register tile */
+#include "target_begin.h"
+#define REAL_BITS 32
+#include "tiles.inc"
+#undef REAL_BITS
+#define REAL_BITS 64
+#include "tiles.inc"
+#include "target_end.h"
+#endif
+
+void cattn_override_avx512(cattn_table *table)
+{
+#if CATTN_HAS_AVX
+    override_32(&table->float32);
+    override_64(&table->float64);
+    table->name = "avx512";
+#else
+    (void)table;
+#endif
+}

@@ -1,0 +1,421 @@
+# The kernel table in typed loops: complete, portable, and the oracle of the others. What each function does stands in
+# tiles.h; here they are written once for float and double.
+#
+# The innermost loops run over the lanes, a constant number of them, without a branch: compilers turn each into a few
+# vector instructions and keep the small accumulator arrays in registers.
+
+from libc.math cimport INFINITY, isfinite, tanh
+from libc.string cimport memcpy
+
+ctypedef fused real:
+    float
+    double
+
+cdef enum:
+    PORTABLE_BYTES = 64   # of one row of lanes: four SSE2 registers, so that 2 keys × 4 registers leave room for operands
+
+
+cdef union FloatBits:
+    float value
+    uint32_t bits
+
+
+cdef union DoubleBits:
+    double value
+    uint64_t bits
+
+
+cdef inline real exponential(real s) noexcept nogil:
+    """e^s for s <= 0 (and little above), 0 below the smallest normal number, NaN for NaN.
+
+    2^x = 2^n · 2^f with n = round(x): adding the constant rounds x to an integer and leaves n plus the exponent's bias
+    in the last bits of the sum, from where a shift makes it the number 2^n. At the lower bound that number is 0. The
+    polynomials are the minimax ones of 2^f over [-1/2, 1/2] in relative error: 1.9e-9 (float), 3.1e-18 (double).
+    """
+    cdef FloatBits float_power
+    cdef DoubleBits double_power
+    cdef real x, f, p, bound, shift
+    x = s * <real>1.4426950408889634074
+    if real is float:
+        bound = -127
+        shift = 12583039   # 1.5·2^23 + 127
+        x = bound if x < bound else x
+        float_power.value = x + shift
+        f = x - (float_power.value - shift)
+        float_power.bits <<= 23
+        p = <real>0.00015345812158740182477
+        p = p * f + <real>0.0013399931209474140493
+        p = p * f + <real>0.0096184889565227915705
+        p = p * f + <real>0.055503287769976637639
+        p = p * f + <real>0.24022646890639572134
+        p = p * f + <real>0.69314720573725267536
+        p = p * f + <real>1.0000000005541662993
+        return p * float_power.value
+    else:
+        bound = -1023
+        shift = 6755399441056767   # 1.5·2^52 + 1023
+        x = bound if x < bound else x
+        double_power.value = x + shift
+        f = x - (double_power.value - shift)
+        double_power.bits <<= 52
+        p = 4.4352809446103361611e-10
+        p = p * f + 7.0741056262456593708e-9
+        p = p * f + 1.0178198033328527662e-7
+        p = p * f + 1.3215433089594629037e-6
+        p = p * f + 0.0000152527334899608046
+        p = p * f + 0.00015403530462514613026
+        p = p * f + 0.0013333558146789950323
+        p = p * f + 0.0096181291075883350833
+        p = p * f + 0.055504108664819921483
+        p = p * f + 0.24022650695910156205
+        p = p * f + 0.69314718055994533046
+        p = p * f + 0.9999999999999999971
+        return p * double_power.value
+
+
+# Many rows: one row a lane.
+
+
+cdef void load_rows(real *queries, const char *const *rows, Py_ssize_t count, Py_ssize_t size,
+                    double scale) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef Py_ssize_t c, r
+    cdef real factor = <real>scale
+    for r in range(count):
+        for c in range(size):
+            queries[c * lanes + r] = factor * (<const real *>rows[r])[c]
+    for r in range(count, lanes):
+        for c in range(size):
+            queries[c * lanes + r] = 0
+
+
+cdef void scores(real *scores, real *block_maximum, const real *queries, const char *keys, Py_ssize_t stride,
+                 Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef real[16] first, second, maximum
+    cdef const real *key
+    cdef const real *next_key
+    cdef Py_ssize_t j, c, r
+    for r in range(lanes):
+        maximum[r] = -INFINITY
+    for j in range(0, count, 2):
+        key = <const real *>(keys + j * stride)
+        # The last of an odd number is computed twice, and stored once.
+        next_key = <const real *>(keys + (j + 1) * stride) if j + 1 < count else key
+        for r in range(lanes):
+            first[r] = 0
+            second[r] = 0
+        for c in range(size):
+            for r in range(lanes):
+                first[r] += queries[c * lanes + r] * key[c]
+                second[r] += queries[c * lanes + r] * next_key[c]
+        for r in range(lanes):
+            scores[j * lanes + r] = first[r]
+            maximum[r] = first[r] if first[r] > maximum[r] else maximum[r]
+        if j + 1 < count:
+            for r in range(lanes):
+                scores[(j + 1) * lanes + r] = second[r]
+                maximum[r] = second[r] if second[r] > maximum[r] else maximum[r]
+    for r in range(lanes):
+        block_maximum[r] = maximum[r]
+
+
+cdef inline void edit_strided(real *scores, Py_ssize_t key_pitch, Py_ssize_t row_pitch, real *block_maximum,
+                              Py_ssize_t rows, Py_ssize_t count, const cattn_edit *edit) noexcept nogil:
+    """Both layouts of a tile: score (j, r) stands at j · key_pitch + r · row_pitch."""
+    cdef Py_ssize_t j, r
+    cdef real *score
+    cdef real distance, slope
+    for r in range(rows):
+        block_maximum[r] = -INFINITY
+    for r in range(rows):
+        slope = <real>edit.slope[r] if edit.has_alibi else 0
+        for j in range(count):
+            score = scores + j * key_pitch + r * row_pitch
+            if edit.softcap != 0:
+                score[0] = <real>(edit.softcap * tanh(score[0] / edit.softcap))
+            if edit.has_bias:
+                score[0] += (<const real *>edit.bias[r])[j]
+            if edit.has_alibi:
+                distance = <real>(edit.distance[r] - j)
+                score[0] -= slope * (distance if distance > 0 else -distance)
+            if edit.has_interval and not edit.first[r] <= j < edit.last[r]:
+                score[0] = -INFINITY
+            if edit.has_mask and not edit.mask[r][j]:
+                score[0] = -INFINITY
+            if score[0] > block_maximum[r]:
+                block_maximum[r] = score[0]
+
+
+cdef void edit(real *scores, real *block_maximum, Py_ssize_t count, const cattn_edit *edit) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    edit_strided(scores, lanes, 1, block_maximum, lanes, count, edit)
+
+
+cdef inline void advance_maximum(real *maximum, real *reference, real *factor, const real *block_maximum,
+                                 Py_ssize_t rows) noexcept nogil:
+    """The running maximum, what to subtract from each score, and what rescales all that came before."""
+    cdef Py_ssize_t r
+    cdef real new
+    for r in range(rows):
+        new = block_maximum[r] if block_maximum[r] > maximum[r] else maximum[r]
+        reference[r] = 0 if new == -INFINITY else new
+        factor[r] = exponential(maximum[r] - reference[r])
+        maximum[r] = new
+
+
+cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum, real *factor,
+                       const real *block_maximum) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef real[16] reference, block_sum
+    cdef Py_ssize_t j, r
+    cdef real p
+    advance_maximum(maximum, reference, factor, block_maximum, lanes)
+    for r in range(lanes):
+        block_sum[r] = 0
+    for j in range(count):
+        for r in range(lanes):
+            p = exponential(scores[j * lanes + r] - reference[r])
+            scores[j * lanes + r] = p
+            block_sum[r] += p
+    for r in range(lanes):
+        sum[r] = factor[r] * sum[r] + block_sum[r]
+
+
+cdef void values(real *output, const real *factor, const real *weights, const char *values, Py_ssize_t stride,
+                 Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef real[16] first, second
+    cdef const real *value
+    cdef Py_ssize_t j, c, r, step
+    for c in range(0, size, 2):
+        step = 1 if c + 1 < size else 0   # the last of an odd number is computed twice, and stored once
+        for r in range(lanes):
+            first[r] = 0
+            second[r] = 0
+        for j in range(count):
+            value = <const real *>(values + j * stride) + c
+            for r in range(lanes):
+                first[r] += weights[j * lanes + r] * value[0]
+                second[r] += weights[j * lanes + r] * value[step]
+        for r in range(lanes):
+            output[c * lanes + r] = factor[r] * output[c * lanes + r] + first[r]
+        if step:
+            for r in range(lanes):
+                output[(c + 1) * lanes + r] = factor[r] * output[(c + 1) * lanes + r] + second[r]
+
+
+cdef inline real select_value(real sum, real weight, real value, bint attended) noexcept nogil:
+    if not attended:
+        return sum
+    if weight == 0 and not isfinite(value):
+        return sum + value
+    return sum + weight * value
+
+
+cdef void select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
+                        const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef Py_ssize_t j, c, r
+    cdef real sum
+    for c in range(size):
+        for r in range(lanes):
+            sum = 0
+            for j in range(count):
+                sum = select_value(sum, weights[j * lanes + r], (<const real *>(values + j * stride))[c],
+                                   attended[j * lanes + r])
+            output[c * lanes + r] = factor[r] * output[c * lanes + r] + sum
+
+
+cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *factor,
+                    Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef Py_ssize_t c, r
+    cdef real value, residue = 0
+    for r in range(count):
+        for c in range(size):
+            value = factor[r] * output[c * lanes + r]
+            residue += value - value   # NaN for an infinity or a NaN, else 0
+            (<real *>rows[r])[c] = value
+    return residue == 0
+
+
+# Few rows: the head size, or the keys, in the lanes.
+
+
+cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
+                     const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
+                     const char *ahead, Py_ssize_t ahead_stride, Py_ssize_t ahead_size) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef real[16] partial
+    cdef const real *key
+    cdef const real *query
+    cdef Py_ssize_t j, c, r, lane, half
+    for r in range(rows):
+        block_maximum[r] = -INFINITY
+    for j in range(count):
+        key = <const real *>(keys + j * stride)
+        for r in range(rows):
+            query = queries + r * size
+            for lane in range(lanes):
+                partial[lane] = 0
+            for c in range(size // lanes):
+                for lane in range(lanes):
+                    partial[lane] += query[c * lanes + lane] * key[c * lanes + lane]
+            for c in range(size - size % lanes, size):
+                partial[c % lanes] += query[c] * key[c]
+            half = lanes // 2
+            while half > 0:
+                for lane in range(half):
+                    partial[lane] += partial[lane + half]
+                half //= 2
+            scores[r * pitch + j] = partial[0]
+            if partial[0] > block_maximum[r]:
+                block_maximum[r] = partial[0]
+
+
+cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
+                   const cattn_edit *edit) noexcept nogil:
+    edit_strided(scores, 1, pitch, block_maximum, rows, count, edit)
+
+
+cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
+                           real *factor, const real *block_maximum) noexcept nogil:
+    cdef Py_ssize_t j, r
+    cdef real[CATTN_FEW_ROWS] reference
+    cdef real block_sum
+    advance_maximum(maximum, reference, factor, block_maximum, rows)
+    for r in range(rows):
+        for j in range(count):
+            scores[r * pitch + j] = exponential(scores[r * pitch + j] - reference[r])
+        block_sum = 0
+        for j in range(count):
+            block_sum += scores[r * pitch + j]
+        sum[r] = factor[r] * sum[r] + block_sum
+
+
+cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
+                     const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef real[16] sum
+    cdef const real *value
+    cdef const real *weight
+    cdef real single
+    cdef real *target
+    cdef Py_ssize_t j, c, r, lane
+    for r in range(rows):
+        weight = weights + r * pitch
+        for c in range(size // lanes):
+            target = output + r * size + c * lanes
+            for lane in range(lanes):
+                sum[lane] = 0
+            for j in range(count):
+                value = <const real *>(values + j * stride) + c * lanes
+                for lane in range(lanes):
+                    sum[lane] += weight[j] * value[lane]
+            for lane in range(lanes):
+                target[lane] = factor[r] * target[lane] + sum[lane]
+        for c in range(size - size % lanes, size):
+            single = 0
+            for j in range(count):
+                single += weight[j] * (<const real *>(values + j * stride))[c]
+            output[r * size + c] = factor[r] * output[r * size + c] + single
+
+
+cdef void few_select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
+                            Py_ssize_t pitch, Py_ssize_t rows, const char *values, Py_ssize_t stride,
+                            Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t j, c, r
+    cdef real sum
+    for r in range(rows):
+        for c in range(size):
+            sum = 0
+            for j in range(count):
+                sum = select_value(sum, weights[r * pitch + j], (<const real *>(values + j * stride))[c],
+                                   attended[r * pitch + j])
+            output[r * size + c] = factor[r] * output[r * size + c] + sum
+
+
+# Storage types.
+
+
+cdef inline float widen_half(uint16_t half) noexcept nogil:
+    """float16 → float32. The exponent's bias grows from 15 to 127; a subnormal is an integer times 2^-24."""
+    cdef FloatBits result
+    cdef uint32_t sign = <uint32_t>(half & 0x8000) << 16
+    cdef uint32_t exponent = (half >> 10) & 0x1f
+    cdef uint32_t fraction = half & 0x3ff
+    if exponent == 0:
+        result.value = fraction * <float>5.9604644775390625e-08
+        result.bits |= sign
+    elif exponent == 31:
+        result.bits = sign | 0x7f800000 | (fraction << 13)
+    else:
+        result.bits = sign | ((exponent + 112) << 23) | (fraction << 13)
+    return result.value
+
+
+cdef inline uint16_t narrow_half(float value) noexcept nogil:
+    """float32 → float16, to nearest, ties to even."""
+    cdef FloatBits x, rounded
+    cdef uint16_t sign
+    x.value = value
+    sign = <uint16_t>((x.bits >> 16) & 0x8000)
+    x.bits &= 0x7fffffff
+    if x.bits > 0x7f800000:
+        return sign | 0x7e00
+    if x.bits >= 0x477ff000:   # 65520, halfway between the largest float16 and the next step
+        return sign | 0x7c00
+    if x.bits < 0x38800000:   # 2^-14: adding 1/2 leaves the integer multiple of 2^-24, rounded, in the last bits
+        rounded.value = x.value + <float>0.5
+        return sign | <uint16_t>(rounded.bits - 0x3f000000)
+    x.bits += 0xfff + ((x.bits >> 13) & 1)
+    return sign | <uint16_t>((x.bits - 0x38000000) >> 13)
+
+
+cdef inline uint16_t narrow_brain(float value) noexcept nogil:
+    """float32 → bfloat16, to nearest, ties to even."""
+    cdef FloatBits x
+    x.value = value
+    if value != value:
+        return <uint16_t>((x.bits >> 16) | 0x40)
+    return <uint16_t>((x.bits + 0x7fff + ((x.bits >> 16) & 1)) >> 16)
+
+
+cdef void widen(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil:
+    cdef const uint16_t *halves = <const uint16_t *>source
+    cdef FloatBits x
+    cdef Py_ssize_t i
+    for i in range(count):
+        if type == CATTN_FLOAT16:
+            x.value = widen_half(halves[i])
+        else:
+            x.bits = <uint32_t>halves[i] << 16
+        (<float *>to)[i] = x.value
+
+
+cdef void narrow(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil:
+    cdef const float *values = <const float *>source
+    cdef Py_ssize_t i
+    for i in range(count):
+        (<uint16_t *>to)[i] = narrow_half(values[i]) if type == CATTN_FLOAT16 else narrow_brain(values[i])
+
+
+cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
+    """The set of `real`; the pointer only says which."""
+    tiles.item = sizeof(real)
+    tiles.lanes = PORTABLE_BYTES // sizeof(real)
+    tiles.load_rows = <load_rows_function>load_rows[real]
+    tiles.scores = <scores_function>scores[real]
+    tiles.edit = <edit_function>edit[real]
+    tiles.exponentials = <exponentials_function>exponentials[real]
+    tiles.values = <values_function>values[real]
+    tiles.select_values = <select_values_function>select_values[real]
+    tiles.store_rows = <store_rows_function>store_rows[real]
+    tiles.few_scores = <few_scores_function>few_scores[real]
+    tiles.few_edit = <few_edit_function>few_edit[real]
+    tiles.few_exponentials = <few_exponentials_function>few_exponentials[real]
+    tiles.few_values = <few_values_function>few_values[real]
+    tiles.few_select_values = <few_select_values_function>few_select_values[real]
+    tiles.widen = widen
+    tiles.narrow = narrow

@@ -1,0 +1,27 @@
+/* The kernel table for vec128: its target, its vector width and its register tile. */
+#include "tiles_isa.h"
+
+#if CATTN_HAS_VEC128
+#define TILES_VEC128
+#define VECTOR_BYTES 16
+#define TILE_VECTORS 2   /* vectors over the rows of a many-row tile */
+#define TILE_WIDE 6      /* keys, or value columns, of a register tile */
+#include "target_begin.h"
+#define REAL_BITS 32
+#include "tiles.inc"
+#undef REAL_BITS
+#define REAL_BITS 64
+#include "tiles.inc"
+#include "target_end.h"
+#endif
+
+void cattn_override_vec128(cattn_table *table)
+{
+#if CATTN_HAS_VEC128
+    override_32(&table->float32);
+    override_64(&table->float64);
+    table->name = "vec128";
+#else
+    (void)table;
+#endif
+}

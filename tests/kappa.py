@@ -1,0 +1,129 @@
+"""How wrong a result is, in units of what rounding excuses.
+
+    κ = |out - reference| / (eps · Σ_j p_j|v_j| · (1 + A_i) + smallest normal)
+    A_i = max over j of |scale|·Σ_c |q_c k_jc| + |bias_ij| + slope·|p_i - j|, and at least |sink|
+
+over the keys j whose weight p_j is at least the smallest normal number: others have no influence on the row. The
+bound is what the same formulas in NumPy reach in the same precision, with half as much again:
+κ ≤ max(2, 1.5·κ_NumPy + 0.5). Results stored in a half type may be one unit in the last place further off.
+"""
+
+import functools
+
+import numpy as np
+
+from cattn import reference
+
+
+def attended(case):
+    """(..., Hq, Lq, Lk), or less where it broadcasts: who attends to whom."""
+    return reference.attention_weights(**_without_value(case), stage="biased") != -np.inf
+
+
+def kappa(out, case):
+    """The largest κ of an output; infinity where a row that attends to nothing is not exactly 0."""
+    return Yardstick(case).kappa(out)
+
+
+def bound(case):
+    """The largest κ that is promised for a case, a dict of the arguments of `attention`."""
+    return Yardstick(case).bound
+
+
+class Yardstick:
+    """The reference result of a case, and the unit in which to state the distance of another one from it."""
+
+    def __init__(self, case):
+        self.case = case
+        stored = np.asarray(case["query"]).dtype.newbyteorder("=")
+        self.arithmetic = np.dtype(np.float64 if stored == np.float64 else np.float32)
+        self.eps, self.tiny = np.finfo(self.arithmetic).eps, np.finfo(self.arithmetic).smallest_normal
+        wider = np.longdouble if self.arithmetic == np.float64 else np.float64
+
+        self.out, self.lse = reference.attention(**case, dtype=wider, return_lse=True)
+        magnitude, _ = reference.attention(**{**case, "value": np.abs(case["value"])}, return_lse=True)
+        self.ulp = 0
+        if stored.itemsize == 2:
+            with np.errstate(all="ignore"):
+                self.ulp = np.abs(np.spacing(self.out.astype(stored)).astype(wider))
+        condition = self._condition()
+        with np.errstate(over="ignore"):
+            self.unit = self.eps * magnitude * (1 + condition[..., None]) + self.tiny
+            self.lse_unit = self.eps * (1 + condition + np.where(np.isfinite(self.lse), np.abs(self.lse), 0))
+        self.empty = np.broadcast_to(self._rows(~attended(case).any(axis=-1)), self.lse.shape)
+
+    def kappa(self, out):
+        """The largest κ of an output; infinity where a row that attends to nothing is not exactly 0."""
+        assert out.shape == self.out.shape
+        if np.any(out[self.empty] != 0):
+            return np.inf
+        return self._largest(np.maximum(np.abs(out.astype(self.out.dtype) - self.out) - self.ulp, 0) / self.unit)
+
+    def kappa_lse(self, lse):
+        """The same for the logarithms of the sums, in units of eps · (1 + A_i + |lse|)."""
+        assert lse.shape == self.lse.shape
+        infinite = np.isinf(self.lse)
+        if np.any(lse[infinite] != self.lse[infinite]):
+            return np.inf
+        finite = ~infinite
+        return self._largest(np.abs(lse[finite] - self.lse[finite]) / self.lse_unit[finite])
+
+    @functools.cached_property
+    def _numpy(self):
+        out, lse = reference.attention(**self.case, dtype=self.arithmetic, return_lse=True)
+        assert out.dtype == lse.dtype == self.arithmetic
+        return out, lse
+
+    @functools.cached_property
+    def bound(self):
+        return max(2, 1.5 * self.kappa(self._numpy[0]) + 0.5)
+
+    @functools.cached_property
+    def lse_bound(self):
+        return max(2, 1.5 * self.kappa_lse(self._numpy[1]) + 0.5)
+
+    @staticmethod
+    def _largest(errors):
+        largest = errors.max(initial=0)
+        return np.inf if np.isnan(largest) else float(largest)
+
+    def _condition(self):
+        """A_i, in the shape of lse."""
+        case = _without_value(self.case)
+        query, key = np.abs(case["query"]).astype(np.float64), np.abs(case["key"]).astype(np.float64)
+        scale = None if case.get("scale") is None else abs(case["scale"])
+        terms = reference.attention_weights(query, key, layout=case.get("layout", "bhld"), scale=scale, stage="scores")
+        if case.get("alibi_slopes") is not None:
+            only_alibi = {**case, "query": 0 * query, "key": 0 * key, "bias": None, "softcap": None}
+            distances = reference.attention_weights(**only_alibi, stage="biased")
+            terms = terms + np.where(np.isfinite(distances), np.abs(distances), 0)
+        if case.get("bias") is not None:
+            terms = terms + np.abs(np.asarray(case["bias"]).astype(np.float64))
+        counts = reference.attention_weights(**case) >= self.tiny
+        condition = np.where(counts, terms, 0).max(axis=-1, initial=0)
+        if case.get("sinks") is not None:
+            sinks = np.abs(np.asarray(case["sinks"]).astype(np.float64))
+            condition = np.maximum(condition, np.where(np.isfinite(sinks), sinks, 0)[:, None])
+        return np.broadcast_to(self._rows(condition), self.lse.shape)
+
+    def _rows(self, x):
+        """(..., Hq, Lq) in the layout of lse."""
+        if self.lse.ndim == 1:
+            return x.reshape(-1)
+        return x.swapaxes(-1, -2) if self.case.get("layout") == "blhd" and x.ndim > 1 else x
+
+
+def _without_value(case):
+    return {name: x for name, x in case.items() if name != "value"}
+
+
+def assert_accurate(out, case, lse=None):
+    """The promise of accuracy, and the result's shape and type with it."""
+    yardstick = Yardstick(case)
+    assert out.dtype == np.asarray(case["query"]).dtype.newbyteorder("=")
+    found = yardstick.kappa(out)
+    assert found <= yardstick.bound, f"κ {found:.3g} exceeds {yardstick.bound:.3g}"
+    if lse is not None:
+        assert lse.dtype == yardstick.arithmetic
+        found = yardstick.kappa_lse(lse)
+        assert found <= yardstick.lse_bound, f"κ {found:.3g} of lse exceeds {yardstick.lse_bound:.3g}"

@@ -1,0 +1,70 @@
+"""Every result is as close to the float64 reference as the bound on κ promises."""
+
+import cases
+import numpy as np
+import pytest
+from kappa import assert_accurate
+
+import cattn
+
+CHUNK = 50
+DEFAULT = range(0, 1500, CHUNK)
+SLOW = range(1500, 8000, CHUNK)
+
+
+def check(seed, **options):
+    case = cases.case(seed, **options)
+    try:
+        out, lse = cattn.attention(**case, return_lse=True)
+        assert_accurate(out, case, lse)
+    except Exception as error:
+        raise AssertionError(f"seed {seed}: {cases.describe(case)}") from error
+
+
+@pytest.mark.parametrize("start", DEFAULT)
+def test_core_modifiers(start):
+    for seed in range(start, start + CHUNK):
+        check(seed, modifiers=cases.CORE)
+
+
+@pytest.mark.parametrize("start", DEFAULT)
+def test_all_modifiers(start):
+    for seed in range(start, start + CHUNK):
+        check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", SLOW)
+def test_more_core_modifiers(start):
+    for seed in range(start, start + CHUNK):
+        check(seed, modifiers=cases.CORE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", SLOW)
+def test_more_of_all_modifiers(start):
+    for seed in range(start, start + CHUNK):
+        check(seed)
+
+
+@pytest.mark.parametrize("name", cases.TYPES)
+@pytest.mark.parametrize("seed", range(5))
+def test_larger(seed, name):
+    """Several tiles and blocks in every direction."""
+    check(seed, types=[name], work=3_000_000 if name == "float64" else 20_000_000)
+
+
+@pytest.mark.parametrize("name", cases.TYPES)
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("equal", [True, False])
+def test_long_flat_rows(name, rows, equal):
+    """Equal weights over many keys: what plain running sums get wrong."""
+    random = np.random.default_rng(rows)
+    value = random.uniform(0.5, 1, (1, 1 if equal else 16384, 3))
+    case = {
+        "query": np.zeros((1, rows, 8), cases.TYPES[name]),
+        "key": random.standard_normal((1, 16384, 8)).astype(cases.TYPES[name]),
+        "value": np.broadcast_to(value, (1, 16384, 3)).astype(cases.TYPES[name]),
+    }
+    out, lse = cattn.attention(**case, return_lse=True)
+    assert_accurate(out, case, lse)

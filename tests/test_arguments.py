@@ -1,0 +1,522 @@
+"""Legal arguments: what becomes of them, seen in the Problem that the kernel gets and in the arrays that the caller gets.
+
+A Problem holds views: nothing that is as large as an input is copied on the way.
+"""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cattn
+from cattn import _arguments
+
+FAR = 2**60
+TYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+def problem(query=(2, 4, 5, 8), key=(2, 2, 7, 8), value=(2, 2, 7, 3), **arguments):
+    return _arguments.attention(zeros(*query), zeros(*key), zeros(*value), **arguments)[0]
+
+
+def same_memory(a, b):
+    """Whether a and b are the same elements in the same order."""
+
+    def description(x):
+        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
+
+    return description(a) == description(b)
+
+
+# ---- shapes and views ----
+
+
+def test_plain():
+    query, key, value = zeros(2, 4, 5, 8), zeros(2, 2, 7, 8), zeros(2, 2, 7, 3)
+    p, out, lse = _arguments.attention(query, key, value)
+    assert same_memory(p.query, query)
+    assert same_memory(p.key, key)
+    assert same_memory(p.value, value)
+    assert same_memory(p.out, out)
+    assert out.shape == (2, 4, 5, 3)
+    assert out.flags.c_contiguous
+    assert lse is None
+    assert p[4:] == (None, 1 / math.sqrt(8), 0.0, -1, -1, *(None,) * 9, 0, None, None)
+
+
+def test_lse():
+    p, _, lse = _arguments.attention(zeros(2, 4, 5, 8), zeros(2, 2, 7, 8), zeros(2, 2, 7, 3), return_lse=np.True_)
+    assert lse.shape == (2, 4, 5)
+    assert same_memory(p.lse, lse)
+
+
+def test_one_head():
+    query, key, value = zeros(5, 8), zeros(7, 8), zeros(7, 3)
+    mask, bias, start = np.ones((5, 7), bool), np.ones(7), np.arange(5)
+    p, out, lse = _arguments.attention(query, key, value, mask=mask, bias=bias, key_range=(start, 3), return_lse=True)
+    assert out.shape == (5, 3)
+    assert lse.shape == (5,)
+    for ours, theirs in ((p.query, query), (p.key, key), (p.value, value), (p.out, out), (p.lse, lse), (p.mask, mask)):
+        assert same_memory(ours, theirs[None])
+    assert p.bias.shape == (1, 5, 7)
+    assert p.key_start.tolist() == [[0, 1, 2, 3, 4]]
+    assert p.key_stop.tolist() == [[3] * 5]
+
+
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+def test_one_head_has_one_layout(layout):
+    p, out, lse = _arguments.attention(zeros(5, 8), zeros(7, 8), zeros(7, 3), layout=layout, return_lse=True)
+    assert (out.shape, lse.shape) == ((5, 3), (5,))
+    assert (p.query.shape, p.out.shape, p.lse.shape) == ((1, 5, 8), (1, 5, 3), (1, 5))
+
+
+def test_layout():
+    query, key, value = zeros(2, 5, 4, 8), zeros(2, 7, 2, 8), zeros(2, 7, 2, 3)
+    mask = np.ones((2, 4, 5, 7), bool)
+    p, out, lse = _arguments.attention(query, key, value, mask=mask, layout="blhd", return_lse=True)
+    assert out.shape == (2, 5, 4, 3)
+    assert lse.shape == (2, 5, 4)
+    assert out.flags.c_contiguous
+    assert lse.flags.c_contiguous
+    for ours, theirs in ((p.query, query), (p.key, key), (p.value, value), (p.out, out)):
+        assert same_memory(ours, theirs.transpose(0, 2, 1, 3))
+    assert same_memory(p.lse, lse.transpose(0, 2, 1))
+    assert same_memory(p.mask, mask)
+
+
+def test_leading_axes_broadcast():
+    query, key, value = zeros(3, 1, 4, 5, 8), zeros(2, 2, 7, 8), zeros(2, 7, 3)
+    p, out, _ = _arguments.attention(query, key, value)
+    assert out.shape == (3, 2, 4, 5, 3)
+    assert p.query.shape == (3, 2, 4, 5, 8)
+    assert p.key.shape == (3, 2, 2, 7, 8)
+    assert p.value.shape == (3, 2, 2, 7, 3)
+    assert p.query.strides[:2] == (query.strides[0], 0)
+    assert p.key.strides[:2] == (0, key.strides[0])
+    assert p.value.strides[:2] == (0, 0)
+    for ours, theirs in ((p.query, query), (p.key, key), (p.value, value)):
+        assert np.shares_memory(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "value", "out"),
+    [
+        ((3, 0, 8), (3, 7, 8), (3, 7, 2), (3, 0, 2)),  # no queries
+        ((3, 5, 8), (3, 0, 8), (3, 0, 2), (3, 5, 2)),  # no keys
+        ((3, 5, 8), (3, 7, 8), (3, 7, 0), (3, 5, 0)),  # no values
+        ((0, 5, 8), (0, 7, 8), (0, 7, 2), (0, 5, 2)),  # no heads
+        ((0, 3, 5, 8), (1, 3, 7, 8), (3, 7, 2), (0, 3, 5, 2)),  # no batch
+        ((0, 8), (7, 8), (7, 2), (0, 2)),
+        ((6, 5, 8), (2, 7, 8), (2, 7, 2), (6, 5, 2)),
+        ((5, 8), (7, 8), (7, 2), (5, 2)),
+    ],
+)
+def test_shapes(query, key, value, out):
+    query, key, value = zeros(*query), zeros(*key), zeros(*value)
+    p, result, lse = _arguments.attention(query, key, value, return_lse=True)
+    assert result.shape == out
+    assert lse.shape == out[:-1]
+    assert p.out.shape == (*p.query.shape[:-1], value.shape[-1])
+    result = cattn.attention(query, key, value)
+    assert result.shape == out
+    assert not result.any()
+
+
+def test_any_strides():
+    memory = zeros(50_000)
+    query = memory[:4000].reshape(5, 4, 10, 20)[::-1, ::2, 1::3, ::-2]
+    key = np.broadcast_to(memory[:10], (5, 1, 7, 10))
+    value = memory[5:75].reshape(10, 7).T
+    p = _arguments.attention(query, key, value[None])[0]
+    assert same_memory(p.query, query)
+    assert same_memory(p.key, key)
+    assert p.value.strides == (0, 0, 4, 28)
+
+
+# ---- types ----
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_types(dtype, swapped):
+    dtype = np.dtype(dtype)
+    arrays = zeros(2, 5, 8, dtype=dtype), zeros(2, 7, 8, dtype=dtype), zeros(2, 7, 3, dtype=dtype)
+    if swapped:
+        arrays = [array.view(dtype.newbyteorder("S")) for array in arrays]
+    p, out, lse = _arguments.attention(*arrays, return_lse=True)
+    assert same_memory(p.query, arrays[0])
+    assert p.query.dtype.isnative != swapped
+    assert out.dtype == dtype
+    assert out.dtype.isnative
+    assert lse.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    weights = _arguments.attention_weights(*arrays[:2])[2]
+    assert weights.dtype == lse.dtype
+
+
+def test_byte_orders_mix():
+    query = zeros(2, 5, 8)
+    swapped = query.view(query.dtype.newbyteorder("S"))
+    p, out, _ = _arguments.attention(query, swapped, query)
+    assert same_memory(p.key, swapped)
+    assert out.dtype == np.float32
+
+
+def test_misaligned():
+    query = np.zeros(2 * 5 * 8 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(2, 5, 8)
+    p = _arguments.attention(query, query, query, bias=query[0, :, :5])[0]
+    assert not query.flags.aligned
+    assert same_memory(p.query, query)
+    assert p.bias.strides == (0, *query.strides[1:])
+    assert np.shares_memory(p.bias, query)
+
+
+def test_integers_count_as_float64():
+    p, out, _ = _arguments.attention([[1, 2]], np.array([[True, False]]), np.zeros((1, 1)))
+    assert p.query.dtype == p.key.dtype == out.dtype == np.float64
+    assert p.query.tolist() == [[[1.0, 2.0]]]
+    result = cattn.attention([[1, 2]], [[3, 4]], [[5, 6]])
+    assert result.dtype == np.float64
+    assert result.tolist() == [[5.0, 6.0]]
+
+
+def test_subclasses_and_read_only_inputs():
+    query = np.ones((3, 4), np.float32).view(type("Subclass", (np.ndarray,), {}))
+    query.flags.writeable = False
+    result = cattn.attention(query, query, query)
+    assert type(result) is np.ndarray
+    assert result.shape == (3, 4)
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("number_type", [float, np.longdouble, np.array, *TYPES])
+def test_scale_and_softcap(number_type):
+    number = number_type(0.5)
+    p = problem(scale=number, softcap=number)
+    assert (p.scale, p.softcap) == (0.5, 0.5)
+    assert type(p.scale) is type(p.softcap) is float
+
+
+def test_scale_of_any_sign():
+    assert problem(scale=-3).scale == -3.0
+    assert problem(scale=0).scale == 0.0
+
+
+@pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
+@pytest.mark.parametrize("dtype", [*TYPES, np.int8])
+def test_per_head(name, dtype):
+    given = np.array([1, 2, 3, 4]).astype(dtype)[::-1]
+    result = getattr(problem(**{name: given}, query_offset=0), name)
+    assert result.dtype == np.float64
+    assert result.flags.c_contiguous
+    assert result.tolist() == [4.0, 3.0, 2.0, 1.0]
+    result = getattr(problem(**{name: [1.0, np.nan, -np.inf, 0]}, query_offset=0), name)
+    assert np.array_equal(result, [1.0, np.nan, -np.inf, 0], equal_nan=True)
+
+
+def test_num_threads():
+    assert problem().num_threads == 0
+    assert problem(num_threads=3).num_threads == 3
+
+
+# ---- positions ----
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "expected"),
+    [
+        (False, None, (-1, -1)),
+        (True, None, (-1, 0)),
+        (np.True_, (3, 5), (3, 0)),
+        (False, (3, 5), (3, 5)),
+        (False, (None, 5), (-1, 5)),
+        (False, [3, -1], (3, -1)),
+        (False, (np.int8(3), np.uint64(2**63)), (3, FAR)),
+        (False, (2**70, 0), (FAR, 0)),
+        (True, (-1, None), (-1, 0)),
+        (False, (None, -1), (-1, -1)),
+    ],
+)
+def test_window(causal, window, expected):
+    p = problem(causal=causal, window=window, query_offset=0)
+    assert (p.window_left, p.window_right) == expected
+    assert type(p.window_left) is type(p.window_right) is int
+
+
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [
+        (3, [3, 3]),
+        (-3, [-3, -3]),
+        (np.int8(3), [3, 3]),
+        (np.array(3), [3, 3]),
+        ([3], [3, 3]),
+        ([3, -4], [3, -4]),
+        (np.array([3, 4], np.uint8), [3, 4]),
+        (np.array([3, -4], np.dtype(np.int16).newbyteorder("S")), [3, -4]),
+        (2**70, [FAR, FAR]),
+        (-(2**70), [-FAR, -FAR]),
+        (np.array([2**64 - 1, 5], np.uint64), [FAR, 5]),
+        (np.array([-(2**63), 2**63 - 1]), [-FAR, FAR]),
+        ("end", [2, 2]),
+    ],
+)
+def test_query_offset(offset, expected):
+    offsets = problem(query_offset=offset).query_offset
+    assert offsets.dtype == np.int64
+    assert offsets.dtype.isnative
+    assert offsets.tolist() == expected
+
+
+def test_query_offset_start_is_none():
+    assert problem(query_offset="start", causal=True).query_offset is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ({"key_lengths": [7, 3]}, [2, -2]),
+        ({"query_lengths": [5, 1]}, [2, 6]),
+        ({"key_lengths": [7, 3], "query_lengths": 1}, [6, 2]),
+        ({"key_lengths": 3, "query_lengths": [[4, 3], [0, 1]]}, [[-1, 0], [3, 2]]),
+    ],
+)
+def test_query_offset_end_counts_lengths(lengths, expected):
+    batch = np.shape(expected)
+    p = problem((*batch, 4, 5, 8), (1, 2, 7, 8), query_offset="end", **lengths)
+    assert p.query_offset.shape == batch
+    assert p.query_offset.tolist() == expected
+    for name in lengths:
+        assert getattr(p, name).dtype == np.int64
+        assert np.array_equal(getattr(p, name), np.broadcast_to(lengths[name], batch))
+
+
+def test_query_offset_of_equal_lengths_is_0():
+    p = problem(key=(2, 2, 5, 8), value=(2, 2, 5, 3), causal=True, key_lengths=[3, 4])
+    assert p.query_offset is None
+
+
+@pytest.mark.parametrize("idle", [{}, {"window": (None, -1)}, {"window": (-1, None)}, {"key_lengths": 3}])
+def test_query_offset_is_needed_by_positions_only(idle):
+    assert problem(**idle).query_offset is None
+
+
+def test_per_entry_without_batch():
+    p = problem((4, 5, 8), (2, 7, 8), (2, 7, 3), query_offset=2, key_lengths=np.int32(4), query_lengths=np.array(3))
+    assert [p.query_offset, p.key_lengths, p.query_lengths] == [2, 4, 3]
+    assert p.query_offset.shape == p.key_lengths.shape == p.query_lengths.shape == ()
+
+
+def test_key_range():
+    start, stop = np.array([[-5], [0], [7], [2**40]]), np.array([0, 1, 7, 8, 2**64 - 1], np.uint64)
+    p = problem(key_range=(start, stop))
+    assert p.key_start.shape == p.key_stop.shape == (2, 4, 5)
+    assert p.key_start[1, :, 2].tolist() == [0, 0, 7, 7]
+    assert p.key_stop[1, 3].tolist() == [0, 1, 7, 7, 7]
+    assert p.key_start.dtype == p.key_stop.dtype == np.int64
+    p = problem(key_range=[None, 2**70])
+    assert p.key_start is None
+    assert (p.key_stop == 7).all()
+
+
+# ---- scores ----
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 7), (4, 5, 7), (5, 7), (7,), (), (1, 1, 1, 7), (2, 1, 5, 1), (1, 4, 1, 1)])
+@pytest.mark.parametrize("name", ["mask", "bias"])
+def test_scores_broadcast(shape, name):
+    given = np.zeros(shape, bool if name == "mask" else np.float16)
+    result = getattr(problem(**{name: given}), name)
+    assert result.shape == (2, 4, 5, 7)
+    assert result.dtype == given.dtype
+    assert np.shares_memory(result, given)
+    assert result.strides == np.broadcast_to(given, (2, 4, 5, 7)).strides
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("input_dtype", TYPES)
+def test_bias_has_a_type_of_its_own(dtype, input_dtype):
+    query = zeros(2, 5, 8, dtype=input_dtype)
+    bias = zeros(2, 5, 5, dtype=dtype)
+    assert same_memory(_arguments.attention(query, query, query, bias=bias)[0].bias, bias)
+
+
+def test_lists():
+    p = problem((1, 2, 8), (1, 3, 8), (1, 3, 1), mask=[[True, False, True]], bias=[[1], [2]])
+    assert p.mask.tolist() == [[[True, False, True]] * 2]
+    assert p.bias.dtype == np.float64
+    assert p.bias.tolist() == [[[1.0] * 3, [2.0] * 3]]
+
+
+# ---- out ----
+
+
+def test_out_is_returned():
+    out = np.full((2, 4, 5, 3), np.nan, np.float32)
+    p, result, _ = _arguments.attention(zeros(2, 4, 5, 8), zeros(2, 2, 7, 8), zeros(2, 2, 7, 3), out=out)
+    assert result is out
+    assert same_memory(p.out, out)
+    result, lse = cattn.attention(zeros(2, 4, 5, 8), zeros(2, 2, 7, 8), zeros(2, 2, 7, 3), out=out, return_lse=True)
+    assert result is out
+    assert not out.any()
+    assert lse.shape == (2, 4, 5)
+
+
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+def test_out_between_other_elements(layout):
+    memory = np.full((6, 20, 12, 7), 7, np.float32)
+    out = memory[4::-2, 1::3, ::-3, 1::2]
+    random = np.random.default_rng(1)
+    query, key, value = (random.standard_normal((3, 7, 4, size), np.float32) for size in (8, 8, 3))
+    expected = cattn.attention(query, key, value, layout=layout)
+    result = cattn.attention(query, key, value, layout=layout, out=out)
+    assert result is out
+    assert np.array_equal(out, expected)
+    out[...] = 7
+    assert (memory == 7).all()
+
+
+def test_out_beside_an_input():
+    memory = np.random.default_rng(2).standard_normal((2, 3, 2, 5, 8), np.float32)
+    query, out = memory[:, :, 0], memory[:, :, 1]
+    key = query.copy()
+    expected = cattn.attention(query, key, key)
+    cattn.attention(query, key, key, out=out)
+    assert np.array_equal(out, expected)
+    assert np.array_equal(query, key)
+    # one column of the output beside each column of the query
+    memory = np.random.default_rng(3).standard_normal((2, 3, 5, 8, 2), np.float32)
+    query, out = memory[..., 0], memory[..., 1]
+    cattn.attention(query.copy(), query, query, out=out)
+    assert np.array_equal(out, cattn.attention(query, query, query))
+
+
+def test_out_may_be_a_subclass(tmp_path):
+    out = np.memmap(tmp_path / "out", np.float32, "w+", shape=(3, 5, 8))
+    query = np.ones((3, 5, 8), np.float32)
+    assert cattn.attention(query, query, query, out=out) is out
+    assert np.allclose(out, 1)
+
+
+def test_empty_out():
+    out = zeros(0, 4, 5, 3)
+    assert cattn.attention(zeros(0, 4, 5, 8), zeros(0, 2, 7, 8), zeros(0, 2, 7, 3), out=out) is out
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(-24, 24)), min_size=1, max_size=4),
+    st.sampled_from([np.uint8, np.float16, np.float32]),
+)
+def test_self_overlap_is_exact(axes, dtype):
+    shape, strides = zip(*axes)
+    size = np.dtype(dtype).itemsize
+    memory = np.zeros(1024, np.uint8)
+    array = np.ndarray(shape, dtype, memory, 512, strides)
+    starts = [sum(i * stride for i, stride in zip(index, strides)) for index in np.ndindex(*shape)]
+    touched = [start + byte for start in starts for byte in range(size)]
+    assert _arguments._overlaps_itself(array) == (len(set(touched)) < len(touched))
+
+
+def test_self_overlap_of_interleaved_rows():
+    memory = np.zeros(100, np.float32)
+    brick = np.lib.stride_tricks.as_strided(memory, (3, 4), (4 * 4, 3 * 4))  # 0 3 6 9, 4 7 10 13, 8 11 14 17
+    assert not _arguments._overlaps_itself(brick)
+    brick = np.lib.stride_tricks.as_strided(memory, (4, 4), (4 * 4, 3 * 4))  # and 12 15 18 21
+    assert not _arguments._overlaps_itself(brick)
+    brick = np.lib.stride_tricks.as_strided(memory, (4, 5), (4 * 4, 3 * 4))  # 12 twice
+    assert _arguments._overlaps_itself(brick)
+
+
+# ---- attention_weights ----
+
+
+@pytest.mark.parametrize("stage", ["scores", "softcapped", "biased", "weights"])
+def test_weights(stage):
+    p, checked, out = _arguments.attention_weights(zeros(3, 1, 4, 5, 8), zeros(2, 2, 7, 8), stage=stage)
+    assert checked == stage
+    assert out.shape == (3, 2, 4, 5, 7)
+    assert same_memory(p.out, out)
+    assert p.value is None
+    assert p.lse is None
+
+
+def test_weights_keep_their_layout():
+    p, _, out = _arguments.attention_weights(zeros(2, 5, 4, 8), zeros(2, 7, 2, 8), layout="blhd", sinks=[0] * 4)
+    assert p.query.shape == (2, 4, 5, 8)
+    assert out.shape == p.out.shape == (2, 4, 5, 7)
+    assert p.sinks.tolist() == [0.0] * 4
+
+
+def test_weights_of_one_head():
+    p, _, out = _arguments.attention_weights(zeros(5, 8), zeros(7, 8), mask=np.ones((5, 7), bool))
+    assert out.shape == (5, 7)
+    assert same_memory(p.out, out[None])
+    assert p.mask.shape == (1, 5, 7)
+
+
+# ---- attention_varlen ----
+
+
+def varlen(query_indptr, key_indptr, **arguments):
+    inputs = zeros(6, 4, 8), zeros(9, 2, 8), zeros(9, 2, 3)
+    return _arguments.attention_varlen(*inputs, query_indptr, key_indptr, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8, np.uint64, np.dtype(np.int32).newbyteorder("S")])
+def test_varlen(dtype):
+    query, key, value = zeros(6, 4, 8), zeros(9, 2, 8), zeros(9, 2, 3)
+    query_indptr, key_indptr = np.array([0, 2, 2, 6], dtype), np.array([9, 9, 2, 0], dtype)[::-1]
+    p, out, lse = _arguments.attention_varlen(query, key, value, query_indptr, key_indptr, return_lse=True)
+    assert out.shape == (6, 4, 3)
+    assert lse.shape == (6, 4)
+    assert same_memory(p.out, out.swapaxes(0, 1))
+    assert same_memory(p.lse, lse.T)
+    assert p.query.shape == (3, 4, 6, 8)
+    assert p.query.strides == (0, 32, 128, 4)
+    assert p.key.shape == (3, 2, 9, 8)
+    assert p.value.shape == (3, 2, 9, 3)
+    for ours, theirs in ((p.query, query), (p.key, key), (p.value, value)):
+        assert same_memory(ours[1], theirs.swapaxes(0, 1))
+    for indptr, expected in ((p.query_indptr, [0, 2, 2, 6]), (p.key_indptr, [0, 2, 9, 9])):
+        assert indptr.dtype == np.int64
+        assert indptr.flags.c_contiguous
+        assert indptr.flags.aligned
+        assert indptr.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("offset", "expected"), [("start", None), ("end", [0, 3]), (1, [1, 1]), ([2], [2, 2]), ([-1, 2**62], [-1, FAR])]
+)
+def test_varlen_query_offset(offset, expected):
+    p = varlen([0, 2, 6], [0, 2, 9], query_offset=offset, causal=True)[0]
+    assert p.window_right == 0
+    assert (None if expected is None else p.query_offset.tolist()) == expected
+
+
+def test_varlen_query_offset_of_equal_lengths_is_0():
+    query = zeros(6, 4, 8)
+    p = _arguments.attention_varlen(query, query, query, [0, 2, 6], [0, 2, 6], window=(1, 1))[0]
+    assert p.query_offset is None
+
+
+def test_varlen_without_sequences():
+    p, out, lse = _arguments.attention_varlen(zeros(0, 4, 8), zeros(0, 2, 8), zeros(0, 2, 3), [0], [0], return_lse=True)
+    assert p.query.shape == (0, 4, 0, 8)
+    assert (out.shape, lse.shape) == ((0, 4, 3), (0, 4))
+
+
+def test_varlen_out_and_modifiers():
+    out = np.zeros((4, 6, 3), np.float32).swapaxes(0, 1)
+    p, result, _ = varlen([0, 6], [0, 9], out=out, sinks=[1, 2, 3, 4], softcap=2, scale=3, num_threads=2)
+    assert result is out
+    assert p.out.flags.c_contiguous
+    assert (p.sinks.tolist(), p.softcap, p.scale, p.num_threads) == ([1, 2, 3, 4], 2.0, 3.0, 2)

@@ -1,0 +1,264 @@
+"""The command line, run as its users run it: in a process of its own, away from the checkout."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cattn
+from cattn.__main__ import main
+
+PACKAGE = Path(cattn.__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*arguments, **environment):
+        # An editable or in-place build is found from elsewhere too.
+        path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "cattn", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"} | environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def demo(run):
+    def demo(*arguments, **environment):
+        result = run("demo", *arguments, **environment)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        return result.stdout
+
+    return demo
+
+
+@pytest.fixture
+def fails(run):
+    def fails(*arguments):
+        result = run("demo", *arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        return result.stderr
+
+    return fails
+
+
+def matrix(text, heading, rows, skip=0):
+    """The numbers in the `rows` lines that follow a heading, after `skip` lines."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(heading)) + 1 + skip
+    return np.array([[float(n) for n in re.findall(r"[-+.\de]*\d", line)] for line in lines[start : start + rows]])
+
+
+STEPS = ["1. Embeddings", "2. Projections", "3. Scores", "4. Scaled", "5. Weights", "6. Weighted values", "7. Context"]
+
+
+def assert_all_steps(text):
+    places = [text.index(step) for step in STEPS]
+    assert places == sorted(places)
+
+
+def test_the_sentence(demo):
+    text = demo()
+    assert "The cat sat" in text
+    assert_all_steps(text)
+    x = np.array([[0.2, 0.5, 0.1, 0.7], [0.9, 0.1, 0.4, 0.6], [0.3, 0.8, 0.2, 0.5]])
+    np.testing.assert_array_equal(matrix(text, "1. ", 3), x)
+
+    # Everything after the printed projections follows from them.
+    w_query, w_key, w_value = (matrix(text, name, 4) for name in ("W_query", "W_key", "W_value"))
+    assert w_query.shape == w_key.shape == w_value.shape == (4, 3)
+    query, key, value = x @ w_query, x @ w_key, x @ w_value
+    scores = query @ key.T
+    weights = np.exp(scores / np.sqrt(3))
+    weights /= weights.sum(axis=1, keepdims=True)
+    wanted = {
+        "Q  (": query,
+        "K  (": key,
+        "V  (": value,
+        "for The": weights[0][:, None] * value,
+        "for cat": weights[1][:, None] * value,
+        "for sat": weights[2][:, None] * value,
+        "7. ": weights @ value,
+    }
+    for heading, result in wanted.items():
+        np.testing.assert_allclose(matrix(text, heading, 3), result, atol=5.1e-5, err_msg=heading)
+    for heading, result in {"3. ": scores, "4. ": scores / np.sqrt(3), "5. ": weights}.items():
+        np.testing.assert_allclose(matrix(text, heading, 3, skip=1)[:, :3], result, atol=5.1e-5, err_msg=heading)
+    assert weights.max() > 0.7, "the weights of the example differ visibly"
+
+    difference = matrix(text, "Check", 3)
+    assert difference.shape == (3, 3)
+    assert np.abs(difference).max() < 1e-14
+    assert re.search(r"largest absolute difference: \d\.\de[-+]\d+\n", text)
+
+
+def test_plot_writes_a_png(demo, tmp_path):
+    pytest.importorskip("matplotlib")
+    text = demo("--plot", "weights.png", MPLBACKEND="template")
+    assert "weights.png" in text
+    assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64"])
+def test_own_embeddings_with_random_projections(demo, tmp_path, dtype):
+    x = (np.random.default_rng(0).standard_normal((20, 8)) * 3).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    text = demo("x.npy")
+    assert_all_steps(text)
+    assert "random" in text
+    assert "seed 0" in text
+    assert text == demo("x.npy")
+    kept = {"int64": "float64"}.get(dtype, dtype)
+    assert f"Check  C ({kept}) - C of the NumPy reference (float64)" in text
+    bound = {"float64": 1e-13, "float32": 1e-5, "float16": 1e-2}[kept]
+    assert float(text.split("largest absolute difference: ")[1]) < bound
+
+
+def test_own_archive(demo, tmp_path):
+    rng = np.random.default_rng(1)
+    x, *weights = (rng.standard_normal(shape, dtype=np.float32) for shape in ((2, 5), (5, 3), (5, 3), (5, 4)))
+    w_query, w_key, w_value = weights
+    tokens = np.array(["Grüße", "東京"])
+    np.savez(tmp_path / "x.npz", x=x, w_query=w_query, w_key=w_key, w_value=w_value, tokens=tokens)
+    text = demo("x.npz")
+    assert_all_steps(text)
+    assert "random" not in text
+    np.testing.assert_allclose(matrix(text, "W_value", 5), w_value, atol=5.1e-5)
+    context = cattn.self_attention(x, *weights)
+    np.testing.assert_allclose(matrix(text, "7. ", 2), context, atol=5.1e-5)
+    assert re.search(r"^  Grüße  +-?\d", text, flags=re.MULTILINE)
+
+
+def test_archive_of_x_alone(demo, tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", x=np.ones((2, 3)))
+    assert "random" in demo("x.npz")
+
+
+def test_a_terminal_that_lacks_the_characters(demo, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 3)), tokens=np.array(["東京", "é"]))
+    text = demo("x.npz", PYTHONIOENCODING="ascii")
+    assert text.isascii()
+    assert r"\u6771" in text
+
+
+def test_512_tokens_do_not_flood_the_terminal(demo, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((512, 768)))
+    assert len(demo("x.npy").splitlines()) < 200
+
+
+def write(path, name, array=None, content=None):
+    if content is not None:
+        (path / name).write_bytes(content)
+    elif isinstance(array, dict):
+        np.savez(path / name, **array)
+    else:
+        np.save(path / name, array)
+
+
+ONES = np.ones((3, 4))
+BAD = [
+    ("x.npy", np.ones((2, 3, 4)), None, r"x: expected 2 dimensions .*got shape \(2, 3, 4\)"),
+    ("x.npy", np.float64(1), None, r"x: expected 2 dimensions .*got shape \(\)"),
+    ("x.npy", ONES.astype(complex), None, r"x: .*got complex128"),
+    ("x.npy", np.array([["a"]]), None, r"x: .*got str"),
+    ("x.npy", np.array([[None]]), None, r"expected a NumPy \.npy or \.npz file, got: .*allow_pickle=False"),
+    ("x.npy", None, b"", r"expected a NumPy \.npy or \.npz file, got one that begins with b''"),
+    ("x.csv", None, b"0.1,0.2\n", r"expected a NumPy \.npy or \.npz file, got one that begins with b'0\.1,0\.'"),
+    ("x.npy", None, b"\x93NUMPY\x01\x00", r"expected a NumPy \.npy or \.npz file, got: "),
+    ("x.npz", None, b"PK\x03\x04 and nothing more", r"expected a NumPy \.npy or \.npz file, got: "),
+    ("x.npz", dict(embeddings=ONES), None, r"expected an array named x, got embeddings"),
+    ("x.npz", dict(x=ONES, w_query=ONES.T), None, r"expected all of w_query, w_key, w_value or none, got only w_query"),
+    ("x.npz", dict(x=ONES, tokens=np.array(["a"])), None, r"tokens: expected 3 names, .*got 1"),
+    ("x.npz", dict(x=ONES, w_query=ONES, w_key=ONES, w_value=ONES), None, r"w_query: expected 4 rows .*got 3"),
+    (
+        "x.npz",
+        dict(x=ONES, w_query=np.ones((4, 2)), w_key=np.ones((4, 2)), w_value=np.ones((4, 2), np.float32)),
+        None,
+        r"w_value: .*float64 like x, got float32",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "array", "content", "message"), BAD)
+def test_bad_files(fails, tmp_path, name, array, content, message):
+    write(tmp_path, name, array, content)
+    error = fails(name)
+    assert error.startswith(f"cattn demo: error: {name}: ")
+    assert re.search(message, error), error
+
+
+def test_truncated_file(fails, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((100, 8)))
+    (tmp_path / "short.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:1000])
+    assert "short.npy" in fails("short.npy")
+
+
+def test_missing_file(fails):
+    assert fails("absent.npy") == "cattn demo: error: absent.npy: No such file or directory\n"
+
+
+def test_pickles_are_not_executed(fails, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "trapped"), "w")
+
+    np.save(tmp_path / "x.npy", np.array([[Trap()]], dtype=object), allow_pickle=True)
+    fails("x.npy")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_plot_that_cannot_be_written(fails):
+    pytest.importorskip("matplotlib")
+    assert "--plot absent/weights.png: " in fails("--plot", "absent/weights.png")
+    assert "--plot weights.cat: " in fails("--plot", "weights.cat")
+
+
+def test_plot_without_matplotlib(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["demo", "--plot", "weights.png"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "cattn demo: error: --plot needs matplotlib: pip install 'cattn[plot]'\n"
+    assert printed.out == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX pipe")
+def test_a_reader_that_leaves_early(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    command = [sys.executable, "-m", "cattn", "demo"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=120
+    )
+    os.close(writing)
+    assert result.stderr == b""
+
+
+def test_version_and_help(run):
+    assert run("--version").stdout == f"cattn {cattn.__version__}\n"
+    for arguments in ((), ("--help",)):
+        result = run(*arguments)
+        assert result.returncode == 0
+        assert "demo" in result.stdout
+    unknown = run("dance")
+    assert unknown.returncode == 2
+    assert "dance" in unknown.stderr
+
+
+def test_main_returns_the_status(capsys):
+    assert main(["demo"]) == 0
+    assert "7. Context" in capsys.readouterr().out

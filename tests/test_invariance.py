@@ -1,0 +1,169 @@
+"""The same row gets the same bits whatever surrounds it."""
+
+import cases
+import numpy as np
+import pytest
+
+import cattn
+
+TYPES = pytest.mark.parametrize("dtype", list(cases.TYPES.values()), ids=str)
+ROWS = pytest.mark.parametrize("rows", [1, 2, 5, 7, 8, 16, 17, 50, 130])
+
+
+def problem(rows, keys, dtype, *, batch=(3,), heads=6, key_heads=2, size=20, value_size=13):
+    random = np.random.default_rng([rows, keys])
+    shapes = {
+        "query": (*batch, heads, rows, size),
+        "key": (*batch, key_heads, keys, size),
+        "value": (*batch, key_heads, keys, value_size),
+    }
+    return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def assert_same_bits(found, expected):
+    """For two pairs of output and lse."""
+    for x, y in zip(found, expected, strict=True):
+        assert x.shape == y.shape and x.dtype == y.dtype
+        bits = f"u{x.dtype.itemsize}"
+        np.testing.assert_array_equal(np.ascontiguousarray(x).view(bits), np.ascontiguousarray(y).view(bits))
+
+
+def attention(**case):
+    return cattn.attention(**case, return_lse=True)
+
+
+@TYPES
+@ROWS
+@pytest.mark.parametrize("modifiers", [{}, {"causal": True, "query_offset": 9}, {"softcap": 3.0}], ids=str)
+def test_alone_or_in_a_batch(dtype, rows, modifiers):
+    case = problem(rows, 100, dtype)
+    out, lse = attention(**case, **modifiers)
+    for b in range(3):
+        assert_same_bits(attention(**{name: x[b] for name, x in case.items()}, **modifiers), (out[b], lse[b]))
+        for h in range(2):
+            group = slice(3 * h, 3 * h + 3)
+            alone = {"query": case["query"][b, group], "key": case["key"][b, h : h + 1],
+                     "value": case["value"][b, h : h + 1]}  # fmt: skip
+            assert_same_bits(attention(**alone, **modifiers), (out[b, group], lse[b, group]))
+
+
+@TYPES
+@ROWS
+def test_broadcast_or_copied(dtype, rows):
+    case = problem(rows, 100, dtype)
+    case["key"], case["value"] = case["key"][:1], case["value"][:1]
+    copied = case | {name: np.repeat(case[name], 3, axis=0) for name in ("key", "value")}
+    assert_same_bits(attention(**case), attention(**copied))
+
+
+def in_another_memory(x):
+    """The same numbers: reversed, with gaps, transposed, misaligned and, if possible, with swapped bytes."""
+    yield np.flip(np.ascontiguousarray(np.flip(x)))
+    for axis in range(x.ndim):
+        yield np.repeat(x, 3, axis)[(*[slice(None)] * axis, slice(1, None, 3))]
+    yield np.ascontiguousarray(x.T).T
+    yield np.asfortranarray(x[..., ::-1])[..., ::-1]
+    buffer = np.zeros(x.nbytes + 1, np.uint8)[1:]
+    misaligned = np.ndarray(x.shape, x.dtype, buffer)
+    misaligned[...] = x
+    yield misaligned
+    if x.dtype.kind == "f":
+        yield x.astype(x.dtype.newbyteorder("S"))
+
+
+@TYPES
+@ROWS
+@pytest.mark.parametrize("which", ["query", "key", "value", "mask", "bias"])
+def test_any_memory(dtype, rows, which):
+    random = np.random.default_rng(0)
+    case = problem(rows, 60, dtype)
+    case["mask"] = random.random((6, rows, 60)) < 0.8
+    case["bias"] = random.standard_normal((6, rows, 60)).astype(dtype)
+    expected = attention(**case)
+    for x in in_another_memory(case[which]):
+        assert_same_bits(attention(**case | {which: x}), expected)
+
+
+@TYPES
+@ROWS
+def test_any_memory_of_the_output(dtype, rows):
+    case = problem(rows, 60, dtype)
+    expected = attention(**case)
+    for out in in_another_memory(np.zeros_like(expected[0])):
+        if out.dtype == dtype:
+            found = attention(**case, out=out)
+            assert found[0] is out
+            assert_same_bits(found, expected)
+
+
+@TYPES
+@pytest.mark.parametrize("start", range(0, 100, 50))
+def test_random_cases_in_any_memory(dtype, start):
+    for seed in range(start, start + 50):
+        case = cases.case(seed, types=[np.dtype(dtype).name])
+        plain = {
+            name: np.ascontiguousarray(x, x.dtype.newbyteorder("=")).reshape(x.shape) if isinstance(x, np.ndarray) else x
+            for name, x in case.items()
+        }
+        try:
+            assert_same_bits(attention(**case), attention(**plain))
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {cases.describe(case)}") from error
+
+
+@TYPES
+@ROWS
+@pytest.mark.parametrize("keys", [1, 6, 31, 32, 64, 95, 96, 97, 200])
+@pytest.mark.parametrize("causal", [False, True])
+def test_padded_keys(dtype, rows, keys, causal):
+    """Behind key_lengths or a mask, whatever stands in the padding."""
+    case = problem(rows, keys, dtype)
+    if causal:
+        case |= {"causal": True, "query_offset": keys // 2}
+    expected = attention(**case)
+    for padding in (1, 5, 70):
+        random = np.random.default_rng(padding)
+        width = [(0, 0), (0, 0), (0, padding), (0, 0)]
+        for content in (0, 1e3, np.nan, random.standard_normal()):
+            padded = case | {name: np.pad(case[name], width, constant_values=content) for name in ("key", "value")}
+            assert_same_bits(attention(**padded, key_lengths=keys), expected)
+            assert_same_bits(attention(**padded, key_range=(None, np.array(keys))), expected)
+            masked = attention(**padded, mask=np.arange(keys + padding) < keys)
+            assert_same_bits(masked, expected)
+
+
+@TYPES
+@ROWS
+def test_ragged_batch(dtype, rows):
+    case = problem(rows, 200, dtype)
+    lengths = np.array([200, 97, 3])
+    out, lse = attention(**case, key_lengths=lengths)
+    for b, length in enumerate(lengths):
+        alone = {"query": case["query"][b], "key": case["key"][b, :, :length], "value": case["value"][b, :, :length]}
+        assert_same_bits(attention(**alone), (out[b], lse[b]))
+
+
+@TYPES
+@ROWS
+def test_layouts(dtype, rows):
+    case = problem(rows, 100, dtype) | {"causal": True, "query_offset": 30}
+    swapped = case | {name: np.ascontiguousarray(case[name].swapaxes(1, 2)) for name in ("query", "key", "value")}
+    out, lse = attention(**swapped, layout="blhd")
+    assert_same_bits((out.swapaxes(1, 2), lse.swapaxes(1, 2)), attention(**case))
+
+
+@TYPES
+@ROWS
+@pytest.mark.parametrize("keys", [100, 3000])
+def test_threads(dtype, rows, keys):
+    case = problem(rows, keys, dtype, batch=())
+    expected = attention(**case, num_threads=1)
+    for number in (2, 3, 8):
+        assert_same_bits(attention(**case, num_threads=number), expected)
+
+
+@TYPES
+@ROWS
+def test_again(dtype, rows):
+    case = problem(rows, 100, dtype)
+    assert_same_bits(attention(**case), attention(**case))

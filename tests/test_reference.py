@@ -1,0 +1,241 @@
+"""The reference gives what pencil and paper give."""
+
+import math
+from fractions import Fraction
+
+import cases
+import numpy as np
+import pytest
+
+from cattn import reference
+
+# With scale 1 the scores are i · j · log 2, so that row i has the weights 2^(i·j) before they are normalised.
+QUERY = np.array([[0.0], [math.log(2)], [2 * math.log(2)]])
+KEY = np.array([[0.0], [1.0], [2.0]])
+VALUE = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 5.0]])
+POWERS = [[1, 1, 1], [1, 2, 4], [1, 4, 16]]
+
+
+def expect(powers, extra=0, **modifiers):
+    """Checks output, weights and lse against rows of unnormalised weights."""
+    totals = [sum(map(Fraction, row)) + extra for row in powers]
+    weights = [[Fraction(x) / t if t else Fraction(0) for x in row] for row, t in zip(powers, totals, strict=True)]
+    out = [[sum(w * Fraction(v) for w, v in zip(row, column, strict=True)) for column in VALUE.T] for row in weights]
+    lse = [math.log(t) if t else -math.inf for t in totals]
+    found, found_lse = reference.attention(QUERY, KEY, VALUE, **{"scale": 1, **modifiers}, return_lse=True)
+    np.testing.assert_allclose(found, np.array(out, float), rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(found_lse, lse, rtol=1e-14, atol=1e-15)
+    found = reference.attention_weights(QUERY, KEY, **{"scale": 1, **modifiers})
+    np.testing.assert_allclose(found, np.array(weights, float), rtol=1e-14, atol=1e-15)
+
+
+def test_three_tokens():
+    expect(POWERS)
+
+
+def test_default_scale():
+    four = np.repeat(KEY, 4, axis=-1)
+    weights = reference.attention_weights(np.repeat(QUERY, 4, axis=-1), four)
+    np.testing.assert_allclose(weights, reference.attention_weights(QUERY, KEY, scale=4 / math.sqrt(4)), rtol=1e-14)
+
+
+def test_causal():
+    expect([[1, 0, 0], [1, 2, 0], [1, 4, 16]], causal=True)
+
+
+def test_query_offset():
+    expect([[1, 1, 0], [1, 2, 4], [1, 4, 16]], causal=True, query_offset=1)
+    expect([[0, 0, 0], [1, 0, 0], [1, 4, 0]], causal=True, query_offset=-1)
+    expect([[1, 0, 0], [1, 2, 0], [1, 4, 16]], causal=True, query_offset="end")
+    expect([[0, 0, 0], [1, 0, 0], [1, 4, 0]], causal=True, query_offset="end", key_lengths=2)
+
+
+def test_query_offset_is_required():
+    with pytest.raises(ValueError, match="query_offset"):
+        reference.attention(QUERY[:2], KEY, VALUE, causal=True)
+
+
+def test_window():
+    expect([[1, 1, 0], [1, 2, 4], [0, 4, 16]], window=(1, 1))
+    expect([[1, 0, 0], [1, 2, 0], [0, 4, 16]], window=(1, 0))
+    expect([[1, 1, 0], [1, 2, 4], [1, 4, 16]], window=(None, 1))
+    expect([[1, 1, 1], [0, 2, 4], [0, 0, 16]], window=(0, -1))
+
+
+def test_key_range():
+    expect([[0, 1, 1], [1, 0, 0], [0, 0, 0]], key_range=([1, -9, 2], [9, 1, 2]))
+    expect([[0, 1, 1], [1, 2, 4], [0, 0, 16]], key_range=([1, 0, 2], None))
+    expect([[1, 0, 0], [1, 2, 4], [0, 0, 0]], key_range=(None, [1, 3, 0]))
+
+
+def test_lengths():
+    expect([[1, 1, 0], [1, 2, 0], [0, 0, 0]], key_lengths=2, query_lengths=2)
+
+
+def test_mask():
+    expect([[1, 0, 1], [0, 0, 0], [0, 4, 16]], mask=np.array([[1, 0, 1], [0, 0, 0], [0, 1, 1]], bool))
+
+
+def test_bias():
+    expect([[1, 3, 0], [1, 6, 0], [1, 12, 0]], bias=[0, math.log(3), -math.inf])
+
+
+def test_alibi():
+    half = Fraction(1, 2)
+    expect([[1, half, half**2], [half, 2, 2], [half**2, 2, 16]], alibi_slopes=[math.log(2)])
+
+
+def test_sinks():
+    expect(POWERS, extra=5, sinks=[math.log(5)])
+    expect(POWERS, sinks=[-math.inf])
+
+
+def test_sink_alone():
+    out, lse = reference.attention(QUERY, KEY, VALUE, sinks=[2.5], key_lengths=0, return_lse=True)
+    assert np.array_equal(out, np.zeros((3, 2)))
+    np.testing.assert_allclose(lse, 2.5, rtol=1e-15)
+
+
+def test_softcap_comes_before_bias():
+    scores = reference.attention_weights(QUERY, KEY, scale=1, softcap=2.0, bias=[[7.0]], stage="biased")
+    expected = [[2 * math.tanh(i * j * math.log(2) / 2) + 7 for j in range(3)] for i in range(3)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-14)
+
+
+def test_stages():
+    options = {"scale": 1, "softcap": 2.0, "bias": [[7.0]], "causal": True}
+    scores = reference.attention_weights(QUERY, KEY, stage="scores", **options)
+    softcapped = reference.attention_weights(QUERY, KEY, stage="softcapped", **options)
+    biased = reference.attention_weights(QUERY, KEY, stage="biased", **options)
+    np.testing.assert_allclose(scores, QUERY @ KEY.T)
+    np.testing.assert_allclose(softcapped, 2 * np.tanh(scores / 2))
+    np.testing.assert_allclose(biased[np.tril_indices(3)], softcapped[np.tril_indices(3)] + 7)
+    assert np.all(biased[np.triu_indices(3, 1)] == -np.inf)
+
+
+def test_grouped_heads():
+    query = np.ones((6, 1, 1))
+    value = np.array([10.0, 20.0]).reshape(2, 1, 1)
+    out = reference.attention(query, np.ones((2, 1, 1)), value)
+    assert out.ravel().tolist() == [10, 10, 10, 20, 20, 20]
+
+
+def test_layout():
+    random = np.random.default_rng(0)
+    query, key, value = random.standard_normal((3, 2, 4, 5, 6))
+    out, lse = reference.attention(query, key, value, causal=True, return_lse=True)
+    swapped = [x.swapaxes(1, 2) for x in (query, key, value)]
+    out_swapped, lse_swapped = reference.attention(*swapped, causal=True, layout="blhd", return_lse=True)
+    np.testing.assert_array_equal(out_swapped, out.swapaxes(1, 2))
+    np.testing.assert_array_equal(lse_swapped, lse.swapaxes(1, 2))
+
+
+def test_longdouble():
+    if np.finfo(np.longdouble).eps == np.finfo(np.float64).eps:
+        pytest.skip("longdouble is no wider than float64 here")
+    third = np.longdouble(1) / 3
+    out = reference.attention(np.zeros((1, 1)), np.zeros((2, 1)), np.array([[third], [third]]))
+    assert out.dtype == np.longdouble and out[0, 0] == third
+    wide = reference.attention(QUERY, KEY, VALUE, dtype=np.longdouble)
+    assert wide.dtype == np.longdouble
+    assert np.any(wide != reference.attention(QUERY, KEY, VALUE))
+
+
+def test_not_finite():
+    """An attended NaN or infinity counts even where its weight underflows; a masked one never."""
+    query, key = np.array([[1.0]]), np.array([[0.0], [-2000.0], [0.0]])
+    value = np.array([[1.0, 2, 3, 4], [np.inf, -np.inf, np.nan, 5], [np.nan, np.inf, np.inf, np.nan]])
+    out = reference.attention(query, key, value, scale=1, key_lengths=2)
+    np.testing.assert_array_equal(out, [[np.inf, -np.inf, np.nan, 4]])
+    out = reference.attention(query, key, value, scale=1, key_lengths=1)
+    np.testing.assert_array_equal(out, [[1, 2, 3, 4]])
+    out = reference.attention(query, np.array([[0.0], [np.nan], [-np.inf]]), value, scale=1, bias=[0, -np.inf, 0])
+    np.testing.assert_array_equal(out, [[1, 2, 3, 4]])
+
+
+def test_varlen():
+    random = np.random.default_rng(0)
+    query, key, value = random.standard_normal((3, 9, 2, 4))
+    out, lse = reference.attention_varlen(
+        query, key, value, [0, 2, 2, 9], [0, 5, 5, 9], causal=True, query_offset="end", return_lse=True
+    )
+    for rows, keys in ((slice(0, 2), slice(0, 5)), (slice(2, 9), slice(5, 9))):
+        alone = reference.attention(
+            *(x.swapaxes(0, 1) for x in (query[rows], key[keys], value[keys])), causal=True, query_offset="end",
+            return_lse=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(out[rows], alone[0].swapaxes(0, 1), rtol=1e-14)
+        np.testing.assert_allclose(lse[rows], alone[1].T, rtol=1e-14)
+
+
+def by_loops(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
+             query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
+             layout="bhld"):  # fmt: skip
+    """The output and lse, one number at a time, in plain Python."""
+    query, key, value = (np.asarray(x).astype(float) for x in (query, key, value))
+    if query.ndim == 2:
+        out, lse = by_loops(query[None], key[None], value[None], scale=scale, causal=causal, window=window,
+                            query_offset=query_offset, key_range=key_range, query_lengths=query_lengths,
+                            key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
+                            softcap=softcap, sinks=sinks)  # fmt: skip
+        return out[0], lse[0]
+    if layout == "blhd":
+        query, key, value = (x.swapaxes(-2, -3) for x in (query, key, value))
+    batch = np.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
+    query, key, value = (np.broadcast_to(x, batch + x.shape[-3:]) for x in (query, key, value))
+    (heads, rows, size), keys = query.shape[-3:], key.shape[-2]
+    start, stop = key_range or (None, None)
+
+    def at(x, index, *shape, default=None):
+        return default if x is None else np.broadcast_to(np.asarray(x), batch + shape)[index].astype(float).item()
+
+    out, lse = np.zeros((*query.shape[:-1], value.shape[-1])), np.full(query.shape[:-1], -np.inf)
+    for index in np.ndindex(*query.shape[:-1]):
+        *entry, head, i = index
+        entry = tuple(entry)
+        its_head = (*entry, head // (heads // key.shape[-3]))
+        length = at(key_lengths, entry, default=keys)
+        its_rows = at(query_lengths, entry, default=rows)
+        if i >= its_rows:
+            continue
+        if isinstance(query_offset, str):
+            position = i + (0 if query_offset == "start" else length - its_rows)
+        else:
+            position = i + at(query_offset, entry, default=0)
+        total, context = 0.0, np.zeros(value.shape[-1])
+        for j in range(keys):
+            score = sum(query[index][c] * key[its_head][j, c] for c in range(size))
+            score *= 1 / math.sqrt(size) if scale is None else scale
+            if softcap is not None:
+                score = softcap * math.tanh(score / softcap)
+            score += at(bias, (*index, j), heads, rows, keys, default=0)
+            score -= at(alibi_slopes, (*entry, head), heads, default=0) * abs(position - j)
+            left, right = window or (None, None)
+            if (
+                j < length
+                and (not causal or j <= position)
+                and (left in (None, -1) or j >= position - left)
+                and (right in (None, -1) or j <= position + right)
+                and at(start, index, heads, rows, default=0) <= j < at(stop, index, heads, rows, default=keys)
+                and at(mask, (*index, j), heads, rows, keys, default=True)
+            ):
+                total += math.exp(score)
+                context += math.exp(score) * value[its_head][j]
+        total += math.exp(at(sinks, (*entry, head), heads, default=-math.inf))
+        if total:
+            out[index], lse[index] = context / total, math.log(total)
+    return (out.swapaxes(-2, -3), lse.swapaxes(-1, -2)) if layout == "blhd" else (out, lse)
+
+
+@pytest.mark.parametrize("start", range(0, 300, 50))
+def test_against_loops(start):
+    for seed in range(start, start + 50):
+        case = cases.case(seed, work=1500)
+        case["query"] = case["query"] / 1000  # exponentials of scores as they are
+        if "bias" in case:
+            case["bias"] = np.where(case["bias"] < -100, -100, case["bias"].astype(float))
+        out, lse = reference.attention(**case, return_lse=True)
+        expected, expected_lse = by_loops(**case)
+        message = f"seed {seed}: {cases.describe(case)}"
+        np.testing.assert_allclose(lse, expected_lse, rtol=1e-11, atol=1e-11, err_msg=message)
+        np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-11, err_msg=message)
