@@ -5,7 +5,6 @@ Arrays are brought into its own layout and memory before the clock runs.
 """
 
 import importlib
-import importlib.metadata
 import itertools
 import multiprocessing
 import os
@@ -57,7 +56,7 @@ class Engine:
 
     @property
     def version(self) -> str:
-        return importlib.metadata.version(self.package)
+        return importlib.import_module(self.package).__version__.partition("-")[0]
 
     def supports(self, case: Case) -> bool:
         return True
@@ -114,7 +113,7 @@ class CattnIsa(Engine):
         try:
             self._answer()
         except (EOFError, RuntimeError) as error:
-            raise ImportError(f"cattn cannot be imported with CATTN_ISA={isa}: {error}") from error
+            raise ImportError(f"its process ended {error}".rstrip()) from error
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         self._ask("prepare", case.name)

@@ -289,7 +289,67 @@ cdef object attend_plain(object query, object key, object value, bint causal):
 def attention(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
               query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
               layout="bhld", out=None, return_lse=False, num_threads=None):
-    """TODO"""
+    """Exact scaled dot-product attention: softmax(scale · query · keyᵀ) · value, fused, row by row stable.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., Hq, Lq, D)
+        Hq heads of Lq queries. 3-D is (H, L, D); if all three inputs are 2-D there is one head, and no axis for it.
+        float32 and float64 compute in their own precision; float16 and bfloat16 are read and written, and float32 is
+        computed. Any strides and byte order; integers count as float64.
+    key : array_like, shape (..., Hkv, Lk, D)
+        Hq is a multiple of Hkv, and query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
+    value : array_like, shape (..., Hkv, Lk, Dv)
+    scale : float, optional
+        Factor of each q·k. Default ``1 / sqrt(D)``.
+    causal : bool
+        Query i attends to keys ``j <= p_i`` only, where its position is ``p_i = query_offset + i``.
+    window : (left, right), optional
+        ``p_i - left <= j <= p_i + right`` only; None or -1 is no limit on that side.
+    query_offset : {"start", "end"}, int, or int array over the leading axes, optional
+        Where query 0 stands among the keys. "start" is 0; "end" is key length - query length, as a cache of keys wants
+        it. Must be given where positions matter (causal, window, alibi_slopes) and the lengths differ.
+    key_range : (start, stop), optional
+        Integer arrays (or None) that broadcast to (..., Hq, Lq): row i attends to ``start <= j < stop`` only.
+    query_lengths, key_lengths : int or int array over the leading axes, optional
+        What lies at or past them does not exist: keys are not seen, queries give zeros and an lse of -inf.
+    mask : bool array_like, broadcastable to (..., Hq, Lq, Lk), optional
+        True where a query may attend to a key.
+    bias : array_like, broadcastable to (..., Hq, Lq, Lk), optional
+        Added to the scores. -inf masks; a finite bias never does.
+    alibi_slopes : array_like, shape (Hq,), optional
+        Adds ``-slope · |p_i - j|`` (Press et al. 2022, section 3).
+    softcap : float, optional
+        Scores become ``softcap · tanh(score / softcap)`` before bias and ALiBi (Gemma 2, section 2).
+    sinks : array_like, shape (Hq,), optional
+        One more logit a head, which takes weight and carries no value.
+    layout : {"bhld", "blhd"}
+        "blhd": query, key, value and out are (..., L, H, D), lse is (..., L, H). Modifiers keep their shapes.
+    out : ndarray, optional
+        Where to write the output: its shape and type, no overlap with an input or with itself.
+    return_lse : bool
+        Also return the logarithm of each row's softmax denominator.
+    num_threads : int, optional
+        Beats `set_num_threads`. The result is the same, bit for bit, for any number.
+
+    Returns
+    -------
+    out : ndarray, shape (..., Hq, Lq, Dv), type of query
+        Zeros in rows that may attend to nothing.
+    lse : ndarray, shape ``out.shape[:-1]``
+        Only with return_lse; float64 for float64 inputs, else float32; -inf in rows that may attend to nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came. Nothing has been written then.
+    MemoryError
+
+    Notes
+    -----
+    Vaswani et al. 2017, section 3.2.1, with the online softmax of Milakov and Gimelshein 2018. No array of size
+    Lq × Lk exists at any time. What is masked never reaches the output, NaN and infinity included.
+    """
     cdef cattn_problem problem
     if (scale is None and (causal is False or causal is True) and window is None and query_offset is None
             and key_range is None and query_lengths is None and key_lengths is None and mask is None and bias is None
@@ -310,7 +370,31 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
 def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None, causal=False, window=None,
                      query_offset=None, alibi_slopes=None, softcap=None, sinks=None, out=None, return_lse=False,
                      num_threads=None):
-    """TODO"""
+    """Attention over packed sequences: sequence n owns rows ``indptr[n]:indptr[n + 1]`` of each array.
+
+    Parameters
+    ----------
+    query : array_like, shape (total queries, Hq, D)
+    key : array_like, shape (total keys, Hkv, D)
+    value : array_like, shape (total keys, Hkv, Dv)
+    query_indptr, key_indptr : int array_like, shape (sequences + 1,)
+        Ascending, from 0 to the total.
+    query_offset : {"start", "end"}, int, or int array of shape (sequences,), optional
+    scale, causal, window, alibi_slopes, softcap, sinks, out, return_lse, num_threads
+        As in `attention`.
+
+    Returns
+    -------
+    out : ndarray, shape (total queries, Hq, Dv)
+        The bits that `attention` gives for each sequence by itself.
+    lse : ndarray, shape (total queries, Hq)
+        Only with return_lse.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `attention` does.
+    """
     cdef cattn_problem problem
     given, result, lse = _arguments.attention_varlen(
         query, key, value, query_indptr, key_indptr, scale=scale, causal=causal, window=window,
@@ -328,7 +412,32 @@ cdef dict STAGES = {"scores": STAGE_SCORES, "softcapped": STAGE_SOFTCAPPED, "bia
 def attention_weights(query, key, *, stage="weights", scale=None, causal=False, window=None, query_offset=None,
                       key_range=None, query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None,
                       softcap=None, sinks=None, layout="bhld", num_threads=None):
-    """TODO"""
+    """The scores of attention at one stage, or its weights: what `attention` never holds at once.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., Hq, Lq, D)
+    key : array_like, shape (..., Hkv, Lk, D)
+    stage : {"weights", "scores", "softcapped", "biased"}
+        "scores" are scale · q·k; "softcapped" follow the softcap; "biased" are final, -inf where masked; "weights" are
+        their softmax by row.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, softcap, sinks
+        As in `attention`. A stage does not need what comes after it.
+    layout : {"bhld", "blhd"}
+        Of query and key.
+    num_threads : int, optional
+
+    Returns
+    -------
+    ndarray, shape (..., Hq, Lq, Lk), in either layout
+        float64 for float64 inputs, else float32. Rows of weights sum to 1, less what a sink takes; rows that may attend
+        to nothing are zeros.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `attention` does.
+    """
     cdef cattn_problem problem
     given, stage, result = _arguments.attention_weights(
         query, key, stage=stage, scale=scale, causal=causal, window=window, query_offset=query_offset,

@@ -12,7 +12,9 @@ ctypedef fused real:
     double
 
 cdef enum:
-    PORTABLE_BYTES = 64   # of one row of lanes: four SSE2 registers, so that 2 keys × 4 registers leave room for operands
+    # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
+    # before it looks for vectors, and then finds the wrong ones.
+    PORTABLE_LANES = 32
 
 
 cdef union FloatBits:
@@ -78,7 +80,7 @@ cdef inline real exponential(real s) noexcept nogil:
 
 cdef void load_rows(real *queries, const char *const *rows, Py_ssize_t count, Py_ssize_t size,
                     double scale) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t c, r
     cdef real factor = <real>scale
     for r in range(count):
@@ -91,31 +93,22 @@ cdef void load_rows(real *queries, const char *const *rows, Py_ssize_t count, Py
 
 cdef void scores(real *scores, real *block_maximum, const real *queries, const char *keys, Py_ssize_t stride,
                  Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
-    cdef real[16] first, second, maximum
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] sum, maximum
     cdef const real *key
-    cdef const real *next_key
     cdef Py_ssize_t j, c, r
     for r in range(lanes):
         maximum[r] = -INFINITY
-    for j in range(0, count, 2):
+    for j in range(count):
         key = <const real *>(keys + j * stride)
-        # The last of an odd number is computed twice, and stored once.
-        next_key = <const real *>(keys + (j + 1) * stride) if j + 1 < count else key
         for r in range(lanes):
-            first[r] = 0
-            second[r] = 0
+            sum[r] = 0
         for c in range(size):
             for r in range(lanes):
-                first[r] += queries[c * lanes + r] * key[c]
-                second[r] += queries[c * lanes + r] * next_key[c]
+                sum[r] += queries[c * lanes + r] * key[c]
         for r in range(lanes):
-            scores[j * lanes + r] = first[r]
-            maximum[r] = first[r] if first[r] > maximum[r] else maximum[r]
-        if j + 1 < count:
-            for r in range(lanes):
-                scores[(j + 1) * lanes + r] = second[r]
-                maximum[r] = second[r] if second[r] > maximum[r] else maximum[r]
+            scores[j * lanes + r] = sum[r]
+            maximum[r] = sum[r] if sum[r] > maximum[r] else maximum[r]
     for r in range(lanes):
         block_maximum[r] = maximum[r]
 
@@ -148,7 +141,7 @@ cdef inline void edit_strided(real *scores, Py_ssize_t key_pitch, Py_ssize_t row
 
 
 cdef void edit(real *scores, real *block_maximum, Py_ssize_t count, const cattn_edit *edit) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef Py_ssize_t lanes = PORTABLE_LANES
     edit_strided(scores, lanes, 1, block_maximum, lanes, count, edit)
 
 
@@ -166,8 +159,8 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
 
 cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum, real *factor,
                        const real *block_maximum) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
-    cdef real[16] reference, block_sum
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] reference, block_sum
     cdef Py_ssize_t j, r
     cdef real p
     advance_maximum(maximum, reference, factor, block_maximum, lanes)
@@ -184,25 +177,19 @@ cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum,
 
 cdef void values(real *output, const real *factor, const real *weights, const char *values, Py_ssize_t stride,
                  Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
-    cdef real[16] first, second
-    cdef const real *value
-    cdef Py_ssize_t j, c, r, step
-    for c in range(0, size, 2):
-        step = 1 if c + 1 < size else 0   # the last of an odd number is computed twice, and stored once
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] sum
+    cdef real value
+    cdef Py_ssize_t j, c, r
+    for c in range(size):
         for r in range(lanes):
-            first[r] = 0
-            second[r] = 0
+            sum[r] = 0
         for j in range(count):
-            value = <const real *>(values + j * stride) + c
+            value = (<const real *>(values + j * stride))[c]
             for r in range(lanes):
-                first[r] += weights[j * lanes + r] * value[0]
-                second[r] += weights[j * lanes + r] * value[step]
+                sum[r] += weights[j * lanes + r] * value
         for r in range(lanes):
-            output[c * lanes + r] = factor[r] * output[c * lanes + r] + first[r]
-        if step:
-            for r in range(lanes):
-                output[(c + 1) * lanes + r] = factor[r] * output[(c + 1) * lanes + r] + second[r]
+            output[c * lanes + r] = factor[r] * output[c * lanes + r] + sum[r]
 
 
 cdef inline real select_value(real sum, real weight, real value, bint attended) noexcept nogil:
@@ -215,7 +202,7 @@ cdef inline real select_value(real sum, real weight, real value, bint attended) 
 
 cdef void select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
                         const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t j, c, r
     cdef real sum
     for c in range(size):
@@ -229,7 +216,7 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *factor,
                     Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
+    cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t c, r
     cdef real value, residue = 0
     for r in range(count):
@@ -243,35 +230,46 @@ cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, con
 # Few rows: the head size, or the keys, in the lanes.
 
 
+cdef inline real sum_lanes(real *lanes) noexcept nogil:
+    """The sum of PORTABLE_LANES numbers, by halves."""
+    cdef Py_ssize_t lane
+    for lane in range(16):
+        lanes[lane] += lanes[lane + 16]
+    for lane in range(8):
+        lanes[lane] += lanes[lane + 8]
+    for lane in range(4):
+        lanes[lane] += lanes[lane + 4]
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+
+
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
                      const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      const char *ahead, Py_ssize_t ahead_stride, Py_ssize_t ahead_size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
-    cdef real[16] partial
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] partial
     cdef const real *key
     cdef const real *query
-    cdef Py_ssize_t j, c, r, lane, half
+    cdef Py_ssize_t j, c, r, lane
     for r in range(rows):
         block_maximum[r] = -INFINITY
     for j in range(count):
         key = <const real *>(keys + j * stride)
         for r in range(rows):
             query = queries + r * size
-            for lane in range(lanes):
-                partial[lane] = 0
-            for c in range(size // lanes):
+            if size < lanes:
+                for lane in range(lanes):
+                    partial[lane] = 0
+            else:
+                for lane in range(lanes):
+                    partial[lane] = query[lane] * key[lane]
+            for c in range(1, size // lanes):
                 for lane in range(lanes):
                     partial[lane] += query[c * lanes + lane] * key[c * lanes + lane]
             for c in range(size - size % lanes, size):
                 partial[c % lanes] += query[c] * key[c]
-            half = lanes // 2
-            while half > 0:
-                for lane in range(half):
-                    partial[lane] += partial[lane + half]
-                half //= 2
-            scores[r * pitch + j] = partial[0]
-            if partial[0] > block_maximum[r]:
-                block_maximum[r] = partial[0]
+            scores[r * pitch + j] = sum_lanes(partial)
+            if scores[r * pitch + j] > block_maximum[r]:
+                block_maximum[r] = scores[r * pitch + j]
 
 
 cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
@@ -296,8 +294,8 @@ cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_s
 
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
                      const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_BYTES // sizeof(real)
-    cdef real[16] sum
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] sum
     cdef const real *value
     cdef const real *weight
     cdef real single
@@ -404,7 +402,7 @@ cdef void narrow(char *to, const void *source, cattn_type type, Py_ssize_t count
 cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     """The set of `real`; the pointer only says which."""
     tiles.item = sizeof(real)
-    tiles.lanes = PORTABLE_BYTES // sizeof(real)
+    tiles.lanes = PORTABLE_LANES
     tiles.load_rows = <load_rows_function>load_rows[real]
     tiles.scores = <scores_function>scores[real]
     tiles.edit = <edit_function>edit[real]

@@ -128,6 +128,7 @@ class _Draw:
                 x *= min(sigma, 3000 / max(1, np.abs(x).max(initial=0)))
             result[name] = self.store(x.astype(self.dtype))
         self.batch = np.broadcast_shapes(*(x.shape[:-3] for x in result.values()))
+        self.row_shape = (self.rows,) if ndim == 2 else (*self.batch, self.heads, self.rows)
         return result
 
     def some_batch(self):
@@ -165,7 +166,7 @@ class _Draw:
             low = self.one_of([0, self.rows // 2])
             result["query_lengths"] = self.per_entry(low, self.rows + 1, self.chance(0.3))
         if self.wants("key_range"):
-            shape = self.some_of((*self.batch, self.heads, self.rows))
+            shape = self.some_of(self.row_shape)
             start = self.random.integers(-5, self.keys_count // 2 + 1, shape)
             stop = self.random.integers(self.keys_count // 3, self.keys_count + 6, shape)
             pair = [x.astype(self.one_of([np.int32, np.int64])) for x in (start, stop)]
@@ -208,7 +209,7 @@ class _Draw:
         return int(x) if scalar else np.asarray(x).astype(self.one_of([np.int32, np.int64]))
 
     def score_shape(self):
-        return self.some_of((*self.batch, self.heads, self.rows, self.keys_count))
+        return self.some_of((*self.row_shape, self.keys_count))
 
     def some_of(self, shape):
         """`shape` or one that broadcasts to it."""

@@ -6,6 +6,7 @@
 over the keys j whose weight p_j is at least the smallest normal number: others have no influence on the row. The
 bound is what the same formulas in NumPy reach in the same precision, with half as much again:
 κ ≤ max(2, 1.5·κ_NumPy + 0.5). Results stored in a half type may be one unit in the last place further off.
+Logarithms of sums are held to max(8, ...): an error that all scores of a row share cancels in the output only.
 """
 
 import functools
@@ -80,7 +81,7 @@ class Yardstick:
 
     @functools.cached_property
     def lse_bound(self):
-        return max(2, 1.5 * self.kappa_lse(self._numpy[1]) + 0.5)
+        return max(8, 1.5 * self.kappa_lse(self._numpy[1]) + 0.5)
 
     @staticmethod
     def _largest(errors):

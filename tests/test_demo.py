@@ -108,7 +108,7 @@ def test_the_sentence(demo):
 
 def test_plot_writes_a_png(demo, tmp_path):
     pytest.importorskip("matplotlib")
-    text = demo("--plot", "weights.png", MPLBACKEND="template")
+    text = demo("--plot", "weights.png", MPLBACKEND="qtagg")
     assert "weights.png" in text
     assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG\r\n")
 

@@ -115,8 +115,8 @@ CASES = [
     (f"{WINDOW}(1,)", ValueError, {"window": (1,)}),
     (f"{WINDOW}(1, 2, 3)", ValueError, {"window": (1, 2, 3)}),
     (f"{WINDOW}(-2, 0)", ValueError, {"window": (-2, 0)}),
-    (f"query_offset: expected {WORDS}, because causal is given and the lengths of query and key differ (5 and 7), "
-     "got None", ValueError, {"causal": True}),
+    ((f"query_offset: expected {WORDS}, because causal is given and the lengths of query and key differ (5 and 7), "
+     "got None"), ValueError, {"causal": True}),
     (f"query_offset: expected {WORDS}, because window is given", ValueError, {"window": (None, 3)}),
     (f"query_offset: expected {WORDS}, because window is given", ValueError, {"window": (3, -1)}),
     (f"query_offset: expected {WORDS}, because alibi_slopes is given", ValueError, {"alibi_slopes": [1, 2, 3, 4]}),
@@ -197,8 +197,8 @@ CASES = [
     ("out: expected shape (5, 3), got (1, 5, 3)", ValueError,
      {"query": QUERY[0, 0], "key": KEY[0, 0], "value": VALUE[0, 0], "out": zeros(1, 5, 3)}),
     ("out: expected a writable array, got a read-only one", ValueError, {"out": read_only(zeros(*OUT_SHAPE))}),
-    ("out: expected elements that do not overlap, got an array that overlaps itself "
-     "(shape (2, 4, 5, 3), strides (240, 0, 12, 4))", ValueError,
+    (("out: expected elements that do not overlap, got an array that overlaps itself "
+     "(shape (2, 4, 5, 3), strides (240, 0, 12, 4))"), ValueError,
      {"out": np.lib.stride_tricks.as_strided(zeros(*OUT_SHAPE), OUT_SHAPE, (240, 0, 12, 4))}),
     # the process
     ("num_threads: ", ValueError, {"num_threads": 0}),
@@ -330,8 +330,8 @@ VARLEN_CASES = [
      {"query_indptr": [0, 2, 7]}),
     ("key_indptr: expected 3 entries like query_indptr, one more than there are sequences, got 4", ValueError,
      {"key_indptr": [0, 2, 3, 9]}),
-    (f"query_offset: expected {WORDS}, because causal is given and the lengths of query and key differ "
-     "(4 and 7 in sequence 1), got None", ValueError, {"causal": True}),
+    ((f"query_offset: expected {WORDS}, because causal is given and the lengths of query and key differ "
+     "(4 and 7 in sequence 1), got None"), ValueError, {"causal": True}),
     ("query_offset: expected a shape that broadcasts to (2,) (sequences), got (3,)", ValueError,
      {"query_offset": [1, 2, 3]}),
     ("window: expected", TypeError, {"window": 2}),
