@@ -416,7 +416,7 @@ def _key_range(key_range, sizes):
         raise ValueError(f"key_range: expected (start, stop), each None or integers, got {_shown(key_range)}")
     shape = _rows_shape(sizes)
     bounds = []
-    for side, bound in zip(("start", "stop"), key_range):
+    for side, bound in zip(("start", "stop"), key_range, strict=True):
         if bound is not None:
             name = f"key_range {side}"
             bound = _integers(name, bound, 0, sizes.key_length)

@@ -301,9 +301,9 @@ cdef void mark_attended(unsigned char *attended, const void *scores, Py_ssize_t 
         attended[i] = get_real(scores, i, item) != -INFINITY
 
 
-cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t tile_count, char *workspace, int worker,
-                        bint few, bint selecting) noexcept nogil:
-    """All blocks of keys that some row of the tiles may attend to, each shared by the tiles in turn."""
+cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t tile_count, Py_ssize_t first_key,
+                        Py_ssize_t last_key, char *workspace, int worker, bint few, bint selecting) noexcept nogil:
+    """All blocks of a chunk of keys that some row of the tiles may attend to, each shared by the tiles in turn."""
     cdef const cattn_problem *problem = run.problem
     cdef const Plan *plan = run.plan
     cdef const cattn_tiles *table = plan.tiles
@@ -325,10 +325,12 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
     for t in range(tile_count):
         begin = min(begin, tiles[t].low)
         end = max(end, tiles[t].high)
+    begin = max(begin, first_key)
+    end = min(end, last_key)
     if begin >= end:
         return
-    for number in range(begin // block, (end + block - 1) // block):
-        start = number * block
+    for number in range((begin - first_key) // block, (end - first_key + block - 1) // block):
+        start = first_key + number * block
         stop = min(start + block, end)
         if stopped(run, worker, tile_count * tiles[0].lanes * (stop - start) * (size + value_size)):
             return
@@ -342,8 +344,8 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
             high = min(stop, tile.high)
             if low >= high:
                 continue
-            if few:
-                low = start   # keys sum up in lanes counted from the start of the block
+            # Runs of sums count from the start of the block, whoever shares the tile.
+            low = start if few else low - (low - start) % CATTN_RUN
             count = high - low
             edited = make_edit(&edit, tile, problem, plan, entry, low, high, workspace, STAGE_OUTPUT, &visible)
             if not visible:
@@ -441,6 +443,11 @@ cdef void place_tile(Tile *tile, const Plan *plan, const cattn_problem *problem,
     cdef char *vectors = workspace + plan.vectors_at + (3 + 2 * number) * CATTN_MAX_LANES * item
     tile.maximum = vectors
     tile.sum = vectors + CATTN_MAX_LANES * item
+    if plan.totals_at < plan.scores_at:
+        tile.total_maximum = workspace + plan.totals_at \
+            + number * (2 * CATTN_MAX_LANES + lanes * problem.value_size) * item
+        tile.total_sum = <char *>tile.total_maximum + CATTN_MAX_LANES * item
+        tile.total_output = <char *>tile.total_sum + CATTN_MAX_LANES * item
     tile.queries = workspace + plan.queries_at + number * lanes * problem.head_size * item
     tile.output = workspace + plan.output_at + number * lanes * problem.value_size * item
 
@@ -456,6 +463,70 @@ cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, 
     load_queries(tile, run.problem, run.plan, entry, workspace + run.plan.row_at, few)
 
 
+cdef void merge(real *maximum, real *sum, real *output, const real *other_maximum, const real *other_sum,
+                const real *other_output, Py_ssize_t rows, Py_ssize_t row_pitch, Py_ssize_t size,
+                Py_ssize_t size_pitch) noexcept nogil:
+    """Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding); output (r, c) stands at
+    r · row_pitch + c · size_pitch."""
+    cdef real[CATTN_MAX_LANES] reference, factor, other_factor
+    cdef Py_ssize_t r, c, at
+    advance_maximum(maximum, reference, factor, other_maximum, rows)
+    for r in range(rows):
+        other_factor[r] = exponential(other_maximum[r] - reference[r])
+        sum[r] = factor[r] * sum[r] + other_factor[r] * other_sum[r]
+    for c in range(size):
+        for r in range(rows):
+            at = r * row_pitch + c * size_pitch
+            output[at] = factor[r] * output[at] + other_factor[r] * other_output[at]
+
+
+cdef void begin_total(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t row
+    memset(tile.total_output, 0, tile.lanes * size * item)
+    for row in range(tile.lanes):
+        put_real(tile.total_maximum, row, item, -INFINITY)
+        put_real(tile.total_sum, row, item, 0)
+
+
+cdef void join_total(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
+    if item == 4:
+        merge[float](<float *>tile.total_maximum, <float *>tile.total_sum, <float *>tile.total_output,
+                     <const float *>tile.maximum, <const float *>tile.sum, <const float *>tile.output,
+                     tile.lanes, 1, size, tile.lanes)
+    else:
+        merge[double](<double *>tile.total_maximum, <double *>tile.total_sum, <double *>tile.total_output,
+                      <const double *>tile.maximum, <const double *>tile.sum, <const double *>tile.output,
+                      tile.lanes, 1, size, tile.lanes)
+
+
+cdef inline void swap(void **one, void **other) noexcept nogil:
+    cdef void *kept = one[0]
+    one[0] = other[0]
+    other[0] = kept
+
+
+cdef void attend_chunks(Run *run, const Task *task, const Entry *entry, Tile *tiles, Py_ssize_t tile_count,
+                        char *workspace, int worker, bint selecting) noexcept nogil:
+    """All keys, chunk by chunk; what many rows have attended to is then in the tiles."""
+    cdef Py_ssize_t chunk, first_key, t, size = run.problem.value_size, item = run.plan.tiles.item
+    cdef Py_ssize_t chunks = count_chunks(task.last_key)
+    for chunk in range(chunks):
+        first_key = chunk * CHUNK
+        for t in range(tile_count):
+            if chunk == 0 and chunks > 1:
+                begin_total(&tiles[t], size, item)
+            reset_softmax(&tiles[t], run.problem, run.plan, entry, chunk == 0)
+        attend_blocks(run, entry, tiles, tile_count, first_key, first_key + CHUNK, workspace, worker, False, selecting)
+        if chunks > 1:
+            for t in range(tile_count):
+                join_total(&tiles[t], size, item)
+    if chunks > 1:
+        for t in range(tile_count):
+            swap(&tiles[t].maximum, &tiles[t].total_maximum)
+            swap(&tiles[t].sum, &tiles[t].total_sum)
+            swap(&tiles[t].output, &tiles[t].total_output)
+
+
 cdef void attend_many(Run *run, const Task *task, char *workspace, int worker) noexcept nogil:
     cdef Py_ssize_t lanes = run.plan.tiles.lanes, t
     cdef Py_ssize_t tile_count = (task.rows + lanes - 1) // lanes
@@ -464,13 +535,11 @@ cdef void attend_many(Run *run, const Task *task, char *workspace, int worker) n
     open_entry(&entry, run.problem, run.plan, task.entry, task.key_head)
     for t in range(tile_count):
         open_tile(&tiles[t], run, task, &entry, t, lanes, workspace, False)
-        reset_softmax(&tiles[t], run.problem, run.plan, &entry, True)
-    attend_blocks(run, &entry, tiles, tile_count, workspace, worker, False, False)
+    attend_chunks(run, task, &entry, tiles, tile_count, workspace, worker, False)
     for t in range(tile_count):
         if not finish_tile(run, &entry, &tiles[t], workspace, False):
             # Perhaps a masked value was not finite: weight 0 does not silence it. Again, leaving out what is masked.
-            reset_softmax(&tiles[t], run.problem, run.plan, &entry, True)
-            attend_blocks(run, &entry, &tiles[t], 1, workspace, worker, False, True)
+            attend_chunks(run, task, &entry, &tiles[t], 1, workspace, worker, True)
             finish_tile(run, &entry, &tiles[t], workspace, False)
 
 
@@ -493,10 +562,10 @@ cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) no
     open_entry(&entry, run.problem, run.plan, task.entry, task.key_head)
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
-    attend_blocks(run, &entry, tile, 1, workspace, worker, True, False)
+    attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, False)
     if not output_is_finite(tile, output_size, item):
         reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
-        attend_blocks(run, &entry, tile, 1, workspace, worker, True, True)
+        attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, True)
     if task.partial < 0:
         finish_tile(run, &entry, tile, workspace, True)
         return
@@ -506,27 +575,11 @@ cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) no
     memcpy(partial + 2 * rows * item, tile.output, output_size * item)
 
 
-cdef void merge_partial(real *maximum, real *sum, real *output, const real *partial, Py_ssize_t rows,
-                        Py_ssize_t size) noexcept nogil:
-    """Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding)."""
-    cdef const real *partial_sum = partial + rows
-    cdef const real *partial_output = partial + 2 * rows
-    cdef real[CATTN_FEW_ROWS] reference, factor
-    cdef real partial_factor
-    cdef Py_ssize_t r, c
-    advance_maximum(maximum, reference, factor, partial, rows)
-    for r in range(rows):
-        partial_factor = exponential(partial[r] - reference[r])
-        sum[r] = factor[r] * sum[r] + partial_factor * partial_sum[r]
-        for c in range(size):
-            output[r * size + c] = factor[r] * output[r * size + c] + partial_factor * partial_output[r * size + c]
-
-
 cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil:
     """The partial results of one key head, from left to right; task `number` is the first of them."""
     cdef const Task *task = &run.tasks[number]
     cdef Tile *tile = <Tile *>(workspace + run.plan.tiles_at)
-    cdef Py_ssize_t rows = task.rows, size = run.problem.value_size
+    cdef Py_ssize_t rows = task.rows, size = run.problem.value_size, item = run.plan.tiles.item
     cdef const char *partial
     cdef Entry entry
     open_entry(&entry, run.problem, run.plan, task.entry, task.key_head)
@@ -534,12 +587,14 @@ cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil
     reset_softmax(tile, run.problem, run.plan, &entry, False)
     while True:
         partial = run.partials + run.tasks[number].partial * run.plan.partial_bytes
-        if run.plan.tiles.item == 4:
-            merge_partial[float](<float *>tile.maximum, <float *>tile.sum, <float *>tile.output,
-                                 <const float *>partial, rows, size)
+        if item == 4:
+            merge[float](<float *>tile.maximum, <float *>tile.sum, <float *>tile.output, <const float *>partial,
+                         <const float *>(partial + rows * item), <const float *>(partial + 2 * rows * item), rows, size,
+                         size, 1)
         else:
-            merge_partial[double](<double *>tile.maximum, <double *>tile.sum, <double *>tile.output,
-                                  <const double *>partial, rows, size)
+            merge[double](<double *>tile.maximum, <double *>tile.sum, <double *>tile.output, <const double *>partial,
+                          <const double *>(partial + rows * item), <const double *>(partial + 2 * rows * item), rows,
+                          size, size, 1)
         number += 1
         if number == run.plan.tasks or run.tasks[number].first_key == 0:
             break

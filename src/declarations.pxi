@@ -42,6 +42,8 @@ cdef extern from "tiles.h" nogil:
         CATTN_ALIGNMENT
         CATTN_MAX_LANES
         CATTN_FEW_ROWS
+        CATTN_RUN
+        CATTN_FEW_RUN
 
     ctypedef struct cattn_edit:
         double softcap

@@ -351,9 +351,9 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     Lq × Lk exists at any time. What is masked never reaches the output, NaN and infinity included.
     """
     cdef cattn_problem problem
-    if (scale is None and (causal is False or causal is True) and window is None and query_offset is None
+    if (type(layout) is str and layout == "bhld" and scale is None and (causal is False or causal is True) and window is None and query_offset is None
             and key_range is None and query_lengths is None and key_lengths is None and mask is None and bias is None
-            and alibi_slopes is None and softcap is None and sinks is None and layout == "bhld" and out is None
+            and alibi_slopes is None and softcap is None and sinks is None and out is None
             and return_lse is False and num_threads is None):
         result = attend_plain(query, key, value, causal)
         if result is not None:

@@ -9,8 +9,9 @@ cdef enum:
     BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
     LARGEST_BLOCK = 96
     FEW_BLOCK = 32         # keys: its keys and values fit L1 together up to head size 128
-    CHUNK = 2048           # keys of one task with few rows: a multiple of FEW_BLOCK. Its partial result is at most
-                           # 8 rows to 2048 keys, 0.4% of their bytes
+    # Keys whose softmax is merged into that of the chunks before: a multiple of FEW_BLOCK. Chains of sums stay short, and
+    # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
+    CHUNK = 2048
     LARGEST_TASK = 8       # query tiles that share a block of keys
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
 
@@ -21,6 +22,9 @@ cdef struct Tile:
     void *output
     void *maximum
     void *sum
+    void *total_output      # the chunks before this one, where there are several
+    void *total_maximum
+    void *total_sum
     Py_ssize_t rows                    # of them,
     Py_ssize_t lanes                   # and the lanes they take: those behind the rows are computed and not stored
     Py_ssize_t low, high               # some row may attend to keys low <= j < high,
@@ -43,7 +47,7 @@ cdef struct Plan:
     bint query_in_place, key_in_place, value_in_place, out_in_place, mask_in_place, bias_in_place
     Py_ssize_t tasks, partials, partial_bytes
     # Where each part of a worker's workspace begins, and its size.
-    Py_ssize_t tiles_at, queries_at, output_at, scores_at, vectors_at, key_at, value_at, row_at, bias_at, mask_at
+    Py_ssize_t tiles_at, queries_at, output_at, scores_at, vectors_at, totals_at, key_at, value_at, row_at, bias_at, mask_at
     Py_ssize_t attended_at, workspace_bytes
 
 
@@ -64,6 +68,10 @@ cdef inline Py_ssize_t entry_key_length(const cattn_problem *problem, Py_ssize_t
     if problem.key_indptr != NULL:
         return <Py_ssize_t>(problem.key_indptr[entry + 1] - problem.key_indptr[entry])
     return problem.key_length
+
+
+cdef inline Py_ssize_t count_chunks(Py_ssize_t keys) noexcept nogil:
+    return max(<Py_ssize_t>1, (keys + CHUNK - 1) // CHUNK)
 
 
 cdef inline bint is_few(Py_ssize_t rows) noexcept nogil:
@@ -125,6 +133,8 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.vectors_at = reserve(&bytes, (2 * tile_count + 3) * CATTN_MAX_LANES * item)
     plan.queries_at = reserve(&bytes, tile_count * tile_rows * problem.head_size * item)
     plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
+    plan.totals_at = reserve(&bytes, 0 if not plan.has_many or problem.key_length <= CHUNK else
+                             tile_count * (2 * CATTN_MAX_LANES + tile_rows * problem.value_size) * item)
     plan.scores_at = reserve(&bytes, block * tile_rows * item)
     plan.attended_at = reserve(&bytes, block * tile_rows)
     plan.key_at = reserve(&bytes, 0 if plan.key_in_place else block * problem.head_size * item)
@@ -151,7 +161,7 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
             continue
         for head in range(problem.key_heads):
             if is_few(rows) and not weights_only:
-                chunks = max(<Py_ssize_t>1, (keys + CHUNK - 1) // CHUNK)
+                chunks = count_chunks(keys)
                 for chunk in range(chunks):
                     if tasks != NULL:
                         tasks[count] = Task(entry, head, 0, rows, chunk * CHUNK, min(keys, (chunk + 1) * CHUNK),

@@ -13,8 +13,7 @@
  * vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to their own type
  * only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are at least 1.
  *
- * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over j = 0, 1, ... of the block,
- * so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
+ * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over j = 0, 1, ... of a run, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
  *
  * Nothing here knows about threads, batches, storage types (but for widen and narrow) or memory allocation.
  */
@@ -28,6 +27,12 @@
 #define CATTN_ALIGNMENT 64
 #define CATTN_MAX_LANES 64
 #define CATTN_FEW_ROWS 8
+
+/* Sums over the keys of a block are taken in runs of so many keys, counted from the first: each from zero, then joined in
+ * order. In one long chain equal terms round the same way each time: the sum of 96 equal values is off by 4 times what
+ * NumPy's is. Rows that are few have registers to spare for shorter runs. */
+#define CATTN_RUN 24
+#define CATTN_FEW_RUN 8
 
 /* What happens to a finished tile of scores, in this order: softcap, bias and ALiBi, then the selection. Vectors
  * are over the rows of the tile. */
@@ -60,11 +65,12 @@ typedef struct {
 
     /* The online softmax. With new = max(maximum, block_maximum), and 0 in its place where it is -infinity:
      * factor = exp(maximum - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN;
-     * sum = factor · sum + Σ_j scores[j], the block's own sum started at zero;  maximum = the new one. */
+     * sum = factor · sum + Σ_j scores[j], in runs;  maximum = the new one. */
     void (*exponentials)(void *scores, ptrdiff_t count, void *maximum, void *sum, void *factor,
                          const void *block_maximum);
 
-    /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c], the block's sum started at zero. */
+    /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c], in runs: the first joins together with the
+     * factor, each further one by an addition. */
     void (*values)(void *output, const void *factor, const void *weights,
                    const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
 

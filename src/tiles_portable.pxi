@@ -160,58 +160,76 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
 cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum, real *factor,
                        const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] reference, block_sum
-    cdef Py_ssize_t j, r
+    cdef real[PORTABLE_LANES] reference, run
+    cdef Py_ssize_t number, start, j, r
     cdef real p
     advance_maximum(maximum, reference, factor, block_maximum, lanes)
     for r in range(lanes):
-        block_sum[r] = 0
-    for j in range(count):
+        sum[r] *= factor[r]
+    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+        start = number * CATTN_RUN
         for r in range(lanes):
-            p = exponential(scores[j * lanes + r] - reference[r])
-            scores[j * lanes + r] = p
-            block_sum[r] += p
-    for r in range(lanes):
-        sum[r] = factor[r] * sum[r] + block_sum[r]
+            run[r] = 0
+        for j in range(start, min(count, start + CATTN_RUN)):
+            for r in range(lanes):
+                p = exponential(scores[j * lanes + r] - reference[r])
+                scores[j * lanes + r] = p
+                run[r] += p
+        for r in range(lanes):
+            sum[r] += run[r]
 
 
 cdef void values(real *output, const real *factor, const real *weights, const char *values, Py_ssize_t stride,
                  Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] sum
+    cdef real[PORTABLE_LANES] sum, run
     cdef real value
-    cdef Py_ssize_t j, c, r
+    cdef Py_ssize_t number, start, j, c, r
     for c in range(size):
         for r in range(lanes):
-            sum[r] = 0
-        for j in range(count):
-            value = (<const real *>(values + j * stride))[c]
+            sum[r] = factor[r] * output[c * lanes + r]
+        for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+            start = number * CATTN_RUN
             for r in range(lanes):
-                sum[r] += weights[j * lanes + r] * value
+                run[r] = 0
+            for j in range(start, min(count, start + CATTN_RUN)):
+                value = (<const real *>(values + j * stride))[c]
+                for r in range(lanes):
+                    run[r] += weights[j * lanes + r] * value
+            for r in range(lanes):
+                sum[r] += run[r]
         for r in range(lanes):
-            output[c * lanes + r] = factor[r] * output[c * lanes + r] + sum[r]
+            output[c * lanes + r] = sum[r]
 
 
-cdef inline real select_value(real sum, real weight, real value, bint attended) noexcept nogil:
-    if not attended:
-        return sum
-    if weight == 0 and not isfinite(value):
-        return sum + value
-    return sum + weight * value
+cdef inline real select_strided(real sum, const real *weights, const unsigned char *attended, Py_ssize_t pitch,
+                                const char *values, Py_ssize_t stride, Py_ssize_t count,
+                                Py_ssize_t run_length) noexcept nogil:
+    """One element of the output, in either layout: sum + Σ_j weight_j · value_j over the attended keys."""
+    cdef Py_ssize_t number, start, j
+    cdef real run, value
+    for number in range((count + run_length - 1) // run_length):
+        start = number * run_length
+        run = 0
+        for j in range(start, min(count, start + run_length)):
+            if attended[j * pitch]:
+                value = (<const real *>(values + j * stride))[0]
+                if weights[j * pitch] == 0 and not isfinite(value):
+                    run += value
+                else:
+                    run += weights[j * pitch] * value
+        sum += run
+    return sum
 
 
 cdef void select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
                         const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef Py_ssize_t j, c, r
-    cdef real sum
+    cdef Py_ssize_t c, r
     for c in range(size):
         for r in range(lanes):
-            sum = 0
-            for j in range(count):
-                sum = select_value(sum, weights[j * lanes + r], (<const real *>(values + j * stride))[c],
-                                   attended[j * lanes + r])
-            output[c * lanes + r] = factor[r] * output[c * lanes + r] + sum
+            output[c * lanes + r] = select_strided(factor[r] * output[c * lanes + r], weights + r, attended + r, lanes,
+                                                   values + c * sizeof(real), stride, count, CATTN_RUN)
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *factor,
@@ -279,59 +297,70 @@ cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize
 
 cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
                            real *factor, const real *block_maximum) noexcept nogil:
-    cdef Py_ssize_t j, r
+    cdef Py_ssize_t number, start, j, r
     cdef real[CATTN_FEW_ROWS] reference
-    cdef real block_sum
+    cdef real run
     advance_maximum(maximum, reference, factor, block_maximum, rows)
     for r in range(rows):
         for j in range(count):
             scores[r * pitch + j] = exponential(scores[r * pitch + j] - reference[r])
-        block_sum = 0
-        for j in range(count):
-            block_sum += scores[r * pitch + j]
-        sum[r] = factor[r] * sum[r] + block_sum
+        sum[r] *= factor[r]
+        for number in range((count + CATTN_FEW_RUN - 1) // CATTN_FEW_RUN):
+            start = number * CATTN_FEW_RUN
+            run = 0
+            for j in range(start, min(count, start + CATTN_FEW_RUN)):
+                run += scores[r * pitch + j]
+            sum[r] += run
 
 
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
                      const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] sum
+    cdef real[PORTABLE_LANES] sum, run
     cdef const real *value
     cdef const real *weight
-    cdef real single
     cdef real *target
-    cdef Py_ssize_t j, c, r, lane
+    cdef real single, single_run
+    cdef Py_ssize_t number, start, j, c, r, lane
     for r in range(rows):
         weight = weights + r * pitch
+        target = output + r * size
         for c in range(size // lanes):
-            target = output + r * size + c * lanes
             for lane in range(lanes):
-                sum[lane] = 0
-            for j in range(count):
-                value = <const real *>(values + j * stride) + c * lanes
+                sum[lane] = factor[r] * target[lane]
+            for number in range((count + CATTN_FEW_RUN - 1) // CATTN_FEW_RUN):
+                start = number * CATTN_FEW_RUN
                 for lane in range(lanes):
-                    sum[lane] += weight[j] * value[lane]
+                    run[lane] = 0
+                for j in range(start, min(count, start + CATTN_FEW_RUN)):
+                    value = <const real *>(values + j * stride) + c * lanes
+                    for lane in range(lanes):
+                        run[lane] += weight[j] * value[lane]
+                for lane in range(lanes):
+                    sum[lane] += run[lane]
             for lane in range(lanes):
-                target[lane] = factor[r] * target[lane] + sum[lane]
+                target[lane] = sum[lane]
+            target += lanes
         for c in range(size - size % lanes, size):
-            single = 0
-            for j in range(count):
-                single += weight[j] * (<const real *>(values + j * stride))[c]
-            output[r * size + c] = factor[r] * output[r * size + c] + single
+            single = factor[r] * output[r * size + c]
+            for number in range((count + CATTN_FEW_RUN - 1) // CATTN_FEW_RUN):
+                start = number * CATTN_FEW_RUN
+                single_run = 0
+                for j in range(start, min(count, start + CATTN_FEW_RUN)):
+                    single_run += weight[j] * (<const real *>(values + j * stride))[c]
+                single += single_run
+            output[r * size + c] = single
 
 
 cdef void few_select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
                             Py_ssize_t pitch, Py_ssize_t rows, const char *values, Py_ssize_t stride,
                             Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t j, c, r
-    cdef real sum
+    cdef Py_ssize_t c, r
     for r in range(rows):
         for c in range(size):
-            sum = 0
-            for j in range(count):
-                sum = select_value(sum, weights[r * pitch + j], (<const real *>(values + j * stride))[c],
-                                   attended[r * pitch + j])
-            output[r * size + c] = factor[r] * output[r * size + c] + sum
+            output[r * size + c] = select_strided(factor[r] * output[r * size + c], weights + r * pitch,
+                                                  attended + r * pitch, 1, values + c * sizeof(real), stride, count,
+                                                  CATTN_FEW_RUN)
 
 
 # Storage types.

@@ -155,7 +155,8 @@ class _Draw:
         return result
 
     def side(self):
-        return self.one_of([None, -1, 0, int(self.random.integers(1, 9)), int(self.random.integers(0, self.keys_count + 2))])
+        near, far = self.random.integers(1, 9), self.random.integers(0, self.keys_count + 2)
+        return self.one_of([None, -1, 0, int(near), int(far)])
 
     def keys(self):
         result = {}

@@ -1,4 +1,4 @@
-"""Legal arguments: what becomes of them, seen in the Problem that the kernel gets and in the arrays that the caller gets.
+"""Legal arguments: what becomes of them, in the Problem that the kernel gets and the arrays that the caller gets.
 
 A Problem holds views: nothing that is as large as an input is copied on the way.
 """
@@ -417,11 +417,11 @@ def test_empty_out():
     st.sampled_from([np.uint8, np.float16, np.float32]),
 )
 def test_self_overlap_is_exact(axes, dtype):
-    shape, strides = zip(*axes)
+    shape, strides = zip(*axes, strict=True)
     size = np.dtype(dtype).itemsize
     memory = np.zeros(1024, np.uint8)
     array = np.ndarray(shape, dtype, memory, 512, strides)
-    starts = [sum(i * stride for i, stride in zip(index, strides)) for index in np.ndindex(*shape)]
+    starts = [int(np.dot(index, strides)) for index in np.ndindex(*shape)]
     touched = [start + byte for start in starts for byte in range(size)]
     assert _arguments._overlaps_itself(array) == (len(set(touched)) < len(touched))
 

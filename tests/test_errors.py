@@ -281,7 +281,7 @@ def test_out_overlaps_an_input():
 
 def test_more_memory_than_there_are_addresses():
     long = np.broadcast_to(np.float32(0), (2**30, 1, 2**30, 1))
-    with pytest.raises(MemoryError, match="^out: "):
+    with pytest.raises(MemoryError, match=r"^out: "):
         cattn.attention(long, zeros(1, 3, 1), zeros(1, 3, 2))
 
 

@@ -102,7 +102,7 @@ def test_random_cases_in_any_memory(dtype, start):
     for seed in range(start, start + 50):
         case = cases.case(seed, types=[np.dtype(dtype).name])
         plain = {
-            name: np.ascontiguousarray(x, x.dtype.newbyteorder("=")).reshape(x.shape) if isinstance(x, np.ndarray) else x
+            name: np.array(x, x.dtype.newbyteorder("="), order="C") if isinstance(x, np.ndarray) else x
             for name, x in case.items()
         }
         try:
