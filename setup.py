@@ -11,7 +11,10 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SOURCES = ["kernel.pyx", "pool.c", "dispatch.c", "tiles_vec128.c", "tiles_avx2.c", "tiles_avx512.c"]
-INCLUDED = ["problem.h", "tiles.h", "dispatch.h", "pool.h", "tiles.inc"]
+INCLUDED = [
+    "declarations.pxi", "tiles_portable.pxi", "storage.pxi", "plan.pxi", "attend.pxi",
+    "problem.h", "tiles.h", "dispatch.h", "pool.h", "tiles.inc", "tiles_isa.h", "target_begin.h", "target_end.h",
+]
 
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/std:c11"], []
@@ -20,7 +23,7 @@ else:
     # Nobody here reads floating-point exception flags or errno: without these two, gcc leaves every loop with a comparison
     # of numbers in it scalar.
     compile_args = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno"]
-    link_args = ["-pthread"]
+    link_args = ["-pthread", "-lm"]
 
 macros = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION")]
 directives = {"language_level": 3}
@@ -37,7 +40,7 @@ kernel = Extension(
     "cattn._kernel",
     [f"src/{name}" for name in SOURCES],
     include_dirs=["src", numpy.get_include()],
-    depends=[f"src/{name}" for name in [*INCLUDED, "plan.pxi", "tiles_portable.pxi"]],
+    depends=[f"src/{name}" for name in INCLUDED],
     define_macros=macros,
     extra_compile_args=compile_args,
     extra_link_args=link_args,

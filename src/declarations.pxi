@@ -42,8 +42,7 @@ cdef extern from "tiles.h" nogil:
         CATTN_ALIGNMENT
         CATTN_MAX_LANES
         CATTN_FEW_ROWS
-        CATTN_RUN
-        CATTN_FEW_RUN
+        CATTN_FEW_BLOCK
 
     ctypedef struct cattn_edit:
         double softcap
@@ -86,7 +85,7 @@ ctypedef void (*narrow_function)(char *, const void *, cattn_type, Py_ssize_t) n
 
 cdef extern from "tiles.h" nogil:
     ctypedef struct cattn_tiles:
-        Py_ssize_t lanes, item
+        Py_ssize_t lanes, item, run
         load_rows_function load_rows
         scores_function scores
         edit_function edit

@@ -8,8 +8,7 @@ cdef enum:
     BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
     BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
     LARGEST_BLOCK = 96
-    FEW_BLOCK = 32         # keys: its keys and values fit L1 together up to head size 128
-    # Keys whose softmax is merged into that of the chunks before: a multiple of FEW_BLOCK. Chains of sums stay short, and
+    # Keys whose softmax is merged into that of the chunks before: a multiple of CATTN_FEW_BLOCK. Chains of sums stay short, and
     # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
     CHUNK = 2048
     LARGEST_TASK = 8       # query tiles that share a block of keys
@@ -128,7 +127,7 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
 
     tile_rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
     tile_count = plan.tiles_per_task if plan.has_many else 1
-    block = max(plan.key_block if plan.has_many else 0, <Py_ssize_t>FEW_BLOCK if plan.has_few else 0)
+    block = max(plan.key_block if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_BLOCK if plan.has_few else 0)
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (2 * tile_count + 3) * CATTN_MAX_LANES * item)
     plan.queries_at = reserve(&bytes, tile_count * tile_rows * problem.head_size * item)

@@ -1,6 +1,8 @@
 # Storage types and strange strides: rows of any type, stride, alignment and byte order → contiguous rows of the
 # arithmetic type, and back. Only what the tiles cannot read in place passes through here, a block at a time.
 
+from libc.float cimport FLT_MAX
+
 cdef enum:
     PIECE = 128   # elements converted at a time, through the stack
 
@@ -23,6 +25,13 @@ cdef bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) no
     return array.type == type and array.column == item and not array.swapped and misaligned % item == 0
 
 
+cdef inline float to_float(double value) noexcept nogil:
+    """A finite number stays one: a bias that would become -infinity would mask."""
+    if isfinite(value):
+        value = min(max(value, -FLT_MAX), FLT_MAX)
+    return <float>value
+
+
 cdef void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,
                   const cattn_tiles *float_tiles) noexcept nogil:
     """Contiguous, aligned elements of one type into those of another; half types go through float."""
@@ -32,7 +41,7 @@ cdef void convert(char *to, cattn_type to_type, const char *source, cattn_type t
         memcpy(to, source, count * item_size(type))
     elif to_type == CATTN_FLOAT32 and type == CATTN_FLOAT64:
         for i in range(count):
-            (<float *>to)[i] = <float>(<const double *>source)[i]
+            (<float *>to)[i] = to_float((<const double *>source)[i])
     elif to_type == CATTN_FLOAT64 and type == CATTN_FLOAT32:
         for i in range(count):
             (<double *>to)[i] = (<const float *>source)[i]

@@ -28,11 +28,8 @@
 #define CATTN_MAX_LANES 64
 #define CATTN_FEW_ROWS 8
 
-/* Sums over the keys of a block are taken in runs of so many keys, counted from the first: each from zero, then joined in
- * order. In one long chain equal terms round the same way each time: the sum of 96 equal values is off by 4 times what
- * NumPy's is. Rows that are few have registers to spare for shorter runs. */
-#define CATTN_RUN 24
-#define CATTN_FEW_RUN 8
+/* The most keys at once with few rows. */
+#define CATTN_FEW_BLOCK 16
 
 /* What happens to a finished tile of scores, in this order: softcap, bias and ALiBi, then the selection. Vectors
  * are over the rows of the tile. */
@@ -50,6 +47,9 @@ typedef struct {
 typedef struct {
     ptrdiff_t lanes;   /* rows of a many-row tile, at most CATTN_MAX_LANES */
     ptrdiff_t item;    /* sizeof(real) */
+    ptrdiff_t run;     /* With many rows, sums over the keys of a block are taken in runs of so many, counted from its first
+                        * key: each from zero, then joined in order. In one long chain equal terms round the same way each
+                        * time: 96 equal values came out with 4 times NumPy's error. Shorter where products round too. */
 
     /* ---- many rows ---- */
 

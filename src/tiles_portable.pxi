@@ -15,6 +15,7 @@ cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
+    PORTABLE_RUN = 16
 
 
 cdef union FloatBits:
@@ -27,52 +28,52 @@ cdef union DoubleBits:
     uint64_t bits
 
 
-cdef inline real exponential(real s) noexcept nogil:
-    """e^s for s <= 0 (and little above), 0 below the smallest normal number, NaN for NaN.
+cdef inline real exponential(real x) noexcept nogil:
+    """e^x for x <= 0 (and little above), 0 where it falls below the smallest normal number, NaN for NaN.
 
-    2^x = 2^n · 2^f with n = round(x): adding the constant rounds x to an integer and leaves n plus the exponent's bias
-    in the last bits of the sum, from where a shift makes it the number 2^n. At the lower bound that number is 0. The
-    polynomials are the minimax ones of 2^f over [-1/2, 1/2] in relative error: 1.9e-9 (float), 3.1e-18 (double).
+    e^x = 2^n · e^f with n = round(x / ln 2) and f = x - n · ln 2. Adding the constant rounds to an integer and leaves n plus
+    the exponent's bias in the last bits of the sum, from where a shift makes it the number 2^n: 0 at the lower bound.
+    ln 2 is taken in two parts, the first short enough for an exact product. The polynomials are minimax ones of
+    (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1.
     """
     cdef FloatBits float_power
     cdef DoubleBits double_power
-    cdef real x, f, p, bound, shift
-    x = s * <real>1.4426950408889634074
+    cdef real f, n, p, bound, shift
     if real is float:
-        bound = -127
-        shift = 12583039   # 1.5·2^23 + 127
+        bound = -88.02969   # -127 · ln 2
+        shift = 12583039    # 1.5·2^23 + 127
         x = bound if x < bound else x
-        float_power.value = x + shift
-        f = x - (float_power.value - shift)
+        float_power.value = x * <real>1.4426950408889634 + shift
+        n = float_power.value - shift
+        f = (x - n * <real>0.693359375) - n * <real>-2.1219444005469057e-4
         float_power.bits <<= 23
-        p = <real>0.00015345812158740182477
-        p = p * f + <real>0.0013399931209474140493
-        p = p * f + <real>0.0096184889565227915705
-        p = p * f + <real>0.055503287769976637639
-        p = p * f + <real>0.24022646890639572134
-        p = p * f + <real>0.69314720573725267536
-        p = p * f + <real>1.0000000005541662993
-        return p * float_power.value
+        p = <real>0.001388887286
+        p = p * f + <real>0.008369068561
+        p = p * f + <real>0.04166713621
+        p = p * f + <real>0.1666650622
+        p = p * f + <real>0.4999999812
+        p = p * f + <real>1.000000011
+        return (p * f + <real>1) * float_power.value
     else:
-        bound = -1023
-        shift = 6755399441056767   # 1.5·2^52 + 1023
+        bound = -709.0895657128241   # -1023 · ln 2
+        shift = 6755399441056767     # 1.5·2^52 + 1023
         x = bound if x < bound else x
-        double_power.value = x + shift
-        f = x - (double_power.value - shift)
+        double_power.value = x * 1.4426950408889634 + shift
+        n = double_power.value - shift
+        f = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
         double_power.bits <<= 52
-        p = 4.4352809446103361611e-10
-        p = p * f + 7.0741056262456593708e-9
-        p = p * f + 1.0178198033328527662e-7
-        p = p * f + 1.3215433089594629037e-6
-        p = p * f + 0.0000152527334899608046
-        p = p * f + 0.00015403530462514613026
-        p = p * f + 0.0013333558146789950323
-        p = p * f + 0.0096181291075883350833
-        p = p * f + 0.055504108664819921483
-        p = p * f + 0.24022650695910156205
-        p = p * f + 0.69314718055994533046
-        p = p * f + 0.9999999999999999971
-        return p * double_power.value
+        p = 2.505209632569198e-8
+        p = p * f + 2.7626262788105361e-7
+        p = p * f + 2.7557414789965973e-6
+        p = p * f + 2.480150460214848e-5
+        p = p * f + 1.9841269707467224e-4
+        p = p * f + 0.0013888888932258883
+        p = p * f + 0.008333333333397833
+        p = p * f + 0.041666666666573908
+        p = p * f + 0.16666666666666564
+        p = p * f + 0.50000000000000055
+        p = p * f + 1
+        return (p * f + 1) * double_power.value
 
 
 # Many rows: one row a lane.
@@ -118,7 +119,7 @@ cdef inline void edit_strided(real *scores, Py_ssize_t key_pitch, Py_ssize_t row
     """Both layouts of a tile: score (j, r) stands at j · key_pitch + r · row_pitch."""
     cdef Py_ssize_t j, r
     cdef real *score
-    cdef real distance, slope
+    cdef real distance, slope, bias
     for r in range(rows):
         block_maximum[r] = -INFINITY
     for r in range(rows):
@@ -128,7 +129,8 @@ cdef inline void edit_strided(real *scores, Py_ssize_t key_pitch, Py_ssize_t row
             if edit.softcap != 0:
                 score[0] = <real>(edit.softcap * tanh(score[0] / edit.softcap))
             if edit.has_bias:
-                score[0] += (<const real *>edit.bias[r])[j]
+                bias = (<const real *>edit.bias[r])[j]
+                score[0] = bias if bias == -INFINITY else score[0] + bias   # it masks a NaN, too
             if edit.has_alibi:
                 distance = <real>(edit.distance[r] - j)
                 score[0] -= slope * (distance if distance > 0 else -distance)
@@ -166,11 +168,11 @@ cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum,
     advance_maximum(maximum, reference, factor, block_maximum, lanes)
     for r in range(lanes):
         sum[r] *= factor[r]
-    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-        start = number * CATTN_RUN
+    for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+        start = number * PORTABLE_RUN
         for r in range(lanes):
             run[r] = 0
-        for j in range(start, min(count, start + CATTN_RUN)):
+        for j in range(start, min(count, start + PORTABLE_RUN)):
             for r in range(lanes):
                 p = exponential(scores[j * lanes + r] - reference[r])
                 scores[j * lanes + r] = p
@@ -188,11 +190,11 @@ cdef void values(real *output, const real *factor, const real *weights, const ch
     for c in range(size):
         for r in range(lanes):
             sum[r] = factor[r] * output[c * lanes + r]
-        for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-            start = number * CATTN_RUN
+        for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+            start = number * PORTABLE_RUN
             for r in range(lanes):
                 run[r] = 0
-            for j in range(start, min(count, start + CATTN_RUN)):
+            for j in range(start, min(count, start + PORTABLE_RUN)):
                 value = (<const real *>(values + j * stride))[c]
                 for r in range(lanes):
                     run[r] += weights[j * lanes + r] * value
@@ -229,7 +231,7 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
     for c in range(size):
         for r in range(lanes):
             output[c * lanes + r] = select_strided(factor[r] * output[c * lanes + r], weights + r, attended + r, lanes,
-                                                   values + c * sizeof(real), stride, count, CATTN_RUN)
+                                                   values + c * sizeof(real), stride, count, PORTABLE_RUN)
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *factor,
@@ -297,59 +299,46 @@ cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize
 
 cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
                            real *factor, const real *block_maximum) noexcept nogil:
-    cdef Py_ssize_t number, start, j, r
+    cdef Py_ssize_t j, r
     cdef real[CATTN_FEW_ROWS] reference
     cdef real run
     advance_maximum(maximum, reference, factor, block_maximum, rows)
     for r in range(rows):
         for j in range(count):
             scores[r * pitch + j] = exponential(scores[r * pitch + j] - reference[r])
-        sum[r] *= factor[r]
-        for number in range((count + CATTN_FEW_RUN - 1) // CATTN_FEW_RUN):
-            start = number * CATTN_FEW_RUN
-            run = 0
-            for j in range(start, min(count, start + CATTN_FEW_RUN)):
-                run += scores[r * pitch + j]
-            sum[r] += run
+        run = 0
+        for j in range(count):
+            run += scores[r * pitch + j]
+        sum[r] = factor[r] * sum[r] + run
 
 
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
                      const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] sum, run
+    cdef real[PORTABLE_LANES] sum
     cdef const real *value
     cdef const real *weight
     cdef real *target
-    cdef real single, single_run
-    cdef Py_ssize_t number, start, j, c, r, lane
+    cdef real single
+    cdef Py_ssize_t j, c, r, lane
     for r in range(rows):
         weight = weights + r * pitch
         target = output + r * size
         for c in range(size // lanes):
             for lane in range(lanes):
-                sum[lane] = factor[r] * target[lane]
-            for number in range((count + CATTN_FEW_RUN - 1) // CATTN_FEW_RUN):
-                start = number * CATTN_FEW_RUN
+                sum[lane] = 0
+            for j in range(count):
+                value = <const real *>(values + j * stride) + c * lanes
                 for lane in range(lanes):
-                    run[lane] = 0
-                for j in range(start, min(count, start + CATTN_FEW_RUN)):
-                    value = <const real *>(values + j * stride) + c * lanes
-                    for lane in range(lanes):
-                        run[lane] += weight[j] * value[lane]
-                for lane in range(lanes):
-                    sum[lane] += run[lane]
+                    sum[lane] += weight[j] * value[lane]
             for lane in range(lanes):
-                target[lane] = sum[lane]
+                target[lane] = factor[r] * target[lane] + sum[lane]
             target += lanes
         for c in range(size - size % lanes, size):
-            single = factor[r] * output[r * size + c]
-            for number in range((count + CATTN_FEW_RUN - 1) // CATTN_FEW_RUN):
-                start = number * CATTN_FEW_RUN
-                single_run = 0
-                for j in range(start, min(count, start + CATTN_FEW_RUN)):
-                    single_run += weight[j] * (<const real *>(values + j * stride))[c]
-                single += single_run
-            output[r * size + c] = single
+            single = 0
+            for j in range(count):
+                single += weight[j] * (<const real *>(values + j * stride))[c]
+            output[r * size + c] = factor[r] * output[r * size + c] + single
 
 
 cdef void few_select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
@@ -360,7 +349,7 @@ cdef void few_select_values(real *output, const real *factor, const real *weight
         for c in range(size):
             output[r * size + c] = select_strided(factor[r] * output[r * size + c], weights + r * pitch,
                                                   attended + r * pitch, 1, values + c * sizeof(real), stride, count,
-                                                  CATTN_FEW_RUN)
+                                                  CATTN_FEW_BLOCK)
 
 
 # Storage types.
@@ -432,6 +421,7 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     """The set of `real`; the pointer only says which."""
     tiles.item = sizeof(real)
     tiles.lanes = PORTABLE_LANES
+    tiles.run = PORTABLE_RUN
     tiles.load_rows = <load_rows_function>load_rows[real]
     tiles.scores = <scores_function>scores[real]
     tiles.edit = <edit_function>edit[real]

@@ -245,7 +245,8 @@ for n in (1, 3, 2, 3):
     cattn.attention(*problem(), num_threads=n)
     print(len(threads() - before))
 for thread in threads() - before:
-    status = open(f"/proc/self/task/{thread}/status").read()
+    with open(f"/proc/self/task/{thread}/status") as file:
+        status = file.read()
     blocked = int(status.split("SigBlk:")[1].split()[0], 16)
     print([blocked >> number - 1 & 1 for number in (2, 14, 15, 11)])  # INT, ALRM, TERM; a SEGV must reach its handler
 """
