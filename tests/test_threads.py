@@ -218,7 +218,9 @@ def threads():
     return set(os.listdir("/proc/self/task"))
 """
     command = [sys.executable, "-W", "error", "-c", beginning + code]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    # Not in the root of a checkout, whose folder cattn/ would be found first.
+    here = os.path.dirname(os.path.abspath(__file__))
+    return subprocess.Popen(command, env=environment, cwd=here, stdout=subprocess.PIPE, text=True)
 
 
 def printed(process):
