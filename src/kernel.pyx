@@ -19,6 +19,7 @@ include "declarations.pxi"
 include "tiles_portable.pxi"
 include "storage.pxi"
 include "plan.pxi"
+include "rows.pxi"
 include "attend.pxi"
 
 cnp.import_array()

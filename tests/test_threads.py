@@ -209,7 +209,7 @@ def python(code, **environment):
     paths = [os.path.dirname(os.path.dirname(cattn.__file__)), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | environment
     beginning = """
-import os, sys
+import os, sys, time
 import numpy as np
 import cattn
 def problem(heads=3, rows=150, keys=150):
@@ -246,10 +246,15 @@ before = threads()
 for n in (1, 3, 2, 3):
     cattn.attention(*problem(), num_threads=n)
     print(len(threads() - before))
-for thread in threads() - before:
+def blocked_by(thread):
     with open(f"/proc/self/task/{thread}/status") as file:
-        status = file.read()
-    blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+        return int(file.read().split("SigBlk:")[1].split()[0], 16)
+for thread in threads() - before:
+    for _ in range(1000):  # a thread that has just been made blocks everything until it first runs
+        blocked = blocked_by(thread)
+        if not blocked >> 10 & 1:
+            break
+        time.sleep(0.01)
     print([blocked >> number - 1 & 1 for number in (2, 14, 15, 11)])  # INT, ALRM, TERM; a SEGV must reach its handler
 """
     assert printed(python(code)).split("\n") == ["0", "2", "2", "2", "[1, 1, 1, 0]", "[1, 1, 1, 0]", ""]

@@ -1,0 +1,301 @@
+# The rows of a tile: which queries they are, what they may see, and what happens to their scores. Loading them and
+# writing their results.
+
+from libc.math cimport log
+from libc.string cimport memset
+
+cdef enum:
+    STAGE_SCORES
+    STAGE_SOFTCAPPED
+    STAGE_BIASED
+    STAGE_WEIGHTS
+    STAGE_OUTPUT   # not a stage of the weights, but what they are for
+
+# One batch entry and key head: where its first rows lie, and what holds for all its rows.
+cdef struct Entry:
+    Py_ssize_t number
+    Py_ssize_t first_head            # the first query head of the group
+    Py_ssize_t query_limit, key_limit
+    int64_t offset
+    const char *query
+    const char *key
+    const char *value
+    char *out
+    char *lse
+    const char *mask
+    const char *bias
+    const char *key_start
+    const char *key_stop
+
+
+cdef inline void put_real(void *vector, Py_ssize_t lane, Py_ssize_t item, double value) noexcept nogil:
+    if item == 4:
+        (<float *>vector)[lane] = <float>value
+    else:
+        (<double *>vector)[lane] = value
+
+
+cdef inline double get_real(const void *vector, Py_ssize_t lane, Py_ssize_t item) noexcept nogil:
+    return (<const float *>vector)[lane] if item == 4 else (<const double *>vector)[lane]
+
+
+cdef char *entry_data(const cattn_problem *problem, const cattn_array *array, Py_ssize_t entry, Py_ssize_t head,
+                      const int64_t *indptr) noexcept nogil:
+    """The first row of `head` in batch entry number `entry`; NULL for an array that was not given."""
+    cdef char *data = array.data
+    cdef Py_ssize_t axis, rest = entry
+    if data == NULL:
+        return NULL
+    for axis in range(problem.batch_ndim - 1, -1, -1):
+        data += rest % problem.batch_shape[axis] * array.batch[axis]
+        rest //= problem.batch_shape[axis]
+    if indptr != NULL:
+        data += indptr[entry] * array.row
+    return data + head * array.head
+
+
+cdef int64_t entry_integer(const cattn_problem *problem, const cattn_array *array, Py_ssize_t entry,
+                           int64_t otherwise) noexcept nogil:
+    cdef const char *data = entry_data(problem, array, entry, 0, NULL)
+    return otherwise if data == NULL else (<const int64_t *>data)[0]
+
+
+cdef void open_entry(Entry *entry, const cattn_problem *problem, const Plan *plan, Py_ssize_t number,
+                     Py_ssize_t key_head) noexcept nogil:
+    cdef Py_ssize_t query_head = key_head * plan.group
+    cdef const int64_t *rows = problem.query_indptr
+    entry.number = number
+    entry.first_head = query_head
+    entry.query = entry_data(problem, &problem.query, number, query_head, rows)
+    entry.key = entry_data(problem, &problem.key, number, key_head, problem.key_indptr)
+    entry.value = entry_data(problem, &problem.value, number, key_head, problem.key_indptr)
+    entry.out = entry_data(problem, &problem.out, number, query_head, rows)
+    entry.lse = entry_data(problem, &problem.lse, number, query_head, rows)
+    entry.mask = entry_data(problem, &problem.mask, number, query_head, NULL)
+    entry.bias = entry_data(problem, &problem.bias, number, query_head, NULL)
+    entry.key_start = entry_data(problem, &problem.key_start, number, query_head, NULL)
+    entry.key_stop = entry_data(problem, &problem.key_stop, number, query_head, NULL)
+    entry.offset = entry_integer(problem, &problem.query_offset, number, 0)
+    entry.query_limit = <Py_ssize_t>entry_integer(problem, &problem.query_lengths, number,
+                                                  entry_query_length(problem, number))
+    entry.key_limit = <Py_ssize_t>entry_integer(problem, &problem.key_lengths, number,
+                                                entry_key_length(problem, number))
+
+
+cdef void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const Entry *entry,
+                        Py_ssize_t first_key, Py_ssize_t last_key) noexcept nogil:
+    """The keys [first, last) that a row may attend to, masks and biases aside, of those of the task."""
+    cdef Py_ssize_t head = tile.head[row], i = tile.index[row]
+    cdef int64_t position = entry.offset + i
+    cdef int64_t low = first_key, high = min(last_key, entry.key_limit)
+    if problem.window_left != CATTN_UNLIMITED:
+        low = max(low, position - problem.window_left)
+    if problem.window_right != CATTN_UNLIMITED:
+        high = min(high, position + problem.window_right + 1)
+    if entry.key_start != NULL:
+        low = max(low, (<const int64_t *>(entry.key_start + head * problem.key_start.head
+                                          + i * problem.key_start.row))[0])
+    if entry.key_stop != NULL:
+        high = min(high, (<const int64_t *>(entry.key_stop + head * problem.key_stop.head
+                                            + i * problem.key_stop.row))[0])
+    if i >= entry.query_limit or low >= high:
+        low = high = 0
+    tile.first[row] = <Py_ssize_t>low
+    tile.last[row] = <Py_ssize_t>high
+    tile.position[row] = <double>position
+
+
+cdef void find_intervals(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry,
+                         Py_ssize_t first_row, Py_ssize_t first_key, Py_ssize_t last_key) noexcept nogil:
+    cdef Py_ssize_t row, head = first_row % plan.group, i = first_row // plan.group
+    tile.low = tile.inner_high = PY_SSIZE_T_MAX
+    tile.high = tile.inner_low = 0
+    for row in range(tile.rows):
+        tile.head[row] = head
+        tile.index[row] = i
+        find_interval(tile, row, problem, entry, first_key, last_key)
+        if tile.last[row] > 0:
+            tile.low = min(tile.low, tile.first[row])
+            tile.high = max(tile.high, tile.last[row])
+        tile.inner_low = max(tile.inner_low, tile.first[row])
+        tile.inner_high = min(tile.inner_high, tile.last[row])
+        head += 1
+        if head == plan.group:
+            head = 0
+            i += 1
+    for row in range(tile.rows, tile.lanes):   # lanes without a row restrict nothing
+        tile.first[row] = 0
+        tile.last[row] = PY_SSIZE_T_MAX
+        tile.position[row] = 0
+
+
+cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry,
+                        bint with_sinks) noexcept nogil:
+    """Nothing attended yet: the sink alone is in the sum, and it is the maximum."""
+    cdef Py_ssize_t item = plan.tiles.item, row
+    cdef double sink
+    memset(tile.output, 0, tile.lanes * problem.value_size * item)
+    for row in range(tile.lanes):
+        sink = -INFINITY
+        if with_sinks and problem.sinks.data != NULL and row < tile.rows and tile.index[row] < entry.query_limit:
+            sink = (<const double *>(problem.sinks.data + (entry.first_head + tile.head[row]) * problem.sinks.head))[0]
+        put_real(tile.maximum, row, item, sink)
+        put_real(tile.sum, row, item, 0 if sink == -INFINITY else 1)
+
+
+cdef inline const char *query_row(const Tile *tile, Py_ssize_t row, const cattn_problem *problem,
+                                  const Entry *entry) noexcept nogil:
+    return entry.query + tile.head[row] * problem.query.head + tile.index[row] * problem.query.row
+
+
+cdef inline char *out_row(const Tile *tile, Py_ssize_t row, const cattn_problem *problem,
+                          const Entry *entry) noexcept nogil:
+    return entry.out + tile.head[row] * problem.out.head + tile.index[row] * problem.out.row
+
+
+cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry, char *scratch,
+                       bint few) noexcept nogil:
+    cdef const char *rows[CATTN_MAX_LANES]
+    cdef Py_ssize_t row, c, size = problem.head_size, item = plan.tiles.item
+    for row in range(tile.rows):
+        rows[row] = query_row(tile, row, problem, entry)
+        if not plan.query_in_place:
+            fetch_row(scratch + row * size * item, plan.arithmetic, &problem.query, rows[row], size, plan.float_tiles)
+            rows[row] = scratch + row * size * item
+    if not few:
+        plan.tiles.load_rows(tile.queries, rows, tile.rows, size, problem.scale)
+        return
+    for row in range(tile.rows):
+        if item == 4:
+            for c in range(size):
+                (<float *>tile.queries)[row * size + c] = <float>problem.scale * (<const float *>rows[row])[c]
+        else:
+            for c in range(size):
+                (<double *>tile.queries)[row * size + c] = problem.scale * (<const double *>rows[row])[c]
+
+
+cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *problem, const Plan *plan,
+                    const Entry *entry, Py_ssize_t low, Py_ssize_t high, char *workspace, int stage,
+                    bint *visible) noexcept nogil:
+    """What happens to the scores of keys [low, high); whether anything does. Clears `visible` where the mask leaves
+    nothing to see."""
+    cdef Py_ssize_t row, j, count = high - low, item = plan.tiles.item
+    cdef const char *source
+    cdef char *copy
+    cdef unsigned char seen = 0
+    visible[0] = True
+    edit.softcap = problem.softcap if stage >= STAGE_SOFTCAPPED else 0
+    edit.has_bias = stage >= STAGE_BIASED and problem.bias.data != NULL
+    edit.has_alibi = stage >= STAGE_BIASED and problem.alibi_slopes.data != NULL
+    edit.has_mask = stage >= STAGE_BIASED and problem.mask.data != NULL
+    edit.has_interval = stage >= STAGE_BIASED and (low < tile.inner_low or high > tile.inner_high)
+    if edit.has_interval:
+        for row in range(tile.lanes):
+            edit.first[row] = tile.first[row] - low
+            edit.last[row] = tile.last[row] - low
+    if edit.has_mask:
+        for row in range(tile.rows):
+            source = entry.mask + tile.head[row] * problem.mask.head + tile.index[row] * problem.mask.row \
+                + low * problem.mask.column
+            if not plan.mask_in_place:
+                copy = workspace + plan.mask_at + row * count
+                for j in range(count):
+                    copy[j] = source[j * problem.mask.column]
+                source = copy
+            edit.mask[row] = <const unsigned char *>source
+            for j in range(count):
+                seen |= edit.mask[row][j]
+        for row in range(tile.rows, tile.lanes):
+            edit.mask[row] = edit.mask[0]
+        visible[0] = seen != 0
+    if edit.has_bias:
+        for row in range(tile.rows):
+            source = entry.bias + tile.head[row] * problem.bias.head + tile.index[row] * problem.bias.row \
+                + low * problem.bias.column
+            if not plan.bias_in_place:
+                copy = workspace + plan.bias_at + row * count * item
+                fetch_row(copy, plan.arithmetic, &problem.bias, source, count, plan.float_tiles)
+                source = copy
+            edit.bias[row] = source
+        for row in range(tile.rows, tile.lanes):
+            edit.bias[row] = edit.bias[0]
+    if edit.has_alibi:
+        for row in range(tile.lanes):
+            edit.slope[row] = 0
+            edit.distance[row] = 0
+            if row < tile.rows:
+                edit.slope[row] = (<const double *>(problem.alibi_slopes.data + (entry.first_head + tile.head[row])
+                                                    * problem.alibi_slopes.head))[0]
+                edit.distance[row] = tile.position[row] - low
+    return edit.softcap != 0 or edit.has_bias or edit.has_alibi or edit.has_mask or edit.has_interval
+
+
+cdef bint few_store(char *const *rows, Py_ssize_t count, const void *output, const void *factor, Py_ssize_t size,
+                    Py_ssize_t item) noexcept nogil:
+    """rows[r][c] = factor[r] · output[r][c]; whether all of it is finite."""
+    cdef Py_ssize_t r, c
+    cdef float single, scale
+    cdef double value, double_scale, residue = 0
+    for r in range(count):
+        if item == 4:
+            scale = (<const float *>factor)[r]
+            for c in range(size):
+                single = scale * (<const float *>output)[r * size + c]
+                residue += single - single
+                (<float *>rows[r])[c] = single
+        else:
+            double_scale = (<const double *>factor)[r]
+            for c in range(size):
+                value = double_scale * (<const double *>output)[r * size + c]
+                residue += value - value
+                (<double *>rows[r])[c] = value
+    return residue == 0
+
+
+cdef bint finish_tile(const cattn_problem *problem, const Plan *plan, const Entry *entry, const Tile *tile,
+                      char *workspace, bint few) noexcept nogil:
+    """Divides by the sums and writes rows and lse; whether all of the output is finite."""
+    cdef Py_ssize_t row, size = problem.value_size, item = plan.tiles.item
+    cdef char *scratch = workspace + plan.row_at
+    cdef void *factor = workspace + plan.vectors_at
+    cdef char *rows[CATTN_MAX_LANES]
+    cdef double sum
+    cdef bint finite
+    for row in range(tile.lanes):
+        sum = get_real(tile.sum, row, item)
+        put_real(factor, row, item, 0 if sum == 0 else 1 / sum)
+    for row in range(tile.rows):
+        rows[row] = out_row(tile, row, problem, entry) if plan.out_in_place else scratch + row * size * item
+    if few:
+        finite = few_store(rows, tile.rows, tile.output, factor, size, item)
+    else:
+        finite = plan.tiles.store_rows(rows, tile.rows, tile.output, factor, size)
+    if not plan.out_in_place:
+        for row in range(tile.rows):
+            deliver_row(&problem.out, out_row(tile, row, problem, entry), rows[row], plan.arithmetic, size,
+                        plan.float_tiles)
+    if entry.lse != NULL:
+        for row in range(tile.rows):
+            write_lse(problem, entry, tile, row, get_real(tile.maximum, row, item), get_real(tile.sum, row, item), item)
+    return finite
+
+
+cdef inline void write_lse(const cattn_problem *problem, const Entry *entry, const Tile *tile, Py_ssize_t row,
+                           double maximum, double sum, Py_ssize_t item) noexcept nogil:
+    cdef char *lse = entry.lse + tile.head[row] * problem.lse.head + tile.index[row] * problem.lse.row
+    put_real(lse, 0, item, -INFINITY if sum == 0 else maximum + log(sum))
+
+
+cdef void place_tile(Tile *tile, const Plan *plan, const cattn_problem *problem, char *workspace, Py_ssize_t number,
+                     Py_ssize_t lanes) noexcept nogil:
+    cdef Py_ssize_t item = plan.tiles.item
+    cdef char *vectors = workspace + plan.vectors_at + (3 + 2 * number) * CATTN_MAX_LANES * item
+    tile.maximum = vectors
+    tile.sum = vectors + CATTN_MAX_LANES * item
+    if plan.totals_at < plan.scores_at:
+        tile.total_maximum = workspace + plan.totals_at \
+            + number * (2 * CATTN_MAX_LANES + lanes * problem.value_size) * item
+        tile.total_sum = <char *>tile.total_maximum + CATTN_MAX_LANES * item
+        tile.total_output = <char *>tile.total_sum + CATTN_MAX_LANES * item
+    tile.queries = workspace + plan.queries_at + number * lanes * problem.head_size * item
+    tile.output = workspace + plan.output_at + number * lanes * problem.value_size * item
