@@ -12,16 +12,17 @@ from setuptools import Extension, setup
 
 SOURCES = ["kernel.pyx", "pool.c", "dispatch.c", "tiles_vec128.c", "tiles_avx2.c", "tiles_avx512.c"]
 INCLUDED = [
-    "declarations.pxi", "tiles_portable.pxi", "storage.pxi", "plan.pxi", "rows.pxi", "attend.pxi",
-    "problem.h", "tiles.h", "dispatch.h", "pool.h", "tiles.inc", "tiles_few.inc", "vectors.inc", "tiles_isa.h", "target_begin.h", "target_end.h",
+    *("declarations.pxi", "tiles_portable.pxi", "storage.pxi", "plan.pxi", "rows.pxi", "attend.pxi"),
+    *("problem.h", "tiles.h", "dispatch.h", "pool.h"),
+    *("tiles.inc", "tiles_few.inc", "vectors.inc", "tiles_isa.h", "target_begin.h", "target_end.h"),
 ]
 
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/std:c11"], []
 else:
     # gnu11 and the contraction into FMAs go together: gcc's -std=c11 turns contraction off.
-    # Nobody here reads floating-point exception flags or errno: without these two, gcc leaves every loop with a comparison
-    # of numbers in it scalar.
+    # Nobody here reads floating-point exception flags or errno: without these two, gcc leaves every loop with a
+    # comparison of numbers in it scalar.
     compile_args = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno"]
     link_args = ["-pthread", "-lm"]
 

@@ -1,7 +1,7 @@
 """Exact scaled dot-product attention on the CPU, on NumPy arrays."""
 
 try:
-    from ._kernel import attention, attention_varlen, attention_weights
+    from ._kernel import attention, attention_varlen, attention_weights, plan
 except ModuleNotFoundError as error:
     if error.name != "cattn._kernel":
         raise
@@ -10,9 +10,27 @@ except ModuleNotFoundError as error:
         "run from another folder, or build in place with `pip install -e .`"
     ) from None
 from . import reference
+from ._config import show_config
 from ._merge import merge_attention
+from ._plan import Plan
 from ._self_attention import self_attention
 from ._threads import get_num_threads, set_num_threads
 from ._trace import AttentionTrace, trace
-
 from ._version import __version__
+
+__all__ = [
+    "AttentionTrace",
+    "Plan",
+    "__version__",
+    "attention",
+    "attention_varlen",
+    "attention_weights",
+    "get_num_threads",
+    "merge_attention",
+    "plan",
+    "reference",
+    "self_attention",
+    "set_num_threads",
+    "show_config",
+    "trace",
+]

@@ -60,6 +60,7 @@ class _Sizes(NamedTuple):
     query_length: int
     key_length: int
     head_size: int
+    arithmetic: np.dtype
     headless: bool  # 2-D inputs: the head axis is ours, the caller never sees it
 
 
@@ -227,7 +228,9 @@ def _inputs(layout, **given):
                 ) from None
     for name, view in views.items():
         views[name] = _broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
-    return views, _Sizes(batch, query_heads, query_length, key_length, head_size, query.ndim == 2)
+    return views, _Sizes(
+        batch, query_heads, query_length, key_length, head_size, _arithmetic(query.dtype), query.ndim == 2
+    )
 
 
 def _layout(layout):
@@ -344,7 +347,7 @@ def _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks):
     """The modifiers that are the same for every batch entry."""
     left, right = _window(window)
     return {
-        "scale": 1.0 / math.sqrt(sizes.head_size) if scale is None else _number("scale", scale),
+        "scale": 1.0 / math.sqrt(sizes.head_size) if scale is None else _scale(scale, sizes.arithmetic),
         "softcap": 0.0 if softcap is None else _number("softcap", softcap, positive=True),
         "window_left": left,
         "window_right": 0 if _flag("causal", causal) else right,
@@ -521,6 +524,14 @@ def _number(name, argument, positive=False):
     if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(f"{expected}, got {_shown(argument)}")
     return number
+
+
+def _scale(argument, arithmetic):
+    scale = _number("scale", argument)
+    limits = np.finfo(arithmetic)
+    if scale and not float(limits.tiny) <= abs(scale) <= float(limits.max):
+        raise ValueError(f"scale: expected 0 or a number that {arithmetic} holds in full precision, got {scale}")
+    return scale
 
 
 def _flag(name, argument):

@@ -6,7 +6,6 @@ import os
 from . import _arguments
 from ._threads import get_num_threads
 
-from cpython.float cimport PyFloat_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport sqrt
 cimport numpy as cnp
@@ -268,7 +267,10 @@ cdef object attend_plain(object query, object key, object value, bint causal):
         out_shape[batch_ndim] = problem.query_heads
     out_shape[ndim - 2] = problem.query_length
     out_shape[ndim - 1] = problem.value_size
-    out = cnp.PyArray_EMPTY(ndim, out_shape, cnp.PyArray_TYPE(query), 0)
+    try:
+        out = cnp.PyArray_EMPTY(ndim, out_shape, cnp.PyArray_TYPE(query), 0)
+    except (MemoryError, ValueError):   # too large: _arguments says it in words
+        return None
 
     type = CATTN_FLOAT32 if cnp.PyArray_TYPE(query) == cnp.NPY_FLOAT else CATTN_FLOAT64
     set_plain(&problem.query, query, type, batch_ndim)
@@ -352,10 +354,10 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     Lq × Lk exists at any time. What is masked never reaches the output, NaN and infinity included.
     """
     cdef cattn_problem problem
-    if (type(layout) is str and layout == "bhld" and scale is None and (causal is False or causal is True) and window is None and query_offset is None
-            and key_range is None and query_lengths is None and key_lengths is None and mask is None and bias is None
-            and alibi_slopes is None and softcap is None and sinks is None and out is None
-            and return_lse is False and num_threads is None):
+    if (type(layout) is str and layout == "bhld" and (causal is False or causal is True) and return_lse is False
+            and scale is None and window is None and query_offset is None and key_range is None
+            and query_lengths is None and key_lengths is None and mask is None and bias is None
+            and alibi_slopes is None and softcap is None and sinks is None and out is None and num_threads is None):
         result = attend_plain(query, key, value, causal)
         if result is not None:
             return result
@@ -447,3 +449,53 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
     set_problem(&problem, given)
     run_problem(&problem, STAGES[stage], given.num_threads)
     return result
+
+
+from . import _plan
+
+
+def plan(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
+         query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
+         layout="bhld", out=None, return_lse=False, num_threads=None):
+    """How `attention` would go about a call with the same arguments: strategy, tiles, tasks, workspace.
+
+    Parameters
+    ----------
+    query, key, value, ...
+        As in `attention`. Nothing is computed, and `out` is not written.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `attention` does.
+    """
+    cdef cattn_problem problem
+    cdef Plan found
+    cdef bint few
+    given, _, _ = _arguments.attention(
+        query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
+        query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
+        softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
+    set_problem(&problem, given)
+    make_plan(&found, &problem, &table, False)
+    few = not found.has_many
+    return _plan.Plan(
+        strategy="few rows" if few else "many rows", isa=isa(),
+        lanes=problem.query_length * found.group if few else found.tiles.lanes,
+        key_block=CATTN_FEW_BLOCK if few else found.key_block, chunk=CHUNK,
+        tiles_per_task=1 if few else found.tiles_per_task, tasks=found.tasks,
+        workspace_bytes=found.workspace_bytes, partial_bytes=found.partials * found.partial_bytes)
+
+
+def runnable_isas():
+    """Names of the kernel tables that this build has and this processor runs, best first."""
+    cdef cattn_table unused
+    names = []
+    for name in (b"avx512", b"avx2", b"vec128", b"portable"):
+        if cattn_override(&unused, name) == 0:
+            names.append(name.decode())
+    return names

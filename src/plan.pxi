@@ -12,6 +12,7 @@ cdef enum:
     # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
     CHUNK = 2048
     LARGEST_TASK = 8       # query tiles that share a block of keys
+    TILES_BYTES = 786432   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
 
 
@@ -85,7 +86,7 @@ cdef inline Py_ssize_t reserve(Py_ssize_t *bytes, Py_ssize_t size) noexcept nogi
 
 cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept nogil:
     cdef Py_ssize_t entry, rows, tiles_total = 0, bytes = 0
-    cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, largest
+    cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, tile_bytes, largest
     cdef int axis
     plan.float_tiles = &table.float32
     plan.arithmetic = CATTN_FLOAT64 if problem.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
@@ -114,8 +115,10 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     block = BLOCK_BYTES // (max(depth, <Py_ssize_t>1) * item) // BLOCK_STEP * BLOCK_STEP
     plan.key_block = max(<Py_ssize_t>BLOCK_STEP, min(<Py_ssize_t>LARGEST_BLOCK, block))
 
-    # The tiles of a task live in L2 together with a block of keys and one of values, and together stay below 512 KiB.
-    largest = <Py_ssize_t>(cattn_cache_size(2) // 2) // (lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1))
+    # The tiles of a task live in L2 together with a block of keys and one of values.
+    tile_bytes = lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
+    largest = min(<Py_ssize_t>(cattn_cache_size(2) // 2) // tile_bytes,
+                  <Py_ssize_t>TILES_BYTES // (tile_bytes + lanes * item * problem.value_size))
     plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest, tiles_total // WANTED_TASKS))
 
     plan.query_in_place = in_place(&problem.query, plan.arithmetic, problem.batch_ndim)

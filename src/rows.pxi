@@ -30,7 +30,7 @@ cdef struct Entry:
 
 cdef inline void put_real(void *vector, Py_ssize_t lane, Py_ssize_t item, double value) noexcept nogil:
     if item == 4:
-        (<float *>vector)[lane] = <float>value
+        (<float *>vector)[lane] = to_float(value)
     else:
         (<double *>vector)[lane] = value
 
@@ -182,6 +182,7 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
     cdef Py_ssize_t row, j, count = high - low, item = plan.tiles.item
     cdef const char *source
     cdef char *copy
+    cdef double slope
     cdef unsigned char seen = 0
     visible[0] = True
     edit.softcap = problem.softcap if stage >= STAGE_SOFTCAPPED else 0
@@ -224,8 +225,9 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
             edit.slope[row] = 0
             edit.distance[row] = 0
             if row < tile.rows:
-                edit.slope[row] = (<const double *>(problem.alibi_slopes.data + (entry.first_head + tile.head[row])
-                                                    * problem.alibi_slopes.head))[0]
+                slope = (<const double *>(problem.alibi_slopes.data + (entry.first_head + tile.head[row])
+                                          * problem.alibi_slopes.head))[0]
+                edit.slope[row] = to_float(slope) if item == 4 else slope
                 edit.distance[row] = tile.position[row] - low
     return edit.softcap != 0 or edit.has_bias or edit.has_alibi or edit.has_mask or edit.has_interval
 

@@ -262,6 +262,12 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
+cdef inline void prefetch(const char *row, Py_ssize_t bytes) noexcept nogil:
+    cdef Py_ssize_t line
+    for line in range((bytes + 63) // 64):
+        CATTN_PREFETCH(row + line * 64)
+
+
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
                      const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      const char *ahead, Py_ssize_t ahead_stride, Py_ssize_t ahead_size) noexcept nogil:
@@ -274,6 +280,9 @@ cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const 
         block_maximum[r] = -INFINITY
     for j in range(count):
         key = <const real *>(keys + j * stride)
+        if ahead != NULL:   # memory must not idle while few rows compute: the next block's key, and this one's value
+            prefetch(keys + (j + CATTN_FEW_BLOCK) * stride, size * sizeof(real))
+            prefetch(ahead + j * ahead_stride, ahead_size)
         for r in range(rows):
             query = queries + r * size
             if size < lanes:

@@ -1,0 +1,94 @@
+"""The package: what is in the wheel, what an import costs, and what a checkout says that was not built."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import cattn
+
+PACKAGE = Path(cattn.__file__).parent
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)
+
+
+def python(code):
+    """What `code` prints in a fresh process that imports the same cattn."""
+    done = run("-c", f"import sys; sys.path[:0] = {[str(PACKAGE.parent)]!r}\n{code}", timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The paths in a wheel built from a copy of the checkout."""
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("not in a checkout")
+    folder = tmp_path_factory.mktemp("wheel")
+    unwanted = (".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "kernel.c", "__pycache__", "*venv")
+    shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*unwanted))
+    done = run("-m", "pip", "wheel", ".", "--no-deps", "-w", str(folder), cwd=folder / "checkout", timeout=900)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return [PurePosixPath(name) for name in archive.namelist()]
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package(wheel):
+    expected = {path.name for path in PACKAGE.glob("*.py*") if path.suffix in (".py", ".pyi")} | {"py.typed"}
+    found = {path.name for path in wheel if path.parent == PurePosixPath("cattn")}
+    assert expected <= found
+    (compiled,) = (name for name in found if name.startswith("_kernel.") and name.endswith((".so", ".pyd")))
+    assert found == expected | {compiled}
+
+
+@pytest.mark.slow
+def test_wheel_holds_nothing_else(wheel):
+    top = {path.parts[0] for path in wheel}
+    assert top == {"cattn", f"cattn-{cattn.__version__}.dist-info"}
+    assert not [path for path in wheel if path.suffix in (".pyx", ".pxi", ".c", ".inc", ".h")]
+
+
+def test_import_needs_numpy_only():
+    new = python("import numpy\nbefore = set(sys.modules)\nimport cattn\nprint(*set(sys.modules) - before)")
+    tops = {name.partition(".")[0] for name in new.split()} - sys.stdlib_module_names
+    tops = {name for name in tops if "cython" not in name}  # two modules that Cython makes up, without a file
+    assert tops == {"cattn"}
+
+
+def test_import_starts_nothing():
+    code = "import threading, cattn; print(threading.active_count()); import warnings; print(warnings.filters == old)"
+    assert python(f"import numpy, warnings; old = list(warnings.filters)\n{code}").split() == ["1", "True"]
+
+
+def test_import_is_quick(tmp_path, monkeypatch):
+    """The promise is 10 ms beyond NumPy's own import. Processor time, and the best of five: other load counts less."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))  # compiled by the first, as an installer does
+    code = "import time, numpy; start = time.process_time(); import cattn; print(time.process_time() - start)"
+    assert min(float(python(code)) for _ in range(5)) < 0.030
+
+
+def test_checkout_that_was_not_built(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "cattn", ignore=shutil.ignore_patterns("_kernel*", "__pycache__"))
+    done = run("-c", "import cattn", cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert "ImportError: cattn: the compiled module is missing" in done.stderr
+    assert "pip install -e ." in done.stderr
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_a_failing_dependency_is_not_called_a_missing_build(tmp_path):
+    """Only the absence of the compiled module itself is: here NumPy fails to import."""
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('no module named oops', name='oops')\n")
+    code = f"import sys; sys.path[:0] = {[str(tmp_path), str(PACKAGE.parent)]!r}; import cattn"
+    done = run("-c", code, timeout=60)
+    assert done.returncode == 1
+    assert "oops" in done.stderr and "the compiled module is missing" not in done.stderr

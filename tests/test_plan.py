@@ -1,0 +1,210 @@
+"""The plan: what a call will do, from shapes alone, and within its bounds."""
+
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+
+import cases
+import numpy as np
+import pytest
+
+import cattn
+
+TYPES = list(cases.TYPES.values())
+TABLES = pytest.mark.parametrize("isa", ["portable", "vec128", "avx2", "avx512"])
+SIZES = [1, 3, 16, 64, 80, 128, 200, 255, 256]
+# Query heads, key heads, query length, key length.
+LENGTHS = [
+    (1, 1, 1, 1),
+    (32, 8, 1, 2049),
+    (8, 8, 8, 2**30),
+    (4, 4, 9, 2048),
+    (4, 4, 300, 2049),
+    (1, 1, 300, 2**30),
+    (4, 1, 100_000, 5000),
+]
+MIB = 2**20
+BLOCK = 24 * 1024  # bytes of keys
+LEAST_BLOCK = 12  # keys
+
+
+def huge(shape, dtype, contiguous=True):
+    """An array of any shape that takes next to no memory, with a contiguous last axis or without."""
+    if not contiguous:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+    return np.broadcast_to(np.zeros(shape[-1], dtype), shape)
+
+
+def problem(heads, key_heads, rows, keys, size, value_size, dtype, **options):
+    return (
+        huge((heads, rows, size), dtype, **options),
+        huge((key_heads, keys, size), dtype, **options),
+        huge((key_heads, keys, value_size), dtype, **options),
+    )
+
+
+def everything(lengths, modified):
+    """The modifiers that take workspace, in types and strides that cannot be read in place."""
+    heads, _, rows, keys = lengths
+    shape = (heads, rows, keys)
+    return {"mask": huge(shape, bool, False), "bias": huge(shape, np.float16, False)} if modified else {}
+
+
+def work_sizes():
+    """(arguments, plan) over types, sizes, lengths, strides and modifiers."""
+    for dtype, size, value_size, lengths in itertools.product(TYPES, SIZES, SIZES, LENGTHS):
+        for contiguous, modified in itertools.product((True, False), repeat=2):
+            arrays = problem(*lengths, size, value_size, dtype, contiguous=contiguous)
+            out = huge_out(lengths, value_size, dtype)
+            yield (dtype, size, value_size, *lengths), cattn.plan(*arrays, **everything(lengths, modified), out=out)
+
+
+def huge_out(lengths, value_size, dtype):
+    # Never written: no page of it comes to exist.
+    return np.empty((lengths[0], lengths[2], value_size), dtype)
+
+
+def check_bounds():
+    for arguments, plan in work_sizes():
+        dtype, size, value_size, *_ = arguments
+        assert 0 < plan.workspace_bytes <= MIB, (arguments, plan)
+        if plan.strategy == "many rows":
+            item = 8 if dtype == np.float64 else 4
+            fits = plan.key_block * max(size, value_size) * item <= BLOCK
+            assert fits or plan.key_block == LEAST_BLOCK, (arguments, plan)
+
+
+def run_with(isa, code):
+    """The output of `code` in a process with that kernel table."""
+    environment = {**os.environ, "CATTN_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    if "cannot run" in done.stderr:
+        pytest.skip(f"{isa} does not run here")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@TABLES
+def test_bounds(isa):
+    """At most 1 MiB a thread for head sizes up to 256; a block of keys that stays in L1."""
+    run_with(isa, "import test_plan; test_plan.check_bounds()")
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
+@pytest.mark.parametrize("keys", [2049, 4096, 4097, 10_000, 2**20])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_partials_are_small_beside_keys_and_values(dtype, size, keys, rows):
+    query, key, value = problem(4, 4, rows, keys, size, size, dtype)
+    plan = cattn.plan(query, key, value)
+    assert 0 < plan.partial_bytes <= 0.01 * (key.nbytes + value.nbytes)
+
+
+def test_no_partials_where_one_chunk_is_enough():
+    chunk = cattn.plan(*problem(4, 4, 1, 1, 64, 64, np.float32)).chunk
+    assert cattn.plan(*problem(4, 4, 1, chunk, 64, 64, np.float32)).partial_bytes == 0
+    assert cattn.plan(*problem(4, 4, 1, chunk + 1, 64, 64, np.float32)).partial_bytes > 0
+    assert cattn.plan(*problem(4, 4, 100, 10 * chunk, 64, 64, np.float32)).partial_bytes == 0
+
+
+@TABLES
+def test_names_the_kernel_table(isa):
+    code = "import cattn, numpy; x = numpy.ones((9, 4)); print(cattn.plan(x, x, x).isa)"
+    assert run_with(isa, code).strip() == isa
+
+
+def test_is_frozen_and_whole():
+    plan = cattn.plan(*problem(4, 4, 100, 100, 64, 64, np.float32))
+    assert isinstance(plan, cattn.Plan)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.tasks = 1
+    assert all(type(value) in (int, str) for value in dataclasses.asdict(plan).values())
+    assert plan == cattn.plan(*problem(4, 4, 100, 100, 64, 64, np.float32))
+    assert hash(plan) == hash(dataclasses.replace(plan))
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "rows", "strategy"),
+    [
+        (8, 8, 1, "few rows"),
+        (8, 8, 8, "few rows"),
+        (8, 8, 9, "many rows"),
+        (8, 1, 1, "few rows"),
+        (9, 1, 1, "many rows"),
+    ],
+)
+def test_strategy_follows_the_rows_of_a_key_head(heads, key_heads, rows, strategy):
+    for batch, keys in itertools.product((1, 7), (1, 100, 10_000)):
+        query = huge((batch, heads, rows, 16), np.float32)
+        key = huge((batch, key_heads, keys, 16), np.float32)
+        plan = cattn.plan(query, key, key)
+        assert plan.strategy == strategy
+        assert plan.lanes == rows * heads // key_heads if strategy == "few rows" else plan.lanes >= 4
+
+
+def test_what_changes_bits_depends_on_little():
+    """Strategy, lanes, key block and chunk: not on batch, number of heads, key length, strides or modifiers."""
+
+    def order(*arguments, **modifiers):
+        plan = cattn.plan(*arguments, **modifiers)
+        return plan.strategy, plan.isa, plan.lanes, plan.key_block, plan.chunk
+
+    for rows, dtype in itertools.product((1, 50), TYPES):
+        expected = order(*problem(2, 1, rows, 100, 64, 48, dtype))
+        assert order(*problem(64, 32, rows, 100, 64, 48, dtype)) == expected
+        assert order(*problem(2, 1, rows, 100_000, 64, 48, dtype)) == expected
+        assert order(*problem(2, 1, rows, 100, 64, 48, dtype, contiguous=False)) == expected
+        assert order(*(x[None, None] for x in problem(2, 1, rows, 100, 64, 48, dtype))) == expected
+        mask = np.ones((rows, 100), bool)
+        assert order(*problem(2, 1, rows, 100, 64, 48, dtype), mask=mask, softcap=3.0, key_lengths=7) == expected
+
+
+def test_does_not_depend_on_threads_or_data():
+    random = np.random.default_rng(0)
+    for rows in (1, 200):
+        shapes = (2, 4, rows, 32), (2, 4, 300, 32), (2, 4, 300, 32)
+        expected = cattn.plan(*(np.zeros(shape, np.float32) for shape in shapes))
+        noise = [random.standard_normal(shape, dtype=np.float32) for shape in shapes]
+        assert cattn.plan(*noise) == expected
+        noise[1][...] = np.nan
+        for threads in (1, 2, 5, 1000):
+            assert cattn.plan(*noise, num_threads=threads) == expected
+    before = cattn.get_num_threads()
+    try:
+        cattn.set_num_threads(3)
+        assert cattn.plan(*noise) == expected
+    finally:
+        cattn.set_num_threads(before)
+
+
+def test_tasks_cover_all_rows():
+    query, key, value = problem(12, 6, 1000, 1000, 64, 64, np.float32)
+    plan = cattn.plan(query, key, value)
+    per_task = plan.lanes * plan.tiles_per_task
+    assert plan.tasks == 6 * -(-2000 // per_task)
+    few = cattn.plan(*problem(12, 6, 1, 5000, 64, 64, np.float32))
+    assert few.tasks == 6 * -(-5000 // few.chunk)
+
+
+@pytest.mark.parametrize(("rows", "keys", "size"), [(0, 5, 4), (5, 0, 4), (5, 5, 0), (1, 0, 4)])
+def test_empty_problems(rows, keys, size):
+    plan = cattn.plan(np.ones((2, rows, 4)), np.ones((2, keys, 4)), np.ones((2, keys, size)))
+    assert (plan.tasks == 0) == (rows == 0)
+    assert cattn.plan(np.ones((0, 2, 5, 4)), np.ones((2, 5, 4)), np.ones((2, 5, 4))).tasks == 0
+
+
+def test_takes_what_attention_takes():
+    x = np.ones((2, 9, 4, 8), np.float32)
+    out = np.full_like(x, 7)
+    plan = cattn.plan(x, x, x, layout="blhd", causal=True, out=out, return_lse=True)
+    assert plan.strategy == "many rows"
+    assert (out == 7).all()
+    assert cattn.plan([[1.0]], [[1.0]], [[1.0]]).tasks == 1
+    with pytest.raises(ValueError, match="key: expected head size 8"):
+        cattn.plan(x, x[..., :4], x)
+    with pytest.raises(TypeError, match="mask: expected type bool"):
+        cattn.plan(x, x, x, mask=np.ones((9, 9)))
+    with pytest.raises(ValueError, match="num_threads"):
+        cattn.plan(x, x, x, num_threads=0)
