@@ -96,7 +96,7 @@ def _measure(options: argparse.Namespace, case, inputs, engines: list) -> tuple[
             timers[engine.name] = prepared.timer
         except Exception as error:  # whatever it is, it is a line in the report
             errors[engine.name] = f"{type(error).__name__}: {error}"
-    timings = measure(timers, threads=options.threads, rounds=options.rounds, seconds=options.seconds)
+    timings = measure(timers, rounds=options.rounds, seconds=options.seconds)
     results = [
         Result(engine, checks[engine.name], timings.median(engine.name), timings.samples[engine.name])
         for engine in engines

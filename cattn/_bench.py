@@ -547,7 +547,6 @@ class Timings:
 def measure(
     timers: Mapping[str, Timer],
     *,
-    threads: int = 1,
     rounds: int | None = None,
     seconds: float = 2.0,
     sample_seconds: float = 0.01,
@@ -555,8 +554,9 @@ def measure(
     """Time several engines in interleaved rounds, so that a busy minute meets them all alike.
 
     A sample repeats a call for about `sample_seconds` and takes the mean. The rounds, unless given, are as many as fit
-    in `seconds`. With more than one thread each engine first gets a rest, in which its neighbour's idle workers stop
-    spinning, and a call that is not counted, which wakes its own.
+    in `seconds`. Each engine first gets a rest, in which its neighbour's idle workers stop spinning (with one thread,
+    too: behind JAX, a call that reads much memory took 1.7 times as long), and a call that is not counted, which wakes
+    its own.
     """
     numbers = {name: _calls_per_sample(timer, sample_seconds) for name, timer in timers.items()}
     samples: dict[str, list[float]] = {name: [] for name in timers}
@@ -568,9 +568,8 @@ def measure(
         if done == rounds:
             break
         for name in _rotated(list(timers), done):
-            if threads > 1:
-                time.sleep(REST_SECONDS)
-                timers[name].timeit(1)
+            time.sleep(REST_SECONDS)
+            timers[name].timeit(1)
             samples[name].append(timers[name].timeit(numbers[name]) / numbers[name])
     return Timings({name: tuple(values) for name, values in samples.items()})
 
