@@ -79,7 +79,11 @@ def check_bounds():
 def run_with(isa, code):
     """The output of `code` in a process with that kernel table."""
     environment = {**os.environ, "CATTN_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    # Not in the root of a checkout, whose folder cattn/ would be found first.
+    here = os.path.dirname(os.path.abspath(__file__))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True, timeout=300
+    )
     if "cannot run" in done.stderr:
         pytest.skip(f"{isa} does not run here")
     assert done.returncode == 0, done.stderr
