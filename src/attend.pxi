@@ -117,7 +117,7 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
             if low >= high:
                 continue
             # Runs of sums count from the start of the block, whoever shares the tile.
-            low = start if few else low - (low - start) % table.run
+            low = start if few else low - (low - start) % CATTN_RUN
             count = high - low
             edited = make_edit(&edit, tile, problem, plan, entry, low, high, workspace, STAGE_OUTPUT, &visible)
             if not visible:
@@ -302,14 +302,14 @@ cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil
 
 
 cdef void write_scores(Run *run, const Entry *entry, const Tile *tile, Py_ssize_t low, Py_ssize_t count,
-                       const void *factor, const unsigned char *attended, char *workspace) noexcept nogil:
+                       const void *divisor, const unsigned char *attended, char *workspace) noexcept nogil:
     """A tile of scores or weights into the rows of the result. What is masked has weight 0, whatever its row's sum."""
     cdef const Plan *plan = run.plan
     cdef Py_ssize_t row, j, item = plan.tiles.item
     cdef char *rows[CATTN_MAX_LANES]
     for row in range(tile.rows):
         rows[row] = out_row(tile, row, run.problem, entry) + low * item
-    plan.tiles.store_rows(rows, tile.rows, workspace + plan.scores_at, factor, count)
+    plan.tiles.store_rows(rows, tile.rows, workspace + plan.scores_at, divisor, count)
     if attended != NULL:
         for row in range(tile.rows):
             for j in range(count):
@@ -327,7 +327,7 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
     cdef void *scores = workspace + plan.scores_at
     cdef void *factor = workspace + plan.vectors_at
     cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * item
-    cdef void *inverse = workspace + plan.vectors_at + 2 * CATTN_MAX_LANES * item   # 1 / sum, or 1 for plain scores
+    cdef void *divisor = workspace + plan.vectors_at + 2 * CATTN_MAX_LANES * item   # the sums, or 1 for plain scores
     cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
     cdef const char *keys
     cdef double sum
@@ -340,7 +340,7 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
         open_tile(tile, run, task, &entry, t, lanes, workspace, False)
         reset_softmax(tile, problem, plan, &entry, True)
         for row in range(lanes):
-            put_real(inverse, row, item, 1)
+            put_real(divisor, row, item, 1)
         for pass_number in range(passes):
             for number in range((task.last_key + plan.key_block - 1) // plan.key_block):
                 start = number * plan.key_block
@@ -353,13 +353,13 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                 if make_edit(&edit, tile, problem, plan, &entry, start, start + count, workspace, run.stage, &visible):
                     table.edit(scores, block_maximum, count, &edit)
                 if passes == 1:
-                    write_scores(run, &entry, tile, start, count, inverse, NULL, workspace)
+                    write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)
                     continue
                 mark_attended(attended, scores, count * lanes, item)
                 table.exponentials(scores, count, tile.maximum, tile.sum, factor, block_maximum)
                 if pass_number == 1:   # the maximum stays, so that these are exp(score - maximum)
-                    write_scores(run, &entry, tile, start, count, inverse, attended, workspace)
+                    write_scores(run, &entry, tile, start, count, divisor, attended, workspace)
             if pass_number == 0 and passes == 2:
                 for row in range(lanes):
                     sum = get_real(tile.sum, row, item)
-                    put_real(inverse, row, item, 0 if sum == 0 else 1 / sum)
+                    put_real(divisor, row, item, 1 if sum == 0 else sum)

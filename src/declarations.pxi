@@ -43,6 +43,7 @@ cdef extern from "tiles.h" nogil:
         CATTN_MAX_LANES
         CATTN_FEW_ROWS
         CATTN_FEW_BLOCK
+        CATTN_RUN
 
     void CATTN_PREFETCH(const void *address)
 
@@ -87,7 +88,7 @@ ctypedef void (*narrow_function)(char *, const void *, cattn_type, Py_ssize_t) n
 
 cdef extern from "tiles.h" nogil:
     ctypedef struct cattn_tiles:
-        Py_ssize_t lanes, item, run
+        Py_ssize_t lanes, item
         load_rows_function load_rows
         scores_function scores
         edit_function edit

@@ -232,23 +232,23 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
     return edit.softcap != 0 or edit.has_bias or edit.has_alibi or edit.has_mask or edit.has_interval
 
 
-cdef bint few_store(char *const *rows, Py_ssize_t count, const void *output, const void *factor, Py_ssize_t size,
+cdef bint few_store(char *const *rows, Py_ssize_t count, const void *output, const void *divisor, Py_ssize_t size,
                     Py_ssize_t item) noexcept nogil:
-    """rows[r][c] = factor[r] · output[r][c]; whether all of it is finite."""
+    """rows[r][c] = output[r][c] / divisor[r]; whether all of it is finite."""
     cdef Py_ssize_t r, c
-    cdef float single, scale
-    cdef double value, double_scale, residue = 0
+    cdef float single, by
+    cdef double value, double_by, residue = 0
     for r in range(count):
         if item == 4:
-            scale = (<const float *>factor)[r]
+            by = (<const float *>divisor)[r]
             for c in range(size):
-                single = scale * (<const float *>output)[r * size + c]
+                single = (<const float *>output)[r * size + c] / by
                 residue += single - single
                 (<float *>rows[r])[c] = single
         else:
-            double_scale = (<const double *>factor)[r]
+            double_by = (<const double *>divisor)[r]
             for c in range(size):
-                value = double_scale * (<const double *>output)[r * size + c]
+                value = (<const double *>output)[r * size + c] / double_by
                 residue += value - value
                 (<double *>rows[r])[c] = value
     return residue == 0
@@ -259,19 +259,19 @@ cdef bint finish_tile(const cattn_problem *problem, const Plan *plan, const Entr
     """Divides by the sums and writes rows and lse; whether all of the output is finite."""
     cdef Py_ssize_t row, size = problem.value_size, item = plan.tiles.item
     cdef char *scratch = workspace + plan.row_at
-    cdef void *factor = workspace + plan.vectors_at
+    cdef void *divisor = workspace + plan.vectors_at
     cdef char *rows[CATTN_MAX_LANES]
     cdef double sum
     cdef bint finite
     for row in range(tile.lanes):
         sum = get_real(tile.sum, row, item)
-        put_real(factor, row, item, 0 if sum == 0 else 1 / sum)
+        put_real(divisor, row, item, 1 if sum == 0 else sum)
     for row in range(tile.rows):
         rows[row] = out_row(tile, row, problem, entry) if plan.out_in_place else scratch + row * size * item
     if few:
-        finite = few_store(rows, tile.rows, tile.output, factor, size, item)
+        finite = few_store(rows, tile.rows, tile.output, divisor, size, item)
     else:
-        finite = plan.tiles.store_rows(rows, tile.rows, tile.output, factor, size)
+        finite = plan.tiles.store_rows(rows, tile.rows, tile.output, divisor, size)
     if not plan.out_in_place:
         for row in range(tile.rows):
             deliver_row(&problem.out, out_row(tile, row, problem, entry), rows[row], plan.arithmetic, size,

@@ -13,7 +13,8 @@
  * vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to their own type
  * only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are at least 1.
  *
- * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over j = 0, 1, ... of a run, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
+ * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over j = 0, 1, ... of a run, so that a
+ * row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
  *
  * Nothing here knows about threads, batches, storage types (but for widen and narrow) or memory allocation.
  */
@@ -30,6 +31,11 @@
 
 /* The most keys at once with few rows. */
 #define CATTN_FEW_BLOCK 16
+
+/* With many rows, sums over the keys of a block are taken in runs of so many, counted from its first key: each from zero,
+ * then joined in order. In one long chain equal terms round the same way each time: 96 equal values came out with 4 times
+ * NumPy's error, and 40 beyond the promised bound. */
+#define CATTN_RUN 24
 
 /* Asks for a line of memory that will be read soon; where there is no such thing, nothing. */
 #if defined(__GNUC__)
@@ -54,9 +60,6 @@ typedef struct {
 typedef struct {
     ptrdiff_t lanes;   /* rows of a many-row tile, at most CATTN_MAX_LANES */
     ptrdiff_t item;    /* sizeof(real) */
-    ptrdiff_t run;     /* With many rows, sums over the keys of a block are taken in runs of so many, counted from its first
-                        * key: each from zero, then joined in order. In one long chain equal terms round the same way each
-                        * time: 96 equal values came out with 4 times NumPy's error. Shorter where products round too. */
 
     /* ---- many rows ---- */
 
@@ -86,8 +89,8 @@ typedef struct {
     void (*select_values)(void *output, const void *factor, const void *weights, const unsigned char *attended,
                           const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
 
-    /* rows[r][c] = factor[r] · output[c][r] for r < count. Answers whether all that was written is finite. */
-    int (*store_rows)(char *const *rows, ptrdiff_t count, const void *output, const void *factor, ptrdiff_t size);
+    /* rows[r][c] = output[c][r] / divisor[r] for r < count. Answers whether all that was written is finite. */
+    int (*store_rows)(char *const *rows, ptrdiff_t count, const void *output, const void *divisor, ptrdiff_t size);
 
     /* ---- few rows ---- */
 

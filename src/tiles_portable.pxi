@@ -15,7 +15,6 @@ cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
-    PORTABLE_RUN = 16
 
 
 cdef union FloatBits:
@@ -168,11 +167,11 @@ cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum,
     advance_maximum(maximum, reference, factor, block_maximum, lanes)
     for r in range(lanes):
         sum[r] *= factor[r]
-    for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
-        start = number * PORTABLE_RUN
+    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+        start = number * CATTN_RUN
         for r in range(lanes):
             run[r] = 0
-        for j in range(start, min(count, start + PORTABLE_RUN)):
+        for j in range(start, min(count, start + CATTN_RUN)):
             for r in range(lanes):
                 p = exponential(scores[j * lanes + r] - reference[r])
                 scores[j * lanes + r] = p
@@ -184,24 +183,28 @@ cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum,
 cdef void values(real *output, const real *factor, const real *weights, const char *values, Py_ssize_t stride,
                  Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] sum, run
+    cdef real[PORTABLE_LANES] run
+    cdef const char *row
     cdef real value
-    cdef Py_ssize_t number, start, j, c, r
-    for c in range(size):
-        for r in range(lanes):
-            sum[r] = factor[r] * output[c * lanes + r]
-        for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
-            start = number * PORTABLE_RUN
+    cdef Py_ssize_t number, start, stop, j, c, r
+    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+        start = number * CATTN_RUN
+        stop = min(count, start + CATTN_RUN)
+        for c in range(size):
             for r in range(lanes):
                 run[r] = 0
-            for j in range(start, min(count, start + PORTABLE_RUN)):
-                value = (<const real *>(values + j * stride))[c]
+            row = values + start * stride
+            for j in range(start, stop):
+                value = (<const real *>row)[c]
                 for r in range(lanes):
                     run[r] += weights[j * lanes + r] * value
-            for r in range(lanes):
-                sum[r] += run[r]
-        for r in range(lanes):
-            output[c * lanes + r] = sum[r]
+                row += stride
+            if number == 0:   # together with the first run, what came before the block is rescaled
+                for r in range(lanes):
+                    output[c * lanes + r] = factor[r] * output[c * lanes + r] + run[r]
+            else:
+                for r in range(lanes):
+                    output[c * lanes + r] += run[r]
 
 
 cdef inline real select_strided(real sum, const real *weights, const unsigned char *attended, Py_ssize_t pitch,
@@ -231,17 +234,17 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
     for c in range(size):
         for r in range(lanes):
             output[c * lanes + r] = select_strided(factor[r] * output[c * lanes + r], weights + r, attended + r, lanes,
-                                                   values + c * sizeof(real), stride, count, PORTABLE_RUN)
+                                                   values + c * sizeof(real), stride, count, CATTN_RUN)
 
 
-cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *factor,
+cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
                     Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t c, r
     cdef real value, residue = 0
     for r in range(count):
         for c in range(size):
-            value = factor[r] * output[c * lanes + r]
+            value = output[c * lanes + r] / divisor[r]
             residue += value - value   # NaN for an infinity or a NaN, else 0
             (<real *>rows[r])[c] = value
     return residue == 0
@@ -430,7 +433,6 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     """The set of `real`; the pointer only says which."""
     tiles.item = sizeof(real)
     tiles.lanes = PORTABLE_LANES
-    tiles.run = PORTABLE_RUN
     tiles.load_rows = <load_rows_function>load_rows[real]
     tiles.scores = <scores_function>scores[real]
     tiles.edit = <edit_function>edit[real]
