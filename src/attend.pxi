@@ -80,7 +80,7 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
     cdef const Plan *plan = run.plan
     cdef const cattn_tiles *table = plan.tiles
     cdef Py_ssize_t size = problem.head_size, value_size = problem.value_size
-    cdef Py_ssize_t block = CATTN_FEW_BLOCK if few else plan.key_block
+    cdef Py_ssize_t block = plan.few_block if few else plan.key_block
     cdef Py_ssize_t begin = PY_SSIZE_T_MAX, end = 0, number, start, stop, low, high, count, t
     cdef Py_ssize_t key_stride = 0, value_stride = 0
     cdef void *scores = workspace + plan.scores_at
@@ -125,19 +125,18 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
             key = keys + (low - start) * key_stride
             value = values + (low - start) * value_stride
             if few:
-                table.few_scores(scores, CATTN_FEW_BLOCK, block_maximum, tile.queries, tile.rows, key, key_stride, count, size,
-                                 value, value_stride, value_size * table.item)
+                table.few_scores(scores, block, block_maximum, tile.queries, tile.rows, key, key_stride, count, size)
                 if edited:
-                    table.few_edit(scores, CATTN_FEW_BLOCK, block_maximum, tile.rows, count, &edit)
+                    table.few_edit(scores, block, block_maximum, tile.rows, count, &edit)
                 if selecting:
-                    mark_attended(attended, scores, CATTN_FEW_BLOCK * tile.rows, table.item)
-                table.few_exponentials(scores, CATTN_FEW_BLOCK, tile.rows, count, tile.maximum, tile.sum, factor,
+                    mark_attended(attended, scores, block * tile.rows, table.item)
+                table.few_exponentials(scores, block, tile.rows, count, tile.maximum, tile.sum, factor,
                                        block_maximum)
                 if selecting:
-                    table.few_select_values(tile.output, factor, scores, attended, CATTN_FEW_BLOCK, tile.rows, value,
+                    table.few_select_values(tile.output, factor, scores, attended, block, tile.rows, value,
                                             value_stride, count, value_size)
                 else:
-                    table.few_values(tile.output, factor, scores, CATTN_FEW_BLOCK, tile.rows, value, value_stride, count,
+                    table.few_values(tile.output, factor, scores, block, tile.rows, value, value_stride, count,
                                      value_size)
             else:
                 table.scores(scores, block_maximum, tile.queries, key, key_stride, count, size)

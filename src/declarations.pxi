@@ -42,10 +42,7 @@ cdef extern from "tiles.h" nogil:
         CATTN_ALIGNMENT
         CATTN_MAX_LANES
         CATTN_FEW_ROWS
-        CATTN_FEW_BLOCK
         CATTN_RUN
-
-    void CATTN_PREFETCH(const void *address)
 
     ctypedef struct cattn_edit:
         double softcap
@@ -71,8 +68,7 @@ ctypedef void (*select_values_function)(void *, const void *, const void *, cons
 ctypedef int (*store_rows_function)(char *const *, Py_ssize_t, const void *, const void *,
                                     Py_ssize_t) noexcept nogil
 ctypedef void (*few_scores_function)(void *, Py_ssize_t, void *, const void *, Py_ssize_t, const char *,
-                                     Py_ssize_t, Py_ssize_t, Py_ssize_t, const char *, Py_ssize_t,
-                                     Py_ssize_t) noexcept nogil
+                                     Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
 ctypedef void (*few_edit_function)(void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
                                    const cattn_edit *) noexcept nogil
 ctypedef void (*few_exponentials_function)(void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, void *, void *,

@@ -8,7 +8,11 @@ cdef enum:
     BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
     BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
     LARGEST_BLOCK = 96
-    # Keys whose softmax is merged into that of the chunks before: a multiple of CATTN_FEW_BLOCK. Chains of sums stay short, and
+    # With few rows, of keys (then of values) in one block: long streams, and both stay in L2. 64 to 256 keys.
+    FEW_BYTES = 131072
+    FEW_STEP = 64
+    LARGEST_FEW = 256
+    # Keys whose softmax is merged into that of the chunks before: a multiple of LARGEST_FEW. Chains of sums stay short, and
     # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
     CHUNK = 2048
     LARGEST_TASK = 8       # query tiles that share a block of keys
@@ -42,7 +46,7 @@ cdef struct Plan:
     cattn_type arithmetic
     Py_ssize_t entries                   # of the batch
     Py_ssize_t group                     # query heads that share a key head
-    Py_ssize_t key_block, tiles_per_task
+    Py_ssize_t key_block, few_block, tiles_per_task
     bint has_many, has_few
     bint query_in_place, key_in_place, value_in_place, out_in_place, mask_in_place, bias_in_place
     Py_ssize_t tasks, partials, partial_bytes
@@ -115,6 +119,9 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     block = BLOCK_BYTES // (max(depth, <Py_ssize_t>1) * item) // BLOCK_STEP * BLOCK_STEP
     plan.key_block = max(<Py_ssize_t>BLOCK_STEP, min(<Py_ssize_t>LARGEST_BLOCK, block))
 
+    block = FEW_BYTES // (max(depth, <Py_ssize_t>1) * item) // FEW_STEP * FEW_STEP
+    plan.few_block = max(<Py_ssize_t>FEW_STEP, min(<Py_ssize_t>LARGEST_FEW, block))
+
     # The tiles of a task live in L2 together with a block of keys and one of values.
     tile_bytes = lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
     largest = min(<Py_ssize_t>(cattn_cache_size(2) // 2) // tile_bytes,
@@ -130,7 +137,7 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
 
     tile_rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
     tile_count = plan.tiles_per_task if plan.has_many else 1
-    block = max(plan.key_block if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_BLOCK if plan.has_few else 0)
+    block = max(plan.key_block if plan.has_many else 0, plan.few_block if plan.has_few else 0)
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (2 * tile_count + 3) * CATTN_MAX_LANES * item)
     plan.queries_at = reserve(&bytes, tile_count * tile_rows * problem.head_size * item)

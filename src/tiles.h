@@ -7,7 +7,7 @@
  *   many rows   the rows lie in the lanes of vectors: queries[c][lane], scores[j][lane], output[c][lane],
  *               with c an index into head size or value size and j a key of the block. `lanes` rows a tile.
  *   few rows    the head size lies in the lanes: queries[row][c], output[row][c], scores[row][j], the score rows
- *               `pitch` reals apart. 1 to CATTN_FEW_ROWS rows a tile.
+ *               `pitch` reals apart: as many as a block has keys, a multiple of 64. 1 to CATTN_FEW_ROWS rows a tile.
  *
  * Tiles and the vectors over rows (maximum, sum, factor, ...) are aligned to CATTN_ALIGNMENT bytes and hold whole
  * vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to their own type
@@ -29,20 +29,10 @@
 #define CATTN_MAX_LANES 64
 #define CATTN_FEW_ROWS 8
 
-/* The most keys at once with few rows. */
-#define CATTN_FEW_BLOCK 16
-
 /* With many rows, sums over the keys of a block are taken in runs of so many, counted from its first key: each from zero,
  * then joined in order. In one long chain equal terms round the same way each time: 96 equal values came out with 4 times
  * NumPy's error, and 40 beyond the promised bound. */
 #define CATTN_RUN 24
-
-/* Asks for a line of memory that will be read soon; where there is no such thing, nothing. */
-#if defined(__GNUC__)
-#define CATTN_PREFETCH(address) __builtin_prefetch(address)
-#else
-#define CATTN_PREFETCH(address) ((void)0)
-#endif
 
 /* What happens to a finished tile of scores, in this order: softcap, bias and ALiBi, then the selection. Vectors
  * are over the rows of the tile. */
@@ -94,11 +84,9 @@ typedef struct {
 
     /* ---- few rows ---- */
 
-    /* scores[r][j] and block_maximum[r] as above. `ahead`: `count` rows of `ahead_size` bytes, `ahead_stride` apart,
-     * that will be read next (the block's values), worth prefetching; NULL where there is nothing. */
+    /* scores[r][j] and block_maximum[r] as above. */
     void (*few_scores)(void *scores, ptrdiff_t pitch, void *block_maximum, const void *queries, ptrdiff_t rows,
-                       const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size,
-                       const char *ahead, ptrdiff_t ahead_stride, ptrdiff_t ahead_size);
+                       const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
 
     void (*few_edit)(void *scores, ptrdiff_t pitch, void *block_maximum, ptrdiff_t rows, ptrdiff_t count,
                      const cattn_edit *edit);

@@ -15,6 +15,7 @@ cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
+    PORTABLE_COLUMNS = 256   # value columns summed at a time for few rows
 
 
 cdef union FloatBits:
@@ -208,15 +209,14 @@ cdef void values(real *output, const real *factor, const real *weights, const ch
 
 
 cdef inline real select_strided(real sum, const real *weights, const unsigned char *attended, Py_ssize_t pitch,
-                                const char *values, Py_ssize_t stride, Py_ssize_t count,
-                                Py_ssize_t run_length) noexcept nogil:
+                                const char *values, Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
     """One element of the output, in either layout: sum + Σ_j weight_j · value_j over the attended keys."""
     cdef Py_ssize_t number, start, j
     cdef real run, value
-    for number in range((count + run_length - 1) // run_length):
-        start = number * run_length
+    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+        start = number * CATTN_RUN
         run = 0
-        for j in range(start, min(count, start + run_length)):
+        for j in range(start, min(count, start + CATTN_RUN)):
             if attended[j * pitch]:
                 value = (<const real *>(values + j * stride))[0]
                 if weights[j * pitch] == 0 and not isfinite(value):
@@ -234,7 +234,7 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
     for c in range(size):
         for r in range(lanes):
             output[c * lanes + r] = select_strided(factor[r] * output[c * lanes + r], weights + r, attended + r, lanes,
-                                                   values + c * sizeof(real), stride, count, CATTN_RUN)
+                                                   values + c * sizeof(real), stride, count)
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
@@ -265,15 +265,8 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
-cdef inline void prefetch(const char *row, Py_ssize_t bytes) noexcept nogil:
-    cdef Py_ssize_t line
-    for line in range((bytes + 63) // 64):
-        CATTN_PREFETCH(row + line * 64)
-
-
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
-                     const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
-                     const char *ahead, Py_ssize_t ahead_stride, Py_ssize_t ahead_size) noexcept nogil:
+                     const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] partial
     cdef const real *key
@@ -283,9 +276,6 @@ cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const 
         block_maximum[r] = -INFINITY
     for j in range(count):
         key = <const real *>(keys + j * stride)
-        if ahead != NULL:   # memory must not idle while few rows compute: the next block's key, and this one's value
-            prefetch(keys + (j + CATTN_FEW_BLOCK) * stride, size * sizeof(real))
-            prefetch(ahead + j * ahead_stride, ahead_size)
         for r in range(rows):
             query = queries + r * size
             if size < lanes:
@@ -311,46 +301,46 @@ cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize
 
 cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
                            real *factor, const real *block_maximum) noexcept nogil:
-    cdef Py_ssize_t j, r
+    cdef Py_ssize_t number, start, j, r
     cdef real[CATTN_FEW_ROWS] reference
     cdef real run
     advance_maximum(maximum, reference, factor, block_maximum, rows)
     for r in range(rows):
         for j in range(count):
             scores[r * pitch + j] = exponential(scores[r * pitch + j] - reference[r])
-        run = 0
-        for j in range(count):
-            run += scores[r * pitch + j]
-        sum[r] = factor[r] * sum[r] + run
+        sum[r] *= factor[r]
+        for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+            start = number * CATTN_RUN
+            run = 0
+            for j in range(start, min(count, start + CATTN_RUN)):
+                run += scores[r * pitch + j]
+            sum[r] += run
 
 
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
                      const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] sum
+    cdef real[PORTABLE_COLUMNS] sum
     cdef const real *value
-    cdef const real *weight
     cdef real *target
-    cdef real single
-    cdef Py_ssize_t j, c, r, lane
-    for r in range(rows):
-        weight = weights + r * pitch
-        target = output + r * size
-        for c in range(size // lanes):
-            for lane in range(lanes):
-                sum[lane] = 0
-            for j in range(count):
-                value = <const real *>(values + j * stride) + c * lanes
-                for lane in range(lanes):
-                    sum[lane] += weight[j] * value[lane]
-            for lane in range(lanes):
-                target[lane] = factor[r] * target[lane] + sum[lane]
-            target += lanes
-        for c in range(size - size % lanes, size):
-            single = 0
-            for j in range(count):
-                single += weight[j] * (<const real *>(values + j * stride))[c]
-            output[r * size + c] = factor[r] * output[r * size + c] + single
+    cdef real weight, rescale
+    cdef Py_ssize_t part, first, columns, number, start, j, c, r
+    for part in range((size + PORTABLE_COLUMNS - 1) // PORTABLE_COLUMNS):
+        first = part * PORTABLE_COLUMNS
+        columns = min(size - first, <Py_ssize_t>PORTABLE_COLUMNS)
+        for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+            start = number * CATTN_RUN
+            for r in range(rows):
+                for c in range(columns):
+                    sum[c] = 0
+                for j in range(start, min(count, start + CATTN_RUN)):
+                    value = <const real *>(values + j * stride) + first
+                    weight = weights[r * pitch + j]
+                    for c in range(columns):
+                        sum[c] += weight * value[c]
+                target = output + r * size + first
+                rescale = factor[r] if number == 0 else 1
+                for c in range(columns):
+                    target[c] = rescale * target[c] + sum[c]
 
 
 cdef void few_select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
@@ -360,8 +350,7 @@ cdef void few_select_values(real *output, const real *factor, const real *weight
     for r in range(rows):
         for c in range(size):
             output[r * size + c] = select_strided(factor[r] * output[r * size + c], weights + r * pitch,
-                                                  attended + r * pitch, 1, values + c * sizeof(real), stride, count,
-                                                  CATTN_FEW_BLOCK)
+                                                  attended + r * pitch, 1, values + c * sizeof(real), stride, count)
 
 
 # Storage types.
