@@ -93,7 +93,8 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
     cdef const char *value
     cdef Tile *tile
     cdef cattn_edit edit
-    cdef bint edited, visible
+    cdef bint edited, visible, halves = few and plan.few_halves
+    cdef cattn_type type = problem.key.type if halves else plan.arithmetic
     for t in range(tile_count):
         begin = min(begin, tiles[t].low)
         end = max(end, tiles[t].high)
@@ -106,9 +107,9 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
         stop = min(start + block, end)
         if stopped(run, worker, tile_count * tiles[0].lanes * (stop - start) * (size + value_size)):
             return
-        keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, start, stop - start, size,
-                          plan, &key_stride)
-        values = block_rows(&problem.value, entry.value, plan.value_in_place, workspace + plan.value_at, start,
+        keys = block_rows(&problem.key, entry.key, halves or plan.key_in_place, workspace + plan.key_at, start,
+                          stop - start, size, plan, &key_stride)
+        values = block_rows(&problem.value, entry.value, halves or plan.value_in_place, workspace + plan.value_at, start,
                             stop - start, value_size, plan, &value_stride)
         for t in range(tile_count):
             tile = &tiles[t]
@@ -125,7 +126,8 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
             key = keys + (low - start) * key_stride
             value = values + (low - start) * value_stride
             if few:
-                table.few_scores(scores, block, block_maximum, tile.queries, tile.rows, key, key_stride, count, size)
+                table.few_scores(scores, block, block_maximum, tile.queries, tile.rows, key, key_stride, count, size,
+                                 type)
                 if edited:
                     table.few_edit(scores, block, block_maximum, tile.rows, count, &edit)
                 if selecting:
@@ -134,10 +136,10 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
                                        block_maximum)
                 if selecting:
                     table.few_select_values(tile.output, factor, scores, attended, block, tile.rows, value,
-                                            value_stride, count, value_size)
+                                            value_stride, count, value_size, type)
                 else:
                     table.few_values(tile.output, factor, scores, block, tile.rows, value, value_stride, count,
-                                     value_size)
+                                     value_size, type)
             else:
                 table.scores(scores, block_maximum, tile.queries, key, key_stride, count, size)
                 if edited:

@@ -68,16 +68,16 @@ ctypedef void (*select_values_function)(void *, const void *, const void *, cons
 ctypedef int (*store_rows_function)(char *const *, Py_ssize_t, const void *, const void *,
                                     Py_ssize_t) noexcept nogil
 ctypedef void (*few_scores_function)(void *, Py_ssize_t, void *, const void *, Py_ssize_t, const char *,
-                                     Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+                                     Py_ssize_t, Py_ssize_t, Py_ssize_t, cattn_type) noexcept nogil
 ctypedef void (*few_edit_function)(void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
                                    const cattn_edit *) noexcept nogil
 ctypedef void (*few_exponentials_function)(void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, void *, void *,
                                            const void *) noexcept nogil
 ctypedef void (*few_values_function)(void *, const void *, const void *, Py_ssize_t, Py_ssize_t, const char *,
-                                     Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+                                     Py_ssize_t, Py_ssize_t, Py_ssize_t, cattn_type) noexcept nogil
 ctypedef void (*few_select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,
                                             Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
-                                            Py_ssize_t) noexcept nogil
+                                            Py_ssize_t, cattn_type) noexcept nogil
 ctypedef void (*widen_function)(void *, const char *, cattn_type, Py_ssize_t) noexcept nogil
 ctypedef void (*narrow_function)(char *, const void *, cattn_type, Py_ssize_t) noexcept nogil
 
@@ -92,6 +92,7 @@ cdef extern from "tiles.h" nogil:
         values_function values
         select_values_function select_values
         store_rows_function store_rows
+        int few_halves
         few_scores_function few_scores
         few_edit_function few_edit
         few_exponentials_function few_exponentials

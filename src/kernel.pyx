@@ -209,8 +209,7 @@ cdef int set_problem(cattn_problem *problem, object given) except -1:
 cdef inline bint is_plain(object array) noexcept:
     """An array as most are: what else there is goes through _arguments."""
     return (cnp.PyArray_CheckExact(array) and cnp.PyArray_ISBEHAVED_RO(<cnp.ndarray>array)
-            and (cnp.PyArray_TYPE(<cnp.ndarray>array) == cnp.NPY_FLOAT
-                 or cnp.PyArray_TYPE(<cnp.ndarray>array) == cnp.NPY_DOUBLE))
+            and cnp.PyArray_TYPE(<cnp.ndarray>array) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16))
 
 
 cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type type, int batch_ndim) noexcept:
@@ -272,7 +271,7 @@ cdef object attend_plain(object query, object key, object value, bint causal):
     except (MemoryError, ValueError):   # too large: _arguments says it in words
         return None
 
-    type = CATTN_FLOAT32 if cnp.PyArray_TYPE(query) == cnp.NPY_FLOAT else CATTN_FLOAT64
+    type = storage_type(query)
     set_plain(&problem.query, query, type, batch_ndim)
     set_plain(&problem.key, key, type, batch_ndim)
     set_plain(&problem.value, value, type, batch_ndim)

@@ -49,6 +49,7 @@ cdef struct Plan:
     Py_ssize_t key_block, few_block, tiles_per_task
     bint has_many, has_few
     bint query_in_place, key_in_place, value_in_place, out_in_place, mask_in_place, bias_in_place
+    bint few_halves                      # few rows read keys and values of a half type where they lie
     Py_ssize_t tasks, partials, partial_bytes
     # Where each part of a worker's workspace begins, and its size.
     Py_ssize_t tiles_at, queries_at, output_at, scores_at, vectors_at, totals_at, key_at, value_at, row_at, bias_at, mask_at
@@ -131,6 +132,9 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.query_in_place = in_place(&problem.query, plan.arithmetic, problem.batch_ndim)
     plan.key_in_place = in_place(&problem.key, plan.arithmetic, problem.batch_ndim)
     plan.value_in_place = weights_only or in_place(&problem.value, plan.arithmetic, problem.batch_ndim)
+    plan.few_halves = (plan.tiles.few_halves and problem.key.type in (CATTN_FLOAT16, CATTN_BFLOAT16)
+                       and in_place(&problem.key, problem.key.type, problem.batch_ndim)
+                       and in_place(&problem.value, problem.value.type, problem.batch_ndim))
     plan.out_in_place = in_place(&problem.out, plan.arithmetic, problem.batch_ndim)
     plan.mask_in_place = problem.mask.data == NULL or problem.mask.column == 1
     plan.bias_in_place = problem.bias.data == NULL or in_place(&problem.bias, plan.arithmetic, problem.batch_ndim)

@@ -84,9 +84,12 @@ typedef struct {
 
     /* ---- few rows ---- */
 
+    /* Whether few rows read keys and values of the half types where they lie. Otherwise `type` is the type of real. */
+    int few_halves;
+
     /* scores[r][j] and block_maximum[r] as above. */
     void (*few_scores)(void *scores, ptrdiff_t pitch, void *block_maximum, const void *queries, ptrdiff_t rows,
-                       const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+                       const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type);
 
     void (*few_edit)(void *scores, ptrdiff_t pitch, void *block_maximum, ptrdiff_t rows, ptrdiff_t count,
                      const cattn_edit *edit);
@@ -95,12 +98,12 @@ typedef struct {
                              void *maximum, void *sum, void *factor, const void *block_maximum);
 
     void (*few_values)(void *output, const void *factor, const void *weights, ptrdiff_t pitch, ptrdiff_t rows,
-                       const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+                       const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type);
 
     /* attended[r · pitch + j]. */
     void (*few_select_values)(void *output, const void *factor, const void *weights, const unsigned char *attended,
                               ptrdiff_t pitch, ptrdiff_t rows,
-                              const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+                              const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type);
 
     /* ---- storage types ---- */
 

@@ -266,7 +266,8 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
 
 
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
-                     const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+                     const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
+                     cattn_type type) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] partial
     cdef const real *key
@@ -318,7 +319,8 @@ cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_s
 
 
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
-                     const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+                     const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
+                     cattn_type type) noexcept nogil:
     cdef real[PORTABLE_COLUMNS] sum
     cdef const real *value
     cdef real *target
@@ -345,7 +347,8 @@ cdef void few_values(real *output, const real *factor, const real *weights, Py_s
 
 cdef void few_select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
                             Py_ssize_t pitch, Py_ssize_t rows, const char *values, Py_ssize_t stride,
-                            Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+                            Py_ssize_t count, Py_ssize_t size,
+                            cattn_type type) noexcept nogil:
     cdef Py_ssize_t c, r
     for r in range(rows):
         for c in range(size):
@@ -429,6 +432,7 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     tiles.values = <values_function>values[real]
     tiles.select_values = <select_values_function>select_values[real]
     tiles.store_rows = <store_rows_function>store_rows[real]
+    tiles.few_halves = False
     tiles.few_scores = <few_scores_function>few_scores[real]
     tiles.few_edit = <few_edit_function>few_edit[real]
     tiles.few_exponentials = <few_exponentials_function>few_exponentials[real]
