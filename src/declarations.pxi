@@ -44,6 +44,8 @@ cdef extern from "tiles.h" nogil:
         CATTN_FEW_ROWS
         CATTN_RUN
 
+    void CATTN_PREFETCH(const void *address)
+
     ctypedef struct cattn_edit:
         double softcap
         const void *bias[CATTN_MAX_LANES]

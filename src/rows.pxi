@@ -174,6 +174,13 @@ cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *pla
                 (<double *>tile.queries)[row * size + c] = problem.scale * (<const double *>rows[row])[c]
 
 
+cdef inline void prefetch(const void *row, Py_ssize_t bytes) noexcept nogil:
+    """Rows of a mask or a bias lie far apart: they come while the scores are computed."""
+    cdef Py_ssize_t line
+    for line in range((bytes + 63) // 64):
+        CATTN_PREFETCH(<const char *>row + line * 64)
+
+
 cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *problem, const Plan *plan,
                     const Entry *entry, Py_ssize_t low, Py_ssize_t high, char *workspace, int stage,
                     bint *visible) noexcept nogil:
@@ -204,8 +211,10 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
                     copy[j] = source[j * problem.mask.column]
                 source = copy
             edit.mask[row] = <const unsigned char *>source
-            for j in range(count):
-                seen |= edit.mask[row][j]
+            prefetch(source, count)
+            if not seen:
+                for j in range(count):
+                    seen |= edit.mask[row][j]
         for row in range(tile.rows, tile.lanes):
             edit.mask[row] = edit.mask[0]
         visible[0] = seen != 0
@@ -218,6 +227,7 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
                 fetch_row(copy, plan.arithmetic, &problem.bias, source, count, plan.float_tiles)
                 source = copy
             edit.bias[row] = source
+            prefetch(source, count * item)
         for row in range(tile.rows, tile.lanes):
             edit.bias[row] = edit.bias[0]
     if edit.has_alibi:

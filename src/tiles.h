@@ -34,6 +34,13 @@
  * NumPy's error, and 40 beyond the promised bound. */
 #define CATTN_RUN 24
 
+/* Asks for a line of memory that will be read soon; where there is no such thing, nothing. */
+#if defined(__GNUC__)
+#define CATTN_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define CATTN_PREFETCH(address) ((void)0)
+#endif
+
 /* What happens to a finished tile of scores, in this order: softcap, bias and ALiBi, then the selection. Vectors
  * are over the rows of the tile. */
 typedef struct {
