@@ -6,100 +6,18 @@
  * and its caller waits only for those who still sit there, each in the middle of a task.
  * One mutex guards everything but the number of the next task. */
 
-#define _GNU_SOURCE 1 /* the adaptive mutex */
+#include "threads.h"
 
 #include "pool.h"
 
 #include <fenv.h>
-#include <stdint.h>
 
 #define MAX_WORKERS 1023             /* more than a machine has use for: nobody fills the process table by a slip */
-#define STACK_SIZE ((size_t)1 << 20) /* the tasks need some KiB: their workspace is not on the stack */
 
 /* How long, in nanoseconds, a worker without work and a caller whose workers are not done look out before they
  * sleep. Waking a sleeper keeps its waker for 8 to 18 µs, and a cold call takes 30 to 55 µs more than a hot one
  * (2 µs; medians, two virtual cores): who spins for that long loses at most about as much as it could have won. */
 #define SPIN 30000
-
-#ifdef _WIN32
-#define WIN32_LEAN_AND_MEAN
-#include <windows.h>
-typedef SRWLOCK mutex;
-typedef CONDITION_VARIABLE condition;
-typedef volatile LONG64 shared; /* also read, or counted on, without the mutex */
-#define MUTEX_INIT SRWLOCK_INIT
-#define CONDITION_INIT CONDITION_VARIABLE_INIT
-#define lock(m) AcquireSRWLockExclusive(m)
-#define unlock(m) ReleaseSRWLockExclusive(m)
-#define wait_for(c, m) SleepConditionVariableSRW(c, m, INFINITE, 0)
-#define notify(c) WakeConditionVariable(c)
-#define forget(c) ((void)(c))
-#define count_on(s) (InterlockedIncrement64(s) - 1)
-#define THREAD DWORD WINAPI
-
-static int64_t now(void)
-{
-    LARGE_INTEGER ticks, second;
-    QueryPerformanceCounter(&ticks);
-    QueryPerformanceFrequency(&second);
-    return (int64_t)((double)ticks.QuadPart * 1e9 / (double)second.QuadPart);
-}
-
-static int start_thread(LPTHREAD_START_ROUTINE body)
-{
-    HANDLE thread = CreateThread(NULL, STACK_SIZE, body, NULL, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
-    return thread && CloseHandle(thread);
-}
-
-#else
-#include <pthread.h>
-#include <signal.h>
-#include <time.h>
-typedef pthread_mutex_t mutex;
-typedef pthread_cond_t condition;
-typedef _Atomic int64_t shared; /* also read, or counted on, without the mutex */
-#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP /* spins first: the mutex is held for some 50 ns */
-#define MUTEX_INIT PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
-#else
-#define MUTEX_INIT PTHREAD_MUTEX_INITIALIZER
-#endif
-#define CONDITION_INIT PTHREAD_COND_INITIALIZER
-#define lock(m) pthread_mutex_lock(m)
-#define unlock(m) pthread_mutex_unlock(m)
-#define wait_for(c, m) pthread_cond_wait(c, m)
-#define notify(c) pthread_cond_signal(c)
-#define forget(c) pthread_cond_destroy(c)
-#define count_on(s) ((*(s))++)
-#define THREAD void *
-
-static int64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-/* Signals sent to the process are for the program's threads. Those that a thread brings on itself stay: blocked,
- * they would kill all the same, but without a word from faulthandler or a sanitizer. */
-static int start_thread(void *(*body)(void *))
-{
-    static const int own[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, 0};
-    sigset_t blocked, before;
-    pthread_t thread;
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&blocked);
-    for (const int *signal = own; *signal; signal++)
-        sigdelset(&blocked, *signal);
-    pthread_sigmask(SIG_SETMASK, &blocked, &before);
-    int error = pthread_create(&thread, &attributes, body, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return !error;
-}
-#endif
 
 struct job {
     cattn_task task;
@@ -108,6 +26,7 @@ struct job {
     shared next_task;
     shared sitting;    /* workers at it */
     int seats;         /* free ones, numbered 1 to seats; listed while there are any */
+    int processor;     /* where the caller was */
     fenv_t arithmetic; /* the caller's rounding and flushing: the result must not depend on who computes it */
     condition done;    /* nobody sits any more */
     struct job *next;
@@ -195,6 +114,7 @@ static THREAD serve(void *unused)
             pool.open_seats--;
             pool.idle--;
             unlock_and_call();
+            leave(job->processor);
             fesetenv(&job->arithmetic);
             do_tasks(job, seat);
             bedtime = now() + SPIN;
@@ -227,7 +147,8 @@ void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads
             task(context, i, 0);
         return;
     }
-    struct job job = {.task = task, .context = context, .tasks = tasks, .seats = threads - 1, .done = CONDITION_INIT};
+    struct job job = {.task = task, .context = context, .tasks = tasks, .seats = threads - 1,
+                      .processor = this_processor(), .done = CONDITION_INIT};
     fegetenv(&job.arithmetic);
     lock(&pool.mutex);
     for (; pool.workers < job.seats && pool.workers < MAX_WORKERS && start_thread(serve); pool.workers++)

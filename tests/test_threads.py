@@ -261,6 +261,18 @@ for thread in threads() - before:
 
 
 @NO_PROC
+def test_threads_may_run_wherever_their_process_may():
+    """A worker that leaves its caller's processor is free to come back."""
+    code = """
+for rest in [0.002] * 30:
+    cattn.attention(*problem(), num_threads=3)
+    time.sleep(rest)
+print({tuple(os.sched_getaffinity(int(thread))) for thread in threads()} == {tuple(os.sched_getaffinity(0))})
+"""
+    assert printed(python(code)) == "True\n"
+
+
+@NO_PROC
 def test_what_beats_what():
     code = """
 before = threads()
