@@ -100,7 +100,7 @@ class Limits:
         if self._library is None:
             a = np.ones((1024, 1024), np.float32)
             return 2 * 1024**3 / _fastest(lambda: a @ a)
-        steps = 2_000_000
+        steps = 20_000_000  # 40 ms: new threads may share a processor for some of them
         flops = self._library.peak(1, 0.5, 0.5) * steps * self.threads
         return flops / _fastest(lambda: self._on_all_threads(lambda _: self._library.peak(steps, 0.5, 0.5)))
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import os
+import random
 import statistics
 import time
 import timeit
@@ -21,7 +22,7 @@ import numpy as np
 SOFTCAP = 30.0
 WINDOW = 256
 MIN_ROUNDS, MAX_ROUNDS = 3, 51
-REST_SECONDS = 0.05
+REST_SECONDS = 0.15  # OpenBLAS's idle workers spin for 2^28 cycles, 90 ms
 
 Modifier = Literal["causal", "window", "mask", "bias", "alibi", "softcap", "sinks"]
 MODIFIERS: tuple[Modifier, ...] = ("causal", "window", "mask", "bias", "alibi", "softcap", "sinks")
@@ -567,7 +568,7 @@ def measure(
             break
         if done == rounds:
             break
-        for name in _rotated(list(timers), done):
+        for name in _shuffled(list(timers), done):
             time.sleep(REST_SECONDS)
             timers[name].timeit(1)
             samples[name].append(timers[name].timeit(numbers[name]) / numbers[name])
@@ -583,9 +584,9 @@ def _calls_per_sample(timer: Timer, sample_seconds: float) -> int:
     return max(1, round(number * sample_seconds / taken))
 
 
-def _rotated(names: list[str], by: int) -> list[str]:
-    by %= max(1, len(names))
-    return names[by:] + names[:by]
+def _shuffled(names: list[str], round_number: int) -> list[str]:
+    """Another order in each round: who runs beside whose idle workers should not always be the same."""
+    return random.Random(round_number).sample(names, len(names))
 
 
 def measure_calls(calls: Mapping[str, Callable[[], object]], **options) -> Timings:
