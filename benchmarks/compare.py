@@ -130,7 +130,7 @@ def _parse() -> argparse.Namespace:
         type=names,
         default=engines,
         metavar="A,B",
-        help="also cattn-avx2 and so on: cattn forced to a table",
+        help="also cattn-avx2 and so on (cattn forced to a table), and pytorch-flex (compiles for each case)",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds a case, instead of --seconds")
     parser.add_argument(

@@ -217,6 +217,51 @@ class PyTorch(Engine):
         return (tensor.float() if tensor.dtype == self.torch.bfloat16 else tensor).numpy()
 
 
+class FlexAttention(PyTorch):
+    """PyTorch's FlexAttention, compiled for the case before the clock runs (seconds, and a C++ compiler)."""
+
+    name, label = "pytorch-flex", "FlexAttention"
+
+    def __init__(self, threads: int):
+        super().__init__(threads)
+        self.flex = importlib.import_module("torch.nn.attention.flex_attention")
+
+    def supports(self, case: Case) -> bool:
+        plain = case.kind == "attention" and not case.lengths and case.heads == case.kv_heads and case.queries > 1
+        return plain and case.modifiers <= {"causal", "window", "alibi", "softcap", "bias", "mask"}
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        query, key, value = map(self._tensor, (inputs.query, inputs.key, inputs.value))
+        options: dict[str, Any] = {"score_mod": self._score(case, inputs)}
+        mask = self._mask(case, inputs)
+        if mask is not None:
+            options["block_mask"] = self.flex.create_block_mask(mask, None, None, case.queries, case.keys, device="cpu")
+        self.torch.compiler.reset()
+        attend = self.torch.compile(self.flex.flex_attention)
+        return _prepared(lambda: attend(query, key, value, **options), self._array)
+
+    def _mask(self, case: Case, inputs: Inputs):
+        if "mask" in case.modifiers:
+            mask = self._tensor(inputs.options["mask"])
+            return lambda batch, head, row, key: mask[row, key]
+        if "window" in case.modifiers:
+            return lambda batch, head, row, key: (key <= row) & (row - key < WINDOW)
+        if case.causal:
+            return lambda batch, head, row, key: key <= row
+        return None
+
+    def _score(self, case: Case, inputs: Inputs):
+        if "bias" in case.modifiers:
+            bias = self._tensor(inputs.options["bias"])
+            return lambda score, batch, head, row, key: score + bias[row, key]
+        if "alibi" in case.modifiers:
+            slopes = self._tensor(inputs.options["alibi_slopes"])
+            return lambda score, batch, head, row, key: score - slopes[head] * (row - key).abs()
+        if "softcap" in case.modifiers:
+            return lambda score, batch, head, row, key: SOFTCAP * self.torch.tanh(score / SOFTCAP)
+        return None
+
+
 def _mask_or_bias(case: Case, inputs: Inputs) -> np.ndarray:
     """The modifiers as one boolean mask where that is enough, else as one additive array."""
     if "bias" in inputs.options or "alibi_slopes" in inputs.options:
@@ -465,7 +510,8 @@ class Jax(Engine):
 
 
 PEERS: Mapping[str, type[Engine]] = {
-    engine.name: engine for engine in (NumPy, PyTorch, OrtAttention, OrtMultiHead, OrtGroupQuery, OpenVino, Jax)
+    engine.name: engine
+    for engine in (NumPy, PyTorch, FlexAttention, OrtAttention, OrtMultiHead, OrtGroupQuery, OpenVino, Jax)
 }
 
 
