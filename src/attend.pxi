@@ -253,6 +253,15 @@ cdef bint output_is_finite(const Tile *tile, Py_ssize_t count, Py_ssize_t item) 
     return residue == 0
 
 
+cdef bint is_empty(const void *sum, Py_ssize_t rows, Py_ssize_t item) noexcept nogil:
+    """Whether no row has attended to anything, as in the chunks before a window."""
+    cdef Py_ssize_t row
+    for row in range(rows):
+        if get_real(sum, row, item) != 0:   # a NaN is something
+            return False
+    return True
+
+
 cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) noexcept nogil:
     cdef Py_ssize_t rows = task.rows, item = run.plan.tiles.item
     cdef Py_ssize_t output_size = rows * run.problem.value_size
@@ -264,7 +273,7 @@ cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) no
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
     attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, False)
-    if not output_is_finite(tile, output_size, item):
+    if tile.low < tile.high and not output_is_finite(tile, output_size, item):
         reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
         attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, True)
     if task.partial < 0:
@@ -273,7 +282,8 @@ cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) no
     partial = run.partials + task.partial * run.plan.partial_bytes
     memcpy(partial, tile.maximum, rows * item)
     memcpy(partial + rows * item, tile.sum, rows * item)
-    memcpy(partial + 2 * rows * item, tile.output, output_size * item)
+    if not is_empty(tile.sum, rows, item):
+        memcpy(partial + 2 * rows * item, tile.output, output_size * item)
 
 
 cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil:
@@ -288,7 +298,9 @@ cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil
     reset_softmax(tile, run.problem, run.plan, &entry, False)
     while True:
         partial = run.partials + run.tasks[number].partial * run.plan.partial_bytes
-        if item == 4:
+        if is_empty(partial + rows * item, rows, item):
+            pass
+        elif item == 4:
             merge[float](<float *>tile.maximum, <float *>tile.sum, <float *>tile.output, <const float *>partial,
                          <const float *>(partial + rows * item), <const float *>(partial + 2 * rows * item), rows, size,
                          size, 1)
