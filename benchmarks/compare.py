@@ -81,9 +81,10 @@ def _engines(options: argparse.Namespace, console, stack: contextlib.ExitStack) 
 
 def _measure(options: argparse.Namespace, case, inputs, engines: list) -> tuple[list, dict[str, str]]:
     """The engines' results, and the errors of those that have none."""
+    from answer import expected
     from report import Result
 
-    from cattn._bench import expected, measure
+    from cattn._bench import measure
 
     answer = expected(case, inputs)
     timers, checks, errors = {}, {}, {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy_attention import numpy_call
 
 from cattn._bench import (
     CASES,
@@ -27,7 +28,6 @@ from cattn._bench import (
     cattn_call,
     make_inputs,
     mask_block,
-    numpy_call,
 )
 
 ALL = slice(None)

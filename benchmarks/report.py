@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from answer import Check
 from engines import Engine
 from limits import Limits
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cattn._bench import Case, Check
+from cattn._bench import Case
 
 
 @dataclass(frozen=True)

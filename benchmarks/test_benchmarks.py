@@ -3,8 +3,10 @@
 from functools import partial
 
 import pytest
+from answer import expected
+from numpy_attention import numpy_call
 
-from cattn._bench import CASES, cattn_call, expected, limited, make_inputs, numpy_call
+from cattn._bench import CASES, cattn_call, limited, make_inputs
 
 QUICK_CASES = ("seed", "minilm", "bert-128", "self-attention")
 ENGINES = {"numpy": numpy_call, "cattn": partial(cattn_call, num_threads=1)}

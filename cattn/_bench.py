@@ -1,8 +1,6 @@
 """The cases that cattn is measured at, and the way it is measured.
 
-A `Case` is a problem as data; `make_inputs` draws its arrays, `expected` computes its answer in wide arithmetic and
-`Expected.check` judges a result by it. `measure` times several engines side by side. `numpy_call` is attention as a
-good NumPy programmer writes it: what every speed-up is counted against.
+A `Case` is a problem as data; `make_inputs` draws its arrays. `measure` times several engines side by side.
 """
 
 import contextlib
@@ -260,249 +258,20 @@ def additive_block(case: Case, inputs: Inputs, rows: slice = slice(None), keys: 
     return np.where(mask, np.float32(0) if bias is None else bias, np.float32(-np.inf))
 
 
-# The answer
-
-
-@dataclass(frozen=True)
-class Check:
-    """How far a result is from the answer."""
-
-    kappa: float  # the promised measure: the error in units of eps · Σ p|v| · (1 + A), less half types' own rounding
-    wrong: bool  # the error is beyond what the storage type's precision explains
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The answer of a case in wide arithmetic, and the magnitude Σ p|v| · (1 + A) that each error is measured by."""
-
-    out: np.ndarray
-    magnitude: np.ndarray
-    dtype: np.dtype
-
-    def check(self, result: np.ndarray) -> Check:
-        wide = np.asarray(result).astype(self.out.dtype)
-        if wide.shape != self.out.shape or not np.isfinite(wide).all():
-            return Check(np.inf, True)
-        error = np.abs(wide - self.out)
-        storage = _eps(self.dtype)
-        arithmetic = min(storage, float(np.finfo(np.float32).eps))
-        rounding = 0.0 if storage == arithmetic else storage * np.abs(self.out)
-        kappa = np.max(np.maximum(error - rounding, 0) / (arithmetic * self.magnitude), initial=0.0)
-        return Check(float(kappa), bool(np.any(error > 32 * storage * self.magnitude)))
-
-
-def _eps(dtype: np.dtype) -> float:
-    if dtype.kind == "V":
-        return 2.0**-7  # bfloat16 is no type of NumPy's own
-    return float(np.finfo(dtype).eps)
-
-
-def expected(case: Case, inputs: Inputs) -> Expected:
-    """The answer: in float64, for float64 in longdouble where that is wider."""
-    dtype = inputs.query.dtype
-    wide = np.longdouble if dtype == np.float64 else np.float64
-    query, key, value = (array.astype(wide) for array in (inputs.query, inputs.key, inputs.value))
-    if case.kind == "packed":
-        out, magnitude = np.empty_like(query), np.empty_like(query)
-        for start, stop in itertools.pairwise(inputs.indptr):
-            parts = (array[start:stop].swapaxes(0, 1)[None] for array in (query, key, value))
-            answer = _attend(case, inputs, *parts)
-            out[start:stop], magnitude[start:stop] = (array[0].swapaxes(0, 1) for array in answer)
-    elif case.kind == "self_attention":
-        weights = [array.astype(wide) for array in inputs.weights]
-        heads = [_split_heads(query @ weight, case.heads)[None] for weight in weights[:3]]
-        sizes = [_split_heads(np.abs(query) @ np.abs(weight), case.heads)[None] for weight in weights[:3]]
-        context, magnitude = (_join_heads(array[0]) for array in _attend(case, inputs, *heads, sizes))
-        out, magnitude = context @ weights[3], magnitude @ np.abs(weights[3])
-    else:
-        out, magnitude = _attend(case, inputs, query, key, value)
-    return Expected(out, magnitude, dtype)
-
-
-def _split_heads(array: np.ndarray, heads: int) -> np.ndarray:
+def split_heads(array: np.ndarray, heads: int) -> np.ndarray:
     return array.reshape(len(array), heads, -1).swapaxes(0, 1)
 
 
-def _join_heads(array: np.ndarray) -> np.ndarray:
+def join_heads(array: np.ndarray) -> np.ndarray:
     return array.swapaxes(0, 1).reshape(array.shape[1], -1)
 
 
-def _attend(case: Case, inputs: Inputs, query, key, value, sizes=None) -> tuple[np.ndarray, np.ndarray]:
-    """Output and magnitude, head by head and in blocks of rows. `sizes` bound |query|, |key| and |value|."""
-    sizes = sizes or [np.abs(array) for array in (query, key, value)]
-    out, magnitude = np.empty_like(query), np.empty_like(query)
-    batch, heads, length, _ = query.shape
-    group = heads // key.shape[1]
-    sinks = inputs.options.get("sinks")
-    for rows, keys in _blocks(case, length, key.shape[2], 512):
-        shape = (batch, heads, rows.stop - rows.start, keys.stop - keys.start)
-        bias = mask = None
-        if case.kind == "attention":
-            bias, mask = bias_block(case, inputs, rows, keys), mask_block(case, inputs, rows, keys)
-        bias = None if bias is None else np.broadcast_to(bias, shape)
-        mask = None if mask is None else np.broadcast_to(mask, shape)
-        for entry, head in np.ndindex(batch, heads):
-            q, q_size = (array[entry, head, rows] for array in (query, sizes[0]))
-            k, k_size = (array[entry, head // group, keys] for array in (key, sizes[1]))
-            v, v_size = (array[entry, head // group, keys] for array in (value, sizes[2]))
-            scores = case.scale * (q @ k.T)
-            size = case.scale * (q_size @ k_size.T)
-            if "softcap" in case.modifiers:
-                scores = SOFTCAP * np.tanh(scores / SOFTCAP)
-            if bias is not None:
-                scores += bias[entry, head]
-                size += np.abs(bias[entry, head])
-            if mask is not None:
-                scores[~mask[entry, head]] = -np.inf
-                size[~mask[entry, head]] = 0
-            top, largest = scores.max(-1, keepdims=True), size.max(-1, keepdims=True)
-            if sinks is not None:
-                top, largest = np.maximum(top, sinks[head]), np.maximum(largest, abs(sinks[head]))
-            weights = np.exp(scores - top)
-            total = weights.sum(-1, keepdims=True)
-            if sinks is not None:
-                total += np.exp(sinks[head] - top)
-            weights /= total
-            out[entry, head, rows] = weights @ v
-            magnitude[entry, head, rows] = (weights @ v_size) * (1 + largest)
-    return out, magnitude
-
-
-def _blocks(case: Case, queries: int, keys: int, size: int) -> Iterator[tuple[slice, slice]]:
+def row_blocks(case: Case, queries: int, keys: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Blocks of rows, each with the keys that a causal mask or a window leaves to it."""
     for start in range(0, queries, size):
         stop = min(start + size, queries)
         first = max(0, start - WINDOW + 1) if "window" in case.modifiers else 0
         yield slice(start, stop), slice(first, stop if case.causal else keys)
-
-
-# NumPy
-
-
-class NumpyAttention:
-    """Attention over (..., H, L, D) with NumPy's own operations, in place where they can be.
-
-    The scores of all heads are one product (a group's queries share their keys), the scale goes onto the queries and
-    the division onto the output. What is added to the scores is prepared. `scratch` holds the scores.
-    """
-
-    def __init__(self, query, key, value, scale, out, scratch, additive=None, softcap=None, sinks=None):
-        self.query, self.key, self.value, self.out = query, key, value, out
-        self.scale, self.softcap, self.additive = query.dtype.type(scale), softcap, additive
-        self.sinks = None if sinks is None else sinks[:, None, None]
-        heads, length, size = query.shape[-3:]
-        self.folded = (*query.shape[:-3], key.shape[-3], heads // key.shape[-3] * length, size)
-        shape = (*query.shape[:-1], key.shape[-2])
-        self.scores = scratch[: int(np.prod(shape))].reshape(shape)
-        self.folded_scores = self.scores.reshape(*self.folded[:-1], key.shape[-2])
-
-    def __call__(self) -> np.ndarray:
-        scores, out = self.scores, self.out
-        query = (self.query * self.scale).reshape(self.folded)
-        np.matmul(query, self.key.swapaxes(-1, -2), out=self.folded_scores)
-        if self.softcap:
-            scores /= self.softcap
-            np.tanh(scores, out=scores)
-            scores *= self.softcap
-        if self.additive is not None:
-            scores += self.additive
-        top = scores.max(-1, keepdims=True)
-        if self.sinks is not None:
-            np.maximum(top, self.sinks, out=top)
-        scores -= top
-        np.exp(scores, out=scores)
-        total = scores.sum(-1, keepdims=True)
-        if self.sinks is not None:
-            total += np.exp(self.sinks - top)
-        if self.folded == self.query.shape:
-            np.matmul(scores, self.value, out=out)
-        else:
-            np.copyto(out, np.matmul(self.folded_scores, self.value).reshape(out.shape))
-        out /= total
-        return out
-
-
-def numpy_call(case: Case, inputs: Inputs) -> Callable[[], np.ndarray]:
-    """NumPy's answer to a case. A window is worked through in blocks of rows, so that it costs what it should."""
-    if inputs.query.dtype.kind != "f" or inputs.query.dtype.itemsize < 4:
-        return _numpy_half(case, inputs)
-    if case.kind == "packed":
-        return _numpy_packed(case, inputs)
-    if case.kind == "self_attention":
-        return _numpy_self_attention(case, inputs)
-    return _numpy_blocks(case, inputs)
-
-
-def _numpy_blocks(case: Case, inputs: Inputs) -> Callable[[], np.ndarray]:
-    query, key, value, options = inputs.query, inputs.key, inputs.value, inputs.options
-    out = np.empty_like(query)
-    blocks = [(slice(0, case.queries), slice(0, case.keys))]
-    if "window" in case.modifiers:
-        blocks = list(_blocks(case, case.queries, case.keys, WINDOW))
-    largest = max((rows.stop - rows.start) * (keys.stop - keys.start) for rows, keys in blocks)
-    scratch = np.empty(case.batch * case.heads * largest, query.dtype)
-    parts = [
-        NumpyAttention(
-            query[:, :, rows],
-            key[:, :, keys],
-            value[:, :, keys],
-            case.scale,
-            out[:, :, rows],
-            scratch,
-            additive_block(case, inputs, rows, keys),
-            options.get("softcap"),
-            options.get("sinks"),
-        )
-        for rows, keys in blocks
-    ]
-    return functools.partial(_call_all, parts, out)
-
-
-def _call_all(parts: list[NumpyAttention], out: np.ndarray) -> np.ndarray:
-    for part in parts:
-        part()
-    return out
-
-
-def _numpy_packed(case: Case, inputs: Inputs) -> Callable[[], np.ndarray]:
-    out = np.empty_like(inputs.query)
-    scratch = np.empty(case.heads * max(case.lengths) ** 2, out.dtype)
-    parts = []
-    for start, stop in itertools.pairwise(inputs.indptr):
-        arrays = (array[start:stop].swapaxes(0, 1) for array in (inputs.query, inputs.key, inputs.value))
-        parts.append(NumpyAttention(*arrays, case.scale, out[start:stop].swapaxes(0, 1), scratch))
-    return functools.partial(_call_all, parts, out)
-
-
-def _numpy_self_attention(case: Case, inputs: Inputs) -> Callable[[], np.ndarray]:
-    x, (*projections, w_output) = inputs.query, inputs.weights
-    projected = [np.empty_like(x) for _ in projections]
-    context = np.empty_like(x)
-    heads = [_split_heads(array, case.heads) for array in (*projected, context)]
-    scratch = np.empty(case.heads * case.queries * case.keys, x.dtype)
-    attention = NumpyAttention(*heads[:3], case.scale, heads[3], scratch)
-
-    def call() -> np.ndarray:
-        for weight, array in zip(projections, projected, strict=True):
-            np.matmul(x, weight, out=array)
-        attention()
-        return context @ w_output
-
-    return call
-
-
-def _numpy_half(case: Case, inputs: Inputs) -> Callable[[], np.ndarray]:
-    """Half types are stored, not computed in: widen, compute, round."""
-    halves = (inputs.query, inputs.key, inputs.value)
-    wide = [np.empty(array.shape, np.float32) for array in halves]
-    compute = _numpy_blocks(case, Inputs(*wide, inputs.options))
-
-    def call() -> np.ndarray:
-        for array, half in zip(wide, halves, strict=True):
-            array[...] = half
-        return compute().astype(halves[0].dtype)
-
-    return call
 
 
 def cattn_call(case: Case, inputs: Inputs, num_threads: int) -> Callable[[], np.ndarray]:
