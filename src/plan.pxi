@@ -16,7 +16,7 @@ cdef enum:
     # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
     CHUNK = 2048
     LARGEST_TASK = 8       # query tiles that share a block of keys
-    TILES_BYTES = 786432   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
+    TILES_BYTES = 655360   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
 
 
