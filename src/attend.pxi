@@ -92,6 +92,7 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
     cdef const char *key
     cdef const char *value
     cdef Tile *tile
+    cdef const void *rescale
     cdef cattn_edit edit
     cdef bint edited, visible, halves = few and plan.few_halves
     cdef cattn_type type = problem.key.type if halves else plan.arithmetic
@@ -118,7 +119,7 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
             if low >= high:
                 continue
             # Runs of sums count from the start of the block, whoever shares the tile.
-            low = start if few else low - (low - start) % CATTN_RUN
+            low = start if few else low - (low - start) % table.run
             count = high - low
             edited = make_edit(&edit, tile, problem, plan, entry, low, high, workspace, STAGE_OUTPUT, &visible)
             if not visible:
@@ -134,6 +135,7 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
                     mark_attended(attended, scores, block * tile.rows, table.item)
                 table.few_exponentials(scores, block, tile.rows, count, tile.maximum, tile.sum, factor,
                                        block_maximum)
+                fill_blank(tile, value_size, table.item)
                 if selecting:
                     table.few_select_values(tile.output, factor, scores, attended, block, tile.rows, value,
                                             value_stride, count, value_size, type)
@@ -141,16 +143,19 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
                     table.few_values(tile.output, factor, scores, block, tile.rows, value, value_stride, count,
                                      value_size, type)
             else:
-                table.scores(scores, block_maximum, tile.queries, key, key_stride, count, size)
+                table.scores(scores, block_maximum, tile.queries, tile.rows, key, key_stride, count, size)
                 if edited:
-                    table.edit(scores, block_maximum, count, &edit)
+                    table.edit(scores, block_maximum, tile.rows, count, &edit)
                 if selecting:
                     mark_attended(attended, scores, count * table.lanes, table.item)
-                table.exponentials(scores, count, tile.maximum, tile.sum, factor, block_maximum)
+                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
+                rescale = NULL if tile.blank else factor
+                tile.blank = False
                 if selecting:
-                    table.select_values(tile.output, factor, scores, attended, value, value_stride, count, value_size)
+                    table.select_values(tile.output, rescale, scores, attended, tile.rows, value, value_stride, count,
+                                        value_size)
                 else:
-                    table.values(tile.output, factor, scores, value, value_stride, count, value_size)
+                    table.values(tile.output, rescale, scores, tile.rows, value, value_stride, count, value_size)
 
 
 cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, Py_ssize_t number, Py_ssize_t lanes,
@@ -160,7 +165,8 @@ cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, 
     place_tile(tile, run.plan, run.problem, workspace, number, lanes)
     tile.lanes = lanes
     tile.rows = min(lanes, task.first_row + task.rows - first_row)
-    find_intervals(tile, run.problem, run.plan, entry, first_row, task.first_key, task.last_key)
+    find_rows(tile, run.plan, entry, first_row)
+    find_intervals(tile, run.problem, entry, task.first_key, task.last_key)
     load_queries(tile, run.problem, run.plan, entry, workspace + run.plan.row_at, few)
 
 
@@ -218,6 +224,8 @@ cdef void attend_chunks(Run *run, const Task *task, const Entry *entry, Tile *ti
                 begin_total(&tiles[t], size, item)
             reset_softmax(&tiles[t], run.problem, run.plan, entry, chunk == 0)
         attend_blocks(run, entry, tiles, tile_count, first_key, first_key + CHUNK, workspace, worker, False, selecting)
+        for t in range(tile_count):
+            fill_blank(&tiles[t], size, item)
         if chunks > 1:
             for t in range(tile_count):
                 join_total(&tiles[t], size, item)
@@ -273,6 +281,7 @@ cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) no
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
     attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, False)
+    fill_blank(tile, run.problem.value_size, item)
     if tile.low < tile.high and not output_is_finite(tile, output_size, item):
         reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
         attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, True)
@@ -296,6 +305,7 @@ cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil
     open_entry(&entry, run.problem, run.plan, task.entry, task.key_head)
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, False)
+    fill_blank(tile, size, item)
     while True:
         partial = run.partials + run.tasks[number].partial * run.plan.partial_bytes
         if is_empty(partial + rows * item, rows, item):
@@ -362,14 +372,15 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                     return
                 keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, start, count,
                                   problem.head_size, plan, &key_stride)
-                table.scores(scores, block_maximum, tile.queries, keys, key_stride, count, problem.head_size)
+                table.scores(scores, block_maximum, tile.queries, tile.rows, keys, key_stride, count,
+                             problem.head_size)
                 if make_edit(&edit, tile, problem, plan, &entry, start, start + count, workspace, run.stage, &visible):
-                    table.edit(scores, block_maximum, count, &edit)
+                    table.edit(scores, block_maximum, tile.rows, count, &edit)
                 if passes == 1:
                     write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)
                     continue
                 mark_attended(attended, scores, count * lanes, item)
-                table.exponentials(scores, count, tile.maximum, tile.sum, factor, block_maximum)
+                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
                 if pass_number == 1:   # the maximum stays, so that these are exp(score - maximum)
                     write_scores(run, &entry, tile, start, count, divisor, attended, workspace)
             if pass_number == 0 and passes == 2:

@@ -59,14 +59,15 @@ cdef extern from "tiles.h" nogil:
 
 # The types of the kernel table's entries, for the portable functions to be cast to.
 ctypedef void (*load_rows_function)(void *, const char *const *, Py_ssize_t, Py_ssize_t, double) noexcept nogil
-ctypedef void (*scores_function)(void *, void *, const void *, const char *, Py_ssize_t, Py_ssize_t,
+ctypedef void (*scores_function)(void *, void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                  Py_ssize_t) noexcept nogil
-ctypedef void (*edit_function)(void *, void *, Py_ssize_t, const cattn_edit *) noexcept nogil
-ctypedef void (*exponentials_function)(void *, Py_ssize_t, void *, void *, void *, const void *) noexcept nogil
-ctypedef void (*values_function)(void *, const void *, const void *, const char *, Py_ssize_t, Py_ssize_t,
+ctypedef void (*edit_function)(void *, void *, Py_ssize_t, Py_ssize_t, const cattn_edit *) noexcept nogil
+ctypedef void (*exponentials_function)(void *, Py_ssize_t, Py_ssize_t, void *, void *, void *,
+                                       const void *) noexcept nogil
+ctypedef void (*values_function)(void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                  Py_ssize_t) noexcept nogil
-ctypedef void (*select_values_function)(void *, const void *, const void *, const unsigned char *, const char *,
-                                        Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+ctypedef void (*select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,
+                                        const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
 ctypedef int (*store_rows_function)(char *const *, Py_ssize_t, const void *, const void *,
                                     Py_ssize_t) noexcept nogil
 ctypedef void (*few_scores_function)(void *, Py_ssize_t, void *, const void *, Py_ssize_t, const char *,
@@ -86,7 +87,7 @@ ctypedef void (*narrow_function)(char *, const void *, cattn_type, Py_ssize_t) n
 
 cdef extern from "tiles.h" nogil:
     ctypedef struct cattn_tiles:
-        Py_ssize_t lanes, item
+        Py_ssize_t lanes, item, run
         load_rows_function load_rows
         scores_function scores
         edit_function edit

@@ -29,6 +29,7 @@ cdef struct Tile:
     void *total_output      # the chunks before this one, where there are several
     void *total_maximum
     void *total_sum
+    bint blank              # the output holds nothing yet
     Py_ssize_t rows                    # of them,
     Py_ssize_t lanes                   # and the lanes they take: those behind the rows are computed and not stored
     Py_ssize_t low, high               # some row may attend to keys low <= j < high,

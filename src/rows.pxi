@@ -82,12 +82,25 @@ cdef void open_entry(Entry *entry, const cattn_problem *problem, const Plan *pla
                                                 entry_key_length(problem, number))
 
 
-cdef void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const Entry *entry,
-                        Py_ssize_t first_key, Py_ssize_t last_key) noexcept nogil:
-    """The keys [first, last) that a row may attend to, masks and biases aside, of those of the task."""
+cdef void find_rows(Tile *tile, const Plan *plan, const Entry *entry, Py_ssize_t first_row) noexcept nogil:
+    cdef Py_ssize_t row, head = first_row % plan.group, i = first_row // plan.group
+    for row in range(tile.rows):
+        tile.head[row] = head
+        tile.index[row] = i
+        tile.position[row] = <double>(entry.offset + i)
+        head += 1
+        if head == plan.group:
+            head = 0
+            i += 1
+    for row in range(tile.rows, tile.lanes):
+        tile.position[row] = 0
+
+
+cdef void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const Entry *entry, int64_t low,
+                        int64_t high) noexcept nogil:
+    """The keys [first, last) that a row may attend to, masks and biases aside, of keys [low, high)."""
     cdef Py_ssize_t head = tile.head[row], i = tile.index[row]
     cdef int64_t position = entry.offset + i
-    cdef int64_t low = first_key, high = min(last_key, entry.key_limit)
     if problem.window_left != CATTN_UNLIMITED:
         low = max(low, position - problem.window_left)
     if problem.window_right != CATTN_UNLIMITED:
@@ -102,31 +115,39 @@ cdef void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem
         low = high = 0
     tile.first[row] = <Py_ssize_t>low
     tile.last[row] = <Py_ssize_t>high
-    tile.position[row] = <double>position
 
 
-cdef void find_intervals(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry,
-                         Py_ssize_t first_row, Py_ssize_t first_key, Py_ssize_t last_key) noexcept nogil:
-    cdef Py_ssize_t row, head = first_row % plan.group, i = first_row // plan.group
+cdef void find_intervals(Tile *tile, const cattn_problem *problem, const Entry *entry, Py_ssize_t first_key,
+                         Py_ssize_t last_key) noexcept nogil:
+    cdef Py_ssize_t row
+    last_key = min(last_key, entry.key_limit)
+    for row in range(tile.lanes):   # lanes without a row restrict nothing
+        tile.first[row] = 0
+        tile.last[row] = PY_SSIZE_T_MAX
+    if (problem.window_left == CATTN_UNLIMITED and problem.window_right == CATTN_UNLIMITED and entry.key_start == NULL
+            and entry.key_stop == NULL and tile.index[tile.rows - 1] < entry.query_limit and first_key < last_key):
+        for row in range(tile.rows):
+            tile.first[row] = first_key
+            tile.last[row] = last_key
+        tile.low = tile.inner_low = first_key
+        tile.high = tile.inner_high = last_key
+        return
     tile.low = tile.inner_high = PY_SSIZE_T_MAX
     tile.high = tile.inner_low = 0
     for row in range(tile.rows):
-        tile.head[row] = head
-        tile.index[row] = i
         find_interval(tile, row, problem, entry, first_key, last_key)
         if tile.last[row] > 0:
             tile.low = min(tile.low, tile.first[row])
             tile.high = max(tile.high, tile.last[row])
         tile.inner_low = max(tile.inner_low, tile.first[row])
         tile.inner_high = min(tile.inner_high, tile.last[row])
-        head += 1
-        if head == plan.group:
-            head = 0
-            i += 1
-    for row in range(tile.rows, tile.lanes):   # lanes without a row restrict nothing
-        tile.first[row] = 0
-        tile.last[row] = PY_SSIZE_T_MAX
-        tile.position[row] = 0
+
+
+cdef void empty_softmax(real *maximum, real *sum, Py_ssize_t lanes) noexcept nogil:
+    cdef Py_ssize_t row
+    for row in range(lanes):
+        maximum[row] = -INFINITY
+        sum[row] = 0
 
 
 cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry,
@@ -134,13 +155,25 @@ cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *pl
     """Nothing attended yet: the sink alone is in the sum, and it is the maximum."""
     cdef Py_ssize_t item = plan.tiles.item, row
     cdef double sink
-    memset(tile.output, 0, tile.lanes * problem.value_size * item)
-    for row in range(tile.lanes):
-        sink = -INFINITY
-        if with_sinks and problem.sinks.data != NULL and row < tile.rows and tile.index[row] < entry.query_limit:
-            sink = (<const double *>(problem.sinks.data + (entry.first_head + tile.head[row]) * problem.sinks.head))[0]
-        put_real(tile.maximum, row, item, sink)
-        put_real(tile.sum, row, item, 0 if sink == -INFINITY else 1)
+    tile.blank = True
+    if item == 4:
+        empty_softmax(<float *>tile.maximum, <float *>tile.sum, tile.lanes)
+    else:
+        empty_softmax(<double *>tile.maximum, <double *>tile.sum, tile.lanes)
+    if not with_sinks or problem.sinks.data == NULL:
+        return
+    for row in range(tile.rows):
+        sink = (<const double *>(problem.sinks.data + (entry.first_head + tile.head[row]) * problem.sinks.head))[0]
+        if sink > -INFINITY and tile.index[row] < entry.query_limit:
+            put_real(tile.maximum, row, item, sink)
+            put_real(tile.sum, row, item, 1)
+
+
+cdef void fill_blank(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
+    """The output of a tile that no block of keys has come to."""
+    if tile.blank:
+        memset(tile.output, 0, tile.lanes * size * item)
+        tile.blank = False
 
 
 cdef inline const char *query_row(const Tile *tile, Py_ssize_t row, const cattn_problem *problem,
@@ -264,6 +297,12 @@ cdef bint few_store(char *const *rows, Py_ssize_t count, const void *output, con
     return residue == 0
 
 
+cdef void find_divisors(real *divisor, const real *sum, Py_ssize_t lanes) noexcept nogil:
+    cdef Py_ssize_t row
+    for row in range(lanes):
+        divisor[row] = 1 if sum[row] == 0 else sum[row]
+
+
 cdef bint finish_tile(const cattn_problem *problem, const Plan *plan, const Entry *entry, const Tile *tile,
                       char *workspace, bint few) noexcept nogil:
     """Divides by the sums and writes rows and lse; whether all of the output is finite."""
@@ -271,11 +310,11 @@ cdef bint finish_tile(const cattn_problem *problem, const Plan *plan, const Entr
     cdef char *scratch = workspace + plan.row_at
     cdef void *divisor = workspace + plan.vectors_at
     cdef char *rows[CATTN_MAX_LANES]
-    cdef double sum
     cdef bint finite
-    for row in range(tile.lanes):
-        sum = get_real(tile.sum, row, item)
-        put_real(divisor, row, item, 1 if sum == 0 else sum)
+    if item == 4:
+        find_divisors(<float *>divisor, <const float *>tile.sum, tile.lanes)
+    else:
+        find_divisors(<double *>divisor, <const double *>tile.sum, tile.lanes)
     for row in range(tile.rows):
         rows[row] = out_row(tile, row, problem, entry) if plan.out_in_place else scratch + row * size * item
     if few:

@@ -13,8 +13,10 @@
  * vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to their own type
  * only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are at least 1.
  *
- * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over j = 0, 1, ... of a run, so that a
- * row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
+ * A tile of fewer rows than lanes: the lanes behind may be computed or not, and hold anything.
+ *
+ * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over the keys of a run as the table
+ * pleases, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
  *
  * Nothing here knows about threads, batches, storage types (but for widen and narrow) or memory allocation.
  */
@@ -29,8 +31,8 @@
 #define CATTN_MAX_LANES 64
 #define CATTN_FEW_ROWS 8
 
-/* With many rows, sums over the keys of a block are taken in runs of so many, counted from its first key: each from zero,
- * then joined in order. In one long chain equal terms round the same way each time: 96 equal values came out with 4 times
+/* With many rows, sums over the keys of a block are taken in chains of so many at most: each from zero, then joined in
+ * order. In one long chain equal terms round the same way each time: 96 equal values came out with 4 times
  * NumPy's error, and 40 beyond the promised bound. */
 #define CATTN_RUN 24
 
@@ -57,6 +59,7 @@ typedef struct {
 typedef struct {
     ptrdiff_t lanes;   /* rows of a many-row tile, at most CATTN_MAX_LANES */
     ptrdiff_t item;    /* sizeof(real) */
+    ptrdiff_t run;     /* keys of a block, counted from its first, that `values` sums before they join the output */
 
     /* ---- many rows ---- */
 
@@ -64,27 +67,27 @@ typedef struct {
     void (*load_rows)(void *queries, const char *const *rows, ptrdiff_t count, ptrdiff_t size, double scale);
 
     /* scores[j][r] = Σ_c queries[c][r] · key_j[c];  block_maximum[r] = max_j scores[j][r], a NaN not counted. */
-    void (*scores)(void *scores, void *block_maximum, const void *queries,
+    void (*scores)(void *scores, void *block_maximum, const void *queries, ptrdiff_t rows,
                    const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
 
     /* Applies `edit` and finds block_maximum anew: -infinity where a row has no score left. */
-    void (*edit)(void *scores, void *block_maximum, ptrdiff_t count, const cattn_edit *edit);
+    void (*edit)(void *scores, void *block_maximum, ptrdiff_t rows, ptrdiff_t count, const cattn_edit *edit);
 
     /* The online softmax. With new = max(maximum, block_maximum), and 0 in its place where it is -infinity:
      * factor = exp(maximum - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN;
-     * sum = factor · sum + Σ_j scores[j], in runs;  maximum = the new one. */
-    void (*exponentials)(void *scores, ptrdiff_t count, void *maximum, void *sum, void *factor,
+     * sum = factor · sum + Σ_j scores[j], in chains;  maximum = the new one. */
+    void (*exponentials)(void *scores, ptrdiff_t rows, ptrdiff_t count, void *maximum, void *sum, void *factor,
                          const void *block_maximum);
 
     /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c], in runs: the first joins together with the
-     * factor, each further one by an addition. */
-    void (*values)(void *output, const void *factor, const void *weights,
+     * factor, each further one by an addition. factor NULL: output holds nothing yet. */
+    void (*values)(void *output, const void *factor, const void *weights, ptrdiff_t rows,
                    const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
 
     /* The same bits as `values`, but for non-finite values: a key with attended[j][r] = 0 is left out, and an
      * infinity or NaN with a weight that came out as 0 counts with weight 1. For a tile that did not end finite. */
     void (*select_values)(void *output, const void *factor, const void *weights, const unsigned char *attended,
-                          const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+                          ptrdiff_t rows, const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
 
     /* rows[r][c] = output[c][r] / divisor[r] for r < count. Answers whether all that was written is finite. */
     int (*store_rows)(char *const *rows, ptrdiff_t count, const void *output, const void *divisor, ptrdiff_t size);

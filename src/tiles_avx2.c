@@ -6,6 +6,7 @@
 #define VECTOR_BYTES 32
 #define TILE_VECTORS 2   /* vectors over the rows of a many-row tile */
 #define TILE_WIDE 6      /* keys, or value columns, of a register tile */
+#define VALUE_CHAINS 1   /* sums side by side over the keys of a run */
 #include "target_begin.h"
 #define REAL_BITS 32
 #include "tiles.inc"

@@ -92,8 +92,8 @@ cdef void load_rows(real *queries, const char *const *rows, Py_ssize_t count, Py
             queries[c * lanes + r] = 0
 
 
-cdef void scores(real *scores, real *block_maximum, const real *queries, const char *keys, Py_ssize_t stride,
-                 Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssize_t rows, const char *keys,
+                 Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] sum, maximum
     cdef const real *key
@@ -142,9 +142,9 @@ cdef inline void edit_strided(real *scores, Py_ssize_t key_pitch, Py_ssize_t row
                 block_maximum[r] = score[0]
 
 
-cdef void edit(real *scores, real *block_maximum, Py_ssize_t count, const cattn_edit *edit) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_LANES
-    edit_strided(scores, lanes, 1, block_maximum, lanes, count, edit)
+cdef void edit(real *scores, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
+               const cattn_edit *edit) noexcept nogil:
+    edit_strided(scores, PORTABLE_LANES, 1, block_maximum, rows, count, edit)
 
 
 cdef inline void advance_maximum(real *maximum, real *reference, real *factor, const real *block_maximum,
@@ -159,7 +159,7 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
         maximum[r] = new
 
 
-cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum, real *factor,
+cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum, real *factor,
                        const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] reference, run
@@ -181,8 +181,8 @@ cdef void exponentials(real *scores, Py_ssize_t count, real *maximum, real *sum,
             sum[r] += run[r]
 
 
-cdef void values(real *output, const real *factor, const real *weights, const char *values, Py_ssize_t stride,
-                 Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+cdef void values(real *output, const real *factor, const real *weights, Py_ssize_t rows, const char *values,
+                 Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] run
     cdef const char *row
@@ -200,7 +200,10 @@ cdef void values(real *output, const real *factor, const real *weights, const ch
                 for r in range(lanes):
                     run[r] += weights[j * lanes + r] * value
                 row += stride
-            if number == 0:   # together with the first run, what came before the block is rescaled
+            if number == 0 and factor == NULL:
+                for r in range(lanes):
+                    output[c * lanes + r] = run[r]
+            elif number == 0:   # together with the first run, what came before the block is rescaled
                 for r in range(lanes):
                     output[c * lanes + r] = factor[r] * output[c * lanes + r] + run[r]
             else:
@@ -228,13 +231,16 @@ cdef inline real select_strided(real sum, const real *weights, const unsigned ch
 
 
 cdef void select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
-                        const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+                        Py_ssize_t rows, const char *values, Py_ssize_t stride, Py_ssize_t count,
+                        Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t c, r
+    cdef real before
     for c in range(size):
-        for r in range(lanes):
-            output[c * lanes + r] = select_strided(factor[r] * output[c * lanes + r], weights + r, attended + r, lanes,
-                                                   values + c * sizeof(real), stride, count)
+        for r in range(rows):
+            before = 0 if factor == NULL else factor[r] * output[c * lanes + r]
+            output[c * lanes + r] = select_strided(before, weights + r, attended + r, lanes, values + c * sizeof(real),
+                                                   stride, count)
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
@@ -425,6 +431,7 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     """The set of `real`; the pointer only says which."""
     tiles.item = sizeof(real)
     tiles.lanes = PORTABLE_LANES
+    tiles.run = CATTN_RUN
     tiles.load_rows = <load_rows_function>load_rows[real]
     tiles.scores = <scores_function>scores[real]
     tiles.edit = <edit_function>edit[real]
