@@ -28,6 +28,7 @@ cdef struct Run:
     char *workspaces
     char *partials
     int stage                    # of attention_weights
+    int threads
     int stopped                  # a signal handler raised: leave the rest
     Py_ssize_t work              # of the caller, since it last looked at the clock
     int64_t polled               # when the caller last looked for signals, in ns
@@ -73,8 +74,9 @@ cdef void mark_attended(unsigned char *attended, const void *scores, Py_ssize_t 
         attended[i] = get_real(scores, i, item) != -INFINITY
 
 
-cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t tile_count, Py_ssize_t first_key,
-                        Py_ssize_t last_key, char *workspace, int worker, bint few, bint selecting) noexcept nogil:
+cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *tiles, Py_ssize_t tile_count,
+                        Py_ssize_t first_key, Py_ssize_t last_key, char *workspace, int worker, bint few,
+                        bint selecting) noexcept nogil:
     """All blocks of a chunk of keys that some row of the tiles may attend to, each shared by the tiles in turn."""
     cdef const cattn_problem *problem = run.problem
     cdef const Plan *plan = run.plan
@@ -93,6 +95,7 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
     cdef const char *value
     cdef Tile *tile
     cdef const void *rescale
+    cdef const Task *next_task = task + run.threads if task + run.threads < run.tasks + plan.tasks else NULL
     cdef cattn_edit edit
     cdef bint edited, visible, halves = few and plan.few_halves
     cdef cattn_type type = problem.key.type if halves else plan.arithmetic
@@ -143,6 +146,10 @@ cdef void attend_blocks(Run *run, const Entry *entry, Tile *tiles, Py_ssize_t ti
                     table.few_values(tile.output, factor, scores, block, tile.rows, value, value_stride, count,
                                      value_size, type)
             else:
+                if start == begin and next_task != NULL:
+                    prefetch_queries(problem, plan, next_task, t * table.lanes, table.lanes)
+                if stop == task.last_key and plan.out_in_place:
+                    prefetch_out(problem, plan, entry, tile)
                 table.scores(scores, block_maximum, tile.queries, tile.rows, key, key_stride, count, size)
                 if edited:
                     table.edit(scores, block_maximum, tile.rows, count, &edit)
@@ -223,7 +230,7 @@ cdef void attend_chunks(Run *run, const Task *task, const Entry *entry, Tile *ti
             if chunk == 0 and chunks > 1:
                 begin_total(&tiles[t], size, item)
             reset_softmax(&tiles[t], run.problem, run.plan, entry, chunk == 0)
-        attend_blocks(run, entry, tiles, tile_count, first_key, first_key + CHUNK, workspace, worker, False, selecting)
+        attend_blocks(run, task, entry, tiles, tile_count, first_key, first_key + CHUNK, workspace, worker, False, selecting)
         for t in range(tile_count):
             fill_blank(&tiles[t], size, item)
         if chunks > 1:
@@ -280,11 +287,11 @@ cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) no
     open_entry(&entry, run.problem, run.plan, task.entry, task.key_head)
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
-    attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, False)
+    attend_blocks(run, task, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, False)
     fill_blank(tile, run.problem.value_size, item)
     if tile.low < tile.high and not output_is_finite(tile, output_size, item):
         reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
-        attend_blocks(run, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, True)
+        attend_blocks(run, task, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, True)
     if task.partial < 0:
         finish_tile(run.problem, run.plan, &entry, tile, workspace, True)
         return

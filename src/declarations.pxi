@@ -45,6 +45,7 @@ cdef extern from "tiles.h" nogil:
         CATTN_RUN
 
     void CATTN_PREFETCH(const void *address)
+    void CATTN_PREFETCH_WRITE(const void *address)
 
     ctypedef struct cattn_edit:
         double softcap

@@ -118,6 +118,7 @@ cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads
     run.partials = aligned + partials_at
     run.workspaces = aligned + workspaces_at
     run.stage = stage
+    run.threads = <int>threads
     run.stopped = False
     run.work = 0
     run.polled = 0
