@@ -137,7 +137,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                 if selecting:
                     mark_attended(attended, scores, block * tile.rows, table.item)
                 table.few_exponentials(scores, block, tile.rows, count, tile.maximum, tile.sum, factor,
-                                       block_maximum)
+                                       block_maximum, plan.unit)
                 fill_blank(tile, value_size, table.item)
                 if selecting:
                     table.few_select_values(tile.output, factor, scores, attended, block, tile.rows, value,
@@ -155,7 +155,8 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                     table.edit(scores, block_maximum, tile.rows, count, &edit)
                 if selecting:
                     mark_attended(attended, scores, count * table.lanes, table.item)
-                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
+                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum,
+                                   plan.unit)
                 rescale = NULL if tile.blank else factor
                 tile.blank = False
                 if selecting:
@@ -178,15 +179,15 @@ cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, 
 
 
 cdef void merge(real *maximum, real *sum, real *output, const real *other_maximum, const real *other_sum,
-                const real *other_output, Py_ssize_t rows, Py_ssize_t row_pitch, Py_ssize_t size,
-                Py_ssize_t size_pitch) noexcept nogil:
+                const real *other_output, Py_ssize_t rows, Py_ssize_t row_pitch, Py_ssize_t size, Py_ssize_t size_pitch,
+                real unit) noexcept nogil:
     """Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding); output (r, c) stands at
     r · row_pitch + c · size_pitch."""
     cdef real[CATTN_MAX_LANES] reference, factor, other_factor
     cdef Py_ssize_t r, c, at
-    advance_maximum(maximum, reference, factor, other_maximum, rows)
+    advance_maximum(maximum, reference, factor, other_maximum, rows, unit)
     for r in range(rows):
-        other_factor[r] = exponential(other_maximum[r] - reference[r])
+        other_factor[r] = exponential(unit * (other_maximum[r] - reference[r]))
         sum[r] = factor[r] * sum[r] + other_factor[r] * other_sum[r]
     for c in range(size):
         for r in range(rows):
@@ -202,15 +203,15 @@ cdef void begin_total(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nog
         put_real(tile.total_sum, row, item, 0)
 
 
-cdef void join_total(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
-    if item == 4:
+cdef void join_total(Tile *tile, Py_ssize_t size, const Plan *plan) noexcept nogil:
+    if plan.tiles.item == 4:
         merge[float](<float *>tile.total_maximum, <float *>tile.total_sum, <float *>tile.total_output,
                      <const float *>tile.maximum, <const float *>tile.sum, <const float *>tile.output,
-                     tile.lanes, 1, size, tile.lanes)
+                     tile.lanes, 1, size, tile.lanes, <float>plan.unit)
     else:
         merge[double](<double *>tile.total_maximum, <double *>tile.total_sum, <double *>tile.total_output,
                       <const double *>tile.maximum, <const double *>tile.sum, <const double *>tile.output,
-                      tile.lanes, 1, size, tile.lanes)
+                      tile.lanes, 1, size, tile.lanes, <float>plan.unit)
 
 
 cdef inline void swap(void **one, void **other) noexcept nogil:
@@ -235,7 +236,7 @@ cdef void attend_chunks(Run *run, const Task *task, const Entry *entry, Tile *ti
             fill_blank(&tiles[t], size, item)
         if chunks > 1:
             for t in range(tile_count):
-                join_total(&tiles[t], size, item)
+                join_total(&tiles[t], size, run.plan)
     if chunks > 1:
         for t in range(tile_count):
             swap(&tiles[t].maximum, &tiles[t].total_maximum)
@@ -320,11 +321,11 @@ cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil
         elif item == 4:
             merge[float](<float *>tile.maximum, <float *>tile.sum, <float *>tile.output, <const float *>partial,
                          <const float *>(partial + rows * item), <const float *>(partial + 2 * rows * item), rows, size,
-                         size, 1)
+                         size, 1, <float>run.plan.unit)
         else:
             merge[double](<double *>tile.maximum, <double *>tile.sum, <double *>tile.output, <const double *>partial,
                           <const double *>(partial + rows * item), <const double *>(partial + 2 * rows * item), rows,
-                          size, size, 1)
+                          size, size, 1, run.plan.unit)
         number += 1
         if number == run.plan.tasks or run.tasks[number].first_key == 0:
             break
@@ -387,7 +388,8 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                     write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)
                     continue
                 mark_attended(attended, scores, count * lanes, item)
-                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
+                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum,
+                                   plan.unit)
                 if pass_number == 1:   # the maximum stays, so that these are exp(score - maximum)
                     write_scores(run, &entry, tile, start, count, divisor, attended, workspace)
             if pass_number == 0 and passes == 2:

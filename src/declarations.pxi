@@ -43,6 +43,7 @@ cdef extern from "tiles.h" nogil:
         CATTN_MAX_LANES
         CATTN_FEW_ROWS
         CATTN_RUN
+    double CATTN_LOG2E
 
     void CATTN_PREFETCH(const void *address)
     void CATTN_PREFETCH_WRITE(const void *address)
@@ -63,8 +64,8 @@ ctypedef void (*load_rows_function)(void *, const char *const *, Py_ssize_t, Py_
 ctypedef void (*scores_function)(void *, void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                  Py_ssize_t) noexcept nogil
 ctypedef void (*edit_function)(void *, void *, Py_ssize_t, Py_ssize_t, const cattn_edit *) noexcept nogil
-ctypedef void (*exponentials_function)(void *, Py_ssize_t, Py_ssize_t, void *, void *, void *,
-                                       const void *) noexcept nogil
+ctypedef void (*exponentials_function)(void *, Py_ssize_t, Py_ssize_t, void *, void *, void *, const void *,
+                                       double) noexcept nogil
 ctypedef void (*values_function)(void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                  Py_ssize_t) noexcept nogil
 ctypedef void (*select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,
@@ -76,7 +77,7 @@ ctypedef void (*few_scores_function)(void *, Py_ssize_t, void *, const void *, P
 ctypedef void (*few_edit_function)(void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
                                    const cattn_edit *) noexcept nogil
 ctypedef void (*few_exponentials_function)(void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, void *, void *,
-                                           const void *) noexcept nogil
+                                           const void *, double) noexcept nogil
 ctypedef void (*few_values_function)(void *, const void *, const void *, Py_ssize_t, Py_ssize_t, const char *,
                                      Py_ssize_t, Py_ssize_t, Py_ssize_t, cattn_type) noexcept nogil
 ctypedef void (*few_select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,

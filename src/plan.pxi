@@ -45,6 +45,8 @@ cdef struct Plan:
     const cattn_tiles *tiles
     const cattn_tiles *float_tiles       # whose loaders and stores know the half types
     cattn_type arithmetic
+    bint natural                         # scores are; otherwise log2(e) is in the scale, for powers of two
+    double scale, unit                   # of q·k, and from the unit of scores to powers of two
     Py_ssize_t entries                   # of the batch
     Py_ssize_t group                     # query heads that share a key head
     Py_ssize_t key_block, few_block, tiles_per_task
@@ -90,6 +92,16 @@ cdef inline Py_ssize_t reserve(Py_ssize_t *bytes, Py_ssize_t size) noexcept nogi
     return at
 
 
+cdef bint has_natural_scores(const cattn_problem *problem) noexcept nogil:
+    """Whether log2(e) has to stay out of the scores: other terms join them, or it might make a float infinite."""
+    cdef Py_ssize_t head
+    for head in range(problem.query_heads if problem.sinks.data != NULL else 0):
+        if (<const double *>(problem.sinks.data + head * problem.sinks.head))[0] != -INFINITY:
+            return True
+    return (problem.softcap != 0 or problem.bias.data != NULL or problem.alibi_slopes.data != NULL
+            or not -1e38 < problem.scale < 1e38)
+
+
 cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept nogil:
     cdef Py_ssize_t entry, rows, tiles_total = 0, bytes = 0
     cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, tile_bytes, largest
@@ -99,6 +111,9 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.tiles = &table.float64 if plan.arithmetic == CATTN_FLOAT64 else &table.float32
     item = plan.tiles.item
     lanes = plan.tiles.lanes
+    plan.natural = weights_only or has_natural_scores(problem)
+    plan.scale = problem.scale if plan.natural else CATTN_LOG2E * problem.scale
+    plan.unit = CATTN_LOG2E if plan.natural else 1
     plan.group = problem.query_heads // problem.key_heads if problem.key_heads > 0 else 0
     plan.entries = 1
     for axis in range(problem.batch_ndim):

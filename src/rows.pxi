@@ -164,7 +164,7 @@ cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *pl
         return
     for row in range(tile.rows):
         sink = (<const double *>(problem.sinks.data + (entry.first_head + tile.head[row]) * problem.sinks.head))[0]
-        if sink > -INFINITY and tile.index[row] < entry.query_limit:
+        if sink != -INFINITY and tile.index[row] < entry.query_limit:
             put_real(tile.maximum, row, item, sink)
             put_real(tile.sum, row, item, 1)
 
@@ -196,15 +196,15 @@ cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *pla
             fetch_row(scratch + row * size * item, plan.arithmetic, &problem.query, rows[row], size, plan.float_tiles)
             rows[row] = scratch + row * size * item
     if not few:
-        plan.tiles.load_rows(tile.queries, rows, tile.rows, size, problem.scale)
+        plan.tiles.load_rows(tile.queries, rows, tile.rows, size, plan.scale)
         return
     for row in range(tile.rows):
         if item == 4:
             for c in range(size):
-                (<float *>tile.queries)[row * size + c] = <float>problem.scale * (<const float *>rows[row])[c]
+                (<float *>tile.queries)[row * size + c] = <float>plan.scale * (<const float *>rows[row])[c]
         else:
             for c in range(size):
-                (<double *>tile.queries)[row * size + c] = problem.scale * (<const double *>rows[row])[c]
+                (<double *>tile.queries)[row * size + c] = plan.scale * (<const double *>rows[row])[c]
 
 
 cdef inline void prefetch(const void *row, Py_ssize_t bytes) noexcept nogil:
@@ -346,13 +346,17 @@ cdef bint finish_tile(const cattn_problem *problem, const Plan *plan, const Entr
                         plan.float_tiles)
     if entry.lse != NULL:
         for row in range(tile.rows):
-            write_lse(problem, entry, tile, row, get_real(tile.maximum, row, item), get_real(tile.sum, row, item), item)
+            write_lse(problem, plan, entry, tile, row)
     return finite
 
 
-cdef inline void write_lse(const cattn_problem *problem, const Entry *entry, const Tile *tile, Py_ssize_t row,
-                           double maximum, double sum, Py_ssize_t item) noexcept nogil:
+cdef inline void write_lse(const cattn_problem *problem, const Plan *plan, const Entry *entry, const Tile *tile,
+                           Py_ssize_t row) noexcept nogil:
+    cdef Py_ssize_t item = plan.tiles.item
     cdef char *lse = entry.lse + tile.head[row] * problem.lse.head + tile.index[row] * problem.lse.row
+    cdef double maximum = get_real(tile.maximum, row, item), sum = get_real(tile.sum, row, item)
+    if not plan.natural:
+        maximum /= CATTN_LOG2E
     put_real(lse, 0, item, -INFINITY if sum == 0 else maximum + log(sum))
 
 

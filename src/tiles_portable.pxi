@@ -29,50 +29,47 @@ cdef union DoubleBits:
 
 
 cdef inline real exponential(real x) noexcept nogil:
-    """e^x for x <= 0 (and little above), 0 where it falls below the smallest normal number, NaN for NaN.
+    """2^x for x <= 0 (and little above), 0 where it falls below the smallest normal number, NaN for NaN.
 
-    e^x = 2^n · e^f with n = round(x / ln 2) and f = x - n · ln 2. Adding the constant rounds to an integer and leaves n plus
-    the exponent's bias in the last bits of the sum, from where a shift makes it the number 2^n: 0 at the lower bound.
-    ln 2 is taken in two parts, the first short enough for an exact product. The polynomials are minimax ones of
-    (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1.
+    2^x = 2^n · 2^f with n the integer nearest to x and f = x - n, exactly. Adding the constant rounds to an integer and leaves
+    n plus the exponent's bias in the last bits of the sum, from where a shift makes it the number 2^n: 0 at the lower bound.
+    The polynomials are minimax ones of (2^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to 2^f - 1.
     """
     cdef FloatBits float_power
     cdef DoubleBits double_power
-    cdef real f, n, p, bound, shift
+    cdef real f, p, bound, shift
     if real is float:
-        bound = -88.02969   # -127 · ln 2
+        bound = -127
         shift = 12583039    # 1.5·2^23 + 127
         x = bound if x < bound else x
-        float_power.value = x * <real>1.4426950408889634 + shift
-        n = float_power.value - shift
-        f = (x - n * <real>0.693359375) - n * <real>-2.1219444005469057e-4
+        float_power.value = x + shift
+        f = x - (float_power.value - shift)
         float_power.bits <<= 23
-        p = <real>0.001388887286
-        p = p * f + <real>0.008369068561
-        p = p * f + <real>0.04166713621
-        p = p * f + <real>0.1666650622
-        p = p * f + <real>0.4999999812
-        p = p * f + <real>1.000000011
+        p = <real>0.00015469735
+        p = p * f + <real>0.0013390867
+        p = p * f + <real>0.009618031
+        p = p * f + <real>0.05550357
+        p = p * f + <real>0.2402265
+        p = p * f + <real>0.6931472
         return (p * f + <real>1) * float_power.value
     else:
-        bound = -709.0895657128241   # -1023 · ln 2
+        bound = -1023
         shift = 6755399441056767     # 1.5·2^52 + 1023
         x = bound if x < bound else x
-        double_power.value = x * 1.4426950408889634 + shift
-        n = double_power.value - shift
-        f = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
+        double_power.value = x + shift
+        f = x - (double_power.value - shift)
         double_power.bits <<= 52
-        p = 2.505209632569198e-8
-        p = p * f + 2.7626262788105361e-7
-        p = p * f + 2.7557414789965973e-6
-        p = p * f + 2.480150460214848e-5
-        p = p * f + 1.9841269707467224e-4
-        p = p * f + 0.0013888888932258883
-        p = p * f + 0.008333333333397833
-        p = p * f + 0.041666666666573908
-        p = p * f + 0.16666666666666564
-        p = p * f + 0.50000000000000055
-        p = p * f + 1
+        p = 4.456676030826705e-10
+        p = p * f + 7.072586161230777e-09
+        p = p * f + 1.0178051724308302e-07
+        p = p * f + 1.3215442586728665e-06
+        p = p * f + 1.5252733853289477e-05
+        p = p * f + 0.00015403530441738291
+        p = p * f + 0.0013333558146395995
+        p = p * f + 0.009618129107606887
+        p = p * f + 0.05550410866482166
+        p = p * f + 0.24022650695910097
+        p = p * f + 0.6931471805599453
         return (p * f + 1) * double_power.value
 
 
@@ -147,25 +144,26 @@ cdef void edit(real *scores, real *block_maximum, Py_ssize_t rows, Py_ssize_t co
     edit_strided(scores, PORTABLE_LANES, 1, block_maximum, rows, count, edit)
 
 
-cdef inline void advance_maximum(real *maximum, real *reference, real *factor, const real *block_maximum,
-                                 Py_ssize_t rows) noexcept nogil:
+cdef inline void advance_maximum(real *maximum, real *reference, real *factor, const real *block_maximum, Py_ssize_t rows,
+                                 real unit) noexcept nogil:
     """The running maximum, what to subtract from each score, and what rescales all that came before."""
     cdef Py_ssize_t r
     cdef real new
     for r in range(rows):
         new = block_maximum[r] if block_maximum[r] > maximum[r] else maximum[r]
         reference[r] = 0 if new == -INFINITY else new
-        factor[r] = exponential(maximum[r] - reference[r])
+        factor[r] = exponential(unit * (maximum[r] - reference[r]))
         maximum[r] = new
 
 
 cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum, real *factor,
-                       const real *block_maximum) noexcept nogil:
+                       const real *block_maximum, double unit_) noexcept nogil:
+    cdef real unit = <real>unit_
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] reference, run
     cdef Py_ssize_t number, start, j, r
     cdef real p
-    advance_maximum(maximum, reference, factor, block_maximum, lanes)
+    advance_maximum(maximum, reference, factor, block_maximum, lanes, unit)
     for r in range(lanes):
         sum[r] *= factor[r]
     for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
@@ -174,7 +172,7 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
             run[r] = 0
         for j in range(start, min(count, start + CATTN_RUN)):
             for r in range(lanes):
-                p = exponential(scores[j * lanes + r] - reference[r])
+                p = exponential(unit * (scores[j * lanes + r] - reference[r]))
                 scores[j * lanes + r] = p
                 run[r] += p
         for r in range(lanes):
@@ -307,14 +305,15 @@ cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize
 
 
 cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
-                           real *factor, const real *block_maximum) noexcept nogil:
+                           real *factor, const real *block_maximum, double unit_) noexcept nogil:
+    cdef real unit = <real>unit_
     cdef Py_ssize_t number, start, j, r
     cdef real[CATTN_FEW_ROWS] reference
     cdef real run
-    advance_maximum(maximum, reference, factor, block_maximum, rows)
+    advance_maximum(maximum, reference, factor, block_maximum, rows, unit)
     for r in range(rows):
         for j in range(count):
-            scores[r * pitch + j] = exponential(scores[r * pitch + j] - reference[r])
+            scores[r * pitch + j] = exponential(unit * (scores[r * pitch + j] - reference[r]))
         sum[r] *= factor[r]
         for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
             start = number * CATTN_RUN
