@@ -8,15 +8,15 @@ cdef enum:
     BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
     BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
     LARGEST_BLOCK = 96
-    # With few rows, of keys (then of values) in one block: long streams, and both stay in L2. 64 to 256 keys.
-    FEW_BYTES = 131072
+    # With few rows, of keys (then of values) in one block: long streams, and one of them stays in L2. 64 to 512 keys.
+    FEW_BYTES = 262144
     FEW_STEP = 64
-    LARGEST_FEW = 256
+    LARGEST_FEW = 512
     # Keys whose softmax is merged into that of the chunks before: a multiple of LARGEST_FEW. Chains of sums stay short, and
     # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
     CHUNK = 2048
     LARGEST_TASK = 8       # query tiles that share a block of keys
-    TILES_BYTES = 655360   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
+    TILES_BYTES = 393216   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
 
 

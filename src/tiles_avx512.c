@@ -6,7 +6,8 @@
 #define VECTOR_BYTES 64
 #define TILE_VECTORS 4   /* vectors over the rows of a many-row tile */
 #define TILE_WIDE 6      /* keys, or value columns, of a register tile */
-#define VALUE_CHAINS 2   /* sums side by side over the keys of a run */
+#define TILE_CHAINS 2    /* chains of sums side by side */
+#define TILE_SUMS 24     /* accumulators */
 #include "target_begin.h"
 #define REAL_BITS 32
 #include "tiles.inc"
