@@ -18,6 +18,7 @@ from ._threads import resolve
 
 # Positions beyond this are as good as infinite, and sums of a few of them still fit an int64.
 _FAR = 2**60
+_LARGEST_SIZE = 2**40  # CATTN_LARGEST_SIZE in problem.h
 _UNLIMITED = -1
 
 _TYPES = "float16, bfloat16, float32 or float64"
@@ -201,6 +202,9 @@ def _inputs(layout, **given):
     key_heads, key_length, key_size = views["key"].shape[-3:]
     if head_size == 0:
         raise ValueError(f"query: expected a head size of 1 or more, got 0 (shape {query.shape})")
+    for name, size in (("query", head_size), ("value", 0 if value is None else views["value"].shape[-1])):
+        if size > _LARGEST_SIZE:
+            raise MemoryError(f"{name}: no workspace holds rows of size {size} (shape {arrays[name].shape})")
     if key_size != head_size:
         raise ValueError(f"key: expected head size {head_size} like query, got {key_size} (shape {key.shape})")
     if query_heads != key_heads and (query_heads == 0 or key_heads == 0 or query_heads % key_heads):
@@ -352,7 +356,7 @@ def _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks):
         "window_left": left,
         "window_right": 0 if _flag("causal", causal) else right,
         "alibi_slopes": _per_head("alibi_slopes", alibi_slopes, sizes.query_heads),
-        "sinks": _per_head("sinks", sinks, sizes.query_heads),
+        "sinks": _sinks(sinks, sizes.query_heads),
     }
 
 
@@ -457,6 +461,13 @@ def _per_head(name, argument, heads):
     return array.astype(np.float64, order="C")
 
 
+def _sinks(sinks, heads):
+    sinks = _per_head("sinks", sinks, heads)
+    if sinks is not None and not np.all(sinks < np.inf):
+        raise ValueError(f"sinks: expected finite numbers, or -inf for none, got {sinks[~(sinks < np.inf)][0]}")
+    return sinks
+
+
 def _indptr(name, argument, of, total):
     indptr = _integers(name, argument, -_FAR, _FAR)
     if indptr.ndim != 1 or indptr.size == 0:
@@ -484,7 +495,8 @@ def _threads(num_threads):
 def _array(name, argument):
     if type(argument) is np.ndarray:
         return argument
-    if isinstance(argument, np.ma.MaskedArray):
+    parts = argument if isinstance(argument, (list, tuple)) else ()
+    if isinstance(argument, np.ma.MaskedArray) or any(isinstance(part, np.ma.MaskedArray) for part in parts):
         raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
     try:
         return np.asarray(argument)

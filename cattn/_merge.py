@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ._arguments import _array
+
 __all__ = ["merge_attention"]
 
 
@@ -26,8 +28,7 @@ def merge_attention(outputs, lses):
     lse : ndarray, (...)
         float64 if the outputs are, else float32.
     """
-    outputs = [_floating(f"outputs[{n}]", x) for n, x in enumerate(outputs)]
-    lses = [_floating(f"lses[{n}]", x) for n, x in enumerate(lses)]
+    outputs, lses = _parts("outputs", outputs), _parts("lses", lses)
     if not outputs:
         raise ValueError("outputs: expected at least one part, got none")
     if len(lses) != len(outputs):
@@ -45,7 +46,7 @@ def merge_attention(outputs, lses):
                              f"got {lse.shape}")  # fmt: skip
 
     arithmetic = np.float64 if stored == np.float64 else np.float32
-    lses = [lse.astype(arithmetic)[..., None] for lse in lses]
+    lses = [_narrowed(lse, arithmetic)[..., None] for lse in lses]
     maximum = lses[0]
     for lse in lses[1:]:
         maximum = np.maximum(maximum, lse)
@@ -62,10 +63,23 @@ def merge_attention(outputs, lses):
         return merged.astype(stored), (maximum + np.log(total))[..., 0]
 
 
+def _parts(name, parts):
+    try:
+        return [_floating(f"{name}[{n}]", x) for n, x in enumerate(parts)]
+    except TypeError as error:
+        if str(error).startswith(name):
+            raise
+        raise TypeError(f"{name}: expected a list of arrays, one a part, got {type(parts).__name__}") from error
+
+
+def _narrowed(lse, arithmetic):
+    """What is finite stays finite."""
+    largest = np.finfo(arithmetic).max
+    return np.where(np.isfinite(lse), np.clip(lse, -largest, largest), lse).astype(arithmetic)
+
+
 def _floating(name, x):
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask of its own, got a masked array")
-    x = np.asarray(x)
+    x = _array(name, x)
     if x.dtype.name == "bfloat16" or x.dtype.type in (np.float16, np.float32, np.float64):
         return x
     if x.dtype.kind in "iub":

@@ -6,6 +6,7 @@ cdef extern from "problem.h" nogil:
     enum:
         CATTN_MAX_BATCH_NDIM
         CATTN_UNLIMITED
+    Py_ssize_t CATTN_LARGEST_SIZE
 
     ctypedef enum cattn_type:
         CATTN_FLOAT32
@@ -117,4 +118,5 @@ cdef extern from "dispatch.h" nogil:
 
 cdef extern from "pool.h" nogil:
     ctypedef void (*cattn_task)(void *context, Py_ssize_t task, int worker) noexcept nogil
-    void cattn_pool_run(cattn_task task, void *context, Py_ssize_t tasks, int threads)
+    void cattn_pool_run(cattn_task task, void *context, Py_ssize_t tasks, int threads,
+                        void (*meanwhile)(void *context) noexcept nogil)

@@ -58,7 +58,7 @@ cdef void do_task(void *context, Py_ssize_t number, int worker) noexcept nogil:
     cdef Run *run = <Run *>context
     cdef const Task *task = &run.tasks[number]
     cdef char *workspace = run.workspaces + worker * run.plan.workspace_bytes
-    if run.stopped:
+    if stopped(run, worker, TASK_WORK + task.rows * (ROW_WORK + run.problem.head_size + run.problem.value_size)):
         return
     if run.stage != STAGE_OUTPUT:
         weigh_many(run, task, workspace, worker)
@@ -75,9 +75,9 @@ cdef void do_merge(void *context, Py_ssize_t number, int worker) noexcept nogil:
 
 
 cdef void run_tasks(Run *run, int threads) noexcept nogil:
-    cattn_pool_run(do_task, run, run.plan.tasks, threads)
+    cattn_pool_run(do_task, run, run.plan.tasks, threads, poll)
     if run.plan.partials > 0:
-        cattn_pool_run(do_merge, run, run.plan.tasks, threads)
+        cattn_pool_run(do_merge, run, run.plan.tasks, threads, poll)
 
 
 cdef int raise_pending() except -1:
@@ -261,6 +261,7 @@ cdef object attend_plain(object query, object key, object value, bint causal):
             or (ndim > 2 and value_shape[batch_ndim] != problem.key_heads) or problem.query_length == 0
             or problem.key_length == 0 or value_shape[ndim - 2] != problem.key_length or problem.head_size == 0
             or key_shape[ndim - 1] != problem.head_size or problem.value_size == 0
+            or max(problem.head_size, problem.value_size) > CATTN_LARGEST_SIZE
             or (causal and problem.query_length != problem.key_length)):
         return None
     if ndim > 2:

@@ -138,7 +138,7 @@ static THREAD serve(void *unused)
     return 0;
 }
 
-void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads)
+void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads, void (*meanwhile)(void *context))
 {
     if (threads > tasks)
         threads = (int)tasks;
@@ -163,8 +163,14 @@ void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads
     unlock(&pool.mutex);
     spin(&job.sitting, 1, now() + SPIN);
     lock(&pool.mutex);
-    while (job.sitting)
-        wait_for(&job.done, &pool.mutex);
+    while (job.sitting) {
+        wait_briefly(&job.done, &pool.mutex);
+        if (job.sitting) {
+            unlock(&pool.mutex);
+            meanwhile(context);
+            lock(&pool.mutex);
+        }
+    }
     unlock(&pool.mutex);
     forget(&job.done);
 }

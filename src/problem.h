@@ -31,6 +31,9 @@ typedef struct {
     ptrdiff_t batch[CATTN_MAX_BATCH_NDIM];
 } cattn_array;
 
+/* Of a head or a value: what a workspace needs for one cannot overflow a count of bytes then. */
+#define CATTN_LARGEST_SIZE ((ptrdiff_t)1 << 40)
+
 /* A side of the window without a limit. */
 #define CATTN_UNLIMITED (-1)
 

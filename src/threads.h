@@ -20,6 +20,7 @@ typedef volatile LONG64 shared; /* also read, or counted on, without the mutex *
 #define lock(m) AcquireSRWLockExclusive(m)
 #define unlock(m) ReleaseSRWLockExclusive(m)
 #define wait_for(c, m) SleepConditionVariableSRW(c, m, INFINITE, 0)
+#define wait_briefly(c, m) SleepConditionVariableSRW(c, m, 10, 0)
 #define notify(c) WakeConditionVariable(c)
 #define forget(c) ((void)(c))
 #define count_on(s) (InterlockedIncrement64(s) - 1)
@@ -65,6 +66,17 @@ static int64_t now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* 10 ms at most. */
+static void wait_briefly(condition *c, mutex *m)
+{
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_nsec += 10000000;
+    if (end.tv_nsec >= 1000000000)
+        end.tv_sec++, end.tv_nsec -= 1000000000;
+    pthread_cond_timedwait(c, m, &end);
 }
 
 /* Signals sent to the process are for the program's threads. Those that a thread brings on itself stay: blocked,

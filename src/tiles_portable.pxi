@@ -73,6 +73,11 @@ cdef inline real exponential(real x) noexcept nogil:
         return (p * f + 1) * double_power.value
 
 
+cdef inline real rescale(real sum, real factor) noexcept nogil:
+    """factor · sum; an infinity stays what it is, even when its weight came out as 0: that is a small positive number."""
+    return sum if factor == 0 and not isfinite(sum) else factor * sum
+
+
 # Many rows: one row a lane.
 
 
@@ -236,7 +241,7 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
     cdef real before
     for c in range(size):
         for r in range(rows):
-            before = 0 if factor == NULL else factor[r] * output[c * lanes + r]
+            before = 0 if factor == NULL else rescale(output[c * lanes + r], factor[r])
             output[c * lanes + r] = select_strided(before, weights + r, attended + r, lanes, values + c * sizeof(real),
                                                    stride, count)
 
@@ -357,7 +362,7 @@ cdef void few_select_values(real *output, const real *factor, const real *weight
     cdef Py_ssize_t c, r
     for r in range(rows):
         for c in range(size):
-            output[r * size + c] = select_strided(factor[r] * output[r * size + c], weights + r * pitch,
+            output[r * size + c] = select_strided(rescale(output[r * size + c], factor[r]), weights + r * pitch,
                                                   attended + r * pitch, 1, values + c * sizeof(real), stride, count)
 
 

@@ -178,7 +178,10 @@ CASES = [
     (f"alibi_slopes: {FOUR_TYPES}, got complex128", TypeError, {"alibi_slopes": [1j] * 4}),
     ("sinks: expected shape (4,), one number for each head of query, got ()", ValueError, {"sinks": 0.5}),
     ("sinks: expected shape (4,), one number for each head of query, got (4, 1)", ValueError, {"sinks": zeros(4, 1)}),
+    ("sinks: expected finite numbers, or -inf for none, got nan", ValueError, {"sinks": [0, np.nan, 0, 0]}),
+    ("sinks: expected finite numbers, or -inf for none, got inf", ValueError, {"sinks": [0, 0, 0, np.inf]}),
     ("sinks: expected an array, got a masked array", TypeError, {"sinks": np.ma.zeros(4)}),
+    ("query: expected an array, got a masked array", TypeError, {"query": [np.ma.zeros((5, 8))]}),
     # results
     ("return_lse: expected True or False, got 'no'", TypeError, {"return_lse": "no"}),
     ("out: expected a NumPy array, got [0.0]", TypeError, {"out": [0.0]}),
@@ -351,3 +354,22 @@ def test_attention_varlen(message, error, arguments):
         cattn.attention_varlen(**arguments)
     assert str(caught.value).startswith(message)
     assert np.array_equal(arguments["out"], before)
+
+
+def test_varlen_out_overlaps_an_input():
+    x = np.zeros((6, 4, 8), np.float32)
+    for name in ("query", "key", "value"):
+        given = {n: x.copy() for n in ("query", "key", "value")}
+        with pytest.raises(ValueError, match=f"^out: expected memory of its own, got an array that overlaps {name}$"):
+            cattn.attention_varlen(**given, query_indptr=[0, 6], key_indptr=[0, 6], out=given[name])
+
+
+def test_memory_error_of_a_workspace():
+    for size in (2**40, 2**41, 2**56):
+        wide = np.broadcast_to(np.float32(1), (9, size))
+        with pytest.raises(MemoryError):
+            cattn.attention(wide, wide[:1], np.zeros((1, 1), np.float32))
+        with pytest.raises(MemoryError):
+            cattn.attention_weights(wide, wide[:1])
+    x = np.ones((9, 4), np.float32)
+    assert (cattn.attention(x, x, x) == 1).all()

@@ -167,3 +167,46 @@ def test_threads(dtype, rows, keys):
 def test_again(dtype, rows):
     case = problem(rows, 100, dtype)
     assert_same_bits(attention(**case), attention(**case))
+
+
+@TYPES
+@pytest.mark.parametrize("rows", [3, 20, 70])
+@pytest.mark.parametrize("keys", [97, 500, 4100])
+@pytest.mark.parametrize("sinks", [None, [0.5, -1.0]])
+def test_neighbours_that_see_other_keys(dtype, rows, keys, sinks):
+    random = np.random.default_rng([rows, keys])
+    query = random.standard_normal((2, rows, 20)).astype(dtype)
+    key, value = (random.standard_normal((1, keys, 20)).astype(dtype) for _ in range(2))
+    start = random.integers(0, keys, (2, rows))
+    stop = start + random.integers(0, keys, (2, rows))
+    out, lse = attention(query=query, key=key, value=value, key_range=(start, stop), sinks=sinks)
+    for h, i in zip(random.integers(0, 2, 10), random.integers(0, rows, 10), strict=True):
+        first, last = random.integers(0, keys, (2, rows)), random.integers(0, keys, (2, rows))
+        first[h, i], last[h, i] = start[h, i], stop[h, i]
+        other = random.standard_normal(query.shape).astype(dtype)
+        other[h, i] = query[h, i]
+        found = attention(query=other, key=key, value=value, key_range=(first, last), sinks=sinks)
+        assert_same_bits([x[h, i] for x in found], (out[h, i], lse[h, i]))
+
+
+@TYPES
+@pytest.mark.parametrize("stage", ["scores", "softcapped", "biased", "weights"])
+@pytest.mark.parametrize("rows", [1, 9, 130])
+def test_weights_keep_their_bits(dtype, stage, rows):
+    random = np.random.default_rng(rows)
+    query = random.standard_normal((3, 6, rows, 20)).astype(dtype)
+    key = random.standard_normal((3, 2, 200, 20)).astype(dtype)
+    mask = random.random((rows, 200)) < 0.7
+    options = {"stage": stage, "mask": mask, "softcap": 3.0}
+    expected = cattn.attention_weights(query, key, **options)
+    for threads in (1, 2, 3, 7):
+        assert cattn.attention_weights(query, key, **options, num_threads=threads).tobytes() == expected.tobytes()
+    assert cattn.attention_weights(query[1], key[1], **options).tobytes() == expected[1].tobytes()
+    wide = np.repeat(key, 2, axis=-1)[..., ::2]
+    assert cattn.attention_weights(query, wide, **options).tobytes() == expected.tobytes()
+    padded = np.pad(key, [(0, 0), (0, 0), (0, 70), (0, 0)], constant_values=np.nan)
+    options["mask"] = np.pad(mask, [(0, 0), (0, 70)])
+    found = cattn.attention_weights(query, padded, **options, key_lengths=200)
+    assert found[..., :200].tobytes() == expected.tobytes()
+    if stage in ("biased", "weights"):
+        assert np.all(found[..., 200:] == (0 if stage == "weights" else -np.inf))

@@ -239,3 +239,43 @@ def test_attention_weights(dtype, heads, rows):
     weights = cattn.attention_weights(**case)
     assert_same_bits(weights, clean, ~reached[..., None])
     np.testing.assert_array_equal(np.isnan(weights), reached[..., None] & case["mask"])
+
+
+@TYPES
+@ROWS
+@SPECIAL
+@pytest.mark.parametrize("keys", [97, 257, 4200])
+def test_masked_poison_in_every_block_and_chunk(dtype, heads, rows, special, keys):
+    random = np.random.default_rng([heads, rows, keys])
+    query = random.standard_normal((heads, rows, 7)).astype(dtype)
+    key = random.standard_normal((1, keys, 7)).astype(dtype)
+    value = random.standard_normal((1, keys, 5)).astype(dtype)
+    mask = random.random((heads, rows, keys)) < 0.5
+    poisoned = np.arange(keys) % 3 == 1
+    mask[..., poisoned] = False
+    clean = cattn.attention(query, key, value, mask=mask, return_lse=True)
+    key[:, poisoned], value[:, poisoned] = special, special
+    for x, y in zip(cattn.attention(query, key, value, mask=mask, return_lse=True), clean, strict=True):
+        assert x.tobytes() == y.tobytes()
+
+
+@TYPES
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("special", [np.inf, -np.inf])
+@pytest.mark.parametrize(("keys", "at"), [(75, 60), (200, 150), (400, 300), (4200, 3000)])
+def test_an_attended_infinity_counts_when_a_later_key_outweighs_it(dtype, rows, special, keys, at):
+    query = np.ones((rows, 1), dtype)
+    key, value = np.zeros((keys, 1), dtype), np.zeros((keys, 2), dtype)
+    key[at], value[3, 0] = 2000, special
+    out = cattn.attention(query, key, value, scale=1.0)
+    np.testing.assert_array_equal(out.astype(float), np.broadcast_to([special, 0.0], out.shape))
+
+
+@TYPES
+def test_a_masked_nan_key_has_weight_zero_in_every_block(dtype):
+    query, key = np.ones((20, 4), dtype), np.ones((300, 4), dtype)
+    mask = np.arange(300) % 3 != 0
+    key[::3], query[5] = np.nan, np.nan
+    weights = cattn.attention_weights(query, key, mask=mask)
+    np.testing.assert_array_equal(weights[:, ::3], 0)
+    assert np.isnan(weights[5, mask]).all()

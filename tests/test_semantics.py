@@ -440,3 +440,28 @@ def test_weights_of_the_seed_example():
     query = np.array([[0.0], [np.log(2)], [2 * np.log(2)]])
     weights = cattn.attention_weights(query, np.array([[0.0], [1.0], [2.0]]), scale=1)
     np.testing.assert_allclose(weights * [[3], [7], [21]], [[1, 1, 1], [1, 2, 4], [1, 4, 16]], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("keys", [2048, 2049, 4100])
+def test_modifiers_beyond_one_chunk(dtype, rows, keys):
+    """Chunks of 2048 keys are merged: each modifier knows where it is."""
+    random = np.random.default_rng([rows, keys])
+    case = {
+        "query": random.standard_normal((2, 4, rows, 6)).astype(dtype),
+        "key": random.standard_normal((2, 2, keys, 6)).astype(dtype),
+        "value": random.standard_normal((2, 2, keys, 3)).astype(dtype),
+    }
+    start = random.integers(0, keys, (2, 4, rows))
+    for modifiers in (
+        {"sinks": [8.0, 7.0, -np.inf, 0.0]},
+        {"key_range": (start, start + 1500)},
+        {"alibi_slopes": [0.01, 0.001, 0.0, -0.001], "query_offset": "end"},
+        {"causal": True, "query_offset": [keys - 3, keys // 2]},
+        {"window": (1500, 100), "query_offset": [2100, keys - rows]},
+        {"key_lengths": [keys - 1, 2047]},
+        {"mask": random.random((rows, keys)) < 0.5, "softcap": 2.0},
+        {"bias": np.where(random.random((4, rows, keys)) < 0.5, -np.inf, 1.0).astype(dtype)},
+    ):
+        check(**case, **modifiers)

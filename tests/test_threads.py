@@ -370,6 +370,77 @@ print(cattn.attention(*problem(), num_threads={threads}).mean())
             process.kill()
 
 
+# Signals: a handler runs within 50 ms of work, whatever the work is
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(*_):
+    raise Stop
+
+
+@pytest.fixture
+def stop_after():
+    """Raises Stop in this thread after so many seconds of work of the process."""
+    before = signal.signal(signal.SIGPROF, stop)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("rows", [1, 512])
+def test_interrupts_come_in_time_and_leave_nothing_behind(rows, stop_after):
+    query = np.zeros((8, rows, 64), np.float32)
+    keys = np.broadcast_to(np.ones(64, np.float32), (8, 10**8, 64))
+    sizes = []
+    for _ in range(20):
+        began = time.process_time()
+        stop_after(0.03)
+        with pytest.raises(Stop):
+            cattn.attention(query, keys, keys, num_threads=1)
+        assert time.process_time() - began < 0.03 + 0.06
+        with open("/proc/self/statm") as file:
+            sizes.append(int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
+    assert sizes[-1] - sizes[4] < 2**20
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("call", ["tiny", "empty", "varlen", "weights", "worker"])
+def test_interrupts_reach_many_small_tasks(call, stop_after):
+    many = np.broadcast_to(np.float32(1), (3_000_000, 1, 1, 1))
+    one, none = np.ones((1, 1, 1), np.float32), np.ones((1, 0, 1), np.float32)
+    indptr = np.arange(1_000_001)
+    keys = np.broadcast_to(np.float32(1), (2, 1, 8_000_000, 64))
+    functions = {
+        "tiny": lambda: cattn.attention(many, one, one, num_threads=1),
+        "empty": lambda: cattn.attention(np.broadcast_to(np.float32(1), (1, 30_000_000, 1)), none, none, num_threads=1),
+        "varlen": lambda: cattn.attention_varlen(*[many[:1_000_000, :, :, 0]] * 3, indptr, indptr, num_threads=1),
+        "weights": lambda: cattn.attention_weights(many, one, num_threads=1),
+        # The caller has done its part and waits for a worker.
+        "worker": lambda: cattn.attention(keys[:, :, :64], keys, keys, key_lengths=[1000, 8_000_000], num_threads=2),
+    }
+    stop_after(0.15)
+    began = time.process_time()
+    with pytest.raises(Stop):
+        functions[call]()
+    assert time.process_time() - began < 0.15 + 0.06
+
+
+def test_the_gil_is_released():
+    query = np.ones((8, 512, 64), np.float32)
+    keys = np.broadcast_to(np.ones(64, np.float32), (8, 20_000, 64))
+    call = threading.Thread(target=cattn.attention, args=(query, keys, keys), kwargs={"num_threads": 1})
+    turns = 0
+    call.start()
+    while call.is_alive():
+        turns += 1
+        time.sleep(0.002)
+    assert turns > 20   # held, the call of 0.3 s and more lets this thread have one or two
+
+
 # Forks
 
 
