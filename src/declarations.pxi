@@ -57,6 +57,7 @@ cdef extern from "tiles.h" nogil:
         const unsigned char *mask[CATTN_MAX_LANES]
         Py_ssize_t first[CATTN_MAX_LANES]
         Py_ssize_t last[CATTN_MAX_LANES]
+        Py_ssize_t inner_first, inner_last
         int has_bias, has_alibi, has_mask, has_interval
 
 

@@ -4,6 +4,8 @@
 # What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
 
+from libc.math cimport fabs
+
 cdef enum:
     BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
     BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
@@ -92,11 +94,15 @@ cdef inline Py_ssize_t reserve(Py_ssize_t *bytes, Py_ssize_t size) noexcept nogi
     return at
 
 
+cdef inline double head_sink(const cattn_problem *problem, Py_ssize_t head) noexcept nogil:
+    return (<const double *>(problem.sinks.data + head * problem.sinks.head))[0]
+
+
 cdef bint has_natural_scores(const cattn_problem *problem) noexcept nogil:
     """Whether log2(e) has to stay out of the scores: other terms join them, or it might make a float infinite."""
     cdef Py_ssize_t head
     for head in range(problem.query_heads if problem.sinks.data != NULL else 0):
-        if (<const double *>(problem.sinks.data + head * problem.sinks.head))[0] != -INFINITY:
+        if fabs(head_sink(problem, head)) > 1e38 and head_sink(problem, head) != -INFINITY:
             return True
     return (problem.softcap != 0 or problem.bias.data != NULL or problem.alibi_slopes.data != NULL
             or not -1e38 < problem.scale < 1e38)
@@ -179,29 +185,29 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
 
 
 cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only, Task *tasks) noexcept nogil:
-    """Counts the tasks (tasks NULL), or writes them. Of one key head the last rows come first: under a causal mask they
-    see the most keys, and what is light is left for the end."""
-    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, part, span
+    """Counts the tasks (tasks NULL), or writes them. The last rows of all key heads come first: under a causal mask they
+    see the most keys, and what is light is left for the end. A mask or a bias that heads share is met again soon."""
+    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, part, span = plan.tiles_per_task * plan.tiles.lanes
     cdef Py_ssize_t count = 0, partials = 0
     for entry in range(plan.entries):
         rows = entry_query_length(problem, entry) * plan.group
         keys = entry_key_length(problem, entry)
         if rows == 0:
             continue
-        for head in range(problem.key_heads):
-            if is_few(rows) and not weights_only:
-                chunks = count_chunks(keys)
+        if is_few(rows) and not weights_only:
+            chunks = count_chunks(keys)
+            for head in range(problem.key_heads):
                 for chunk in range(chunks):
                     if tasks != NULL:
                         tasks[count] = Task(entry, head, 0, rows, chunk * CHUNK, min(keys, (chunk + 1) * CHUNK),
                                             partials if chunks > 1 else -1)
                     count += 1
                     partials += chunks > 1
-            else:
-                span = plan.tiles_per_task * plan.tiles.lanes
-                for part in range((rows - 1) // span, -1, -1):
-                    if tasks != NULL:
-                        tasks[count] = Task(entry, head, part * span, min(span, rows - part * span), 0, keys, -1)
-                    count += 1
+            continue
+        for part in range((rows - 1) // span, -1, -1):
+            for head in range(problem.key_heads):
+                if tasks != NULL:
+                    tasks[count] = Task(entry, head, part * span, min(span, rows - part * span), 0, keys, -1)
+                count += 1
     plan.tasks = count
     plan.partials = partials

@@ -163,9 +163,9 @@ cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *pl
     if not with_sinks or problem.sinks.data == NULL:
         return
     for row in range(tile.rows):
-        sink = (<const double *>(problem.sinks.data + (entry.first_head + tile.head[row]) * problem.sinks.head))[0]
+        sink = head_sink(problem, entry.first_head + tile.head[row])
         if sink != -INFINITY and tile.index[row] < entry.query_limit:
-            put_real(tile.maximum, row, item, sink)
+            put_real(tile.maximum, row, item, sink if plan.natural else CATTN_LOG2E * sink)
             put_real(tile.sum, row, item, 1)
 
 
@@ -250,6 +250,8 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
     edit.has_mask = stage >= STAGE_BIASED and problem.mask.data != NULL
     edit.has_interval = stage >= STAGE_BIASED and (low < tile.inner_low or high > tile.inner_high)
     if edit.has_interval:
+        edit.inner_first = max(tile.inner_low - low, <Py_ssize_t>0)
+        edit.inner_last = min(tile.inner_high - low, count)
         for row in range(tile.lanes):
             edit.first[row] = tile.first[row] - low
             edit.last[row] = tile.last[row] - low
@@ -354,9 +356,12 @@ cdef inline void write_lse(const cattn_problem *problem, const Plan *plan, const
                            Py_ssize_t row) noexcept nogil:
     cdef Py_ssize_t item = plan.tiles.item
     cdef char *lse = entry.lse + tile.head[row] * problem.lse.head + tile.index[row] * problem.lse.row
-    cdef double maximum = get_real(tile.maximum, row, item), sum = get_real(tile.sum, row, item)
+    cdef double maximum = get_real(tile.maximum, row, item), sum = get_real(tile.sum, row, item), sink
     if not plan.natural:
         maximum /= CATTN_LOG2E
+    if problem.sinks.data != NULL and sum == 1:   # the sink alone is exactly that
+        sink = head_sink(problem, entry.first_head + tile.head[row])
+        maximum = sink if fabs(maximum - sink) < 1e-6 * fabs(sink) else maximum
     put_real(lse, 0, item, -INFINITY if sum == 0 else maximum + log(sum))
 
 

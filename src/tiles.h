@@ -57,6 +57,7 @@ typedef struct {
     const unsigned char *mask[CATTN_MAX_LANES];   /* bytes, one a key of the block, contiguous; 0: -infinity */
     ptrdiff_t first[CATTN_MAX_LANES];             /* keys before it get -infinity */
     ptrdiff_t last[CATTN_MAX_LANES];              /* keys at or past it get -infinity */
+    ptrdiff_t inner_first, inner_last;            /* none of the keys between them does, in any row */
     int has_bias, has_alibi, has_mask, has_interval;
 } cattn_edit;
 
