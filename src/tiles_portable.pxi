@@ -28,52 +28,56 @@ cdef union DoubleBits:
     uint64_t bits
 
 
-cdef inline real exponential(real x) noexcept nogil:
-    """e^x for x <= 0 (and little above), 0 where it falls below the smallest normal number, NaN for NaN.
+cdef inline real reduce(real x, real *power) noexcept nogil:
+    """f, and 2^n as `power`, with which e^x = 2^n · e^f: n = round(x / ln 2) and f = x - n · ln 2.
 
-    e^x = 2^n · e^f with n = round(x / ln 2) and f = x - n · ln 2. Adding the constant rounds to an integer and leaves n plus
-    the exponent's bias in the last bits of the sum, from where a shift makes it the number 2^n: 0 at the lower bound.
-    ln 2 is taken in two parts, the first short enough for an exact product. The polynomials are minimax ones of
-    (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1.
+    Adding `shift` rounds to an integer and leaves n plus the exponent's bias in the last bits of the sum, from where a
+    shift makes it the number 2^n. ln 2 is taken in two parts, the first short enough for an exact product.
     """
     cdef FloatBits float_power
     cdef DoubleBits double_power
-    cdef real f, n, p, bound, shift
+    cdef real n, shift
     if real is float:
-        bound = -88.02969   # -127 · ln 2
         shift = 12583039    # 1.5·2^23 + 127
-        x = bound if x < bound else x
         float_power.value = x * <real>1.4426950408889634 + shift
         n = float_power.value - shift
-        f = (x - n * <real>0.693359375) - n * <real>-2.1219444005469057e-4
         float_power.bits <<= 23
-        p = <real>0.001388887286
-        p = p * f + <real>0.008369068561
-        p = p * f + <real>0.04166713621
-        p = p * f + <real>0.1666650622
-        p = p * f + <real>0.4999999812
-        p = p * f + <real>1.000000011
-        return (p * f + <real>1) * float_power.value
+        power[0] = float_power.value
+        return (x - n * <real>0.693359375) - n * <real>-2.1219444005469057e-4
     else:
-        bound = -709.0895657128241   # -1023 · ln 2
         shift = 6755399441056767     # 1.5·2^52 + 1023
-        x = bound if x < bound else x
         double_power.value = x * 1.4426950408889634 + shift
         n = double_power.value - shift
-        f = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
         double_power.bits <<= 52
-        p = 2.505209632569198e-8
-        p = p * f + 2.7626262788105361e-7
-        p = p * f + 2.7557414789965973e-6
-        p = p * f + 2.480150460214848e-5
-        p = p * f + 1.9841269707467224e-4
-        p = p * f + 0.0013888888932258883
-        p = p * f + 0.008333333333397833
-        p = p * f + 0.041666666666573908
-        p = p * f + 0.16666666666666564
-        p = p * f + 0.50000000000000055
-        p = p * f + 1
-        return (p * f + 1) * double_power.value
+        power[0] = double_power.value
+        return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
+
+
+cdef inline real expand(real x, real f, real power) noexcept nogil:
+    """e^x for x <= 0 (and little above) from its two parts, 0 where 2^n falls below the smallest normal number, NaN for NaN.
+
+    The polynomials are minimax ones of (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1.
+    """
+    cdef real even, odd, lowest, g = f * f
+    if real is float:
+        lowest = -87.68311   # -126.5 · ln 2
+        even = (<real>0.008369068561 * g + <real>0.1666650622) * g + <real>1.000000011
+        odd = (<real>0.001388887286 * g + <real>0.04166713621) * g + <real>0.4999999812
+    else:
+        lowest = -708.7429921227362   # -1022.5 · ln 2
+        even = 2.505209632569198e-8 * g + 2.7557414789965973e-6
+        even = (even * g + 1.9841269707467224e-4) * g + 0.008333333333397833
+        even = (even * g + 0.16666666666666564) * g + 1
+        odd = 2.7626262788105361e-7 * g + 2.480150460214848e-5
+        odd = (odd * g + 0.0013888888932258883) * g + 0.041666666666573908
+        odd = odd * g + 0.50000000000000055
+    return 0 if x < lowest else ((odd * f + even) * f + <real>1) * power
+
+
+cdef inline real exponential(real x) noexcept nogil:
+    cdef real power
+    cdef real f = reduce(x, &power)
+    return expand(x, f, power)
 
 
 # Many rows: one row a lane.
@@ -92,25 +96,57 @@ cdef void load_rows(real *queries, const char *const *rows, Py_ssize_t count, Py
             queries[c * lanes + r] = 0
 
 
+cdef inline void clear(real *sum) noexcept nogil:
+    cdef Py_ssize_t r
+    for r in range(PORTABLE_LANES // 2):   # by halves: for all of them gcc calls memset
+        sum[r] = 0
+        sum[PORTABLE_LANES // 2 + r] = 0
+
+
+cdef inline const real *behind(const real *first, Py_ssize_t bytes) noexcept nogil:
+    return <const real *>(<const char *>first + bytes)
+
+
+cdef inline void sum_products(real *sum, const real *lanes, const real *x, Py_ssize_t stride,
+                              Py_ssize_t count) noexcept nogil:
+    """sum[r] = Σ_i lanes[i][r] · x_i in the order of i, where x_i lie `stride` bytes apart. Four steps at a time: wherever
+    the compiler keeps the sums, it touches them once in four."""
+    cdef Py_ssize_t i, r
+    cdef real x0, x1, x2, x3
+    clear(sum)
+    i = 0
+    while i + 4 <= count:
+        x0 = x[0]
+        x1 = behind(x, stride)[0]
+        x2 = behind(x, 2 * stride)[0]
+        x3 = behind(x, 3 * stride)[0]
+        for r in range(PORTABLE_LANES):
+            sum[r] = sum[r] + lanes[i * PORTABLE_LANES + r] * x0 + lanes[(i + 1) * PORTABLE_LANES + r] * x1 \
+                + lanes[(i + 2) * PORTABLE_LANES + r] * x2 + lanes[(i + 3) * PORTABLE_LANES + r] * x3
+        x = behind(x, 4 * stride)
+        i += 4
+    while i < count:
+        x0 = x[0]
+        for r in range(PORTABLE_LANES):
+            sum[r] += lanes[i * PORTABLE_LANES + r] * x0
+        x = behind(x, stride)
+        i += 1
+
+
 cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssize_t rows, const char *keys,
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] sum, maximum
-    cdef const real *key
-    cdef Py_ssize_t j, c, r
-    for r in range(lanes):
+    cdef real *score
+    cdef Py_ssize_t j, r
+    for r in range(PORTABLE_LANES):
         maximum[r] = -INFINITY
     for j in range(count):
-        key = <const real *>(keys + j * stride)
-        for r in range(lanes):
-            sum[r] = 0
-        for c in range(size):
-            for r in range(lanes):
-                sum[r] += queries[c * lanes + r] * key[c]
-        for r in range(lanes):
-            scores[j * lanes + r] = sum[r]
+        sum_products(sum, queries, <const real *>(keys + j * stride), sizeof(real), size)
+        score = scores + j * PORTABLE_LANES
+        for r in range(PORTABLE_LANES):
+            score[r] = sum[r]
             maximum[r] = sum[r] if sum[r] > maximum[r] else maximum[r]
-    for r in range(lanes):
+    for r in range(PORTABLE_LANES):
         block_maximum[r] = maximum[r]
 
 
@@ -162,21 +198,23 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
 cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum, real *factor,
                        const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] reference, run
+    cdef real[PORTABLE_LANES] reference, run, rest, power
     cdef Py_ssize_t number, start, j, r
-    cdef real p
+    cdef real *score
     advance_maximum(maximum, reference, factor, block_maximum, lanes)
     for r in range(lanes):
         sum[r] *= factor[r]
     for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
         start = number * CATTN_RUN
-        for r in range(lanes):
-            run[r] = 0
+        clear(run)
         for j in range(start, min(count, start + CATTN_RUN)):
+            score = scores + j * lanes
             for r in range(lanes):
-                p = exponential(scores[j * lanes + r] - reference[r])
-                scores[j * lanes + r] = p
-                run[r] += p
+                score[r] -= reference[r]
+                rest[r] = reduce(score[r], &power[r])
+            for r in range(lanes):
+                score[r] = expand(score[r], rest[r], power[r])
+                run[r] += score[r]
         for r in range(lanes):
             sum[r] += run[r]
 
@@ -185,30 +223,23 @@ cdef void values(real *output, const real *factor, const real *weights, Py_ssize
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] run
-    cdef const char *row
-    cdef real value
-    cdef Py_ssize_t number, start, stop, j, c, r
+    cdef real *target
+    cdef Py_ssize_t number, start, c, r
     for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
         start = number * CATTN_RUN
-        stop = min(count, start + CATTN_RUN)
         for c in range(size):
-            for r in range(lanes):
-                run[r] = 0
-            row = values + start * stride
-            for j in range(start, stop):
-                value = (<const real *>row)[c]
+            sum_products(run, weights + start * lanes, <const real *>(values + start * stride) + c, stride,
+                         min(count - start, <Py_ssize_t>CATTN_RUN))
+            target = output + c * lanes
+            if number > 0:
                 for r in range(lanes):
-                    run[r] += weights[j * lanes + r] * value
-                row += stride
-            if number == 0 and factor == NULL:
+                    target[r] += run[r]
+            elif factor != NULL:   # together with the first run, what came before the block is rescaled
                 for r in range(lanes):
-                    output[c * lanes + r] = run[r]
-            elif number == 0:   # together with the first run, what came before the block is rescaled
-                for r in range(lanes):
-                    output[c * lanes + r] = factor[r] * output[c * lanes + r] + run[r]
+                    target[r] = factor[r] * target[r] + run[r]
             else:
                 for r in range(lanes):
-                    output[c * lanes + r] += run[r]
+                    target[r] = run[r]
 
 
 cdef inline real select_strided(real sum, const real *weights, const unsigned char *attended, Py_ssize_t pitch,
