@@ -107,20 +107,22 @@ cdef inline const real *behind(const real *first, Py_ssize_t bytes) noexcept nog
     return <const real *>(<const char *>first + bytes)
 
 
-cdef inline void sum_products(real *sum, const real *lanes, const real *x, Py_ssize_t stride,
+cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *lanes, const real *x, Py_ssize_t stride,
                               Py_ssize_t count) noexcept nogil:
-    """sum[r] = Σ_i lanes[i][r] · x_i in the order of i, where x_i lie `stride` bytes apart. Four steps at a time: wherever
-    the compiler keeps the sums, it touches them once in four."""
-    cdef Py_ssize_t i, r
+    """total[r] += Σ_i lanes[i][r] · x_i for r < width, summed from zero in the order of i; the x_i lie `stride` bytes apart.
+
+    Four steps at a time: wherever a compiler keeps the sums, it touches them once in four.
+    """
+    cdef real[PORTABLE_LANES] sum
     cdef real x0, x1, x2, x3
+    cdef Py_ssize_t i = 0, r
     clear(sum)
-    i = 0
     while i + 4 <= count:
         x0 = x[0]
         x1 = behind(x, stride)[0]
         x2 = behind(x, 2 * stride)[0]
         x3 = behind(x, 3 * stride)[0]
-        for r in range(PORTABLE_LANES):
+        for r in range(width):
             sum[r] = sum[r] + lanes[i * PORTABLE_LANES + r] * x0 + lanes[(i + 1) * PORTABLE_LANES + r] * x1 \
                 + lanes[(i + 2) * PORTABLE_LANES + r] * x2 + lanes[(i + 3) * PORTABLE_LANES + r] * x3
         x = behind(x, 4 * stride)
@@ -131,22 +133,34 @@ cdef inline void sum_products(real *sum, const real *lanes, const real *x, Py_ss
             sum[r] += lanes[i * PORTABLE_LANES + r] * x0
         x = behind(x, stride)
         i += 1
+    for r in range(PORTABLE_LANES):
+        total[r] += sum[r]
+
+
+cdef inline void add_products(real *total, Py_ssize_t rows, const real *lanes, const real *x, Py_ssize_t stride,
+                              Py_ssize_t count) noexcept nogil:
+    """The same for a tile of so many rows. Both widths are constants, so that the sums can stay in registers."""
+    if rows > PORTABLE_LANES // 2:
+        add_to_lanes(total, PORTABLE_LANES, lanes, x, stride, count)
+    else:
+        add_to_lanes(total, PORTABLE_LANES // 2, lanes, x, stride, count)
 
 
 cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssize_t rows, const char *keys,
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
-    cdef real[PORTABLE_LANES] sum, maximum
-    cdef real *score
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] maximum
+    cdef const real *score
     cdef Py_ssize_t j, r
-    for r in range(PORTABLE_LANES):
+    memset(scores, 0, count * lanes * sizeof(real))
+    for r in range(lanes):
         maximum[r] = -INFINITY
     for j in range(count):
-        sum_products(sum, queries, <const real *>(keys + j * stride), sizeof(real), size)
-        score = scores + j * PORTABLE_LANES
-        for r in range(PORTABLE_LANES):
-            score[r] = sum[r]
-            maximum[r] = sum[r] if sum[r] > maximum[r] else maximum[r]
-    for r in range(PORTABLE_LANES):
+        add_products(scores + j * lanes, rows, queries, <const real *>(keys + j * stride), sizeof(real), size)
+        score = scores + j * lanes
+        for r in range(lanes):
+            maximum[r] = score[r] if score[r] > maximum[r] else maximum[r]
+    for r in range(lanes):
         block_maximum[r] = maximum[r]
 
 
@@ -222,24 +236,15 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
 cdef void values(real *output, const real *factor, const real *weights, Py_ssize_t rows, const char *values,
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] run
-    cdef real *target
     cdef Py_ssize_t number, start, c, r
+    for c in range(size):
+        for r in range(lanes):
+            output[c * lanes + r] = 0 if factor == NULL else factor[r] * output[c * lanes + r]
     for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
         start = number * CATTN_RUN
         for c in range(size):
-            sum_products(run, weights + start * lanes, <const real *>(values + start * stride) + c, stride,
-                         min(count - start, <Py_ssize_t>CATTN_RUN))
-            target = output + c * lanes
-            if number > 0:
-                for r in range(lanes):
-                    target[r] += run[r]
-            elif factor != NULL:   # together with the first run, what came before the block is rescaled
-                for r in range(lanes):
-                    target[r] = factor[r] * target[r] + run[r]
-            else:
-                for r in range(lanes):
-                    target[r] = run[r]
+            add_products(output + c * lanes, rows, weights + start * lanes, <const real *>(values + start * stride) + c,
+                         stride, min(count - start, <Py_ssize_t>CATTN_RUN))
 
 
 cdef inline real select_strided(real sum, const real *weights, const unsigned char *attended, Py_ssize_t pitch,
@@ -277,14 +282,19 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
                     Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] quotient, residue
     cdef Py_ssize_t c, r
-    cdef real value, residue = 0
+    cdef real residues = 0
+    clear(residue)
+    for c in range(size):
+        for r in range(lanes):
+            quotient[r] = output[c * lanes + r] / divisor[r]
+            residue[r] += quotient[r] - quotient[r]   # NaN for an infinity or a NaN, else 0
+        for r in range(count):
+            (<real *>rows[r])[c] = quotient[r]
     for r in range(count):
-        for c in range(size):
-            value = output[c * lanes + r] / divisor[r]
-            residue += value - value   # NaN for an infinity or a NaN, else 0
-            (<real *>rows[r])[c] = value
-    return residue == 0
+        residues += residue[r]
+    return residues == 0
 
 
 # Few rows: the head size, or the keys, in the lanes.
