@@ -5,7 +5,7 @@
 # vector instructions and keep the small accumulator arrays in registers.
 
 from libc.math cimport INFINITY, isfinite, tanh
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 ctypedef fused real:
     float
@@ -15,6 +15,7 @@ cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
+    PORTABLE_NARROW = 16     # for at most so many rows the loops that cost most, too large to unroll, leave out the rest
     PORTABLE_COLUMNS = 256   # value columns summed at a time for few rows
 
 
@@ -54,9 +55,10 @@ cdef inline real reduce(real x, real *power) noexcept nogil:
 
 
 cdef inline real expand(real x, real f, real power) noexcept nogil:
-    """e^x for x <= 0 (and little above) from its two parts, 0 where 2^n falls below the smallest normal number, NaN for NaN.
+    """e^x for x <= 0 (and little above) from its two parts; 0 where 2^n falls below the smallest normal number, NaN for NaN.
 
-    The polynomials are minimax ones of (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1.
+    The polynomials are minimax ones of (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1. Their even and
+    odd terms are two chains of half the length.
     """
     cdef real even, odd, lowest, g = f * f
     if real is float:
@@ -64,7 +66,7 @@ cdef inline real expand(real x, real f, real power) noexcept nogil:
         even = (<real>0.008369068561 * g + <real>0.1666650622) * g + <real>1.000000011
         odd = (<real>0.001388887286 * g + <real>0.04166713621) * g + <real>0.4999999812
     else:
-        lowest = -708.7429921227362   # -1022.5 · ln 2
+        lowest = -708.742992122544   # -1022.5 · ln 2
         even = 2.505209632569198e-8 * g + 2.7557414789965973e-6
         even = (even * g + 1.9841269707467224e-4) * g + 0.008333333333397833
         even = (even * g + 0.16666666666666564) * g + 1
@@ -98,7 +100,7 @@ cdef void load_rows(real *queries, const char *const *rows, Py_ssize_t count, Py
 
 cdef inline void clear(real *sum) noexcept nogil:
     cdef Py_ssize_t r
-    for r in range(PORTABLE_LANES // 2):   # by halves: for all of them gcc calls memset
+    for r in range(PORTABLE_LANES // 2):   # by halves: all in one gcc makes a `rep stos`, 30 cycles
         sum[r] = 0
         sum[PORTABLE_LANES // 2 + r] = 0
 
@@ -111,7 +113,8 @@ cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *lanes, 
                               Py_ssize_t count) noexcept nogil:
     """total[r] += Σ_i lanes[i][r] · x_i for r < width, summed from zero in the order of i; the x_i lie `stride` bytes apart.
 
-    Four steps at a time: wherever a compiler keeps the sums, it touches them once in four.
+    Four steps at a time: wherever a compiler keeps the sums, it touches them once in four. (It should be in registers: gcc
+    does so here, but not where the count of passes is plain to see, for then it makes two of them into one.)
     """
     cdef real[PORTABLE_LANES] sum
     cdef real x0, x1, x2, x3
@@ -129,21 +132,21 @@ cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *lanes, 
         i += 4
     while i < count:
         x0 = x[0]
-        for r in range(PORTABLE_LANES):
+        for r in range(width):
             sum[r] += lanes[i * PORTABLE_LANES + r] * x0
         x = behind(x, stride)
         i += 1
-    for r in range(PORTABLE_LANES):
+    for r in range(width):
         total[r] += sum[r]
 
 
 cdef inline void add_products(real *total, Py_ssize_t rows, const real *lanes, const real *x, Py_ssize_t stride,
                               Py_ssize_t count) noexcept nogil:
     """The same for a tile of so many rows. Both widths are constants, so that the sums can stay in registers."""
-    if rows > PORTABLE_LANES // 2:
+    if rows > PORTABLE_NARROW:
         add_to_lanes(total, PORTABLE_LANES, lanes, x, stride, count)
     else:
-        add_to_lanes(total, PORTABLE_LANES // 2, lanes, x, stride, count)
+        add_to_lanes(total, PORTABLE_NARROW, lanes, x, stride, count)
 
 
 cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssize_t rows, const char *keys,
@@ -209,12 +212,24 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
         maximum[r] = new
 
 
+cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real *run) noexcept nogil:
+    """score[r] = e^(score[r] - reference[r]), added to run[r]. In two loops: the operations of a whole exponential, each of
+    which waits for the last, are more than a processor has in sight while it looks for others to start."""
+    cdef real[PORTABLE_LANES] rest, power
+    cdef Py_ssize_t r
+    for r in range(width):
+        score[r] -= reference[r]
+        rest[r] = reduce(score[r], &power[r])
+    for r in range(width):
+        score[r] = expand(score[r], rest[r], power[r])
+        run[r] += score[r]
+
+
 cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum, real *factor,
                        const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] reference, run, rest, power
+    cdef real[PORTABLE_LANES] reference, run
     cdef Py_ssize_t number, start, j, r
-    cdef real *score
     advance_maximum(maximum, reference, factor, block_maximum, lanes)
     for r in range(lanes):
         sum[r] *= factor[r]
@@ -222,13 +237,10 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
         start = number * CATTN_RUN
         clear(run)
         for j in range(start, min(count, start + CATTN_RUN)):
-            score = scores + j * lanes
-            for r in range(lanes):
-                score[r] -= reference[r]
-                rest[r] = reduce(score[r], &power[r])
-            for r in range(lanes):
-                score[r] = expand(score[r], rest[r], power[r])
-                run[r] += score[r]
+            if rows > PORTABLE_NARROW:
+                exponentiate(scores + j * lanes, PORTABLE_LANES, reference, run)
+            else:
+                exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, run)
         for r in range(lanes):
             sum[r] += run[r]
 
