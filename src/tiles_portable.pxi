@@ -15,7 +15,8 @@ cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
-    PORTABLE_NARROW = 16     # for at most so many rows the loops that cost most, too large to unroll, leave out the rest
+    PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
+    PORTABLE_CHAIN = 32      # terms of a score summed in one chain: with two roundings a term, 65 in one were 2.45 κ
     PORTABLE_COLUMNS = 256   # value columns summed at a time for few rows
 
 
@@ -55,10 +56,10 @@ cdef inline real reduce(real x, real *power) noexcept nogil:
 
 
 cdef inline real expand(real x, real f, real power) noexcept nogil:
-    """e^x for x <= 0 (and little above) from its two parts; 0 where 2^n falls below the smallest normal number, NaN for NaN.
+    """e^x for x <= 0 (and little above) from its parts; 0 where 2^n falls below the smallest normal number, NaN for NaN.
 
-    The polynomials are minimax ones of (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1. Their even and
-    odd terms are two chains of half the length.
+    The polynomials are minimax ones of (e^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to e^f - 1. Their even
+    and odd terms are two chains of half the length.
     """
     cdef real even, odd, lowest, g = f * f
     if real is float:
@@ -111,10 +112,11 @@ cdef inline const real *behind(const real *first, Py_ssize_t bytes) noexcept nog
 
 cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *lanes, const real *x, Py_ssize_t stride,
                               Py_ssize_t count) noexcept nogil:
-    """total[r] += Σ_i lanes[i][r] · x_i for r < width, summed from zero in the order of i; the x_i lie `stride` bytes apart.
+    """total[r] += Σ_i lanes[i][r] · x_i for r < width, summed from zero in the order of i; the x_i lie `stride` bytes
+    apart.
 
-    Four steps at a time: wherever a compiler keeps the sums, it touches them once in four. (It should be in registers: gcc
-    does so here, but not where the count of passes is plain to see, for then it makes two of them into one.)
+    Four steps at a time: wherever a compiler keeps the sums, it touches them once in four. That should be in registers.
+    gcc does so here, but not where the number of passes is plain to see: it then makes two of them into one.
     """
     cdef real[PORTABLE_LANES] sum
     cdef real x0, x1, x2, x3
@@ -154,12 +156,15 @@ cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssiz
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] maximum
     cdef const real *score
-    cdef Py_ssize_t j, r
+    cdef Py_ssize_t part, c, j, r
     memset(scores, 0, count * lanes * sizeof(real))
     for r in range(lanes):
         maximum[r] = -INFINITY
     for j in range(count):
-        add_products(scores + j * lanes, rows, queries, <const real *>(keys + j * stride), sizeof(real), size)
+        for part in range((size + PORTABLE_CHAIN - 1) // PORTABLE_CHAIN):
+            c = part * PORTABLE_CHAIN
+            add_products(scores + j * lanes, rows, queries + c * lanes, <const real *>(keys + j * stride) + c,
+                         sizeof(real), min(size - c, <Py_ssize_t>PORTABLE_CHAIN))
         score = scores + j * lanes
         for r in range(lanes):
             maximum[r] = score[r] if score[r] > maximum[r] else maximum[r]
@@ -213,8 +218,8 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
 
 
 cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real *run) noexcept nogil:
-    """score[r] = e^(score[r] - reference[r]), added to run[r]. In two loops: the operations of a whole exponential, each of
-    which waits for the last, are more than a processor has in sight while it looks for others to start."""
+    """score[r] = e^(score[r] - reference[r]), added to run[r]. In two loops: the operations of a whole exponential, each
+    of which waits for the last, are more than a processor has in sight while it looks for others to start."""
     cdef real[PORTABLE_LANES] rest, power
     cdef Py_ssize_t r
     for r in range(width):
