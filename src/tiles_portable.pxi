@@ -5,7 +5,7 @@
 # vector instructions and keep the small accumulator arrays in registers.
 
 from libc.math cimport INFINITY, isfinite, tanh
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 ctypedef fused real:
     float
@@ -15,7 +15,10 @@ cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
+    PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
+    PORTABLE_CHAIN = 32      # terms of a score summed in one chain: with two roundings a term, 65 in one were 2.45 κ
     PORTABLE_COLUMNS = 256   # value columns summed at a time for few rows
+    PORTABLE_FEW_RUN = 8     # keys of a run there: a join costs little beside memory, and short chains round less
 
 
 cdef union FloatBits:
@@ -28,49 +31,56 @@ cdef union DoubleBits:
     uint64_t bits
 
 
-cdef inline real exponential(real x) noexcept nogil:
-    """2^x for x <= 0 (and little above), 0 where it falls below the smallest normal number, NaN for NaN.
+cdef inline real reduce(real x, real *power) noexcept nogil:
+    """f, and 2^n as `power`, with which 2^x = 2^n · 2^f: n is the integer nearest to x and f = x - n, exactly.
 
-    2^x = 2^n · 2^f with n the integer nearest to x and f = x - n, exactly. Adding the constant rounds to an integer and leaves
-    n plus the exponent's bias in the last bits of the sum, from where a shift makes it the number 2^n: 0 at the lower bound.
-    The polynomials are minimax ones of (2^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to 2^f - 1.
+    Adding `shift` rounds to an integer and leaves n plus the exponent's bias in the last bits of the sum, from where a
+    shift makes it the number 2^n.
     """
     cdef FloatBits float_power
     cdef DoubleBits double_power
-    cdef real f, p, bound, shift
+    cdef real n, shift
     if real is float:
-        bound = -127
         shift = 12583039    # 1.5·2^23 + 127
-        x = bound if x < bound else x
         float_power.value = x + shift
-        f = x - (float_power.value - shift)
+        n = float_power.value - shift
         float_power.bits <<= 23
-        p = <real>0.00015469735
-        p = p * f + <real>0.0013390867
-        p = p * f + <real>0.009618031
-        p = p * f + <real>0.05550357
-        p = p * f + <real>0.2402265
-        p = p * f + <real>0.6931472
-        return (p * f + <real>1) * float_power.value
+        power[0] = float_power.value
     else:
-        bound = -1023
         shift = 6755399441056767     # 1.5·2^52 + 1023
-        x = bound if x < bound else x
         double_power.value = x + shift
-        f = x - (double_power.value - shift)
+        n = double_power.value - shift
         double_power.bits <<= 52
-        p = 4.456676030826705e-10
-        p = p * f + 7.072586161230777e-09
-        p = p * f + 1.0178051724308302e-07
-        p = p * f + 1.3215442586728665e-06
-        p = p * f + 1.5252733853289477e-05
-        p = p * f + 0.00015403530441738291
-        p = p * f + 0.0013333558146395995
-        p = p * f + 0.009618129107606887
-        p = p * f + 0.05550410866482166
-        p = p * f + 0.24022650695910097
-        p = p * f + 0.6931471805599453
-        return (p * f + 1) * double_power.value
+        power[0] = double_power.value
+    return x - n
+
+
+cdef inline real expand(real x, real f, real power) noexcept nogil:
+    """2^x for x <= 0 (and little above) from its parts; 0 where 2^n falls below the smallest normal number, NaN for NaN.
+
+    The polynomials are minimax ones of (2^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to 2^f - 1. Their even
+    and odd terms are two chains of half the length.
+    """
+    cdef real even, odd, lowest, g = f * f
+    if real is float:
+        lowest = -126.5
+        even = (<real>0.0013390867 * g + <real>0.05550357) * g + <real>0.6931472
+        odd = (<real>0.00015469735 * g + <real>0.009618031) * g + <real>0.2402265
+    else:
+        lowest = -1022.5
+        even = 4.456676030826705e-10 * g + 1.0178051724308302e-07
+        even = (even * g + 1.5252733853289477e-05) * g + 0.0013333558146395995
+        even = (even * g + 0.05550410866482166) * g + 0.6931471805599453
+        odd = 7.072586161230777e-09 * g + 1.3215442586728665e-06
+        odd = (odd * g + 0.00015403530441738291) * g + 0.009618129107606887
+        odd = odd * g + 0.24022650695910097
+    return 0 if x < lowest else ((odd * f + even) * f + <real>1) * power
+
+
+cdef inline real exponential(real x) noexcept nogil:
+    cdef real power
+    cdef real f = reduce(x, &power)
+    return expand(x, f, power)
 
 
 cdef inline real rescale(real sum, real factor) noexcept nogil:
@@ -94,24 +104,75 @@ cdef void load_rows(real *queries, const char *const *rows, Py_ssize_t count, Py
             queries[c * lanes + r] = 0
 
 
+cdef inline void clear(real *sum) noexcept nogil:
+    cdef Py_ssize_t r
+    for r in range(PORTABLE_LANES // 2):   # by halves: all in one gcc makes a `rep stos`, 30 cycles
+        sum[r] = 0
+        sum[PORTABLE_LANES // 2 + r] = 0
+
+
+cdef inline const real *behind(const real *first, Py_ssize_t bytes) noexcept nogil:
+    return <const real *>(<const char *>first + bytes)
+
+
+cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *lanes, const real *x, Py_ssize_t stride,
+                              Py_ssize_t count) noexcept nogil:
+    """total[r] += Σ_i lanes[i][r] · x_i for r < width, summed from zero in the order of i; the x_i lie `stride` bytes
+    apart.
+
+    Four steps at a time: wherever a compiler keeps the sums, it touches them once in four. That should be in registers.
+    gcc does so here, but not where the number of passes is plain to see: it then makes two of them into one.
+    """
+    cdef real[PORTABLE_LANES] sum
+    cdef real x0, x1, x2, x3
+    cdef Py_ssize_t i = 0, r
+    clear(sum)
+    while i + 4 <= count:
+        x0 = x[0]
+        x1 = behind(x, stride)[0]
+        x2 = behind(x, 2 * stride)[0]
+        x3 = behind(x, 3 * stride)[0]
+        for r in range(width):
+            sum[r] = sum[r] + lanes[i * PORTABLE_LANES + r] * x0 + lanes[(i + 1) * PORTABLE_LANES + r] * x1 \
+                + lanes[(i + 2) * PORTABLE_LANES + r] * x2 + lanes[(i + 3) * PORTABLE_LANES + r] * x3
+        x = behind(x, 4 * stride)
+        i += 4
+    while i < count:
+        x0 = x[0]
+        for r in range(width):
+            sum[r] += lanes[i * PORTABLE_LANES + r] * x0
+        x = behind(x, stride)
+        i += 1
+    for r in range(width):
+        total[r] += sum[r]
+
+
+cdef inline void add_products(real *total, Py_ssize_t rows, const real *lanes, const real *x, Py_ssize_t stride,
+                              Py_ssize_t count) noexcept nogil:
+    """The same for a tile of so many rows. Both widths are constants, so that the sums can stay in registers."""
+    if rows > PORTABLE_NARROW:
+        add_to_lanes(total, PORTABLE_LANES, lanes, x, stride, count)
+    else:
+        add_to_lanes(total, PORTABLE_NARROW, lanes, x, stride, count)
+
+
 cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssize_t rows, const char *keys,
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] sum, maximum
-    cdef const real *key
-    cdef Py_ssize_t j, c, r
+    cdef real[PORTABLE_LANES] maximum
+    cdef const real *score
+    cdef Py_ssize_t part, c, j, r
+    memset(scores, 0, count * lanes * sizeof(real))
     for r in range(lanes):
         maximum[r] = -INFINITY
     for j in range(count):
-        key = <const real *>(keys + j * stride)
+        for part in range((size + PORTABLE_CHAIN - 1) // PORTABLE_CHAIN):
+            c = part * PORTABLE_CHAIN
+            add_products(scores + j * lanes, rows, queries + c * lanes, <const real *>(keys + j * stride) + c,
+                         sizeof(real), min(size - c, <Py_ssize_t>PORTABLE_CHAIN))
+        score = scores + j * lanes
         for r in range(lanes):
-            sum[r] = 0
-        for c in range(size):
-            for r in range(lanes):
-                sum[r] += queries[c * lanes + r] * key[c]
-        for r in range(lanes):
-            scores[j * lanes + r] = sum[r]
-            maximum[r] = sum[r] if sum[r] > maximum[r] else maximum[r]
+            maximum[r] = score[r] if score[r] > maximum[r] else maximum[r]
     for r in range(lanes):
         block_maximum[r] = maximum[r]
 
@@ -161,25 +222,36 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
         maximum[r] = new
 
 
+cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real unit, real *run) noexcept nogil:
+    """score[r] = 2^(unit · (score[r] - reference[r])), added to run[r]. In two loops: the operations of a whole exponential, each
+    of which waits for the last, are more than a processor has in sight while it looks for others to start."""
+    cdef real[PORTABLE_LANES] rest, power
+    cdef Py_ssize_t r
+    for r in range(width):
+        score[r] = unit * (score[r] - reference[r])
+        rest[r] = reduce(score[r], &power[r])
+    for r in range(width):
+        score[r] = expand(score[r], rest[r], power[r])
+        run[r] += score[r]
+
+
 cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum, real *factor,
                        const real *block_maximum, double unit_) noexcept nogil:
     cdef real unit = <real>unit_
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] reference, run
     cdef Py_ssize_t number, start, j, r
-    cdef real p
     advance_maximum(maximum, reference, factor, block_maximum, lanes, unit)
     for r in range(lanes):
         sum[r] *= factor[r]
     for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
         start = number * CATTN_RUN
-        for r in range(lanes):
-            run[r] = 0
+        clear(run)
         for j in range(start, min(count, start + CATTN_RUN)):
-            for r in range(lanes):
-                p = exponential(unit * (scores[j * lanes + r] - reference[r]))
-                scores[j * lanes + r] = p
-                run[r] += p
+            if rows > PORTABLE_NARROW:
+                exponentiate(scores + j * lanes, PORTABLE_LANES, reference, unit, run)
+            else:
+                exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, unit, run)
         for r in range(lanes):
             sum[r] += run[r]
 
@@ -187,42 +259,28 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
 cdef void values(real *output, const real *factor, const real *weights, Py_ssize_t rows, const char *values,
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] run
-    cdef const char *row
-    cdef real value
-    cdef Py_ssize_t number, start, stop, j, c, r
+    cdef Py_ssize_t number, start, c, r
+    for c in range(size):
+        for r in range(lanes):
+            output[c * lanes + r] = 0 if factor == NULL else factor[r] * output[c * lanes + r]
     for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
         start = number * CATTN_RUN
-        stop = min(count, start + CATTN_RUN)
         for c in range(size):
-            for r in range(lanes):
-                run[r] = 0
-            row = values + start * stride
-            for j in range(start, stop):
-                value = (<const real *>row)[c]
-                for r in range(lanes):
-                    run[r] += weights[j * lanes + r] * value
-                row += stride
-            if number == 0 and factor == NULL:
-                for r in range(lanes):
-                    output[c * lanes + r] = run[r]
-            elif number == 0:   # together with the first run, what came before the block is rescaled
-                for r in range(lanes):
-                    output[c * lanes + r] = factor[r] * output[c * lanes + r] + run[r]
-            else:
-                for r in range(lanes):
-                    output[c * lanes + r] += run[r]
+            add_products(output + c * lanes, rows, weights + start * lanes, <const real *>(values + start * stride) + c,
+                         stride, min(count - start, <Py_ssize_t>CATTN_RUN))
 
 
 cdef inline real select_strided(real sum, const real *weights, const unsigned char *attended, Py_ssize_t pitch,
-                                const char *values, Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
-    """One element of the output, in either layout: sum + Σ_j weight_j · value_j over the attended keys."""
+                                const char *values, Py_ssize_t stride, Py_ssize_t count,
+                                Py_ssize_t length) noexcept nogil:
+    """One element of the output, in either layout: sum + Σ_j weight_j · value_j over the attended keys, in runs of
+    `length`."""
     cdef Py_ssize_t number, start, j
     cdef real run, value
-    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-        start = number * CATTN_RUN
+    for number in range((count + length - 1) // length):
+        start = number * length
         run = 0
-        for j in range(start, min(count, start + CATTN_RUN)):
+        for j in range(start, min(count, start + length)):
             if attended[j * pitch]:
                 value = (<const real *>(values + j * stride))[0]
                 if weights[j * pitch] == 0 and not isfinite(value):
@@ -243,20 +301,25 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
         for r in range(rows):
             before = 0 if factor == NULL else rescale(output[c * lanes + r], factor[r])
             output[c * lanes + r] = select_strided(before, weights + r, attended + r, lanes, values + c * sizeof(real),
-                                                   stride, count)
+                                                   stride, count, CATTN_RUN)
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
                     Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] quotient, residue
     cdef Py_ssize_t c, r
-    cdef real value, residue = 0
+    cdef real residues = 0
+    clear(residue)
+    for c in range(size):
+        for r in range(lanes):
+            quotient[r] = output[c * lanes + r] / divisor[r]
+            residue[r] += quotient[r] - quotient[r]   # NaN for an infinity or a NaN, else 0
+        for r in range(count):
+            (<real *>rows[r])[c] = quotient[r]
     for r in range(count):
-        for c in range(size):
-            value = output[c * lanes + r] / divisor[r]
-            residue += value - value   # NaN for an infinity or a NaN, else 0
-            (<real *>rows[r])[c] = value
-    return residue == 0
+        residues += residue[r]
+    return residues == 0
 
 
 # Few rows: the head size, or the keys, in the lanes.
@@ -320,10 +383,10 @@ cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_s
         for j in range(count):
             scores[r * pitch + j] = exponential(unit * (scores[r * pitch + j] - reference[r]))
         sum[r] *= factor[r]
-        for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-            start = number * CATTN_RUN
+        for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
+            start = number * PORTABLE_FEW_RUN
             run = 0
-            for j in range(start, min(count, start + CATTN_RUN)):
+            for j in range(start, min(count, start + PORTABLE_FEW_RUN)):
                 run += scores[r * pitch + j]
             sum[r] += run
 
@@ -339,12 +402,12 @@ cdef void few_values(real *output, const real *factor, const real *weights, Py_s
     for part in range((size + PORTABLE_COLUMNS - 1) // PORTABLE_COLUMNS):
         first = part * PORTABLE_COLUMNS
         columns = min(size - first, <Py_ssize_t>PORTABLE_COLUMNS)
-        for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-            start = number * CATTN_RUN
+        for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
+            start = number * PORTABLE_FEW_RUN
             for r in range(rows):
                 for c in range(columns):
                     sum[c] = 0
-                for j in range(start, min(count, start + CATTN_RUN)):
+                for j in range(start, min(count, start + PORTABLE_FEW_RUN)):
                     value = <const real *>(values + j * stride) + first
                     weight = weights[r * pitch + j]
                     for c in range(columns):
@@ -363,7 +426,8 @@ cdef void few_select_values(real *output, const real *factor, const real *weight
     for r in range(rows):
         for c in range(size):
             output[r * size + c] = select_strided(rescale(output[r * size + c], factor[r]), weights + r * pitch,
-                                                  attended + r * pitch, 1, values + c * sizeof(real), stride, count)
+                                                  attended + r * pitch, 1, values + c * sizeof(real), stride, count,
+                                                  PORTABLE_FEW_RUN)
 
 
 # Storage types.
