@@ -8,6 +8,7 @@ from ._threads import get_num_threads
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport sqrt
+from libc.string cimport memcmp
 cimport numpy as cnp
 
 cdef extern from "Python.h":
@@ -225,7 +226,23 @@ cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type typ
     array.column = cnp.PyArray_STRIDE(given, cnp.PyArray_NDIM(given) - 1)
 
 
-cdef object attend_plain(object query, object key, object value, bint causal):
+cdef inline bint is_apart(cnp.ndarray out, cnp.ndarray other) noexcept:
+    """Whether two contiguous arrays share no memory."""
+    return (cnp.PyArray_ISCARRAY_RO(other)
+            and (cnp.PyArray_BYTES(out) + cnp.PyArray_NBYTES(out) <= cnp.PyArray_BYTES(other)
+                 or cnp.PyArray_BYTES(other) + cnp.PyArray_NBYTES(other) <= cnp.PyArray_BYTES(out)))
+
+
+cdef inline bint is_plain_out(object out, object query, object key, object value, int ndim,
+                              const cnp.npy_intp *shape) noexcept:
+    return (cnp.PyArray_CheckExact(out) and cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
+            and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(<cnp.ndarray>query)
+            and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim
+            and memcmp(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim * sizeof(cnp.npy_intp)) == 0
+            and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
+
+
+cdef object attend_plain(object query, object key, object value, bint causal, object given_out):
     """The output for three plain arrays of matching shapes; None where there is anything to look at more closely."""
     cdef cattn_problem problem
     cdef int ndim, axis, batch_ndim
@@ -268,9 +285,14 @@ cdef object attend_plain(object query, object key, object value, bint causal):
         out_shape[batch_ndim] = problem.query_heads
     out_shape[ndim - 2] = problem.query_length
     out_shape[ndim - 1] = problem.value_size
-    try:
-        out = cnp.PyArray_EMPTY(ndim, out_shape, cnp.PyArray_TYPE(query), 0)
-    except (MemoryError, ValueError):   # too large: _arguments says it in words
+    if given_out is None:
+        try:
+            out = cnp.PyArray_EMPTY(ndim, out_shape, cnp.PyArray_TYPE(query), 0)
+        except (MemoryError, ValueError):   # too large: _arguments says it in words
+            return None
+    elif is_plain_out(given_out, query, key, value, ndim, out_shape):
+        out = given_out
+    else:
         return None
 
     type = storage_type(query)
@@ -358,8 +380,8 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     if (type(layout) is str and layout == "bhld" and (causal is False or causal is True) and return_lse is False
             and scale is None and window is None and query_offset is None and key_range is None
             and query_lengths is None and key_lengths is None and mask is None and bias is None
-            and alibi_slopes is None and softcap is None and sinks is None and out is None and num_threads is None):
-        result = attend_plain(query, key, value, causal)
+            and alibi_slopes is None and softcap is None and sinks is None and num_threads is None):
+        result = attend_plain(query, key, value, causal, out)
         if result is not None:
             return result
     given, result, lse = _arguments.attention(

@@ -16,7 +16,7 @@ cdef enum:
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
     PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
-    PORTABLE_CHAIN = 32      # terms of a score summed in one chain: with two roundings a term, 65 in one were 2.45 κ
+    PORTABLE_CHAIN = 16      # terms of a score summed in one chain: with two roundings a term, 32 equal ones came to 2.4 κ
     PORTABLE_COLUMNS = 256   # value columns summed at a time for few rows
     PORTABLE_FEW_RUN = 8     # keys of a run there: a join costs little beside memory, and short chains round less
 
