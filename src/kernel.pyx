@@ -348,7 +348,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     softcap : float, optional
         Scores become ``softcap · tanh(score / softcap)`` before bias and ALiBi (Gemma 2, section 2).
     sinks : array_like, shape (Hq,), optional
-        One more logit a head, which takes weight and carries no value.
+        One more logit a head, which takes weight and carries no value; -inf is none.
     layout : {"bhld", "blhd"}
         "blhd": query, key, value and out are (..., L, H, D), lse is (..., L, H). Modifiers keep their shapes.
     out : ndarray, optional
@@ -375,6 +375,9 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     -----
     Vaswani et al. 2017, section 3.2.1, with the online softmax of Milakov and Gimelshein 2018. No array of size
     Lq × Lk exists at any time. What is masked never reaches the output, NaN and infinity included.
+
+    Weights below the smallest normal number count as 0. Weighted values are summed before the division by the sum of
+    weights, which is at most Lk: values beyond the type's largest number / Lk may give infinity.
     """
     cdef cattn_problem problem
     if (type(layout) is str and layout == "bhld" and (causal is False or causal is True) and return_lse is False

@@ -17,7 +17,7 @@ cdef enum:
     PORTABLE_LANES = 32
     PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
     PORTABLE_CHAIN = 16      # terms of a score summed in one chain: with two roundings a term, 32 equal ones came to 2.4 κ
-    PORTABLE_COLUMNS = 256   # value columns summed at a time for few rows
+    PORTABLE_COLUMNS = 128   # value columns summed at a time for few rows
     PORTABLE_FEW_RUN = 8     # keys of a run there: a join costs little beside memory, and short chains round less
 
 
@@ -270,38 +270,35 @@ cdef void values(real *output, const real *factor, const real *weights, Py_ssize
                          stride, min(count - start, <Py_ssize_t>CATTN_RUN))
 
 
-cdef inline real select_strided(real sum, const real *weights, const unsigned char *attended, Py_ssize_t pitch,
-                                const char *values, Py_ssize_t stride, Py_ssize_t count,
-                                Py_ssize_t length) noexcept nogil:
-    """One element of the output, in either layout: sum + Σ_j weight_j · value_j over the attended keys, in runs of
-    `length`."""
-    cdef Py_ssize_t number, start, j
-    cdef real run, value
-    for number in range((count + length - 1) // length):
-        start = number * length
-        run = 0
-        for j in range(start, min(count, start + length)):
-            if attended[j * pitch]:
-                value = (<const real *>(values + j * stride))[0]
-                if weights[j * pitch] == 0 and not isfinite(value):
-                    run += value
-                else:
-                    run += weights[j * pitch] * value
-        sum += run
-    return sum
+cdef inline real select_run(const real *weights, const unsigned char *attended, Py_ssize_t pitch, const char *values,
+                            Py_ssize_t stride, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """One element of a run's sum, in either layout: Σ_j weight_j · value_j over the attended keys."""
+    cdef real run = 0, value
+    cdef Py_ssize_t j
+    for j in range(start, stop):
+        if attended[j * pitch]:
+            value = (<const real *>(values + j * stride))[0]
+            if weights[j * pitch] == 0 and not isfinite(value):
+                run += value
+            else:
+                run += weights[j * pitch] * value
+    return run
 
 
 cdef void select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
                         Py_ssize_t rows, const char *values, Py_ssize_t stride, Py_ssize_t count,
                         Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef Py_ssize_t c, r
-    cdef real before
+    cdef Py_ssize_t number, start, c, r
+    cdef real sum
     for c in range(size):
         for r in range(rows):
-            before = 0 if factor == NULL else rescale(output[c * lanes + r], factor[r])
-            output[c * lanes + r] = select_strided(before, weights + r, attended + r, lanes, values + c * sizeof(real),
-                                                   stride, count, CATTN_RUN)
+            sum = 0 if factor == NULL else rescale(output[c * lanes + r], factor[r])
+            for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
+                start = number * CATTN_RUN
+                sum += select_run(weights + r, attended + r, lanes, values + c * sizeof(real), stride, start,
+                                  min(count, start + CATTN_RUN))
+            output[c * lanes + r] = sum
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
@@ -391,17 +388,25 @@ cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_s
             sum[r] += run
 
 
+cdef inline real few_total(const real *total, Py_ssize_t apart) noexcept nogil:
+    return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart])
+
+
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
                      const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      cattn_type type) noexcept nogil:
     cdef real[PORTABLE_COLUMNS] sum
+    # Runs join one of four totals of their row in turn: in one chain equal sums round alike.
+    cdef real[CATTN_FEW_ROWS * 4 * PORTABLE_COLUMNS] total
     cdef const real *value
-    cdef real *target
-    cdef real weight, rescale
+    cdef real *joined
+    cdef real weight
     cdef Py_ssize_t part, first, columns, number, start, j, c, r
     for part in range((size + PORTABLE_COLUMNS - 1) // PORTABLE_COLUMNS):
         first = part * PORTABLE_COLUMNS
         columns = min(size - first, <Py_ssize_t>PORTABLE_COLUMNS)
+        for c in range(rows * 4 * columns):
+            total[c] = 0
         for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
             start = number * PORTABLE_FEW_RUN
             for r in range(rows):
@@ -412,22 +417,29 @@ cdef void few_values(real *output, const real *factor, const real *weights, Py_s
                     weight = weights[r * pitch + j]
                     for c in range(columns):
                         sum[c] += weight * value[c]
-                target = output + r * size + first
-                rescale = factor[r] if number == 0 else 1
+                joined = total + (r * 4 + number % 4) * columns
                 for c in range(columns):
-                    target[c] = rescale * target[c] + sum[c]
+                    joined[c] += sum[c]
+        for r in range(rows):
+            for c in range(columns):
+                output[r * size + first + c] = factor[r] * output[r * size + first + c] \
+                    + few_total(total + r * 4 * columns + c, columns)
 
 
 cdef void few_select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
                             Py_ssize_t pitch, Py_ssize_t rows, const char *values, Py_ssize_t stride,
                             Py_ssize_t count, Py_ssize_t size,
                             cattn_type type) noexcept nogil:
-    cdef Py_ssize_t c, r
+    cdef real[4] total
+    cdef Py_ssize_t number, start, c, r
     for r in range(rows):
         for c in range(size):
-            output[r * size + c] = select_strided(rescale(output[r * size + c], factor[r]), weights + r * pitch,
-                                                  attended + r * pitch, 1, values + c * sizeof(real), stride, count,
-                                                  PORTABLE_FEW_RUN)
+            total[0] = total[1] = total[2] = total[3] = 0
+            for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
+                start = number * PORTABLE_FEW_RUN
+                total[number % 4] += select_run(weights + r * pitch, attended + r * pitch, 1, values + c * sizeof(real),
+                                                stride, start, min(count, start + PORTABLE_FEW_RUN))
+            output[r * size + c] = rescale(output[r * size + c], factor[r]) + few_total(total, 1)
 
 
 # Storage types.

@@ -78,7 +78,11 @@ def test_import_is_quick(tmp_path, monkeypatch):
 
 def test_checkout_that_was_not_built(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "cattn", ignore=shutil.ignore_patterns("_kernel*", "__pycache__"))
-    done = run("-c", "import cattn", cwd=tmp_path, timeout=60)
+    # Without the finder of an editable installation, which would lend it its own compiled module.
+    code = """import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+import cattn"""
+    done = run("-c", code, cwd=tmp_path, timeout=60)
     assert done.returncode == 1
     assert "ImportError: cattn: the compiled module is missing" in done.stderr
     assert "pip install -e ." in done.stderr
