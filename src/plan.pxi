@@ -185,10 +185,13 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
 
 
 cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only, Task *tasks) noexcept nogil:
-    """Counts the tasks (tasks NULL), or writes them. The last rows of all key heads come first: under a causal mask they
-    see the most keys, and what is light is left for the end. A mask or a bias that heads share is met again soon."""
-    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, part, span = plan.tiles_per_task * plan.tiles.lanes
-    cdef Py_ssize_t count = 0, partials = 0
+    """Counts the tasks (tasks NULL), or writes them. The last rows come first: under a causal mask they see the most keys,
+    and what is light is left for the end. Tasks of one key head follow each other, so that its keys stay in a cache;
+    but those of the same rows do where heads share what is larger, a mask or a bias."""
+    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, part, parts, number
+    cdef Py_ssize_t span = plan.tiles_per_task * plan.tiles.lanes, count = 0, partials = 0
+    cdef bint heads_share = (problem.mask.data != NULL and problem.mask.head == 0
+                             or problem.bias.data != NULL and problem.bias.head == 0)
     for entry in range(plan.entries):
         rows = entry_query_length(problem, entry) * plan.group
         keys = entry_key_length(problem, entry)
@@ -204,10 +207,12 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
                     count += 1
                     partials += chunks > 1
             continue
-        for part in range((rows - 1) // span, -1, -1):
-            for head in range(problem.key_heads):
-                if tasks != NULL:
-                    tasks[count] = Task(entry, head, part * span, min(span, rows - part * span), 0, keys, -1)
-                count += 1
+        parts = (rows + span - 1) // span
+        for number in range(problem.key_heads * parts):
+            head = number % problem.key_heads if heads_share else number // parts
+            part = parts - 1 - (number // problem.key_heads if heads_share else number % parts)
+            if tasks != NULL:
+                tasks[count] = Task(entry, head, part * span, min(span, rows - part * span), 0, keys, -1)
+            count += 1
     plan.tasks = count
     plan.partials = partials
