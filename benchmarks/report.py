@@ -170,6 +170,8 @@ def save_plot(report: Report, file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 1.8 + 0.34 * len(rows)), layout="constrained")
     axes.axvline(1, color="0.6", linewidth=1, zorder=0)
     peers = [engine for engine in report.engines if not engine.is_cattn]
+    tables = [engine.name for engine in report.engines if engine.is_cattn]
+    shades = dict(zip(tables, ("black", "0.45", "0.7", "0.85", "0.3"), strict=False))
     markers = dict(zip((engine.name for engine in peers), "osD^v<>ph", strict=False))
     for engine in report.engines:
         points = [
@@ -181,7 +183,7 @@ def save_plot(report: Report, file: Path) -> None:
             continue
         style = {"s": 34, "alpha": 0.8, "marker": markers.get(engine.name, "o")}
         if engine.is_cattn:
-            style = {"s": 120, "marker": "*", "zorder": 3, "color": "black" if engine.name == "cattn" else "0.55"}
+            style = {"s": 120, "marker": "*", "zorder": 3, "color": shades.get(engine.name, "0.55")}
         axes.scatter(*zip(*points, strict=True), label=engine.label, **style)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
