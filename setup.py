@@ -14,7 +14,7 @@ SOURCES = ["kernel.pyx", "pool.c", "dispatch.c", "tiles_vec128.c", "tiles_avx2.c
 INCLUDED = [
     *("declarations.pxi", "tiles_portable.pxi", "storage.pxi", "plan.pxi", "rows.pxi", "attend.pxi"),
     *("problem.h", "tiles.h", "dispatch.h", "pool.h", "threads.h"),
-    *("tiles.inc", "tiles_few.inc", "vectors.inc", "tiles_isa.h", "target_begin.h", "target_end.h"),
+    *("tiles.inc", "tiles_edit.inc", "tiles_few.inc", "vectors.inc", "tiles_isa.h", "target_begin.h", "target_end.h"),
 ]
 
 if sys.platform == "win32":
