@@ -414,12 +414,12 @@ def test_interrupts_come_in_time_and_leave_nothing_behind(rows, stop_after):
 def test_interrupts_reach_many_small_tasks(call, stop_after):
     many = np.broadcast_to(np.float32(1), (3_000_000, 1, 1, 1))
     one, none = np.ones((1, 1, 1), np.float32), np.ones((1, 0, 1), np.float32)
-    indptr = np.arange(1_000_001)
+    indptr = np.arange(2_000_001)
     keys = np.broadcast_to(np.float32(1), (2, 1, 8_000_000, 64))
     functions = {
         "tiny": lambda: cattn.attention(many, one, one, num_threads=1),
         "empty": lambda: cattn.attention(np.broadcast_to(np.float32(1), (1, 30_000_000, 1)), none, none, num_threads=1),
-        "varlen": lambda: cattn.attention_varlen(*[many[:1_000_000, :, :, 0]] * 3, indptr, indptr, num_threads=1),
+        "varlen": lambda: cattn.attention_varlen(*[many[:2_000_000, ..., 0]] * 3, indptr, indptr, num_threads=1),
         "weights": lambda: cattn.attention_weights(many, one, num_threads=1),
         # The caller has done its part and waits for a worker.
         "worker": lambda: cattn.attention(keys[:, :, :64], keys, keys, key_lengths=[1000, 8_000_000], num_threads=2),
