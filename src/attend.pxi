@@ -104,6 +104,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     cdef const char *value
     cdef Tile *tile
     cdef const void *rescale
+    cdef const Task *previous_task = task - run.threads if task - run.tasks >= run.threads else NULL
     cdef const Task *next_task = task + run.threads if task + run.threads < run.tasks + plan.tasks else NULL
     cdef cattn_edit edit
     cdef bint edited, visible, halves = few and plan.few_halves
@@ -159,6 +160,8 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                     prefetch_queries(problem, plan, next_task, t * table.lanes, table.lanes)
                 if stop == task.last_key and plan.out_in_place:
                     prefetch_out(problem, plan, entry, tile)
+                prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, stop, end, t,
+                               tile_count)
                 table.scores(scores, block_maximum, tile.queries, tile.rows, key, key_stride, count, size)
                 if edited:
                     table.edit(scores, block_maximum, tile.rows, count, &edit)
@@ -166,6 +169,8 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                     mark_attended(attended, scores, count * table.lanes, table.item)
                 table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum,
                                    plan.unit)
+                prefetch_block(problem, plan, &problem.value, entry.value, value_size, previous_task, task, next_task,
+                               stop, end, t, tile_count)
                 rescale = NULL if tile.blank else factor
                 tile.blank = False
                 if selecting:

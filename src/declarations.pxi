@@ -47,6 +47,7 @@ cdef extern from "tiles.h" nogil:
     double CATTN_LOG2E
 
     void CATTN_PREFETCH(const void *address)
+    void CATTN_PREFETCH_L2(const void *address)
     void CATTN_PREFETCH_WRITE(const void *address)
 
     ctypedef struct cattn_edit:

@@ -20,6 +20,7 @@ include "tiles_portable.pxi"
 include "storage.pxi"
 include "plan.pxi"
 include "rows.pxi"
+include "prefetch.pxi"
 include "attend.pxi"
 
 cnp.import_array()

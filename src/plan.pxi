@@ -53,6 +53,7 @@ cdef struct Plan:
     Py_ssize_t group                     # query heads that share a key head
     Py_ssize_t key_block, few_block, tiles_per_task
     bint has_many, has_few
+    bint head_stays, heads_stay          # in L2: the keys and values of a head from task to task; those of all of them
     bint query_in_place, key_in_place, value_in_place, out_in_place, mask_in_place, bias_in_place
     bint few_halves                      # few rows read keys and values of a half type where they lie
     Py_ssize_t tasks, partials, partial_bytes
@@ -111,6 +112,7 @@ cdef bint has_natural_scores(const cattn_problem *problem) noexcept nogil:
 cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept nogil:
     cdef Py_ssize_t entry, rows, tiles_total = 0, bytes = 0
     cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, tile_bytes, largest
+    cdef Py_ssize_t bytes_of_head
     cdef int axis
     plan.float_tiles = &table.float32
     plan.arithmetic = CATTN_FLOAT64 if problem.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
@@ -144,6 +146,10 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
 
     block = FEW_BYTES // (max(depth, <Py_ssize_t>1) * item) // FEW_STEP * FEW_STEP
     plan.few_block = max(<Py_ssize_t>FEW_STEP, min(<Py_ssize_t>LARGEST_FEW, block))
+
+    bytes_of_head = problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
+    plan.head_stays = bytes_of_head <= <Py_ssize_t>cattn_cache_size(2) // 2
+    plan.heads_stay = bytes_of_head * problem.key_heads * plan.entries <= <Py_ssize_t>cattn_cache_size(2) // 2
 
     # The tiles of a task live in L2 together with a block of keys and one of values.
     tile_bytes = lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
@@ -188,7 +194,7 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
     """Counts the tasks (tasks NULL), or writes them. The last rows come first: under a causal mask they see the most keys,
     and what is light is left for the end. Tasks of one key head follow each other, so that its keys stay in a cache;
     but those of the same rows do where heads share what is larger, a mask or a bias."""
-    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, part, parts, number
+    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, parts, number, first_row, last_row
     cdef Py_ssize_t span = plan.tiles_per_task * plan.tiles.lanes, count = 0, partials = 0
     cdef bint heads_share = (problem.mask.data != NULL and problem.mask.head == 0
                              or problem.bias.data != NULL and problem.bias.head == 0)
@@ -210,9 +216,10 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
         parts = (rows + span - 1) // span
         for number in range(problem.key_heads * parts):
             head = number % problem.key_heads if heads_share else number // parts
-            part = parts - 1 - (number // problem.key_heads if heads_share else number % parts)
+            last_row = rows - span * (number // problem.key_heads if heads_share else number % parts)
             if tasks != NULL:
-                tasks[count] = Task(entry, head, part * span, min(span, rows - part * span), 0, keys, -1)
+                first_row = max(<Py_ssize_t>0, last_row - span)
+                tasks[count] = Task(entry, head, first_row, last_row - first_row, 0, keys, -1)
             count += 1
     plan.tasks = count
     plan.partials = partials

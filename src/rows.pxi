@@ -207,32 +207,6 @@ cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *pla
                 (<double *>tile.queries)[row * size + c] = plan.scale * (<const double *>rows[row])[c]
 
 
-cdef inline void prefetch(const void *row, Py_ssize_t bytes) noexcept nogil:
-    """Rows of a mask or a bias lie far apart: they come while the scores are computed."""
-    cdef Py_ssize_t line
-    for line in range((bytes + 63) // 64):
-        CATTN_PREFETCH(<const char *>row + line * 64)
-
-
-cdef void prefetch_queries(const cattn_problem *problem, const Plan *plan, const Task *task, Py_ssize_t first,
-                           Py_ssize_t count) noexcept nogil:
-    """Rows first, first + 1, ... of a task that comes next: each is read once, from far away, and never foreseen."""
-    cdef const char *queries = entry_data(problem, &problem.query, task.entry, task.key_head * plan.group,
-                                          problem.query_indptr)
-    cdef Py_ssize_t row
-    for row in range(task.first_row + first, task.first_row + min(first + count, task.rows)):
-        prefetch(queries + row % plan.group * problem.query.head + row // plan.group * problem.query.row,
-                 problem.head_size * plan.tiles.item)
-
-
-cdef void prefetch_out(const cattn_problem *problem, const Plan *plan, const Entry *entry, const Tile *tile) noexcept nogil:
-    """The rows that a tile is going to be stored to."""
-    cdef Py_ssize_t row, line
-    for row in range(tile.rows):
-        for line in range((problem.value_size * plan.tiles.item + 63) // 64):
-            CATTN_PREFETCH_WRITE(out_row(tile, row, problem, entry) + line * 64)
-
-
 cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *problem, const Plan *plan,
                     const Entry *entry, Py_ssize_t low, Py_ssize_t high, char *workspace, int stage,
                     bint *visible) noexcept nogil:

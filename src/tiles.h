@@ -36,12 +36,15 @@
  * NumPy's error, and 40 beyond the promised bound. */
 #define CATTN_RUN 24
 
-/* Asks for a line of memory that will be read, or written, soon; where there is no such thing, nothing. */
+/* Asks for a line of memory that will be read, read later (it comes as far as L2), or written; where there is no such
+ * thing, nothing. */
 #if defined(__GNUC__)
 #define CATTN_PREFETCH(address) __builtin_prefetch(address)
+#define CATTN_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #define CATTN_PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
 #else
 #define CATTN_PREFETCH(address) ((void)0)
+#define CATTN_PREFETCH_L2(address) ((void)0)
 #define CATTN_PREFETCH_WRITE(address) ((void)0)
 #endif
 

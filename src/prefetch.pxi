@@ -1,0 +1,62 @@
+# Memory that is asked for before it is needed: rows that lie far apart, and what comes from beyond L2.
+
+
+cdef inline void prefetch(const void *row, Py_ssize_t bytes) noexcept nogil:
+    """Rows of a mask or a bias lie far apart: they come while the scores are computed."""
+    cdef Py_ssize_t line
+    for line in range((bytes + 63) // 64):
+        CATTN_PREFETCH(<const char *>row + line * 64)
+
+
+cdef void prefetch_queries(const cattn_problem *problem, const Plan *plan, const Task *task, Py_ssize_t first,
+                           Py_ssize_t count) noexcept nogil:
+    """Rows first, first + 1, ... of a task that comes next: each is read once, from far away, and never foreseen."""
+    cdef const char *queries = entry_data(problem, &problem.query, task.entry, task.key_head * plan.group,
+                                          problem.query_indptr)
+    cdef Py_ssize_t row
+    for row in range(task.first_row + first, task.first_row + min(first + count, task.rows)):
+        prefetch(queries + row % plan.group * problem.query.head + row // plan.group * problem.query.row,
+                 problem.head_size * plan.tiles.item)
+
+
+cdef void prefetch_out(const cattn_problem *problem, const Plan *plan, const Entry *entry, const Tile *tile) noexcept nogil:
+    """The rows that a tile is going to be stored to."""
+    cdef Py_ssize_t row, line
+    for row in range(tile.rows):
+        for line in range((problem.value_size * plan.tiles.item + 63) // 64):
+            CATTN_PREFETCH_WRITE(out_row(tile, row, problem, entry) + line * 64)
+
+
+cdef void prefetch_to_l2(const cattn_array *array, const char *first, Py_ssize_t low, Py_ssize_t high,
+                         Py_ssize_t bytes) noexcept nogil:
+    cdef Py_ssize_t row, line
+    for row in range(low, high):
+        for line in range((bytes + 63) // 64):
+            CATTN_PREFETCH_L2(first + row * array.row + line * 64)
+
+
+cdef inline bint same_keys(const Task *one, const Task *other) noexcept nogil:
+    return one.key_head == other.key_head and one.entry == other.entry
+
+
+cdef void prefetch_block(const cattn_problem *problem, const Plan *plan, const cattn_array *array, const char *rows,
+                         Py_ssize_t size, const Task *previous, const Task *task, const Task *next_task, Py_ssize_t low,
+                         Py_ssize_t high, Py_ssize_t share, Py_ssize_t shares) noexcept nogil:
+    """A share of the block of keys or values that comes next, from row `low` on: behind the last one, of the next
+    task's first block."""
+    cdef Py_ssize_t count
+    if plan.heads_stay:
+        return
+    if low < high:
+        if plan.head_stays and previous != NULL and same_keys(previous, task):
+            return
+    elif next_task != NULL and not same_keys(task, next_task):
+        rows = entry_data(problem, array, next_task.entry, next_task.key_head, problem.key_indptr)
+        low = 0
+        high = next_task.last_key
+    else:
+        return
+    count = min(plan.key_block, high - low)
+    prefetch_to_l2(array, rows, low + count * share // shares, low + count * (share + 1) // shares, size * item_size(array.type))
+
+
