@@ -116,7 +116,7 @@ cdef extern from "tiles.h" nogil:
 cdef extern from "dispatch.h" nogil:
     int cattn_override(cattn_table *table, const char *isa)
     const char *cattn_best_isa()
-    size_t cattn_cache_size(int level)
+    Py_ssize_t cattn_l2_bytes()
 
 cdef extern from "pool.h" nogil:
     ctypedef void (*cattn_task)(void *context, Py_ssize_t task, int worker) noexcept nogil

@@ -83,7 +83,7 @@ const char *cattn_best_isa(void)
 #if defined(__linux__)
 /* Where the C library does not know (musl, most of ARM), sysfs does: index0, index1, ... each have a level, a type and
  * a size like "32K". 0 where there is none. */
-static size_t sysfs_cache_size(int level)
+static long long sysfs_l2_bytes(void)
 {
     for (int index = 0; index < 8; index++) {
         static const char *const names[] = {"level", "type", "size"};
@@ -98,9 +98,9 @@ static size_t sysfs_cache_size(int level)
                 text[n][0] = 0;
             fclose(file);
         }
-        if (atoi(text[0]) == level && text[1][0] != 'I') {
+        if (atoi(text[0]) == 2 && text[1][0] != 'I') {
             char *unit;
-            size_t size = strtoul(text[2], &unit, 10);
+            const long long size = strtoll(text[2], &unit, 10);
             return *unit == 'K' ? size << 10 : *unit == 'M' ? size << 20 : size;
         }
     }
@@ -108,24 +108,23 @@ static size_t sysfs_cache_size(int level)
 }
 #endif
 
-size_t cattn_cache_size(int level)
+ptrdiff_t cattn_l2_bytes(void)
 {
     long long size = 0;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-    size = sysconf(level == 1 ? _SC_LEVEL1_DCACHE_SIZE : _SC_LEVEL2_CACHE_SIZE);
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    size = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
 #if defined(__linux__)
     if (size <= 0)
-        size = (long long)sysfs_cache_size(level);
+        size = sysfs_l2_bytes();
 #endif
 #if defined(__APPLE__)
     size_t length = sizeof size;
-    if (sysctlbyname(level == 1 ? "hw.l1dcachesize" : "hw.l2cachesize", &size, &length, NULL, 0) != 0)
+    if (sysctlbyname("hw.l2cachesize", &size, &length, NULL, 0) != 0)
         size = 0;
 #endif
     /* What the smallest cores of the last ten years have. A hypervisor may say anything: believe only what is sane. */
-    long long least = level == 1 ? 8 << 10 : 64 << 10, most = level == 1 ? 1 << 20 : 1 << 26;
-    if (size < least || size > most)
-        size = level == 1 ? 32 << 10 : 256 << 10;
-    return (size_t)size;
+    if (size < 64 << 10 || size > 1 << 26)
+        size = 256 << 10;
+    return (ptrdiff_t)size;
 }

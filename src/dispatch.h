@@ -14,7 +14,8 @@ int cattn_override(cattn_table *table, const char *isa);
 /* The name of the best table that this build has and this processor runs. */
 const char *cattn_best_isa(void);
 
-/* Bytes of the data cache of one core at `level` (1 or 2), or a sane default where the system does not say. */
-size_t cattn_cache_size(int level);
+/* Bytes of the second-level cache of one core, or a sane default where the system does not say. It may read files: to be
+ * called once. */
+ptrdiff_t cattn_l2_bytes(void);
 
 #endif

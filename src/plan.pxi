@@ -6,6 +6,9 @@
 
 from libc.math cimport fabs
 
+# Of one core.
+cdef Py_ssize_t L2_BYTES = cattn_l2_bytes()
+
 cdef enum:
     BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
     BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
@@ -140,22 +143,23 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
         tiles_total *= plan.entries
     tiles_total *= problem.key_heads
 
-    depth = max(problem.head_size, problem.value_size)
-    block = BLOCK_BYTES // (max(depth, <Py_ssize_t>1) * item) // BLOCK_STEP * BLOCK_STEP
-    plan.key_block = max(<Py_ssize_t>BLOCK_STEP, min(<Py_ssize_t>LARGEST_BLOCK, block))
-
-    block = FEW_BYTES // (max(depth, <Py_ssize_t>1) * item) // FEW_STEP * FEW_STEP
-    plan.few_block = max(<Py_ssize_t>FEW_STEP, min(<Py_ssize_t>LARGEST_FEW, block))
-
-    bytes_of_head = problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
-    plan.head_stays = bytes_of_head <= <Py_ssize_t>cattn_cache_size(2) // 2
-    plan.heads_stay = bytes_of_head * problem.key_heads * plan.entries <= <Py_ssize_t>cattn_cache_size(2) // 2
-
-    # The tiles of a task live in L2 together with a block of keys and one of values.
-    tile_bytes = lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
-    largest = min(<Py_ssize_t>(cattn_cache_size(2) // 2) // tile_bytes,
-                  <Py_ssize_t>TILES_BYTES // (tile_bytes + lanes * item * problem.value_size))
-    plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest, tiles_total // WANTED_TASKS))
+    depth = max(problem.head_size, problem.value_size, <Py_ssize_t>1)
+    plan.key_block = plan.few_block = 0
+    plan.tiles_per_task = 1
+    if plan.has_few:
+        block = FEW_BYTES // (depth * item) // FEW_STEP * FEW_STEP
+        plan.few_block = max(<Py_ssize_t>FEW_STEP, min(<Py_ssize_t>LARGEST_FEW, block))
+    if plan.has_many:
+        block = BLOCK_BYTES // (depth * item) // BLOCK_STEP * BLOCK_STEP
+        plan.key_block = max(<Py_ssize_t>BLOCK_STEP, min(<Py_ssize_t>LARGEST_BLOCK, block))
+        # The tiles of a task live in L2 together with a block of keys and one of values.
+        tile_bytes = lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
+        largest = min(L2_BYTES // 2 // tile_bytes,
+                      <Py_ssize_t>TILES_BYTES // (tile_bytes + lanes * item * problem.value_size))
+        plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest, tiles_total // WANTED_TASKS))
+        bytes_of_head = problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
+        plan.head_stays = bytes_of_head <= L2_BYTES // 2
+        plan.heads_stay = bytes_of_head * problem.key_heads * plan.entries <= L2_BYTES // 2
 
     plan.query_in_place = in_place(&problem.query, plan.arithmetic, problem.batch_ndim)
     plan.key_in_place = in_place(&problem.key, plan.arithmetic, problem.batch_ndim)
@@ -168,8 +172,8 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.bias_in_place = problem.bias.data == NULL or in_place(&problem.bias, plan.arithmetic, problem.batch_ndim)
 
     tile_rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
-    tile_count = plan.tiles_per_task if plan.has_many else 1
-    block = max(plan.key_block if plan.has_many else 0, plan.few_block if plan.has_few else 0)
+    tile_count = plan.tiles_per_task
+    block = max(plan.key_block, plan.few_block)
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (2 * tile_count + 3) * CATTN_MAX_LANES * item)
     plan.queries_at = reserve(&bytes, tile_count * tile_rows * problem.head_size * item)
