@@ -156,9 +156,9 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                     table.few_values(tile.output, factor, scores, block, tile.rows, value, value_stride, count,
                                      value_size, type)
             else:
-                if start == begin and next_task != NULL:
+                if start == begin and next_task != NULL and not plan.heads_stay:
                     prefetch_queries(problem, plan, next_task, t * table.lanes, table.lanes)
-                if stop == task.last_key and plan.out_in_place:
+                if stop == task.last_key and plan.out_in_place and not plan.heads_stay:
                     prefetch_out(problem, plan, entry, tile)
                 prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, stop, end, t,
                                tile_count)

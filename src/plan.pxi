@@ -20,7 +20,7 @@ cdef enum:
     # Keys whose softmax is merged into that of the chunks before: a multiple of LARGEST_FEW. Chains of sums stay short, and
     # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
     CHUNK = 2048
-    LARGEST_TASK = 8       # query tiles that share a block of keys
+    LARGEST_TASK = 16      # query tiles that share a block of keys
     TILES_BYTES = 393216   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
 
@@ -156,7 +156,8 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
         tile_bytes = lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
         largest = min(L2_BYTES // 2 // tile_bytes,
                       <Py_ssize_t>TILES_BYTES // (tile_bytes + lanes * item * problem.value_size))
-        plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest, tiles_total // WANTED_TASKS))
+        plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest,
+                                                        (tiles_total + WANTED_TASKS - 1) // WANTED_TASKS))
         bytes_of_head = problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
         plan.head_stays = bytes_of_head <= L2_BYTES // 2
         plan.heads_stay = bytes_of_head * problem.key_heads * plan.entries <= L2_BYTES // 2

@@ -28,7 +28,7 @@
 #include "problem.h"
 
 #define CATTN_ALIGNMENT 64
-#define CATTN_MAX_LANES 64
+#define CATTN_MAX_LANES 32
 #define CATTN_FEW_ROWS 8
 
 /* With many rows, sums over the keys of a block are taken in chains of so many at most: each from zero, then joined in
