@@ -243,7 +243,12 @@ cdef inline bint is_plain_out(object out, object query, object key, object value
             and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
 
 
-cdef object attend_plain(object query, object key, object value, bint causal, object given_out):
+cdef inline bint is_plain_scale(object scale) noexcept:
+    """None, or a float that every type holds in full precision."""
+    return scale is None or (type(scale) is float and 1e-37 < <double>scale < 1e38)
+
+
+cdef object attend_plain(object query, object key, object value, object scale, bint causal, object given_out):
     """The output for three plain arrays of matching shapes; None where there is anything to look at more closely."""
     cdef cattn_problem problem
     cdef int ndim, axis, batch_ndim
@@ -305,7 +310,7 @@ cdef object attend_plain(object query, object key, object value, bint causal, ob
     problem.query_offset.data = problem.query_lengths.data = problem.key_lengths.data = NULL
     problem.alibi_slopes.data = problem.sinks.data = NULL
     problem.query_indptr = problem.key_indptr = NULL
-    problem.scale = 1 / sqrt(<double>problem.head_size)
+    problem.scale = 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale
     problem.softcap = 0
     problem.window_left = CATTN_UNLIMITED
     problem.window_right = 0 if causal else CATTN_UNLIMITED
@@ -382,10 +387,10 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     """
     cdef cattn_problem problem
     if (type(layout) is str and layout == "bhld" and (causal is False or causal is True) and return_lse is False
-            and scale is None and window is None and query_offset is None and key_range is None
+            and is_plain_scale(scale) and window is None and query_offset is None and key_range is None
             and query_lengths is None and key_lengths is None and mask is None and bias is None
             and alibi_slopes is None and softcap is None and sinks is None and num_threads is None):
-        result = attend_plain(query, key, value, causal, out)
+        result = attend_plain(query, key, value, scale, causal, out)
         if result is not None:
             return result
     given, result, lse = _arguments.attention(
