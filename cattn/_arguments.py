@@ -9,11 +9,24 @@ views of what was given, whatever its strides and byte order.
 """
 
 import math
-import reprlib
 from typing import NamedTuple
 
 import numpy as np
 
+from ._read import (
+    TYPES,
+    arithmetic,
+    as_array,
+    as_flag,
+    as_floats,
+    as_integers,
+    as_number,
+    is_integer,
+    native,
+    shown,
+    type_name,
+    type_shown,
+)
 from ._threads import resolve
 
 # Positions beyond this are as good as infinite, and sums of a few of them still fit an int64.
@@ -21,9 +34,6 @@ _FAR = 2**60
 _LARGEST_SIZE = 2**40  # CATTN_LARGEST_SIZE in problem.h
 _UNLIMITED = -1
 
-_TYPES = "float16, bfloat16, float32 or float64"
-# By character: longdouble has one of its own even where it is no wider than float64.
-_NUMPY_TYPES = {"e": "float16", "f": "float32", "d": "float64"}
 _STAGES = ("scores", "softcapped", "biased", "weights")
 
 
@@ -67,7 +77,7 @@ class _Sizes(NamedTuple):
 
 def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **modifiers):
     """→ (Problem, out, lse or None)"""
-    return_lse = _flag("return_lse", return_lse)
+    return_lse = as_flag("return_lse", return_lse)
     inputs, sizes = _inputs(_layout(layout), query=query, key=key, value=value)
     modifiers = _modifiers(sizes, **modifiers)
     threads = _threads(num_threads)
@@ -91,12 +101,12 @@ def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, n
 def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads=None, **modifiers):
     """→ (Problem, stage, out); out is (..., Hq, Lq, Lk) in either layout, like mask and bias"""
     if not isinstance(stage, str) or stage not in _STAGES:
-        raise ValueError(f"stage: expected one of {', '.join(map(repr, _STAGES))}, got {_shown(stage)}")
+        raise ValueError(f"stage: expected one of {', '.join(map(repr, _STAGES))}, got {shown(stage)}")
     inputs, sizes = _inputs(_layout(layout), query=query, key=key)
     modifiers = _modifiers(sizes, **modifiers)
     threads = _threads(num_threads)
 
-    weights = _empty("out", (*_rows_shape(sizes), sizes.key_length), _arithmetic(inputs["query"].dtype))
+    weights = _empty("out", (*_rows_shape(sizes), sizes.key_length), arithmetic(inputs["query"].dtype))
     problem = Problem(
         **inputs,
         value=None,
@@ -127,7 +137,7 @@ def attention_varlen(
     num_threads=None,
 ):
     """→ (Problem, out, lse or None)"""
-    return_lse = _flag("return_lse", return_lse)
+    return_lse = as_flag("return_lse", return_lse)
     inputs, sizes = _inputs("packed", query=query, key=key, value=value)
     query_indptr = _indptr("query_indptr", query_indptr, "query", sizes.query_length)
     key_indptr = _indptr("key_indptr", key_indptr, "key", sizes.key_length)
@@ -175,7 +185,7 @@ def attention_varlen(
 
 def _inputs(layout, **given):
     """query, key and, for attention, value: canonical views, broadcast over the batch; and their sizes."""
-    arrays = {name: _floats(name, argument) for name, argument in given.items()}
+    arrays = {name: as_floats(name, argument) for name, argument in given.items()}
     query, key, value = arrays["query"], arrays["key"], arrays.get("value")
     axes = {"bhld": "(..., heads, length, size)", "blhd": "(..., length, heads, size)"}.get(layout)
     for name, array in arrays.items():
@@ -190,11 +200,11 @@ def _inputs(layout, **given):
                 f"{name}: expected {expected} like query of shape {query.shape}, got shape {array.shape} "
                 "(either all inputs are 2-D, or none)"
             )
-        if array.dtype is not query.dtype and _type_name(array.dtype) != _type_name(query.dtype):
+        if array.dtype is not query.dtype and type_name(array.dtype) != type_name(query.dtype):
             came = np.asarray(given[name]).dtype
             counts = "" if came == array.dtype else ", which counts as float64"
             raise TypeError(
-                f"{name}: expected type {_type_name(query.dtype)} like query, got {_type_shown(came)}{counts}"
+                f"{name}: expected type {type_name(query.dtype)} like query, got {type_shown(came)}{counts}"
             )
 
     views = {name: _canonical(array, layout) for name, array in arrays.items()}
@@ -233,13 +243,13 @@ def _inputs(layout, **given):
     for name, view in views.items():
         views[name] = _broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
     return views, _Sizes(
-        batch, query_heads, query_length, key_length, head_size, _arithmetic(query.dtype), query.ndim == 2
+        batch, query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2
     )
 
 
 def _layout(layout):
     if not isinstance(layout, str) or layout not in ("bhld", "blhd"):
-        raise ValueError(f"layout: expected 'bhld' or 'blhd', got {_shown(layout)}")
+        raise ValueError(f"layout: expected 'bhld' or 'blhd', got {shown(layout)}")
     return layout
 
 
@@ -261,10 +271,10 @@ def _canonical_lse(lse, layout):
 def _results(out, shape, dtype, return_lse, read):
     """What the caller gets for inputs of this type: out, given or not, and lse or None."""
     if out is None:
-        out = _empty("out", shape, _native(dtype))
+        out = _empty("out", shape, native(dtype))
     else:
-        _check_out(out, shape, _native(dtype), read)
-    lse = _empty("lse", shape[:-1], _arithmetic(dtype)) if return_lse else None
+        _check_out(out, shape, native(dtype), read)
+    lse = _empty("lse", shape[:-1], arithmetic(dtype)) if return_lse else None
     return out, lse
 
 
@@ -278,9 +288,9 @@ def _empty(name, shape, dtype):
 def _check_out(out, shape, dtype, read):
     """Refuse an `out` that is not what would have been allocated, or that shares memory with one of `read`."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out: expected a NumPy array, got {_shown(out)}")
+        raise TypeError(f"out: expected a NumPy array, got {shown(out)}")
     if out.dtype != dtype:
-        raise TypeError(f"out: expected type {dtype}, got {_type_shown(out.dtype)}")
+        raise TypeError(f"out: expected type {dtype}, got {type_shown(out.dtype)}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:
@@ -352,9 +362,9 @@ def _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks):
     left, right = _window(window)
     return {
         "scale": 1.0 / math.sqrt(sizes.head_size) if scale is None else _scale(scale, sizes.arithmetic),
-        "softcap": 0.0 if softcap is None else _number("softcap", softcap, positive=True),
+        "softcap": 0.0 if softcap is None else as_number("softcap", softcap, positive=True),
         "window_left": left,
-        "window_right": 0 if _flag("causal", causal) else right,
+        "window_right": 0 if as_flag("causal", causal) else right,
         "alibi_slopes": _per_head("alibi_slopes", alibi_slopes, sizes.query_heads),
         "sinks": _sinks(sinks, sizes.query_heads),
     }
@@ -373,12 +383,12 @@ def _window(window):
     if window is None:
         return _UNLIMITED, _UNLIMITED
     expected = "window: expected (left, right), each None or -1 (no limit) or an integer of 0 or more"
-    if _is_integer(window):
+    if is_integer(window):
         raise TypeError(f"{expected}, got {window}; ({window}, 0) looks back only, ({window}, {window}) both ways")
-    if not isinstance(window, (tuple, list)) or not all(side is None or _is_integer(side) for side in window):
-        raise TypeError(f"{expected}, got {_shown(window)}")
+    if not isinstance(window, (tuple, list)) or not all(side is None or is_integer(side) for side in window):
+        raise TypeError(f"{expected}, got {shown(window)}")
     if len(window) != 2 or any(side is not None and side < _UNLIMITED for side in window):
-        raise ValueError(f"{expected}, got {_shown(window)}")
+        raise ValueError(f"{expected}, got {shown(window)}")
     left, right = (_UNLIMITED if side is None else min(int(side), _FAR) for side in window)
     return left, right
 
@@ -399,14 +409,14 @@ def _query_offset(offset, batch, end, positional, unequal, axes="leading axes"):
         if offset != "end":
             raise ValueError(f"query_offset: expected {words}, or integers, got {offset!r}")
         offset = end
-    offsets = _integers("query_offset", offset, -_FAR, _FAR)
+    offsets = as_integers("query_offset", offset, -_FAR, _FAR)
     return _broadcast("query_offset", offsets, batch, axes)
 
 
 def _lengths(name, lengths, batch, of, longest):
     if lengths is None:
         return None
-    array = _integers(name, lengths, -_FAR, _FAR)
+    array = as_integers(name, lengths, -_FAR, _FAR)
     outside = (array < 0) | (array > longest)
     if outside.any():
         wrong = np.asarray(lengths)[outside].flat[0]
@@ -418,15 +428,15 @@ def _key_range(key_range, sizes):
     if key_range is None:
         return None, None
     if not isinstance(key_range, (tuple, list)):
-        raise TypeError(f"key_range: expected (start, stop), each None or integers, got {_shown(key_range)}")
+        raise TypeError(f"key_range: expected (start, stop), each None or integers, got {shown(key_range)}")
     if len(key_range) != 2:
-        raise ValueError(f"key_range: expected (start, stop), each None or integers, got {_shown(key_range)}")
+        raise ValueError(f"key_range: expected (start, stop), each None or integers, got {shown(key_range)}")
     shape = _rows_shape(sizes)
     bounds = []
     for side, bound in zip(("start", "stop"), key_range, strict=True):
         if bound is not None:
             name = f"key_range {side}"
-            bound = _integers(name, bound, 0, sizes.key_length)
+            bound = as_integers(name, bound, 0, sizes.key_length)
             bound = _broadcast(name, bound, shape, "query length" if sizes.headless else "..., heads, query length")
             bound = bound[None] if sizes.headless else bound
         bounds.append(bound)
@@ -434,28 +444,28 @@ def _key_range(key_range, sizes):
 
 
 def _mask(mask, sizes):
-    mask = _array("mask", mask)
+    mask = as_array("mask", mask)
     if mask.dtype != np.bool_:
         advice = ""
         if mask.dtype.kind in "iu":
             advice = "; write mask.astype(bool) if nonzero means may attend"
-        elif _type_name(mask.dtype):
+        elif type_name(mask.dtype):
             advice = "; what is added to the scores goes to bias="
-        raise TypeError(f"mask: expected type bool (True: may attend), got {_type_shown(mask.dtype)}{advice}")
+        raise TypeError(f"mask: expected type bool (True: may attend), got {type_shown(mask.dtype)}{advice}")
     return _scores_like("mask", mask, sizes)
 
 
 def _bias(bias, sizes):
-    bias = _array("bias", bias)
+    bias = as_array("bias", bias)
     if bias.dtype == np.bool_:
-        raise TypeError(f"bias: expected type {_TYPES}, got bool; what may be attended to goes to mask=")
-    return _scores_like("bias", _floats("bias", bias), sizes)
+        raise TypeError(f"bias: expected type {TYPES}, got bool; what may be attended to goes to mask=")
+    return _scores_like("bias", as_floats("bias", bias), sizes)
 
 
 def _per_head(name, argument, heads):
     if argument is None:
         return None
-    array = _floats(name, argument)
+    array = as_floats(name, argument)
     if array.shape != (heads,):
         raise ValueError(f"{name}: expected shape {(heads,)}, one number for each head of query, got {array.shape}")
     return array.astype(np.float64, order="C")
@@ -469,7 +479,7 @@ def _sinks(sinks, heads):
 
 
 def _indptr(name, argument, of, total):
-    indptr = _integers(name, argument, -_FAR, _FAR)
+    indptr = as_integers(name, argument, -_FAR, _FAR)
     if indptr.ndim != 1 or indptr.size == 0:
         raise ValueError(f"{name}: expected shape (sequences + 1,), got {indptr.shape}")
     if indptr[0] != 0:
@@ -489,71 +499,12 @@ def _threads(num_threads):
     return 0 if num_threads is None else resolve(num_threads)
 
 
-# One argument
-
-
-def _array(name, argument):
-    if type(argument) is np.ndarray:
-        return argument
-    parts = argument if isinstance(argument, (list, tuple)) else ()
-    if isinstance(argument, np.ma.MaskedArray) or any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
-    try:
-        return np.asarray(argument)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever the conversion of a foreign object may raise
-        raise TypeError(f"{name}: expected an array, got {_shown(argument)}, which NumPy refuses: {error}") from error
-
-
-def _floats(name, argument):
-    array = _array(name, argument)
-    if _type_name(array.dtype):
-        return array
-    if array.dtype.kind in "biu":
-        return array.astype(np.float64)
-    raise TypeError(f"{name}: expected type {_TYPES}, got {_type_shown(array.dtype)}")
-
-
-def _integers(name, argument, low, high):
-    """A native int64 array, cut off at low and high; always a copy."""
-    if type(argument) is int:  # of any size
-        return np.array(min(max(argument, low), high), np.int64)
-    array = _array(name, argument)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got {_type_shown(array.dtype)}")
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        array = np.minimum(array, np.uint64(_FAR))
-    return np.asarray(np.minimum(np.maximum(array, low, dtype=np.int64), high))
-
-
-def _number(name, argument, positive=False):
-    expected = f"{name}: expected a finite number{' above 0' if positive else ''}"
-    array = _array(name, argument)
-    if array.ndim or not (array.dtype.kind in "fiu" or _type_name(array.dtype)):
-        raise TypeError(f"{expected}, got {_shown(argument)}")
-    number = float(array)
-    if not math.isfinite(number) or (positive and number <= 0):
-        raise ValueError(f"{expected}, got {_shown(argument)}")
-    return number
-
-
 def _scale(argument, arithmetic):
-    scale = _number("scale", argument)
+    scale = as_number("scale", argument)
     limits = np.finfo(arithmetic)
     if scale and not float(limits.tiny) <= abs(scale) <= float(limits.max):
         raise ValueError(f"scale: expected 0 or a number that {arithmetic} holds in full precision, got {scale}")
     return scale
-
-
-def _flag(name, argument):
-    if not isinstance(argument, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {_shown(argument)}")
-    return bool(argument)
-
-
-def _is_integer(argument):
-    return isinstance(argument, (int, np.integer)) and not isinstance(argument, bool)
 
 
 def _broadcast(name, array, shape, axes):
@@ -575,32 +526,3 @@ def _scores_like(name, array, sizes):
     axes = "query length, key length" if sizes.headless else "..., heads, query length, key length"
     array = _broadcast(name, array, (*_rows_shape(sizes), sizes.key_length), axes)
     return array[None] if sizes.headless else array
-
-
-# Types
-
-
-def _type_name(dtype):
-    """Which of the four types this is, in either byte order; None for all others."""
-    return _NUMPY_TYPES.get(dtype.char) or ("bfloat16" if dtype.name == "bfloat16" else None)
-
-
-def _native(dtype):
-    return dtype if dtype.isnative else dtype.newbyteorder("=")
-
-
-def _arithmetic(dtype):
-    return np.dtype(np.float64 if dtype.char == "d" else np.float32)
-
-
-def _type_shown(dtype):
-    return dtype.name if dtype.isnative else f"{dtype.name} with swapped bytes"
-
-
-def _shown(argument):
-    if isinstance(argument, (np.ndarray, np.generic)) and np.ndim(argument):
-        return f"{type(argument).__name__} of shape {argument.shape} and type {argument.dtype}"
-    try:
-        return reprlib.repr(argument)
-    except ValueError:  # Python does not print integers of thousands of digits
-        return f"a very long {type(argument).__name__}"

@@ -325,8 +325,8 @@ def measure(
 
     A sample repeats a call for about `sample_seconds` and takes the mean. The rounds, unless given, are as many as fit
     in `seconds`. Each engine first gets a rest, in which its neighbour's idle workers stop spinning (with one thread,
-    too: behind JAX, a call that reads much memory took 1.7 times as long), and a sample that is not counted, which wakes
-    its own and the processor: loops of many short instructions take 10 ms to get up to speed after a rest.
+    too: behind JAX, a call that reads much memory took 1.7 times as long), and a sample that is not counted, which
+    wakes its own and the processor: loops of many short instructions take 10 ms to get up to speed after a rest.
     """
     numbers = {name: _calls_per_sample(timer, sample_seconds) for name, timer in timers.items()}
     samples: dict[str, list[float]] = {name: [] for name in timers}

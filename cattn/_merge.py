@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arguments import _array
+from ._read import as_array
 
 __all__ = ["merge_attention"]
 
@@ -79,7 +79,7 @@ def _narrowed(lse, arithmetic):
 
 
 def _floating(name, x):
-    x = _array(name, x)
+    x = as_array(name, x)
     if x.dtype.name == "bfloat16" or x.dtype.type in (np.float16, np.float32, np.float64):
         return x
     if x.dtype.kind in "iub":

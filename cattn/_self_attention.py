@@ -7,7 +7,7 @@ import numpy as np
 
 import cattn
 
-from ._arguments import _arithmetic, _floats, _native, _type_shown
+from ._read import arithmetic, as_floats, native, type_shown
 
 
 def self_attention(
@@ -169,13 +169,13 @@ def self_attention(
 
 def float_arrays(**arguments):
     """The arguments as arrays of one floating type, in the machine's byte order."""
-    arrays = {name: _floats(name, argument) for name, argument in arguments.items()}
-    arrays = {name: array.astype(_native(array.dtype), copy=False) for name, array in arrays.items()}
+    arrays = {name: as_floats(name, argument) for name, argument in arguments.items()}
+    arrays = {name: array.astype(native(array.dtype), copy=False) for name, array in arrays.items()}
     dtype = arrays["x"].dtype
     for name, array in arrays.items():
         if array.dtype != dtype:
             raise TypeError(
-                f"{name}: expected type {_type_shown(dtype)} like x, got {_type_shown(array.dtype)} "
+                f"{name}: expected type {type_shown(dtype)} like x, got {type_shown(array.dtype)} "
                 f"(shape {array.shape})"
             )
     return arrays
@@ -219,7 +219,7 @@ def _check_weight(arrays, name, rows, rows_like, heads=1, heads_name=None):
 
 def widened(arrays):
     """The arrays in the type of the arithmetic: float64 stays, all others become or stay float32."""
-    dtype = _arithmetic(arrays["x"].dtype)
+    dtype = arithmetic(arrays["x"].dtype)
     return {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
 
 
