@@ -175,8 +175,7 @@ def float_arrays(**arguments):
     for name, array in arrays.items():
         if array.dtype != dtype:
             raise TypeError(
-                f"{name}: expected type {type_shown(dtype)} like x, got {type_shown(array.dtype)} "
-                f"(shape {array.shape})"
+                f"{name}: expected type {type_shown(dtype)} like x, got {type_shown(array.dtype)} (shape {array.shape})"
             )
     return arrays
 
