@@ -40,14 +40,11 @@ cdef struct Run:
 cdef const char *block_rows(const cattn_array *array, const char *first, bint in_place, char *scratch, Py_ssize_t low,
                             Py_ssize_t count, Py_ssize_t size, const Plan *plan, Py_ssize_t *stride) noexcept nogil:
     """Rows low, low + 1, ... of keys or values: where they lie, or widened and gathered in the workspace."""
-    cdef Py_ssize_t j
     if in_place:
         stride[0] = array.row
         return first + low * array.row
     stride[0] = size * plan.tiles.item
-    for j in range(count):
-        fetch_row(scratch + j * stride[0], plan.arithmetic, array, first + (low + j) * array.row, size,
-                  plan.float_tiles)
+    fetch_rows(scratch, plan.arithmetic, array, first + low * array.row, count, size, plan.float_tiles)
     return scratch
 
 

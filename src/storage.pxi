@@ -15,6 +15,10 @@ cdef inline Py_ssize_t item_size(cattn_type type) noexcept nogil:
     return 1 if type == CATTN_BOOL else 2
 
 
+cdef inline bint is_multiple(Py_ssize_t number, Py_ssize_t power_of_two) noexcept nogil:
+    return number & (power_of_two - 1) == 0
+
+
 cdef bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) noexcept nogil:
     """Whether the tiles can read (or write) the rows of `array` where they lie."""
     cdef Py_ssize_t item = item_size(type)
@@ -22,7 +26,7 @@ cdef bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) no
     cdef int axis
     for axis in range(batch_ndim):
         misaligned |= array.batch[axis]
-    return array.type == type and array.column == item and not array.swapped and misaligned % item == 0
+    return array.type == type and array.column == item and not array.swapped and is_multiple(misaligned, item)
 
 
 cdef inline float to_float(double value) noexcept nogil:
@@ -36,7 +40,7 @@ cdef void convert(char *to, cattn_type to_type, const char *source, cattn_type t
                   const cattn_tiles *float_tiles) noexcept nogil:
     """Contiguous, aligned elements of one type into those of another; half types go through float."""
     cdef float[PIECE] middle
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, number, start, size
     if to_type == type:
         memcpy(to, source, count * item_size(type))
     elif to_type == CATTN_FLOAT32 and type == CATTN_FLOAT64:
@@ -50,8 +54,11 @@ cdef void convert(char *to, cattn_type to_type, const char *source, cattn_type t
     elif type == CATTN_FLOAT32:
         float_tiles.narrow(to, source, to_type, count)
     else:
-        float_tiles.widen(middle, source, type, count)
-        convert(to, to_type, <const char *>middle, CATTN_FLOAT32, count, float_tiles)
+        for number in range((count + PIECE - 1) // PIECE):
+            start = number * PIECE
+            size = min(<Py_ssize_t>PIECE, count - start)
+            float_tiles.widen(middle, source + start * item_size(type), type, size)
+            convert(to + start * item_size(to_type), to_type, <const char *>middle, CATTN_FLOAT32, size, float_tiles)
 
 
 cdef inline void copy_item(char *to, const char *source, Py_ssize_t item, bint swapped) noexcept nogil:
@@ -63,6 +70,12 @@ cdef inline void copy_item(char *to, const char *source, Py_ssize_t item, bint s
         memcpy(to, source, item)
 
 
+cdef inline bint is_direct(const cattn_array *array, const char *row) noexcept nogil:
+    """Whether the elements of `row` can be converted where they lie."""
+    cdef Py_ssize_t item = item_size(array.type)
+    return array.column == item and not array.swapped and is_multiple(<Py_ssize_t>row, item)
+
+
 cdef void fetch_row(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t count,
                     const cattn_tiles *float_tiles) noexcept nogil:
     """`count` elements of `array` from `row` on, along its last axis."""
@@ -70,16 +83,25 @@ cdef void fetch_row(char *to, cattn_type to_type, const cattn_array *array, cons
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), to_item = item_size(to_type)
     cdef Py_ssize_t number, start, i, size
-    cdef bint direct = array.column == item and not array.swapped and <Py_ssize_t>row % item == 0
+    if is_direct(array, row):
+        convert(to, to_type, row, array.type, count, float_tiles)
+        return
     for number in range((count + PIECE - 1) // PIECE):
         start = number * PIECE
         size = min(<Py_ssize_t>PIECE, count - start)
-        if direct:
-            convert(to + start * to_item, to_type, row + start * item, array.type, size, float_tiles)
-            continue
         for i in range(size):
             copy_item(piece + i * item, row + (start + i) * array.column, item, array.swapped)
         convert(to + start * to_item, to_type, piece, array.type, size, float_tiles)
+
+
+cdef void fetch_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t rows,
+                     Py_ssize_t count, const cattn_tiles *float_tiles) noexcept nogil:
+    """That for many rows, one behind the other."""
+    cdef Py_ssize_t i, item = item_size(array.type)
+    if array.column == item and array.row == count * item:   # all of them are one row
+        rows, count = 1, rows * count
+    for i in range(rows):
+        fetch_row(to + i * count * item_size(to_type), to_type, array, row + i * array.row, count, float_tiles)
 
 
 cdef void deliver_row(const cattn_array *array, char *row, const char *source, cattn_type source_type, Py_ssize_t count,
@@ -89,6 +111,9 @@ cdef void deliver_row(const cattn_array *array, char *row, const char *source, c
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), source_item = item_size(source_type)
     cdef Py_ssize_t number, start, i, size
+    if is_direct(array, row):
+        convert(row, array.type, source, source_type, count, float_tiles)
+        return
     for number in range((count + PIECE - 1) // PIECE):
         start = number * PIECE
         size = min(<Py_ssize_t>PIECE, count - start)
