@@ -17,6 +17,7 @@ cdef enum:
     PORTABLE_LANES = 32
     PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
     PORTABLE_CHAIN = 16      # terms of a score summed in one chain: with two roundings a term, 32 equal ones came to 2.4 κ
+    PORTABLE_FEW_LANES = 16  # terms of a score summed side by side for few rows: four SSE2 registers of floats
     PORTABLE_COLUMNS = 128   # value columns summed at a time for few rows
     PORTABLE_FEW_RUN = 8     # keys of a run there: a join costs little beside memory, and short chains round less
 
@@ -323,10 +324,8 @@ cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, con
 
 
 cdef inline real sum_lanes(real *lanes) noexcept nogil:
-    """The sum of PORTABLE_LANES numbers, by halves."""
+    """The sum of PORTABLE_FEW_LANES numbers, by halves."""
     cdef Py_ssize_t lane
-    for lane in range(16):
-        lanes[lane] += lanes[lane + 16]
     for lane in range(8):
         lanes[lane] += lanes[lane + 8]
     for lane in range(4):
@@ -337,10 +336,11 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
                      const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      cattn_type type) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] partial
+    cdef Py_ssize_t lanes = PORTABLE_FEW_LANES
+    cdef real[PORTABLE_FEW_LANES] partial
     cdef const real *key
     cdef const real *query
+    cdef real score
     cdef Py_ssize_t j, c, r, lane
     for r in range(rows):
         block_maximum[r] = -INFINITY
@@ -348,20 +348,16 @@ cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const 
         key = <const real *>(keys + j * stride)
         for r in range(rows):
             query = queries + r * size
-            if size < lanes:
-                for lane in range(lanes):
-                    partial[lane] = 0
-            else:
-                for lane in range(lanes):
-                    partial[lane] = query[lane] * key[lane]
-            for c in range(1, size // lanes):
+            for lane in range(lanes):
+                partial[lane] = 0
+            for c in range(size // lanes):
                 for lane in range(lanes):
                     partial[lane] += query[c * lanes + lane] * key[c * lanes + lane]
             for c in range(size - size % lanes, size):
                 partial[c % lanes] += query[c] * key[c]
-            scores[r * pitch + j] = sum_lanes(partial)
-            if scores[r * pitch + j] > block_maximum[r]:
-                block_maximum[r] = scores[r * pitch + j]
+            score = sum_lanes(partial)
+            block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
+            scores[r * pitch + j] = score
 
 
 cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
@@ -392,6 +388,19 @@ cdef inline real few_total(const real *total, Py_ssize_t apart) noexcept nogil:
     return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart])
 
 
+cdef inline void add_rows(real *sum, const real *weights, const char *values, Py_ssize_t stride,
+                          Py_ssize_t columns) noexcept nogil:
+    """The values of four keys in turn, with the sums touched once."""
+    cdef const real *value0 = <const real *>values
+    cdef const real *value1 = behind(value0, stride)
+    cdef const real *value2 = behind(value0, 2 * stride)
+    cdef const real *value3 = behind(value0, 3 * stride)
+    cdef real weight0 = weights[0], weight1 = weights[1], weight2 = weights[2], weight3 = weights[3]
+    cdef Py_ssize_t c
+    for c in range(columns):
+        sum[c] = sum[c] + weight0 * value0[c] + weight1 * value1[c] + weight2 * value2[c] + weight3 * value3[c]
+
+
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
                      const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      cattn_type type) noexcept nogil:
@@ -401,7 +410,7 @@ cdef void few_values(real *output, const real *factor, const real *weights, Py_s
     cdef const real *value
     cdef real *joined
     cdef real weight
-    cdef Py_ssize_t part, first, columns, number, start, j, c, r
+    cdef Py_ssize_t part, first, columns, number, start, stop, j, c, r
     for part in range((size + PORTABLE_COLUMNS - 1) // PORTABLE_COLUMNS):
         first = part * PORTABLE_COLUMNS
         columns = min(size - first, <Py_ssize_t>PORTABLE_COLUMNS)
@@ -412,11 +421,18 @@ cdef void few_values(real *output, const real *factor, const real *weights, Py_s
             for r in range(rows):
                 for c in range(columns):
                     sum[c] = 0
-                for j in range(start, min(count, start + PORTABLE_FEW_RUN)):
+                j = start
+                stop = min(count, start + PORTABLE_FEW_RUN)
+                # The first row brings the values from memory, best one key after the other; the others find them in a cache.
+                while r > 0 and j + 4 <= stop:
+                    add_rows(sum, weights + r * pitch + j, values + j * stride + first * sizeof(real), stride, columns)
+                    j += 4
+                while j < stop:
                     value = <const real *>(values + j * stride) + first
                     weight = weights[r * pitch + j]
                     for c in range(columns):
                         sum[c] += weight * value[c]
+                    j += 1
                 joined = total + (r * 4 + number % 4) * columns
                 for c in range(columns):
                     joined[c] += sum[c]
