@@ -7,7 +7,7 @@ import dataclasses
 class Plan:
     """How the kernel goes about one call of `attention`.
 
-    It follows from the shapes, the types, where the arrays lie, the kernel table and the cache sizes: neither from the
+    It follows from the shapes, the types, where the arrays lie, the kernel table and the L2 cache: neither from the
     number of threads nor from the data.
 
     Attributes

@@ -89,7 +89,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     cdef const cattn_tiles *table = plan.tiles
     cdef Py_ssize_t size = problem.head_size, value_size = problem.value_size
     cdef Py_ssize_t block = plan.few_block if few else plan.key_block
-    cdef Py_ssize_t begin = PY_SSIZE_T_MAX, end = 0, number, start, stop, low, high, count, t
+    cdef Py_ssize_t begin = PY_SSIZE_T_MAX, end = 0, last, number, start, stop, low, high, count, t
     cdef Py_ssize_t key_stride = 0, value_stride = 0
     cdef void *scores = workspace + plan.scores_at
     cdef void *factor = workspace + plan.vectors_at
@@ -109,6 +109,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     for t in range(tile_count):
         begin = min(begin, tiles[t].low)
         end = max(end, tiles[t].high)
+    last = min(end, task.last_key)
     begin = max(begin, first_key)
     end = min(end, last_key)
     if begin >= end:
@@ -157,7 +158,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                     prefetch_queries(problem, plan, next_task, t * table.lanes, table.lanes)
                 if stop == task.last_key and plan.out_in_place and not plan.heads_stay:
                     prefetch_out(problem, plan, entry, tile)
-                prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, stop, end, t,
+                prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, stop, last, t,
                                tile_count)
                 table.scores(scores, block_maximum, tile.queries, tile.rows, key, key_stride, count, size)
                 if edited:
@@ -167,7 +168,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                 table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum,
                                    plan.unit)
                 prefetch_block(problem, plan, &problem.value, entry.value, value_size, previous_task, task, next_task,
-                               stop, end, t, tile_count)
+                               stop, last, t, tile_count)
                 rescale = NULL if tile.blank else factor
                 tile.blank = False
                 if selecting:

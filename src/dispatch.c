@@ -1,4 +1,4 @@
-/* Processor features → kernel table, and cache sizes. */
+/* Processor features → kernel table, and the size of the L2 cache. */
 #include "dispatch.h"
 
 #include <stdio.h>

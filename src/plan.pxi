@@ -1,5 +1,5 @@
-# Problem → Plan: strategy, blocks, tasks, workspace. A pure function of the problem, the kernel table and the cache
-# sizes, never of the number of threads.
+# Problem → Plan: strategy, blocks, tasks, workspace. A pure function of the problem, the kernel table and the
+# size of the L2 cache, never of the number of threads.
 #
 # What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
@@ -115,7 +115,7 @@ cdef bint has_natural_scores(const cattn_problem *problem) noexcept nogil:
 cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept nogil:
     cdef Py_ssize_t entry, rows, tiles_total = 0, bytes = 0
     cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, tile_bytes, largest
-    cdef Py_ssize_t bytes_of_head
+    cdef double bytes_of_head
     cdef int axis
     plan.float_tiles = &table.float32
     plan.arithmetic = CATTN_FLOAT64 if problem.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
@@ -146,7 +146,7 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     depth = max(problem.head_size, problem.value_size, <Py_ssize_t>1)
     plan.key_block = plan.few_block = 0
     plan.tiles_per_task = 1
-    if plan.has_few:
+    if plan.has_few or not plan.has_many:
         block = FEW_BYTES // (depth * item) // FEW_STEP * FEW_STEP
         plan.few_block = max(<Py_ssize_t>FEW_STEP, min(<Py_ssize_t>LARGEST_FEW, block))
     if plan.has_many:
@@ -158,14 +158,16 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
                       <Py_ssize_t>TILES_BYTES // (tile_bytes + lanes * item * problem.value_size))
         plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest,
                                                         (tiles_total + WANTED_TASKS - 1) // WANTED_TASKS))
-        bytes_of_head = problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
+        bytes_of_head = <double>problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
         plan.head_stays = bytes_of_head <= L2_BYTES // 2
-        plan.heads_stay = bytes_of_head * problem.key_heads * plan.entries <= L2_BYTES // 2
+        # Of packed sequences, key_length is the total.
+        plan.heads_stay = bytes_of_head * problem.key_heads * (plan.entries if problem.key_indptr == NULL else 1) \
+            <= L2_BYTES // 2
 
     plan.query_in_place = in_place(&problem.query, plan.arithmetic, problem.batch_ndim)
     plan.key_in_place = in_place(&problem.key, plan.arithmetic, problem.batch_ndim)
     plan.value_in_place = weights_only or in_place(&problem.value, plan.arithmetic, problem.batch_ndim)
-    plan.few_halves = (plan.tiles.few_halves and problem.key.type in (CATTN_FLOAT16, CATTN_BFLOAT16)
+    plan.few_halves = (plan.has_few and plan.tiles.few_halves and problem.key.type in (CATTN_FLOAT16, CATTN_BFLOAT16)
                        and in_place(&problem.key, problem.key.type, problem.batch_ndim)
                        and in_place(&problem.value, problem.value.type, problem.batch_ndim))
     plan.out_in_place = in_place(&problem.out, plan.arithmetic, problem.batch_ndim)
@@ -199,7 +201,7 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
     """Counts the tasks (tasks NULL), or writes them. The last rows come first: under a causal mask they see the most keys,
     and what is light is left for the end. Tasks of one key head follow each other, so that its keys stay in a cache;
     but those of the same rows do where heads share what is larger, a mask or a bias."""
-    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, parts, number, first_row, last_row
+    cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, parts, number, whole, first_row, last_row
     cdef Py_ssize_t span = plan.tiles_per_task * plan.tiles.lanes, count = 0, partials = 0
     cdef bint heads_share = (problem.mask.data != NULL and problem.mask.head == 0
                              or problem.bias.data != NULL and problem.bias.head == 0)
@@ -219,12 +221,13 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
                     partials += chunks > 1
             continue
         parts = (rows + span - 1) // span
+        whole = (rows + plan.tiles.lanes - 1) // plan.tiles.lanes * plan.tiles.lanes
         for number in range(problem.key_heads * parts):
             head = number % problem.key_heads if heads_share else number // parts
-            last_row = rows - span * (number // problem.key_heads if heads_share else number % parts)
+            last_row = whole - span * (number // problem.key_heads if heads_share else number % parts)
             if tasks != NULL:
                 first_row = max(<Py_ssize_t>0, last_row - span)
-                tasks[count] = Task(entry, head, first_row, last_row - first_row, 0, keys, -1)
+                tasks[count] = Task(entry, head, first_row, min(rows, last_row) - first_row, 0, keys, -1)
             count += 1
     plan.tasks = count
     plan.partials = partials

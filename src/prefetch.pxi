@@ -59,5 +59,3 @@ cdef void prefetch_block(const cattn_problem *problem, const Plan *plan, const c
         return
     count = min(plan.key_block, high - low)
     prefetch_to_l2(array, rows, low + count * share // shares, low + count * (share + 1) // shares, size * item_size(array.type))
-
-

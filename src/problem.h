@@ -68,7 +68,7 @@ typedef struct {
     cattn_array mask;                    /* (batch..., query_heads, query_length, key_length), bool */
 
     /* Packed sequences: the batch is one axis, entry e owns rows indptr[e] to indptr[e + 1] of the arrays,
-     * query_length and key_length are those of the longest entry. int64; NULL where arrays are not packed. */
+     * query_length and key_length are those of all entries together. int64; NULL where arrays are not packed. */
     const int64_t *query_indptr, *key_indptr;
 } cattn_problem;
 

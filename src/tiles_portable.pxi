@@ -18,6 +18,7 @@ cdef enum:
     PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
     PORTABLE_CHAIN = 16      # terms of a score summed in one chain: with two roundings a term, 32 equal ones came to 2.4 κ
     PORTABLE_FEW_LANES = 16  # terms of a score summed side by side for few rows: four SSE2 registers of floats
+    PORTABLE_FEW_CHAINS = PORTABLE_FEW_LANES * PORTABLE_CHAIN
     PORTABLE_COLUMNS = 128   # value columns summed at a time for few rows
     PORTABLE_FEW_RUN = 8     # keys of a run there: a join costs little beside memory, and short chains round less
 
@@ -333,29 +334,38 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
+cdef inline real dot(const real *query, const real *key, Py_ssize_t size) noexcept nogil:
+    """Of at most PORTABLE_FEW_CHAINS elements, so that no chain is longer than PORTABLE_CHAIN."""
+    cdef Py_ssize_t lanes = PORTABLE_FEW_LANES
+    cdef real[PORTABLE_FEW_LANES] partial
+    cdef Py_ssize_t c, lane
+    for lane in range(lanes):
+        partial[lane] = 0
+    for c in range(size // lanes):
+        for lane in range(lanes):
+            partial[lane] += query[c * lanes + lane] * key[c * lanes + lane]
+    for c in range(size - size % lanes, size):
+        partial[c % lanes] += query[c] * key[c]
+    return sum_lanes(partial)
+
+
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
                      const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      cattn_type type) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_FEW_LANES
-    cdef real[PORTABLE_FEW_LANES] partial
     cdef const real *key
     cdef const real *query
     cdef real score
-    cdef Py_ssize_t j, c, r, lane
+    cdef Py_ssize_t part, j, c, r
     for r in range(rows):
         block_maximum[r] = -INFINITY
     for j in range(count):
         key = <const real *>(keys + j * stride)
         for r in range(rows):
             query = queries + r * size
-            for lane in range(lanes):
-                partial[lane] = 0
-            for c in range(size // lanes):
-                for lane in range(lanes):
-                    partial[lane] += query[c * lanes + lane] * key[c * lanes + lane]
-            for c in range(size - size % lanes, size):
-                partial[c % lanes] += query[c] * key[c]
-            score = sum_lanes(partial)
+            score = dot(query, key, min(size, <Py_ssize_t>PORTABLE_FEW_CHAINS))
+            for part in range(1, (size + PORTABLE_FEW_CHAINS - 1) // PORTABLE_FEW_CHAINS):
+                c = part * PORTABLE_FEW_CHAINS
+                score += dot(query + c, key + c, min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS))
             block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
             scores[r * pitch + j] = score
 

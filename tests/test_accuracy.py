@@ -68,3 +68,18 @@ def test_long_flat_rows(name, rows, equal):
     }
     out, lse = cattn.attention(**case, return_lse=True)
     assert_accurate(out, case, lse)
+
+
+@pytest.mark.parametrize("rows, size", [(8, 4096), (8, 8192), (40, 1024)])
+@pytest.mark.parametrize("seed", range(4))
+def test_long_equal_products(rows, size, seed):
+    """Scores that are sums of thousands of equal terms: in one chain each rounds the same way."""
+    random = np.random.default_rng(seed)
+    case = {
+        "query": np.repeat(random.uniform(0.5, 1, (1, rows, 1)), size, axis=2).astype(np.float32),
+        "key": np.repeat(random.uniform(0.5, 1, (1, 20, 1)), size, axis=2).astype(np.float32),
+        "value": random.uniform(-1, 1, (1, 20, 3)).astype(np.float32),
+        "scale": 8 / size,
+    }
+    out, lse = cattn.attention(**case, return_lse=True)
+    assert_accurate(out, case, lse)

@@ -47,6 +47,22 @@ def test_alone_or_in_a_batch(dtype, rows, modifiers):
             assert_same_bits(attention(**alone, **modifiers), (out[b, group], lse[b, group]))
 
 
+@pytest.mark.parametrize("rows", [20, 40, 77])
+def test_a_larger_batch_moves_no_row_to_another_tile(rows):
+    """A negative sum that underflows is -0 where its tile begins, and 0 where another row had seen a block before."""
+
+    def attend(batch):
+        query, (key, value) = np.ones((batch, 1, rows, 1), np.float32), np.zeros((2, batch, 1, 192, 1), np.float32)
+        key[..., 145:147, 0], value[..., 145:147, 0] = -60, -1e-30
+        start, stop = np.full(rows, 144), np.full(rows, 147)
+        start[0], stop[0] = 0, 3
+        return cattn.attention(query, key, value, scale=1.0, key_range=(start, stop), return_lse=True)
+
+    out, lse = attend(1)
+    for batch in (17, 40, 100):
+        assert_same_bits([part[:1] for part in attend(batch)], (out, lse))
+
+
 @TYPES
 @ROWS
 def test_broadcast_or_copied(dtype, rows):

@@ -440,7 +440,7 @@ def test_the_gil_is_released():
     while call.is_alive():
         turns += 1
         time.sleep(0.002)
-    assert turns > 20   # held, the call of 0.3 s and more lets this thread have one or two
+    assert turns > 20  # held, the call of 0.3 s and more lets this thread have one or two
 
 
 # Forks
