@@ -35,6 +35,7 @@ cdef struct Run:
     int stopped                  # a signal handler raised: leave the rest
     Py_ssize_t work              # of the caller, since it last looked at the clock
     int64_t polled               # when the caller last looked for signals, in ns
+    unsigned int callers_mode    # of floating point: what its signal handlers run in
 
 
 cdef const char *block_rows(const cattn_array *array, const char *first, bint in_place, char *scratch, Py_ssize_t low,
@@ -53,15 +54,18 @@ cdef void poll(void *context) noexcept nogil:
     cdef Run *run = <Run *>context
     cdef timespec now
     cdef int64_t nanoseconds
+    cdef unsigned int mode
     timespec_get(&now, TIME_UTC)
     nanoseconds = now.tv_sec * <int64_t>1000000000 + now.tv_nsec
     if run.polled == 0:
         run.polled = nanoseconds
     elif not run.stopped and not 0 <= nanoseconds - run.polled < POLL_NANOSECONDS:
         run.polled = nanoseconds
+        mode = cattn_change_float_mode(run.callers_mode)
         with gil:
             if PyErr_CheckSignals() != 0:
                 run.stopped = True
+        cattn_change_float_mode(mode)
 
 
 cdef inline bint stopped(Run *run, int worker, Py_ssize_t work) noexcept nogil:

@@ -118,6 +118,11 @@ cdef extern from "dispatch.h" nogil:
     const char *cattn_best_isa()
     Py_ssize_t cattn_l2_bytes()
 
+cdef extern from "float_mode.h" nogil:
+    unsigned int CATTN_TASK_MODE
+    unsigned int cattn_float_mode()
+    unsigned int cattn_change_float_mode(unsigned int mode)
+
 cdef extern from "pool.h" nogil:
     ctypedef void (*cattn_task)(void *context, Py_ssize_t task, int worker) noexcept nogil
     void cattn_pool_run(cattn_task task, void *context, Py_ssize_t tasks, int threads,

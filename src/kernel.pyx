@@ -60,20 +60,26 @@ cdef void do_task(void *context, Py_ssize_t number, int worker) noexcept nogil:
     cdef Run *run = <Run *>context
     cdef const Task *task = &run.tasks[number]
     cdef char *workspace = run.workspaces + worker * run.plan.workspace_bytes
+    cdef unsigned int mode
     if stopped(run, worker, TASK_WORK + task.rows * (ROW_WORK + run.problem.head_size + run.problem.value_size)):
         return
+    mode = cattn_change_float_mode(CATTN_TASK_MODE)
     if run.stage != STAGE_OUTPUT:
         weigh_many(run, task, workspace, worker)
     elif is_few(task.rows) and task.rows == entry_query_length(run.problem, task.entry) * run.plan.group:
         attend_few(run, task, workspace, worker)
     else:
         attend_many(run, task, workspace, worker)
+    cattn_change_float_mode(mode)
 
 
 cdef void do_merge(void *context, Py_ssize_t number, int worker) noexcept nogil:
     cdef Run *run = <Run *>context
+    cdef unsigned int mode
     if run.tasks[number].partial >= 0 and run.tasks[number].first_key == 0 and not run.stopped:
+        mode = cattn_change_float_mode(CATTN_TASK_MODE)
         merge_few(run, number, run.workspaces + worker * run.plan.workspace_bytes)
+        cattn_change_float_mode(mode)
 
 
 cdef void run_tasks(Run *run, int threads) noexcept nogil:
@@ -124,6 +130,7 @@ cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads
     run.stopped = False
     run.work = 0
     run.polled = 0
+    run.callers_mode = cattn_float_mode()
     list_tasks(&plan, problem, stage != STAGE_OUTPUT, <Task *>run.tasks)
     if work < GIL_WORK:
         run_tasks(&run, 1)
