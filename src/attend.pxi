@@ -78,6 +78,29 @@ cdef inline bint stopped(Run *run, int worker, Py_ssize_t work) noexcept nogil:
     return run.stopped
 
 
+cdef const void *score_many(const cattn_tiles *table, void *scores, void *terms, void *block_maximum, const Tile *tile,
+                            const cattn_edit *edit, const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
+                            cattn_ahead *ahead) noexcept nogil:
+    """The scores of a tile, and its terms if it has any."""
+    cdef const void *added = terms if has_terms(edit) else NULL
+    if added != NULL:
+        table.terms(terms, tile.rows, count, edit)
+    if edit.softcap == 0:
+        table.scores(scores, block_maximum, tile.queries, added, tile.rows, keys, stride, count, size, ahead)
+    else:
+        table.scores(scores, block_maximum, tile.queries, NULL, tile.rows, keys, stride, count, size, ahead)
+        table.soften(scores, block_maximum, added, tile.rows, count, edit.softcap)
+    return added
+
+
+cdef void select_scores(void *scores, const void *terms, Py_ssize_t count, Py_ssize_t item) noexcept nogil:
+    """-infinity for what is masked, which is NaN where the score was not finite."""
+    cdef Py_ssize_t i
+    for i in range(count if terms != NULL else 0):
+        if get_real(terms, i, item) == -INFINITY:
+            put_real(scores, i, item, -INFINITY)
+
+
 cdef void mark_attended(unsigned char *attended, const void *scores, Py_ssize_t count, Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(count):
@@ -96,8 +119,10 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     cdef Py_ssize_t begin = PY_SSIZE_T_MAX, end = 0, last, number, start, stop, low, high, count, t
     cdef Py_ssize_t key_stride = 0, value_stride = 0
     cdef void *scores = workspace + plan.scores_at
+    cdef void *terms = workspace + plan.terms_at
     cdef void *factor = workspace + plan.vectors_at
     cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item
+    cdef const void *added
     cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
     cdef const char *keys
     cdef const char *values
@@ -108,6 +133,8 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     cdef const Task *previous_task = task - run.threads if task - run.tasks >= run.threads else NULL
     cdef const Task *next_task = task + run.threads if task + run.threads < run.tasks + plan.tasks else NULL
     cdef cattn_edit edit
+    cdef cattn_ahead ahead
+    cdef const void *rows_ahead[CATTN_MAX_LANES]
     cdef bint edited, visible, halves = few and plan.few_halves
     cdef cattn_type type = problem.key.type if halves else plan.arithmetic
     for t in range(tile_count):
@@ -162,12 +189,15 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                     prefetch_queries(problem, plan, next_task, t * table.lanes, table.lanes)
                 if stop == task.last_key and plan.out_in_place and not plan.heads_stay:
                     prefetch_out(problem, plan, entry, tile)
+                if t + 1 < tile_count:
+                    look_ahead(&ahead, rows_ahead, problem, plan, entry, tile + 1, start, stop)
+                else:
+                    look_ahead(&ahead, rows_ahead, problem, plan, entry, tiles, stop, min(stop + block, end))
                 prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, stop, last, t,
                                tile_count)
-                table.scores(scores, block_maximum, tile.queries, tile.rows, key, key_stride, count, size)
-                if edited:
-                    table.edit(scores, block_maximum, tile.rows, count, &edit)
+                added = score_many(table, scores, terms, block_maximum, tile, &edit, key, key_stride, count, size, &ahead)
                 if selecting:
+                    select_scores(scores, added, count * table.lanes, table.item)
                     mark_attended(attended, scores, count * table.lanes, table.item)
                 table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum,
                                    plan.unit)
@@ -179,7 +209,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
                     table.select_values(tile.output, rescale, scores, attended, tile.rows, value, value_stride, count,
                                         value_size)
                 else:
-                    table.values(tile.output, rescale, scores, tile.rows, value, value_stride, count, value_size)
+                    table.values(tile.output, rescale, scores, tile.rows, value, value_stride, count, value_size, &ahead)
 
 
 cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, Py_ssize_t number, Py_ssize_t lanes,
@@ -379,6 +409,7 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
     cdef void *scores = workspace + plan.scores_at
     cdef void *factor = workspace + plan.vectors_at
     cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * item
+    cdef const void *added
     cdef void *divisor = workspace + plan.vectors_at + 2 * CATTN_MAX_LANES * item   # the sums, or 1 for plain scores
     cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
     cdef const char *keys
@@ -386,8 +417,10 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
     cdef int pass_number, passes = 2 if run.stage == STAGE_WEIGHTS else 1
     cdef bint visible
     cdef cattn_edit edit
+    cdef cattn_ahead ahead
     cdef Entry entry
     open_entry(&entry, problem, plan, task.entry, task.key_head)
+    ahead.next = ahead.count = 0
     for t in range((task.rows + lanes - 1) // lanes):
         open_tile(tile, run, task, &entry, t, lanes, workspace, False)
         reset_softmax(tile, problem, plan, &entry, True)
@@ -401,10 +434,10 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                     return
                 keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, start, count,
                                   problem.head_size, plan, &key_stride)
-                table.scores(scores, block_maximum, tile.queries, tile.rows, keys, key_stride, count,
-                             problem.head_size)
-                if make_edit(&edit, tile, problem, plan, &entry, start, start + count, workspace, run.stage, &visible):
-                    table.edit(scores, block_maximum, tile.rows, count, &edit)
+                make_edit(&edit, tile, problem, plan, &entry, start, start + count, workspace, run.stage, &visible)
+                added = score_many(table, scores, workspace + plan.terms_at, block_maximum, tile, &edit, keys, key_stride,
+                                   count, problem.head_size, &ahead)
+                select_scores(scores, added, count * lanes, item)
                 if passes == 1:
                     write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)
                     continue

@@ -50,6 +50,12 @@ cdef extern from "tiles.h" nogil:
     void CATTN_PREFETCH_L2(const void *address)
     void CATTN_PREFETCH_WRITE(const void *address)
 
+    ctypedef struct cattn_ahead:
+        const void *const *rows
+        Py_ssize_t offset, bytes, next, count
+
+    void cattn_ask_ahead(cattn_ahead *ahead)
+
     ctypedef struct cattn_edit:
         double softcap
         const void *bias[CATTN_MAX_LANES]
@@ -58,19 +64,19 @@ cdef extern from "tiles.h" nogil:
         const unsigned char *mask[CATTN_MAX_LANES]
         Py_ssize_t first[CATTN_MAX_LANES]
         Py_ssize_t last[CATTN_MAX_LANES]
-        Py_ssize_t inner_first, inner_last
         int has_bias, has_alibi, has_mask, has_interval
 
 
 # The types of the kernel table's entries, for the portable functions to be cast to.
 ctypedef void (*load_rows_function)(void *, const char *const *, Py_ssize_t, Py_ssize_t, double) noexcept nogil
-ctypedef void (*scores_function)(void *, void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
-                                 Py_ssize_t) noexcept nogil
-ctypedef void (*edit_function)(void *, void *, Py_ssize_t, Py_ssize_t, const cattn_edit *) noexcept nogil
+ctypedef void (*terms_function)(void *, Py_ssize_t, Py_ssize_t, const cattn_edit *) noexcept nogil
+ctypedef void (*scores_function)(void *, void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
+                                 Py_ssize_t, cattn_ahead *) noexcept nogil
+ctypedef void (*soften_function)(void *, void *, const void *, Py_ssize_t, Py_ssize_t, double) noexcept nogil
 ctypedef void (*exponentials_function)(void *, Py_ssize_t, Py_ssize_t, void *, void *, void *, const void *,
                                        double) noexcept nogil
 ctypedef void (*values_function)(void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
-                                 Py_ssize_t) noexcept nogil
+                                 Py_ssize_t, cattn_ahead *) noexcept nogil
 ctypedef void (*select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,
                                         const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
 ctypedef int (*store_rows_function)(char *const *, Py_ssize_t, const void *, const void *,
@@ -94,8 +100,9 @@ cdef extern from "tiles.h" nogil:
     ctypedef struct cattn_tiles:
         Py_ssize_t lanes, item, run
         load_rows_function load_rows
+        terms_function terms
         scores_function scores
-        edit_function edit
+        soften_function soften
         exponentials_function exponentials
         values_function values
         select_values_function select_values

@@ -56,12 +56,13 @@ cdef struct Plan:
     Py_ssize_t group                     # query heads that share a key head
     Py_ssize_t key_block, few_block, tiles_per_task
     bint has_many, has_few
+    bint heads_share                     # a mask or a bias that is larger than what all parts read of their keys and values
     bint head_stays, heads_stay          # in L2: the keys and values of a head from task to task; those of all of them
     bint query_in_place, key_in_place, value_in_place, out_in_place, mask_in_place, bias_in_place
     bint few_halves                      # few rows read keys and values of a half type where they lie
     Py_ssize_t tasks, partials, partial_bytes
     # Where each part of a worker's workspace begins, and its size.
-    Py_ssize_t tiles_at, queries_at, output_at, scores_at, vectors_at, totals_at, key_at, value_at, row_at, bias_at, mask_at
+    Py_ssize_t tiles_at, queries_at, output_at, scores_at, terms_at, vectors_at, totals_at, key_at, value_at, row_at, bias_at, mask_at
     Py_ssize_t attended_at, workspace_bytes
 
 
@@ -112,9 +113,16 @@ cdef bint has_natural_scores(const cattn_problem *problem) noexcept nogil:
             or not -1e38 < problem.scale < 1e38)
 
 
+cdef double bytes_beside(const cattn_array *array, const cattn_problem *problem, bint shared) noexcept nogil:
+    """What one head reads of a mask or a bias, if it is there (and, shared, the same for all heads)."""
+    if array.data == NULL or shared and array.head != 0:
+        return 0
+    return <double>problem.key_length * (1 if array.row == 0 else problem.query_length) * item_size(array.type)
+
+
 cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept nogil:
     cdef Py_ssize_t entry, rows, tiles_total = 0, bytes = 0
-    cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, tile_bytes, largest
+    cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, tile_bytes, largest, tiles_of_head
     cdef double bytes_of_head
     cdef int axis
     plan.float_tiles = &table.float32
@@ -131,7 +139,7 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
         plan.entries *= problem.batch_shape[axis]
 
     plan.has_many = weights_only
-    plan.has_few = False
+    plan.has_few = plan.heads_share = False
     for entry in range(plan.entries if problem.query_indptr != NULL else min(<Py_ssize_t>1, plan.entries)):
         rows = entry_query_length(problem, entry) * plan.group
         if is_few(rows) and not weights_only:
@@ -159,7 +167,11 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
         plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest,
                                                         (tiles_total + WANTED_TASKS - 1) // WANTED_TASKS))
         bytes_of_head = <double>problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
-        plan.head_stays = bytes_of_head <= L2_BYTES // 2
+        tiles_of_head = (problem.query_length * plan.group + lanes - 1) // lanes
+        plan.heads_share = (bytes_beside(&problem.mask, problem, True) + bytes_beside(&problem.bias, problem, True)
+                            > bytes_of_head * ((tiles_of_head + plan.tiles_per_task - 1) // plan.tiles_per_task))
+        plan.head_stays = (bytes_of_head + bytes_beside(&problem.mask, problem, False)
+                           + bytes_beside(&problem.bias, problem, False) <= L2_BYTES // 2)
         # Of packed sequences, key_length is the total.
         plan.heads_stay = bytes_of_head * problem.key_heads * (plan.entries if problem.key_indptr == NULL else 1) \
             <= L2_BYTES // 2
@@ -184,6 +196,7 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.totals_at = reserve(&bytes, 0 if not plan.has_many or problem.key_length <= CHUNK else
                              tile_count * (2 * CATTN_MAX_LANES + tile_rows * problem.value_size) * item)
     plan.scores_at = reserve(&bytes, block * tile_rows * item)
+    plan.terms_at = reserve(&bytes, min(plan.key_block, problem.key_length) * lanes * item)
     plan.attended_at = reserve(&bytes, block * tile_rows)
     plan.key_at = reserve(&bytes, 0 if plan.key_in_place else block * problem.head_size * item)
     plan.value_at = reserve(&bytes, 0 if plan.value_in_place else block * problem.value_size * item)
@@ -200,11 +213,9 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
 cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only, Task *tasks) noexcept nogil:
     """Counts the tasks (tasks NULL), or writes them. The last rows come first: under a causal mask they see the most keys,
     and what is light is left for the end. Tasks of one key head follow each other, so that its keys stay in a cache;
-    but those of the same rows do where heads share what is larger, a mask or a bias."""
+    but those of the same rows do where the heads share what is larger: a mask or a bias."""
     cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, parts, number, whole, first_row, last_row
     cdef Py_ssize_t span = plan.tiles_per_task * plan.tiles.lanes, count = 0, partials = 0
-    cdef bint heads_share = (problem.mask.data != NULL and problem.mask.head == 0
-                             or problem.bias.data != NULL and problem.bias.head == 0)
     for entry in range(plan.entries):
         rows = entry_query_length(problem, entry) * plan.group
         keys = entry_key_length(problem, entry)
@@ -223,8 +234,8 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
         parts = (rows + span - 1) // span
         whole = (rows + plan.tiles.lanes - 1) // plan.tiles.lanes * plan.tiles.lanes
         for number in range(problem.key_heads * parts):
-            head = number % problem.key_heads if heads_share else number // parts
-            last_row = whole - span * (number // problem.key_heads if heads_share else number % parts)
+            head = number % problem.key_heads if plan.heads_share else number // parts
+            last_row = whole - span * (number // problem.key_heads if plan.heads_share else number % parts)
             if tasks != NULL:
                 first_row = max(<Py_ssize_t>0, last_row - span)
                 tasks[count] = Task(entry, head, first_row, min(rows, last_row) - first_row, 0, keys, -1)

@@ -3,10 +3,29 @@
 
 
 cdef inline void prefetch(const void *row, Py_ssize_t bytes) noexcept nogil:
-    """Rows of a mask or a bias lie far apart: they come while the scores are computed."""
     cdef Py_ssize_t line
     for line in range((bytes + 63) // 64):
         CATTN_PREFETCH(<const char *>row + line * 64)
+
+
+cdef void look_ahead(cattn_ahead *ahead, const void **rows, const cattn_problem *problem, const Plan *plan,
+                     const Entry *entry, const Tile *tile, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+    """What the tile that comes next reads of its bias, or else of its mask, for the keys low <= j < high."""
+    cdef bint has_bias = problem.bias.data != NULL
+    cdef const cattn_array *array = &problem.bias if has_bias else &problem.mask
+    cdef const char *first = entry.bias if has_bias else entry.mask
+    cdef Py_ssize_t row
+    ahead.next = ahead.count = 0
+    low = max(low, tile.low)
+    high = min(high, tile.high)
+    if low >= high or array.data == NULL or not (plan.bias_in_place if has_bias else plan.mask_in_place):
+        return
+    for row in range(tile.rows):
+        rows[row] = first + tile.head[row] * array.head + tile.index[row] * array.row
+    ahead.rows = rows
+    ahead.offset = low * array.column
+    ahead.bytes = (high - low) * array.column
+    ahead.count = tile.rows
 
 
 cdef void prefetch_queries(const cattn_problem *problem, const Plan *plan, const Task *task, Py_ssize_t first,

@@ -207,6 +207,10 @@ cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *pla
                 (<double *>tile.queries)[row * size + c] = plan.scale * (<const double *>rows[row])[c]
 
 
+cdef inline bint has_terms(const cattn_edit *edit) noexcept nogil:
+    return edit.has_bias or edit.has_alibi or edit.has_mask or edit.has_interval
+
+
 cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *problem, const Plan *plan,
                     const Entry *entry, Py_ssize_t low, Py_ssize_t high, char *workspace, int stage,
                     bint *visible) noexcept nogil:
@@ -224,8 +228,6 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
     edit.has_mask = stage >= STAGE_BIASED and problem.mask.data != NULL
     edit.has_interval = stage >= STAGE_BIASED and (low < tile.inner_low or high > tile.inner_high)
     if edit.has_interval:
-        edit.inner_first = max(tile.inner_low - low, <Py_ssize_t>0)
-        edit.inner_last = min(tile.inner_high - low, count)
         for row in range(tile.lanes):
             edit.first[row] = tile.first[row] - low
             edit.last[row] = tile.last[row] - low
@@ -239,7 +241,6 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
                     copy[j] = source[j * problem.mask.column]
                 source = copy
             edit.mask[row] = <const unsigned char *>source
-            prefetch(source, count)
             if not seen:
                 for j in range(count):
                     seen |= edit.mask[row][j]
@@ -255,7 +256,6 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
                 fetch_row(copy, plan.arithmetic, &problem.bias, source, count, plan.float_tiles)
                 source = copy
             edit.bias[row] = source
-            prefetch(source, count * item)
         for row in range(tile.rows, tile.lanes):
             edit.bias[row] = edit.bias[0]
     if edit.has_alibi:
@@ -267,7 +267,7 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
                                           * problem.alibi_slopes.head))[0]
                 edit.slope[row] = to_float(slope) if item == 4 else slope
                 edit.distance[row] = tile.position[row] - low
-    return edit.softcap != 0 or edit.has_bias or edit.has_alibi or edit.has_mask or edit.has_interval
+    return edit.softcap != 0 or has_terms(edit)
 
 
 cdef bint few_store(char *const *rows, Py_ssize_t count, const void *output, const void *divisor, Py_ssize_t size,
@@ -323,6 +323,8 @@ cdef bint finish_tile(const cattn_problem *problem, const Plan *plan, const Entr
     if entry.lse != NULL:
         for row in range(tile.rows):
             write_lse(problem, plan, entry, tile, row)
+    for row in range(tile.rows if size == 0 else 0):   # no column says so
+        finite &= isfinite(get_real(tile.sum, row, item))
     return finite
 
 

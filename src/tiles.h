@@ -50,8 +50,8 @@
 
 #define CATTN_LOG2E 1.44269504088896340736
 
-/* What happens to a finished tile of scores, in this order: softcap, bias and ALiBi, then the selection. Vectors
- * are over the rows of the tile. */
+/* What happens to the scores of a block, in this order: softcap, bias and ALiBi, then the selection. Vectors are over
+ * the rows of the tile. */
 typedef struct {
     double softcap;                               /* 0: none */
     const void *bias[CATTN_MAX_LANES];            /* reals, one a key of the block, contiguous */
@@ -60,9 +60,36 @@ typedef struct {
     const unsigned char *mask[CATTN_MAX_LANES];   /* bytes, one a key of the block, contiguous; 0: -infinity */
     ptrdiff_t first[CATTN_MAX_LANES];             /* keys before it get -infinity */
     ptrdiff_t last[CATTN_MAX_LANES];              /* keys at or past it get -infinity */
-    ptrdiff_t inner_first, inner_last;            /* none of the keys between them does, in any row */
     int has_bias, has_alibi, has_mask, has_interval;
 } cattn_edit;
+
+/* Rows of memory that will be read soon. `scores` and `values` ask for them one by one while they compute: all at once would
+ * wait for each other, and whatever else is read would wait behind them. */
+typedef struct {
+    const void *const *rows;
+    ptrdiff_t offset, bytes;   /* what is read of each row */
+    ptrdiff_t next, count;     /* rows next, next + 1, ... of `count` have not been asked for */
+} cattn_ahead;
+
+/* Out of the way of the loops, which rarely come here. */
+#if defined(__GNUC__)
+__attribute__((noinline, unused))
+#endif
+static void cattn_ask_row(cattn_ahead *ahead)
+{
+    const char *row = (const char *)ahead->rows[ahead->next++] + ahead->offset;
+    for (ptrdiff_t at = 0; at < ahead->bytes; at += 64)
+        CATTN_PREFETCH_L2(row + at);
+}
+
+#if defined(__GNUC__)
+__attribute__((always_inline))
+#endif
+static inline void cattn_ask_ahead(cattn_ahead *ahead)
+{
+    if (ahead->next < ahead->count)
+        cattn_ask_row(ahead);
+}
 
 typedef struct {
     ptrdiff_t lanes;   /* rows of a many-row tile, at most CATTN_MAX_LANES */
@@ -74,12 +101,16 @@ typedef struct {
     /* queries[c][r] = scale · rows[r][c] for r < count, and 0 for the lanes behind. */
     void (*load_rows)(void *queries, const char *const *rows, ptrdiff_t count, ptrdiff_t size, double scale);
 
-    /* scores[j][r] = Σ_c queries[c][r] · key_j[c];  block_maximum[r] = max_j scores[j][r], a NaN not counted. */
-    void (*scores)(void *scores, void *block_maximum, const void *queries, ptrdiff_t rows,
-                   const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+    /* terms[j][r] = what `edit` adds to score (j, r): bias + ALiBi, or -infinity where it is masked. */
+    void (*terms)(void *terms, ptrdiff_t rows, ptrdiff_t count, const cattn_edit *edit);
 
-    /* Applies `edit` and finds block_maximum anew: -infinity where a row has no score left. */
-    void (*edit)(void *scores, void *block_maximum, ptrdiff_t rows, ptrdiff_t count, const cattn_edit *edit);
+    /* scores[j][r] = Σ_c queries[c][r] · key_j[c] + terms[j][r];  block_maximum[r] = max_j scores[j][r], a NaN not counted.
+     * terms NULL: there are none. A masked score that is not finite comes out as NaN. */
+    void (*scores)(void *scores, void *block_maximum, const void *queries, const void *terms, ptrdiff_t rows,
+                   const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead);
+
+    /* With a softcap: scores without terms become softcap · tanh(score / softcap) + terms, and block_maximum is found anew. */
+    void (*soften)(void *scores, void *block_maximum, const void *terms, ptrdiff_t rows, ptrdiff_t count, double softcap);
 
     /* The online softmax, in powers of two: exp(s) = 2^(log2(e)·s). `unit` is 1 where the queries' scale holds log2(e), and
      * log2(e) where it does not: what is added to scores is in natural units, and might overflow in others. With new = max(maximum, block_maximum), and 0 in its place where it is -infinity:
@@ -91,7 +122,7 @@ typedef struct {
     /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c], in runs: the first joins together with the
      * factor, each further one by an addition. factor NULL: output holds nothing yet. */
     void (*values)(void *output, const void *factor, const void *weights, ptrdiff_t rows,
-                   const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+                   const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead);
 
     /* The same bits as `values`, but for non-finite values: a key with attended[j][r] = 0 is left out, and an
      * infinity or NaN with a weight that came out as 0 counts with weight 1. For a tile that did not end finite. */

@@ -158,8 +158,8 @@ cdef inline void add_products(real *total, Py_ssize_t rows, const real *lanes, c
         add_to_lanes(total, PORTABLE_NARROW, lanes, x, stride, count)
 
 
-cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssize_t rows, const char *keys,
-                 Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+cdef void scores(real *scores, real *block_maximum, const real *queries, const real *terms, Py_ssize_t rows,
+                 const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size, cattn_ahead *ahead) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] maximum
     cdef const real *score
@@ -168,10 +168,14 @@ cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssiz
     for r in range(lanes):
         maximum[r] = -INFINITY
     for j in range(count):
+        cattn_ask_ahead(ahead)
         for part in range((size + PORTABLE_CHAIN - 1) // PORTABLE_CHAIN):
             c = part * PORTABLE_CHAIN
             add_products(scores + j * lanes, rows, queries + c * lanes, <const real *>(keys + j * stride) + c,
                          sizeof(real), min(size - c, <Py_ssize_t>PORTABLE_CHAIN))
+        if terms != NULL:
+            for r in range(lanes):
+                scores[j * lanes + r] += terms[j * lanes + r]
         score = scores + j * lanes
         for r in range(lanes):
             maximum[r] = score[r] if score[r] > maximum[r] else maximum[r]
@@ -179,37 +183,46 @@ cdef void scores(real *scores, real *block_maximum, const real *queries, Py_ssiz
         block_maximum[r] = maximum[r]
 
 
-cdef inline void edit_strided(real *scores, Py_ssize_t key_pitch, Py_ssize_t row_pitch, real *block_maximum,
-                              Py_ssize_t rows, Py_ssize_t count, const cattn_edit *edit) noexcept nogil:
-    """Both layouts of a tile: score (j, r) stands at j · key_pitch + r · row_pitch."""
+cdef inline real softcapped(real score, double softcap) noexcept nogil:
+    return <real>(softcap * tanh(score / softcap))
+
+
+cdef inline bint is_masked(const cattn_edit *edit, Py_ssize_t row, Py_ssize_t j) noexcept nogil:
+    return (edit.has_interval and not edit.first[row] <= j < edit.last[row]) or (edit.has_mask and not edit.mask[row][j])
+
+
+cdef inline real alibi(const cattn_edit *edit, Py_ssize_t row, Py_ssize_t j, real slope) noexcept nogil:
+    cdef real distance = <real>(edit.distance[row] - j)
+    return slope * (distance if distance > 0 else -distance)
+
+
+cdef void terms(real *terms, Py_ssize_t rows, Py_ssize_t count, const cattn_edit *edit) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t j, r
-    cdef real *score
-    cdef real distance, slope, bias
-    for r in range(rows):
-        block_maximum[r] = -INFINITY
+    cdef real term, slope
     for r in range(rows):
         slope = <real>edit.slope[r] if edit.has_alibi else 0
         for j in range(count):
-            score = scores + j * key_pitch + r * row_pitch
-            if edit.softcap != 0:
-                score[0] = <real>(edit.softcap * tanh(score[0] / edit.softcap))
-            if edit.has_bias:
-                bias = (<const real *>edit.bias[r])[j]
-                score[0] = bias if bias == -INFINITY else score[0] + bias   # it masks a NaN, too
+            term = (<const real *>edit.bias[r])[j] if edit.has_bias else 0
             if edit.has_alibi:
-                distance = <real>(edit.distance[r] - j)
-                score[0] -= slope * (distance if distance > 0 else -distance)
-            if edit.has_interval and not edit.first[r] <= j < edit.last[r]:
-                score[0] = -INFINITY
-            if edit.has_mask and not edit.mask[r][j]:
-                score[0] = -INFINITY
+                term -= alibi(edit, r, j, slope)
+            terms[j * lanes + r] = -INFINITY if is_masked(edit, r, j) else term
+
+
+cdef void soften(real *scores, real *block_maximum, const real *terms, Py_ssize_t rows, Py_ssize_t count,
+                 double softcap) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef Py_ssize_t j, r
+    cdef real *score
+    for r in range(rows):
+        block_maximum[r] = -INFINITY
+        for j in range(count):
+            score = scores + j * lanes + r
+            score[0] = softcapped(score[0], softcap)
+            if terms != NULL:
+                score[0] += terms[j * lanes + r]
             if score[0] > block_maximum[r]:
                 block_maximum[r] = score[0]
-
-
-cdef void edit(real *scores, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
-               const cattn_edit *edit) noexcept nogil:
-    edit_strided(scores, PORTABLE_LANES, 1, block_maximum, rows, count, edit)
 
 
 cdef inline void advance_maximum(real *maximum, real *reference, real *factor, const real *block_maximum, Py_ssize_t rows,
@@ -259,7 +272,7 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
 
 
 cdef void values(real *output, const real *factor, const real *weights, Py_ssize_t rows, const char *values,
-                 Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+                 Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size, cattn_ahead *ahead) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t number, start, c, r
     for c in range(size):
@@ -372,7 +385,25 @@ cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const 
 
 cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
                    const cattn_edit *edit) noexcept nogil:
-    edit_strided(scores, 1, pitch, block_maximum, rows, count, edit)
+    cdef Py_ssize_t j, r
+    cdef real *score
+    cdef real slope, bias
+    for r in range(rows):
+        block_maximum[r] = -INFINITY
+        slope = <real>edit.slope[r] if edit.has_alibi else 0
+        for j in range(count):
+            score = scores + r * pitch + j
+            if edit.softcap != 0:
+                score[0] = softcapped(score[0], edit.softcap)
+            if edit.has_bias:
+                bias = (<const real *>edit.bias[r])[j]
+                score[0] = bias if bias == -INFINITY else score[0] + bias   # it masks a NaN, too
+            if edit.has_alibi:
+                score[0] -= alibi(edit, r, j, slope)
+            if is_masked(edit, r, j):
+                score[0] = -INFINITY
+            if score[0] > block_maximum[r]:
+                block_maximum[r] = score[0]
 
 
 cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
@@ -539,8 +570,9 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     tiles.lanes = PORTABLE_LANES
     tiles.run = CATTN_RUN
     tiles.load_rows = <load_rows_function>load_rows[real]
+    tiles.terms = <terms_function>terms[real]
     tiles.scores = <scores_function>scores[real]
-    tiles.edit = <edit_function>edit[real]
+    tiles.soften = <soften_function>soften[real]
     tiles.exponentials = <exponentials_function>exponentials[real]
     tiles.values = <values_function>values[real]
     tiles.select_values = <select_values_function>select_values[real]

@@ -227,6 +227,19 @@ def test_an_attended_value_counts_even_when_its_weight_underflows(dtype, heads, 
     assert_same_bits(out, clean, np.arange(VALUE_SIZE) != 2)
 
 
+@pytest.mark.parametrize("rows", [3, 20, 100])
+def test_masked_keys_without_any_value_column(rows):
+    """The lse alone says then whether something masked came through."""
+    rng = np.random.default_rng(rows)
+    query, key = rng.standard_normal((2, rows, 8)), rng.standard_normal((2, 40, 8))
+    mask = rng.random((rows, 40)) < 0.5
+    mask[:, 0], mask[:, 7] = True, False
+    _, expected = cattn.attention(query, key, key[..., :0], mask=mask, return_lse=True)
+    key[:, 7] = np.nan
+    _, lse = cattn.attention(query, key, key[..., :0], mask=mask, return_lse=True)
+    np.testing.assert_array_equal(lse, expected)
+
+
 @TYPES
 @ROWS
 def test_attention_weights(dtype, heads, rows):
