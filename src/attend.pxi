@@ -78,18 +78,18 @@ cdef inline bint stopped(Run *run, int worker, Py_ssize_t work) noexcept nogil:
     return run.stopped
 
 
-cdef const void *score_many(const cattn_tiles *table, void *scores, void *terms, void *block_maximum, const Tile *tile,
-                            const cattn_edit *edit, const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
-                            cattn_ahead *ahead) noexcept nogil:
-    """The scores of a tile, and its terms if it has any."""
+cdef const void *score_many(const cattn_tiles *table, void *scores, void *terms, void *block_maximum, const void *queries,
+                            Py_ssize_t rows, const cattn_edit *edit, const char *keys, Py_ssize_t stride, Py_ssize_t count,
+                            Py_ssize_t size, cattn_ahead *ahead) noexcept nogil:
+    """The scores of many rows, and the terms in them if there are any."""
     cdef const void *added = terms if has_terms(edit) else NULL
     if added != NULL:
-        table.terms(terms, tile.rows, count, edit)
+        table.terms(terms, rows, count, edit)
     if edit.softcap == 0:
-        table.scores(scores, block_maximum, tile.queries, added, tile.rows, keys, stride, count, size, ahead)
+        table.scores(scores, block_maximum, queries, added, rows, keys, stride, count, size, ahead)
     else:
-        table.scores(scores, block_maximum, tile.queries, NULL, tile.rows, keys, stride, count, size, ahead)
-        table.soften(scores, block_maximum, added, tile.rows, count, edit.softcap)
+        table.scores(scores, block_maximum, queries, NULL, rows, keys, stride, count, size, ahead)
+        table.soften(scores, block_maximum, added, rows, count, edit.softcap)
     return added
 
 
@@ -107,36 +107,109 @@ cdef void mark_attended(unsigned char *attended, const void *scores, Py_ssize_t 
         attended[i] = get_real(scores, i, item) != -INFINITY
 
 
+cdef struct Block:
+    Py_ssize_t start, stop               # its keys
+    const char *keys                     # where they and their values lie
+    const char *values
+    Py_ssize_t key_stride, value_stride
+    cattn_type type
+
+
+cdef void attend_few_rows(const Run *run, const Entry *entry, Tile *tile, const Block *block, char *workspace,
+                          bint selecting) noexcept nogil:
+    """A tile of few rows and the keys of a block that it may attend to."""
+    cdef const cattn_problem *problem = run.problem
+    cdef const Plan *plan = run.plan
+    cdef const cattn_tiles *table = plan.tiles
+    cdef void *scores = workspace + plan.scores_at
+    cdef void *factor = workspace + plan.vectors_at
+    cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item
+    cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
+    cdef Py_ssize_t size = problem.head_size, value_size = problem.value_size, pitch = plan.few_block
+    cdef Py_ssize_t count = min(block.stop, tile.high) - block.start
+    cdef bint edited, visible
+    cdef cattn_edit edit
+    edited = make_edit(&edit, tile, 0, tile.rows, tile.lanes, problem, plan, entry, block.start, block.start + count,
+                       workspace, STAGE_OUTPUT, &visible)
+    if not visible:
+        return
+    table.few_scores(scores, pitch, block_maximum, tile.queries, tile.rows, block.keys, block.key_stride, count, size,
+                     block.type)
+    if edited:
+        table.few_edit(scores, pitch, block_maximum, tile.rows, count, &edit)
+    if selecting:
+        mark_attended(attended, scores, pitch * tile.rows, table.item)
+    table.few_exponentials(scores, pitch, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum, plan.unit)
+    fill_blank(tile, value_size, table.item)
+    if selecting:
+        table.few_select_values(tile.output, factor, scores, attended, pitch, tile.rows, block.values, block.value_stride,
+                                count, value_size, block.type)
+    else:
+        table.few_values(tile.output, factor, scores, pitch, tile.rows, block.values, block.value_stride, count, value_size,
+                         block.type)
+
+
+cdef void attend_many_rows(const Run *run, const Entry *entry, Tile *tile, Py_ssize_t first, Py_ssize_t lanes,
+                           Py_ssize_t low, Py_ssize_t high, const Block *block, cattn_ahead *ahead, char *workspace,
+                           bint selecting) noexcept nogil:
+    """The rows in so many lanes of a tile, from lane `first` on, and keys [low, high) of a block."""
+    cdef const cattn_problem *problem = run.problem
+    cdef const Plan *plan = run.plan
+    cdef const cattn_tiles *table = plan.tiles
+    cdef Py_ssize_t rows = min(lanes, tile.rows - first), at = first * table.item, part = first // tile.part, count
+    cdef void *scores = workspace + plan.scores_at
+    cdef void *terms = workspace + plan.terms_at
+    cdef void *factor = workspace + plan.vectors_at + at
+    cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item + at
+    cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
+    cdef const char *values
+    cdef const void *added
+    cdef const void *rescale
+    cdef bint visible
+    cdef cattn_edit edit
+    # Runs of sums count from the start of the block, whoever shares the tile.
+    low -= (low - block.start) % table.run
+    count = high - low
+    make_edit(&edit, tile, first, rows, lanes, problem, plan, entry, low, high, workspace, STAGE_OUTPUT, &visible)
+    if not visible:
+        return
+    values = block.values + (low - block.start) * block.value_stride
+    added = score_many(table, <char *>scores + at, <char *>terms + at, block_maximum, <char *>tile.queries + at, rows, &edit,
+                       block.keys + (low - block.start) * block.key_stride, block.key_stride, count, problem.head_size, ahead)
+    if selecting:
+        select_scores(scores, terms if added != NULL else NULL, count * table.lanes, table.item)
+        mark_attended(attended, scores, count * table.lanes, table.item)
+    table.exponentials(<char *>scores + at, rows, count, <char *>tile.maximum + at, <char *>tile.sum + at, factor,
+                       block_maximum, plan.unit)
+    rescale = NULL if tile.blank[part] else factor
+    tile.blank[part] = False
+    if lanes > tile.part:
+        tile.blank[1] = False
+    if selecting:
+        table.select_values(<char *>tile.output + at, rescale, <char *>scores + at, attended + first, rows, values,
+                            block.value_stride, count, problem.value_size)
+    else:
+        table.values(<char *>tile.output + at, rescale, <char *>scores + at, rows, values, block.value_stride, count,
+                     problem.value_size, ahead)
+
+
 cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *tiles, Py_ssize_t tile_count,
                         Py_ssize_t first_key, Py_ssize_t last_key, char *workspace, int worker, bint few,
                         bint selecting) noexcept nogil:
     """All blocks of a chunk of keys that some row of the tiles may attend to, each shared by the tiles in turn."""
     cdef const cattn_problem *problem = run.problem
     cdef const Plan *plan = run.plan
-    cdef const cattn_tiles *table = plan.tiles
     cdef Py_ssize_t size = problem.head_size, value_size = problem.value_size
-    cdef Py_ssize_t block = plan.few_block if few else plan.key_block
-    cdef Py_ssize_t begin = PY_SSIZE_T_MAX, end = 0, last, number, start, stop, low, high, count, t
-    cdef Py_ssize_t key_stride = 0, value_stride = 0
-    cdef void *scores = workspace + plan.scores_at
-    cdef void *terms = workspace + plan.terms_at
-    cdef void *factor = workspace + plan.vectors_at
-    cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item
-    cdef const void *added
-    cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
-    cdef const char *keys
-    cdef const char *values
-    cdef const char *key
-    cdef const char *value
+    cdef Py_ssize_t block_keys = plan.few_block if few else plan.key_block
+    cdef Py_ssize_t begin = PY_SSIZE_T_MAX, end = 0, last, number, low, high, t, part
     cdef Tile *tile
-    cdef const void *rescale
     cdef const Task *previous_task = task - run.threads if task - run.tasks >= run.threads else NULL
     cdef const Task *next_task = task + run.threads if task + run.threads < run.tasks + plan.tasks else NULL
-    cdef cattn_edit edit
+    cdef Block block
     cdef cattn_ahead ahead
     cdef const void *rows_ahead[CATTN_MAX_LANES]
-    cdef bint edited, visible, halves = few and plan.few_halves
-    cdef cattn_type type = problem.key.type if halves else plan.arithmetic
+    cdef bint halves = few and plan.few_halves
+    block.type = problem.key.type if halves else plan.arithmetic
     for t in range(tile_count):
         begin = min(begin, tiles[t].low)
         end = max(end, tiles[t].high)
@@ -145,71 +218,44 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     end = min(end, last_key)
     if begin >= end:
         return
-    for number in range((begin - first_key) // block, (end - first_key + block - 1) // block):
-        start = first_key + number * block
-        stop = min(start + block, end)
-        if stopped(run, worker, tile_count * tiles[0].lanes * (stop - start) * (size + value_size)):
+    for number in range((begin - first_key) // block_keys, (end - first_key + block_keys - 1) // block_keys):
+        block.start = first_key + number * block_keys
+        block.stop = min(block.start + block_keys, end)
+        if stopped(run, worker, tile_count * tiles[0].lanes * (block.stop - block.start) * (size + value_size)):
             return
-        keys = block_rows(&problem.key, entry.key, halves or plan.key_in_place, workspace + plan.key_at, start,
-                          stop - start, size, plan, &key_stride)
-        values = block_rows(&problem.value, entry.value, halves or plan.value_in_place, workspace + plan.value_at, start,
-                            stop - start, value_size, plan, &value_stride)
+        block.keys = block_rows(&problem.key, entry.key, halves or plan.key_in_place, workspace + plan.key_at, block.start,
+                                block.stop - block.start, size, plan, &block.key_stride)
+        block.values = block_rows(&problem.value, entry.value, halves or plan.value_in_place, workspace + plan.value_at,
+                                  block.start, block.stop - block.start, value_size, plan, &block.value_stride)
         for t in range(tile_count):
             tile = &tiles[t]
-            low = max(start, tile.low)
-            high = min(stop, tile.high)
-            if low >= high:
+            if max(block.start, tile.low) >= min(block.stop, tile.high):
                 continue
-            # Runs of sums count from the start of the block, whoever shares the tile.
-            low = start if few else low - (low - start) % table.run
-            count = high - low
-            edited = make_edit(&edit, tile, problem, plan, entry, low, high, workspace, STAGE_OUTPUT, &visible)
-            if not visible:
-                continue
-            key = keys + (low - start) * key_stride
-            value = values + (low - start) * value_stride
             if few:
-                table.few_scores(scores, block, block_maximum, tile.queries, tile.rows, key, key_stride, count, size,
-                                 type)
-                if edited:
-                    table.few_edit(scores, block, block_maximum, tile.rows, count, &edit)
-                if selecting:
-                    mark_attended(attended, scores, block * tile.rows, table.item)
-                table.few_exponentials(scores, block, tile.rows, count, tile.maximum, tile.sum, factor,
-                                       block_maximum, plan.unit)
-                fill_blank(tile, value_size, table.item)
-                if selecting:
-                    table.few_select_values(tile.output, factor, scores, attended, block, tile.rows, value,
-                                            value_stride, count, value_size, type)
-                else:
-                    table.few_values(tile.output, factor, scores, block, tile.rows, value, value_stride, count,
-                                     value_size, type)
+                attend_few_rows(run, entry, tile, &block, workspace, selecting)
+                continue
+            if block.start == begin and next_task != NULL and not plan.heads_stay:
+                prefetch_queries(problem, plan, next_task, t * tile.lanes, tile.lanes)
+            if block.stop >= tile.high and plan.out_in_place and not plan.heads_stay:
+                prefetch_out(problem, plan, entry, tile)
+            prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, block.stop, last, t,
+                           tile_count)
+            prefetch_block(problem, plan, &problem.value, entry.value, value_size, previous_task, task, next_task,
+                           block.stop, last, t, tile_count)
+            if t + 1 < tile_count:
+                look_ahead(&ahead, rows_ahead, problem, plan, entry, tile + 1, block.start, block.stop)
             else:
-                if start == begin and next_task != NULL and not plan.heads_stay:
-                    prefetch_queries(problem, plan, next_task, t * table.lanes, table.lanes)
-                if stop == task.last_key and plan.out_in_place and not plan.heads_stay:
-                    prefetch_out(problem, plan, entry, tile)
-                if t + 1 < tile_count:
-                    look_ahead(&ahead, rows_ahead, problem, plan, entry, tile + 1, start, stop)
-                else:
-                    look_ahead(&ahead, rows_ahead, problem, plan, entry, tiles, stop, min(stop + block, end))
-                prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, stop, last, t,
-                               tile_count)
-                added = score_many(table, scores, terms, block_maximum, tile, &edit, key, key_stride, count, size, &ahead)
-                if selecting:
-                    select_scores(scores, added, count * table.lanes, table.item)
-                    mark_attended(attended, scores, count * table.lanes, table.item)
-                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum,
-                                   plan.unit)
-                prefetch_block(problem, plan, &problem.value, entry.value, value_size, previous_task, task, next_task,
-                               stop, last, t, tile_count)
-                rescale = NULL if tile.blank else factor
-                tile.blank = False
-                if selecting:
-                    table.select_values(tile.output, rescale, scores, attended, tile.rows, value, value_stride, count,
-                                        value_size)
-                else:
-                    table.values(tile.output, rescale, scores, tile.rows, value, value_stride, count, value_size, &ahead)
+                look_ahead(&ahead, rows_ahead, problem, plan, entry, tiles, block.stop, min(block.stop + block_keys, end))
+            if not parts_differ(tile, block.start, block.stop):
+                attend_many_rows(run, entry, tile, 0, tile.lanes, max(block.start, tile.low), min(block.stop, tile.high),
+                                 &block, &ahead, workspace, selecting)
+                continue
+            for part in range(CATTN_PARTS):
+                low = max(block.start, tile.part_low[part])
+                high = min(block.stop, tile.part_high[part])
+                if low < high:
+                    attend_many_rows(run, entry, tile, part * tile.part, tile.part, low, high, &block, &ahead, workspace,
+                                     selecting)
 
 
 cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, Py_ssize_t number, Py_ssize_t lanes,
@@ -218,6 +264,7 @@ cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, 
     cdef Py_ssize_t first_row = task.first_row + number * lanes
     place_tile(tile, run.plan, run.problem, workspace, number, lanes)
     tile.lanes = lanes
+    tile.part = lanes if few else run.plan.tiles.part
     tile.rows = min(lanes, task.first_row + task.rows - first_row)
     find_rows(tile, run.plan, entry, first_row)
     find_intervals(tile, run.problem, entry, task.first_key, task.last_key)
@@ -434,9 +481,10 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                     return
                 keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, start, count,
                                   problem.head_size, plan, &key_stride)
-                make_edit(&edit, tile, problem, plan, &entry, start, start + count, workspace, run.stage, &visible)
-                added = score_many(table, scores, workspace + plan.terms_at, block_maximum, tile, &edit, keys, key_stride,
-                                   count, problem.head_size, &ahead)
+                make_edit(&edit, tile, 0, tile.rows, lanes, problem, plan, &entry, start, start + count, workspace, run.stage,
+                          &visible)
+                added = score_many(table, scores, workspace + plan.terms_at, block_maximum, tile.queries, tile.rows, &edit,
+                                   keys, key_stride, count, problem.head_size, &ahead)
                 select_scores(scores, added, count * lanes, item)
                 if passes == 1:
                     write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)

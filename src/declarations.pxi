@@ -42,6 +42,7 @@ cdef extern from "tiles.h" nogil:
     enum:
         CATTN_ALIGNMENT
         CATTN_MAX_LANES
+        CATTN_PARTS
         CATTN_FEW_ROWS
         CATTN_RUN
     double CATTN_LOG2E
@@ -98,7 +99,7 @@ ctypedef void (*narrow_function)(char *, const void *, cattn_type, Py_ssize_t) n
 
 cdef extern from "tiles.h" nogil:
     ctypedef struct cattn_tiles:
-        Py_ssize_t lanes, item, run
+        Py_ssize_t lanes, part, item, run
         load_rows_function load_rows
         terms_function terms
         scores_function scores

@@ -34,10 +34,13 @@ cdef struct Tile:
     void *total_output      # the chunks before this one, where there are several
     void *total_maximum
     void *total_sum
-    bint blank              # the output holds nothing yet
+    bint blank[CATTN_PARTS]            # the output of a part holds nothing yet
     Py_ssize_t rows                    # of them,
     Py_ssize_t lanes                   # and the lanes they take: those behind the rows are computed and not stored
+    Py_ssize_t part                    # rows of a part
     Py_ssize_t low, high               # some row may attend to keys low <= j < high,
+    Py_ssize_t part_low[CATTN_PARTS]   # some row of a part to these,
+    Py_ssize_t part_high[CATTN_PARTS]
     Py_ssize_t inner_low, inner_high   # every row may attend to keys inner_low <= j < inner_high
     Py_ssize_t head[CATTN_MAX_LANES]   # query head and
     Py_ssize_t index[CATTN_MAX_LANES]  # query of each row,

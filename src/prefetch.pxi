@@ -21,7 +21,7 @@ cdef void look_ahead(cattn_ahead *ahead, const void **rows, const cattn_problem 
     if low >= high or array.data == NULL or not (plan.bias_in_place if has_bias else plan.mask_in_place):
         return
     for row in range(tile.rows):
-        rows[row] = first + tile.head[row] * array.head + tile.index[row] * array.row
+        rows[row] = array_row(array, first, tile, row)
     ahead.rows = rows
     ahead.offset = low * array.column
     ahead.bytes = (high - low) * array.column

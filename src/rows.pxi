@@ -92,8 +92,6 @@ cdef void find_rows(Tile *tile, const Plan *plan, const Entry *entry, Py_ssize_t
         if head == plan.group:
             head = 0
             i += 1
-    for row in range(tile.rows, tile.lanes):
-        tile.position[row] = 0
 
 
 cdef void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const Entry *entry, int64_t low,
@@ -119,11 +117,11 @@ cdef void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem
 
 cdef void find_intervals(Tile *tile, const cattn_problem *problem, const Entry *entry, Py_ssize_t first_key,
                          Py_ssize_t last_key) noexcept nogil:
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, part
     last_key = min(last_key, entry.key_limit)
-    for row in range(tile.lanes):   # lanes without a row restrict nothing
-        tile.first[row] = 0
-        tile.last[row] = PY_SSIZE_T_MAX
+    for part in range(CATTN_PARTS):
+        tile.part_low[part] = PY_SSIZE_T_MAX
+        tile.part_high[part] = 0
     if (problem.window_left == CATTN_UNLIMITED and problem.window_right == CATTN_UNLIMITED and entry.key_start == NULL
             and entry.key_stop == NULL and tile.index[tile.rows - 1] < entry.query_limit and first_key < last_key):
         for row in range(tile.rows):
@@ -131,16 +129,30 @@ cdef void find_intervals(Tile *tile, const cattn_problem *problem, const Entry *
             tile.last[row] = last_key
         tile.low = tile.inner_low = first_key
         tile.high = tile.inner_high = last_key
+        for part in range((tile.rows + tile.part - 1) // tile.part):
+            tile.part_low[part] = first_key
+            tile.part_high[part] = last_key
         return
     tile.low = tile.inner_high = PY_SSIZE_T_MAX
     tile.high = tile.inner_low = 0
     for row in range(tile.rows):
+        part = row // tile.part
         find_interval(tile, row, problem, entry, first_key, last_key)
         if tile.last[row] > 0:
-            tile.low = min(tile.low, tile.first[row])
-            tile.high = max(tile.high, tile.last[row])
+            tile.part_low[part] = min(tile.part_low[part], tile.first[row])
+            tile.part_high[part] = max(tile.part_high[part], tile.last[row])
         tile.inner_low = max(tile.inner_low, tile.first[row])
         tile.inner_high = min(tile.inner_high, tile.last[row])
+    for part in range(CATTN_PARTS):
+        tile.low = min(tile.low, tile.part_low[part])
+        tile.high = max(tile.high, tile.part_high[part])
+
+
+cdef bint parts_differ(const Tile *tile, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Whether the parts of a tile have different things to do with keys [start, stop): then each goes alone."""
+    return (tile.rows > tile.part
+            and (max(start, tile.part_low[0]) != max(start, tile.part_low[1])
+                 or min(stop, tile.part_high[0]) != min(stop, tile.part_high[1]) or tile.blank[0] != tile.blank[1]))
 
 
 cdef void empty_softmax(real *maximum, real *sum, Py_ssize_t lanes) noexcept nogil:
@@ -153,9 +165,10 @@ cdef void empty_softmax(real *maximum, real *sum, Py_ssize_t lanes) noexcept nog
 cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry,
                         bint with_sinks) noexcept nogil:
     """Nothing attended yet: the sink alone is in the sum, and it is the maximum."""
-    cdef Py_ssize_t item = plan.tiles.item, row
+    cdef Py_ssize_t item = plan.tiles.item, row, part
     cdef double sink
-    tile.blank = True
+    for part in range(CATTN_PARTS):
+        tile.blank[part] = True
     if item == 4:
         empty_softmax(<float *>tile.maximum, <float *>tile.sum, tile.lanes)
     else:
@@ -170,20 +183,23 @@ cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *pl
 
 
 cdef void fill_blank(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
-    """The output of a tile that no block of keys has come to."""
-    if tile.blank:
-        memset(tile.output, 0, tile.lanes * size * item)
-        tile.blank = False
+    """The output of the parts that no block of keys has come to."""
+    cdef Py_ssize_t part, column
+    for part in range(tile.lanes // tile.part):
+        if tile.blank[part]:
+            for column in range(size):
+                memset(<char *>tile.output + (column * tile.lanes + part * tile.part) * item, 0, tile.part * item)
+            tile.blank[part] = False
 
 
-cdef inline const char *query_row(const Tile *tile, Py_ssize_t row, const cattn_problem *problem,
-                                  const Entry *entry) noexcept nogil:
-    return entry.query + tile.head[row] * problem.query.head + tile.index[row] * problem.query.row
+cdef inline char *array_row(const cattn_array *array, const char *first, const Tile *tile, Py_ssize_t row) noexcept nogil:
+    """What belongs to a row of the tile, in an array whose part for the tile's heads begins at `first`."""
+    return <char *>first + tile.head[row] * array.head + tile.index[row] * array.row
 
 
 cdef inline char *out_row(const Tile *tile, Py_ssize_t row, const cattn_problem *problem,
                           const Entry *entry) noexcept nogil:
-    return entry.out + tile.head[row] * problem.out.head + tile.index[row] * problem.out.row
+    return array_row(&problem.out, entry.out, tile, row)
 
 
 cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry, char *scratch,
@@ -191,7 +207,7 @@ cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *pla
     cdef const char *rows[CATTN_MAX_LANES]
     cdef Py_ssize_t row, c, size = problem.head_size, item = plan.tiles.item
     for row in range(tile.rows):
-        rows[row] = query_row(tile, row, problem, entry)
+        rows[row] = array_row(&problem.query, entry.query, tile, row)
         if not plan.query_in_place:
             fetch_row(scratch + row * size * item, plan.arithmetic, &problem.query, rows[row], size, plan.float_tiles)
             rows[row] = scratch + row * size * item
@@ -211,11 +227,11 @@ cdef inline bint has_terms(const cattn_edit *edit) noexcept nogil:
     return edit.has_bias or edit.has_alibi or edit.has_mask or edit.has_interval
 
 
-cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *problem, const Plan *plan,
-                    const Entry *entry, Py_ssize_t low, Py_ssize_t high, char *workspace, int stage,
-                    bint *visible) noexcept nogil:
-    """What happens to the scores of keys [low, high); whether anything does. Clears `visible` where the mask leaves
-    nothing to see."""
+cdef bint make_edit(cattn_edit *edit, const Tile *tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t lanes,
+                    const cattn_problem *problem, const Plan *plan, const Entry *entry, Py_ssize_t low, Py_ssize_t high,
+                    char *workspace, int stage, bint *visible) noexcept nogil:
+    """What happens to the scores of rows first, first + 1, ... of a tile, which take so many lanes, and keys [low, high);
+    whether anything does. Clears `visible` where the mask leaves nothing to see."""
     cdef Py_ssize_t row, j, count = high - low, item = plan.tiles.item
     cdef const char *source
     cdef char *copy
@@ -228,13 +244,15 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
     edit.has_mask = stage >= STAGE_BIASED and problem.mask.data != NULL
     edit.has_interval = stage >= STAGE_BIASED and (low < tile.inner_low or high > tile.inner_high)
     if edit.has_interval:
-        for row in range(tile.lanes):
-            edit.first[row] = tile.first[row] - low
-            edit.last[row] = tile.last[row] - low
+        for row in range(rows):
+            edit.first[row] = tile.first[first + row] - low
+            edit.last[row] = tile.last[first + row] - low
+        for row in range(rows, lanes):   # lanes without a row restrict nothing
+            edit.first[row] = 0
+            edit.last[row] = count
     if edit.has_mask:
-        for row in range(tile.rows):
-            source = entry.mask + tile.head[row] * problem.mask.head + tile.index[row] * problem.mask.row \
-                + low * problem.mask.column
+        for row in range(rows):
+            source = array_row(&problem.mask, entry.mask, tile, first + row) + low * problem.mask.column
             if not plan.mask_in_place:
                 copy = workspace + plan.mask_at + row * count
                 for j in range(count):
@@ -244,29 +262,28 @@ cdef bint make_edit(cattn_edit *edit, const Tile *tile, const cattn_problem *pro
             if not seen:
                 for j in range(count):
                     seen |= edit.mask[row][j]
-        for row in range(tile.rows, tile.lanes):
+        for row in range(rows, lanes):
             edit.mask[row] = edit.mask[0]
         visible[0] = seen != 0
     if edit.has_bias:
-        for row in range(tile.rows):
-            source = entry.bias + tile.head[row] * problem.bias.head + tile.index[row] * problem.bias.row \
-                + low * problem.bias.column
+        for row in range(rows):
+            source = array_row(&problem.bias, entry.bias, tile, first + row) + low * problem.bias.column
             if not plan.bias_in_place:
                 copy = workspace + plan.bias_at + row * count * item
                 fetch_row(copy, plan.arithmetic, &problem.bias, source, count, plan.float_tiles)
                 source = copy
             edit.bias[row] = source
-        for row in range(tile.rows, tile.lanes):
+        for row in range(rows, lanes):
             edit.bias[row] = edit.bias[0]
     if edit.has_alibi:
-        for row in range(tile.lanes):
+        for row in range(lanes):
             edit.slope[row] = 0
             edit.distance[row] = 0
-            if row < tile.rows:
-                slope = (<const double *>(problem.alibi_slopes.data + (entry.first_head + tile.head[row])
+            if row < rows:
+                slope = (<const double *>(problem.alibi_slopes.data + (entry.first_head + tile.head[first + row])
                                           * problem.alibi_slopes.head))[0]
                 edit.slope[row] = to_float(slope) if item == 4 else slope
-                edit.distance[row] = tile.position[row] - low
+                edit.distance[row] = tile.position[first + row] - low
     return edit.softcap != 0 or has_terms(edit)
 
 

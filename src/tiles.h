@@ -13,7 +13,8 @@
  * vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to their own type
  * only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are at least 1.
  *
- * A tile of fewer rows than lanes: the lanes behind may be computed or not, and hold anything.
+ * A tile of fewer rows than lanes: the lanes behind may be computed or not, and hold anything. Where its rows see other
+ * keys, a tile of many rows goes by parts: pointers to the first lane of the part, which the layout is the same for.
  *
  * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over the keys of a run as the table
  * pleases, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
@@ -28,7 +29,8 @@
 #include "problem.h"
 
 #define CATTN_ALIGNMENT 64
-#define CATTN_MAX_LANES 32
+#define CATTN_MAX_LANES 64
+#define CATTN_PARTS 2
 #define CATTN_FEW_ROWS 8
 
 /* With many rows, sums over the keys of a block are taken in chains of so many at most: each from zero, then joined in
@@ -93,6 +95,7 @@ static inline void cattn_ask_ahead(cattn_ahead *ahead)
 
 typedef struct {
     ptrdiff_t lanes;   /* rows of a many-row tile, at most CATTN_MAX_LANES */
+    ptrdiff_t part;    /* rows of a part of one: lanes / CATTN_PARTS, or `lanes` where a tile has one part only */
     ptrdiff_t item;    /* sizeof(real) */
     ptrdiff_t run;     /* keys of a block, counted from its first, that `values` sums before they join the output */
 

@@ -4,9 +4,9 @@
 #if CATTN_HAS_AVX
 #define TILES_AVX512
 #define VECTOR_BYTES 64
-#define TILE_VECTORS 2   /* vectors over the rows of a many-row tile */
-#define TILE_WIDE 6      /* keys, or value columns, of a register tile */
-#define TILE_CHAINS 2    /* chains of sums side by side */
+#define TILE_VECTORS 4   /* vectors over the rows of a many-row tile: a broadcast serves four FMAs */
+#define TILE_WIDE 12     /* keys, or value columns, of a register tile of one or two vectors */
+#define TILE_CHAINS 1    /* chains of sums side by side */
 #define TILE_SUMS 24     /* accumulators */
 #include "target_begin.h"
 #define REAL_BITS 32

@@ -567,7 +567,7 @@ cdef void narrow(char *to, const void *source, cattn_type type, Py_ssize_t count
 cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     """The set of `real`; the pointer only says which."""
     tiles.item = sizeof(real)
-    tiles.lanes = PORTABLE_LANES
+    tiles.lanes = tiles.part = PORTABLE_LANES
     tiles.run = CATTN_RUN
     tiles.load_rows = <load_rows_function>load_rows[real]
     tiles.terms = <terms_function>terms[real]
