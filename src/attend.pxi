@@ -234,9 +234,9 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
             if few:
                 attend_few_rows(run, entry, tile, &block, workspace, selecting)
                 continue
-            if block.start == begin and next_task != NULL and not plan.heads_stay:
+            if block.start == begin and next_task != NULL and plan.asks_ahead:
                 prefetch_queries(problem, plan, next_task, t * tile.lanes, tile.lanes)
-            if block.stop >= tile.high and plan.out_in_place and not plan.heads_stay:
+            if block.stop >= tile.high and plan.out_in_place and plan.asks_ahead:
                 prefetch_out(problem, plan, entry, tile)
             prefetch_block(problem, plan, &problem.key, entry.key, size, previous_task, task, next_task, block.stop, last, t,
                            tile_count)

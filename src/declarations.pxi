@@ -125,6 +125,7 @@ cdef extern from "dispatch.h" nogil:
     int cattn_override(cattn_table *table, const char *isa)
     const char *cattn_best_isa()
     Py_ssize_t cattn_l2_bytes()
+    int cattn_foresees_rows()
 
 cdef extern from "float_mode.h" nogil:
     unsigned int CATTN_TASK_MODE

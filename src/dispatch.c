@@ -128,3 +128,13 @@ ptrdiff_t cattn_l2_bytes(void)
         size = 256 << 10;
     return (ptrdiff_t)size;
 }
+
+int cattn_foresees_rows(void)
+{
+#if defined(__GNUC__) && defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") != 0;
+#else
+    return 0;
+#endif
+}

@@ -18,4 +18,8 @@ const char *cattn_best_isa(void);
  * called once. */
 ptrdiff_t cattn_l2_bytes(void);
 
+/* Whether this processor's own prefetchers follow rows well that lie behind one another. Intel's do: to ask for such rows
+ * beforehand took 2 to 6% of the time where it saves 2 to 7% on AMD's Zen 4 and 5. */
+int cattn_foresees_rows(void);
+
 #endif

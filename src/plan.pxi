@@ -1,5 +1,5 @@
-# Problem → Plan: strategy, blocks, tasks, workspace. A pure function of the problem, the kernel table and the
-# size of the L2 cache, never of the number of threads.
+# Problem → Plan: strategy, blocks, tasks, workspace. A pure function of the problem, the kernel table, the size of the
+# L2 cache and what the processor foresees, never of the number of threads.
 #
 # What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
@@ -8,6 +8,7 @@ from libc.math cimport fabs
 
 # Of one core.
 cdef Py_ssize_t L2_BYTES = cattn_l2_bytes()
+cdef bint FORESEES_ROWS = cattn_foresees_rows()
 
 cdef enum:
     BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
@@ -60,7 +61,8 @@ cdef struct Plan:
     Py_ssize_t key_block, few_block, tiles_per_task
     bint has_many, has_few
     bint heads_share                     # a mask or a bias that is larger than what all parts read of their keys and values
-    bint head_stays, heads_stay          # in L2: the keys and values of a head from task to task; those of all of them
+    bint head_stays                      # in L2, from task to task: the keys and values of a head
+    bint asks_ahead                      # for keys, values, queries and outputs: they come from beyond L2, unforeseen
     bint query_in_place, key_in_place, value_in_place, out_in_place, mask_in_place, bias_in_place
     bint few_halves                      # few rows read keys and values of a half type where they lie
     Py_ssize_t tasks, partials, partial_bytes
@@ -176,8 +178,8 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
         plan.head_stays = (bytes_of_head + bytes_beside(&problem.mask, problem, False)
                            + bytes_beside(&problem.bias, problem, False) <= L2_BYTES // 2)
         # Of packed sequences, key_length is the total.
-        plan.heads_stay = bytes_of_head * problem.key_heads * (plan.entries if problem.key_indptr == NULL else 1) \
-            <= L2_BYTES // 2
+        plan.asks_ahead = not FORESEES_ROWS and bytes_of_head * problem.key_heads \
+            * (plan.entries if problem.key_indptr == NULL else 1) > L2_BYTES // 2
 
     plan.query_in_place = in_place(&problem.query, plan.arithmetic, problem.batch_ndim)
     plan.key_in_place = in_place(&problem.key, plan.arithmetic, problem.batch_ndim)
