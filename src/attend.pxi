@@ -353,7 +353,8 @@ cdef void attend_many(Run *run, const Task *task, char *workspace, int worker) n
     attend_chunks(run, task, &entry, tiles, tile_count, workspace, worker, False)
     for t in range(tile_count):
         if not finish_tile(run.problem, run.plan, &entry, &tiles[t], workspace, False):
-            # Perhaps a masked value was not finite: weight 0 does not silence it. Again, leaving out what is masked.
+            # Perhaps a masked value was not finite, which weight 0 does not silence, or a masked score. Again, leaving out
+            # what is masked.
             attend_chunks(run, task, &entry, &tiles[t], 1, workspace, worker, True)
             finish_tile(run.problem, run.plan, &entry, &tiles[t], workspace, False)
 

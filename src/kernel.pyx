@@ -7,6 +7,7 @@ from . import _arguments
 from ._threads import get_num_threads
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.float cimport DBL_MIN
 from libc.math cimport sqrt
 from libc.string cimport memcmp
 cimport numpy as cnp
@@ -206,7 +207,8 @@ cdef int set_problem(cattn_problem *problem, object given) except -1:
     *_, problem.key_heads, problem.key_length, _ = given.key.shape
     *_, problem.value_size = (0,) if given.value is None else given.value.shape
     problem.scale = given.scale
-    problem.softcap = given.softcap
+    # A subnormal one would count as 0, none, in the tasks' floating-point mode.
+    problem.softcap = max(<double>given.softcap, DBL_MIN) if given.softcap else 0
     problem.window_left = given.window_left
     problem.window_right = given.window_right
     problem.query_indptr = problem.key_indptr = NULL
@@ -389,8 +391,9 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     Vaswani et al. 2017, section 3.2.1, with the online softmax of Milakov and Gimelshein 2018. No array of size
     Lq × Lk exists at any time. What is masked never reaches the output, NaN and infinity included.
 
-    Weights below the smallest normal number count as 0. Weighted values are summed before the division by the sum of
-    weights, which is at most Lk: values beyond the type's largest number / Lk may give infinity.
+    Whatever is below the smallest normal number counts as 0: weights, values, and their products. Weighted values are
+    summed before the division by the sum of weights, which is at most Lk: values beyond the type's largest number / Lk
+    may give infinity.
     """
     cdef cattn_problem problem
     if (type(layout) is str and layout == "bhld" and (causal is False or causal is True) and return_lse is False

@@ -53,7 +53,7 @@
 #define CATTN_LOG2E 1.44269504088896340736
 
 /* What happens to the scores of a block, in this order: softcap, bias and ALiBi, then the selection. Vectors are over
- * the rows of the tile. */
+ * the rows of the tile, or of the part. */
 typedef struct {
     double softcap;                               /* 0: none */
     const void *bias[CATTN_MAX_LANES];            /* reals, one a key of the block, contiguous */
@@ -108,7 +108,7 @@ typedef struct {
     void (*terms)(void *terms, ptrdiff_t rows, ptrdiff_t count, const cattn_edit *edit);
 
     /* scores[j][r] = Σ_c queries[c][r] · key_j[c] + terms[j][r];  block_maximum[r] = max_j scores[j][r], a NaN not counted.
-     * terms NULL: there are none. A masked score that is not finite comes out as NaN. */
+     * terms NULL: there are none. A masked NaN or +infinity comes out as NaN. */
     void (*scores)(void *scores, void *block_maximum, const void *queries, const void *terms, ptrdiff_t rows,
                    const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead);
 

@@ -226,3 +226,14 @@ def test_weights_keep_their_bits(dtype, stage, rows):
     assert found[..., :200].tobytes() == expected.tobytes()
     if stage in ("biased", "weights"):
         assert np.all(found[..., 200:] == (0 if stage == "weights" else -np.inf))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_nan_in_another_head_leaves_the_last_bit(dtype):
+    """Outputs so small that the remainder of their division is below the smallest normal number."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((heads, 40, 8)).astype(dtype) for heads in (2, 1, 1))
+    value *= np.finfo(dtype).smallest_normal * 2.0**20
+    alone = cattn.attention(query, key, value)
+    query[1] = np.nan
+    assert_same_bits(cattn.attention(query, key, value)[0], alone[0])

@@ -465,3 +465,12 @@ def test_modifiers_beyond_one_chunk(dtype, rows, keys):
         {"bias": np.where(random.random((4, rows, keys)) < 0.5, -np.inf, 1.0).astype(dtype)},
     ):
         check(**case, **modifiers)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_even_a_subnormal_softcap_is_one(rows, dtype):
+    rng = np.random.default_rng(rows)
+    query, key, value = (rng.standard_normal((1, length, 8)).astype(dtype) for length in (rows, 9, 9))
+    out = cattn.attention(query, key, value, softcap=1e-310)
+    np.testing.assert_allclose(out, np.broadcast_to(value.mean(axis=1, keepdims=True), out.shape), rtol=1e-5, atol=1e-6)
