@@ -338,6 +338,22 @@ cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, con
 # Few rows: the head size, or the keys, in the lanes.
 
 
+cdef inline void add_dot(real *lanes, const real *query, const real *key, Py_ssize_t size) noexcept nogil:
+    """lanes[c mod PORTABLE_FEW_LANES] = Σ_c query[c] · key[c], of at most PORTABLE_FEW_CHAINS elements, so that no chain is longer
+    than PORTABLE_CHAIN."""
+    cdef real[PORTABLE_FEW_LANES] partial
+    cdef Py_ssize_t c, lane
+    for lane in range(PORTABLE_FEW_LANES):
+        partial[lane] = 0
+    for c in range(size // PORTABLE_FEW_LANES):
+        for lane in range(PORTABLE_FEW_LANES):
+            partial[lane] += query[c * PORTABLE_FEW_LANES + lane] * key[c * PORTABLE_FEW_LANES + lane]
+    for lane in range(PORTABLE_FEW_LANES):
+        lanes[lane] = partial[lane]
+    for c in range(size - size % PORTABLE_FEW_LANES, size):
+        lanes[c % PORTABLE_FEW_LANES] += query[c] * key[c]
+
+
 cdef inline real sum_lanes(real *lanes) noexcept nogil:
     """The sum of PORTABLE_FEW_LANES numbers, by halves."""
     cdef Py_ssize_t lane
@@ -348,21 +364,6 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
-cdef inline real dot(const real *query, const real *key, Py_ssize_t size) noexcept nogil:
-    """Of at most PORTABLE_FEW_CHAINS elements, so that no chain is longer than PORTABLE_CHAIN."""
-    cdef Py_ssize_t lanes = PORTABLE_FEW_LANES
-    cdef real[PORTABLE_FEW_LANES] partial
-    cdef Py_ssize_t c, lane
-    for lane in range(lanes):
-        partial[lane] = 0
-    for c in range(size // lanes):
-        for lane in range(lanes):
-            partial[lane] += query[c * lanes + lane] * key[c * lanes + lane]
-    for c in range(size - size % lanes, size):
-        partial[c % lanes] += query[c] * key[c]
-    return sum_lanes(partial)
-
-
 cdef inline Py_ssize_t rows_ahead(Py_ssize_t bytes) noexcept nogil:
     """How many rows further on the memory is asked for that comes next."""
     return PORTABLE_AHEAD // max(bytes, <Py_ssize_t>1) + 1
@@ -371,23 +372,35 @@ cdef inline Py_ssize_t rows_ahead(Py_ssize_t bytes) noexcept nogil:
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
                      const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      cattn_type type) noexcept nogil:
-    cdef const real *key
-    cdef const real *query
+    # Sums of lanes wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
+    cdef real[PORTABLE_FEW_RUN * PORTABLE_FEW_LANES] lanes
+    cdef const char *key
     cdef real score
-    cdef Py_ssize_t part, j, c, r, ahead = rows_ahead(size * sizeof(real))
+    cdef Py_ssize_t part, parts = (size + PORTABLE_FEW_CHAINS - 1) // PORTABLE_FEW_CHAINS, number, start, run
+    cdef Py_ssize_t j, c, r
+    cdef Py_ssize_t ahead = rows_ahead(size * sizeof(real))
     for r in range(rows):
         block_maximum[r] = -INFINITY
-    for j in range(count):
-        key = <const real *>(keys + j * stride)
-        prefetch(keys + (j + ahead) * stride, size * sizeof(real))
+    for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
+        start = number * PORTABLE_FEW_RUN
+        run = min(count - start, <Py_ssize_t>PORTABLE_FEW_RUN)
         for r in range(rows):
-            query = queries + r * size
-            score = dot(query, key, min(size, <Py_ssize_t>PORTABLE_FEW_CHAINS))
-            for part in range(1, (size + PORTABLE_FEW_CHAINS - 1) // PORTABLE_FEW_CHAINS):
+            for part in range(parts):
                 c = part * PORTABLE_FEW_CHAINS
-                score += dot(query + c, key + c, min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS))
-            block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
-            scores[r * pitch + j] = score
+                for j in range(run):
+                    key = keys + (start + j) * stride
+                    if r == 0 and part == 0:
+                        prefetch(key + ahead * stride, size * sizeof(real))
+                    add_dot(lanes + j * PORTABLE_FEW_LANES, queries + r * size + c, <const real *>key + c,
+                            min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS))
+                for j in range(run):
+                    score = sum_lanes(lanes + j * PORTABLE_FEW_LANES)
+                    if part > 0:
+                        score += scores[r * pitch + start + j]
+                    scores[r * pitch + start + j] = score
+            for j in range(run):
+                score = scores[r * pitch + start + j]
+                block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
 
 
 cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
@@ -471,13 +484,14 @@ cdef void few_values(real *output, const real *factor, const real *weights, Py_s
                     sum[c] = 0
                 j = start
                 stop = min(count, start + PORTABLE_FEW_RUN)
-                for c in range(start, stop if r == 0 else start):   # the other rows find them in a cache
-                    prefetch(values + (c + ahead) * stride + first * sizeof(real), columns * sizeof(real))
-                while j + 4 <= stop:
+                # The first row brings the values from memory, best one key after the other; the others find them in a cache.
+                while r > 0 and j + 4 <= stop:
                     add_rows(sum, weights + r * pitch + j, values + j * stride + first * sizeof(real), stride, columns)
                     j += 4
                 while j < stop:
                     value = <const real *>(values + j * stride) + first
+                    if r == 0:
+                        prefetch(<const char *>value + ahead * stride, columns * sizeof(real))
                     weight = weights[r * pitch + j]
                     for c in range(columns):
                         sum[c] += weight * value[c]
