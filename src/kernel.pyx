@@ -18,6 +18,7 @@ cdef extern from "Python.h":
 
 include "declarations.pxi"
 include "tiles_portable.pxi"
+include "tiles_portable_few.pxi"
 include "storage.pxi"
 include "plan.pxi"
 include "rows.pxi"
