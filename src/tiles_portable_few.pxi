@@ -1,76 +1,121 @@
 # The other half of the kernel table in typed loops. Few rows: the head size, or the keys, in the lanes.
 
 cdef enum:
-    PORTABLE_FEW_LANES = 16  # terms of a score summed side by side for few rows: four SSE2 registers of floats
+    PORTABLE_FEW_LANES = 8   # terms of a score summed side by side for few rows: of four keys, half of the SSE2 registers
     PORTABLE_FEW_CHAINS = PORTABLE_FEW_LANES * PORTABLE_CHAIN
     PORTABLE_COLUMNS = 128   # value columns summed at a time for few rows
-    PORTABLE_AHEAD = 2048    # bytes asked for ahead of those read: half or twice as many gain less, 8 KiB nothing
-    PORTABLE_FEW_RUN = 8     # keys of a run there: a join costs little beside memory, and short chains round less
+    PORTABLE_AHEAD = 4096    # bytes asked for ahead of those read: half or twice as many make no difference
+    PORTABLE_FEW_RUN = 8     # keys of a run there: their weights fill half of the SSE2 registers, and short chains round less
+
+
+cdef inline Py_ssize_t bytes_ahead(Py_ssize_t stride, Py_ssize_t bytes) noexcept nogil:
+    """From a row of so many bytes to the one to ask for meanwhile: one of the next run at the soonest."""
+    return max(PORTABLE_AHEAD // max(bytes, <Py_ssize_t>1), <Py_ssize_t>PORTABLE_FEW_RUN) * stride
+
+
+cdef inline void ask_ahead(const real *row, Py_ssize_t c, Py_ssize_t ahead) noexcept nogil:
+    """Asks for the line of memory that column c begins, if it begins one, so many bytes ahead."""
+    if ahead != 0 and c * sizeof(real) % 64 == 0:
+        CATTN_PREFETCH(<const char *>(row + c) + ahead)
 
 
 cdef inline void add_dot(real *lanes, const real *query, const real *key, Py_ssize_t size) noexcept nogil:
     """lanes[c mod PORTABLE_FEW_LANES] = Σ_c query[c] · key[c], of at most PORTABLE_FEW_CHAINS elements, so that no chain is longer
     than PORTABLE_CHAIN."""
-    cdef real[PORTABLE_FEW_LANES] partial
-    cdef Py_ssize_t c, lane
+    cdef Py_ssize_t step, first, lane, c
     for lane in range(PORTABLE_FEW_LANES):
-        partial[lane] = 0
-    for c in range(size // PORTABLE_FEW_LANES):
+        lanes[lane] = 0
+    for step in range(size // PORTABLE_FEW_LANES):
+        first = step * PORTABLE_FEW_LANES
         for lane in range(PORTABLE_FEW_LANES):
-            partial[lane] += query[c * PORTABLE_FEW_LANES + lane] * key[c * PORTABLE_FEW_LANES + lane]
-    for lane in range(PORTABLE_FEW_LANES):
-        lanes[lane] = partial[lane]
+            lanes[lane] += query[first + lane] * key[first + lane]
     for c in range(size - size % PORTABLE_FEW_LANES, size):
         lanes[c % PORTABLE_FEW_LANES] += query[c] * key[c]
+
+
+cdef inline void add_dots(real *lanes, const real *query, const real *key0, Py_ssize_t stride, Py_ssize_t size,
+                          Py_ssize_t ahead) noexcept nogil:
+    """The same of four keys side by side, asking for later ones."""
+    cdef real[PORTABLE_FEW_LANES] sum0, sum1, sum2, sum3
+    cdef const real *key1 = behind(key0, stride)
+    cdef const real *key2 = behind(key0, 2 * stride)
+    cdef const real *key3 = behind(key0, 3 * stride)
+    cdef Py_ssize_t step, first, lane, c
+    for lane in range(PORTABLE_FEW_LANES):
+        sum0[lane] = sum1[lane] = sum2[lane] = sum3[lane] = 0
+    for step in range(size // PORTABLE_FEW_LANES):
+        first = step * PORTABLE_FEW_LANES
+        ask_ahead(key0, first, ahead)
+        ask_ahead(key1, first, ahead)
+        ask_ahead(key2, first, ahead)
+        ask_ahead(key3, first, ahead)
+        for lane in range(PORTABLE_FEW_LANES):
+            c = first + lane
+            sum0[lane] += query[c] * key0[c]
+            sum1[lane] += query[c] * key1[c]
+            sum2[lane] += query[c] * key2[c]
+            sum3[lane] += query[c] * key3[c]
+    for lane in range(PORTABLE_FEW_LANES):
+        lanes[lane] = sum0[lane]
+        lanes[PORTABLE_FEW_LANES + lane] = sum1[lane]
+        lanes[2 * PORTABLE_FEW_LANES + lane] = sum2[lane]
+        lanes[3 * PORTABLE_FEW_LANES + lane] = sum3[lane]
+    for c in range(size - size % PORTABLE_FEW_LANES, size):
+        lane = c % PORTABLE_FEW_LANES
+        lanes[lane] += query[c] * key0[c]
+        lanes[PORTABLE_FEW_LANES + lane] += query[c] * key1[c]
+        lanes[2 * PORTABLE_FEW_LANES + lane] += query[c] * key2[c]
+        lanes[3 * PORTABLE_FEW_LANES + lane] += query[c] * key3[c]
 
 
 cdef inline real sum_lanes(real *lanes) noexcept nogil:
     """The sum of PORTABLE_FEW_LANES numbers, by halves."""
     cdef Py_ssize_t lane
-    for lane in range(8):
-        lanes[lane] += lanes[lane + 8]
     for lane in range(4):
         lanes[lane] += lanes[lane + 4]
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
-cdef inline Py_ssize_t rows_ahead(Py_ssize_t bytes) noexcept nogil:
-    """How many rows further on the memory is asked for that comes next."""
-    return PORTABLE_AHEAD // max(bytes, <Py_ssize_t>1) + 1
-
-
 cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
                      const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      cattn_type type) noexcept nogil:
-    # Sums of lanes wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
-    cdef real[PORTABLE_FEW_RUN * PORTABLE_FEW_LANES] lanes
+    # Two keys from each of four places of the block in turn: processors read four streams faster than one. Sums of lanes
+    # wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
+    cdef real[8 * PORTABLE_FEW_LANES] lanes
+    cdef const real *query
     cdef const char *key
     cdef real score
-    cdef Py_ssize_t part, parts = (size + PORTABLE_FEW_CHAINS - 1) // PORTABLE_FEW_CHAINS, number, start, run
-    cdef Py_ssize_t j, c, r
-    cdef Py_ssize_t ahead = rows_ahead(size * sizeof(real))
+    cdef Py_ssize_t part, parts = (size + PORTABLE_FEW_CHAINS - 1) // PORTABLE_FEW_CHAINS, start, width, i, j, c, r
+    cdef Py_ssize_t apart = count // 8 * 2, ahead = bytes_ahead(stride, size * sizeof(real))
     for r in range(rows):
         block_maximum[r] = -INFINITY
-    for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
-        start = number * PORTABLE_FEW_RUN
-        run = min(count - start, <Py_ssize_t>PORTABLE_FEW_RUN)
+    for start in range(0, apart, 2):
         for r in range(rows):
             for part in range(parts):
                 c = part * PORTABLE_FEW_CHAINS
-                for j in range(run):
-                    key = keys + (start + j) * stride
-                    if r == 0 and part == 0:
-                        prefetch(key + ahead * stride, size * sizeof(real))
-                    add_dot(lanes + j * PORTABLE_FEW_LANES, queries + r * size + c, <const real *>key + c,
-                            min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS))
-                for j in range(run):
-                    score = sum_lanes(lanes + j * PORTABLE_FEW_LANES)
-                    if part > 0:
-                        score += scores[r * pitch + start + j]
-                    scores[r * pitch + start + j] = score
-            for j in range(run):
-                score = scores[r * pitch + start + j]
+                width = min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS)
+                query = queries + r * size + c
+                key = keys + start * stride + c * sizeof(real)
+                for i in range(2):
+                    add_dots(lanes + i * 4 * PORTABLE_FEW_LANES, query, <const real *>(key + i * stride), apart * stride, width,
+                             ahead if r == 0 else 0)
+                for i in range(8):
+                    j = r * pitch + start + i // 4 + i % 4 * apart
+                    score = sum_lanes(lanes + i * PORTABLE_FEW_LANES)
+                    scores[j] = scores[j] + score if part > 0 else score
+            for i in range(8):
+                score = scores[r * pitch + start + i // 4 + i % 4 * apart]
                 block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
+    for j in range(4 * apart, count):
+        for r in range(rows):
+            score = 0
+            for part in range(parts):
+                c = part * PORTABLE_FEW_CHAINS
+                add_dot(lanes, queries + r * size + c, <const real *>(keys + j * stride) + c,
+                        min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS))
+                score += sum_lanes(lanes)
+            scores[r * pitch + j] = score
+            block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
 
 
 cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
@@ -119,29 +164,64 @@ cdef inline real few_total(const real *total, Py_ssize_t apart) noexcept nogil:
     return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart])
 
 
-cdef inline void add_rows(real *sum, const real *weights, const char *values, Py_ssize_t stride,
-                          Py_ssize_t columns) noexcept nogil:
-    """The values of four keys in turn, with the sums touched once."""
+cdef inline void add_run(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t columns,
+                         Py_ssize_t ahead) noexcept nogil:
+    """total[c] += Σ_k weights[k] · value_k[c] of a whole run, asking for later ones."""
     cdef const real *value0 = <const real *>values
     cdef const real *value1 = behind(value0, stride)
     cdef const real *value2 = behind(value0, 2 * stride)
     cdef const real *value3 = behind(value0, 3 * stride)
+    cdef const real *value4 = behind(value0, 4 * stride)
+    cdef const real *value5 = behind(value0, 5 * stride)
+    cdef const real *value6 = behind(value0, 6 * stride)
+    cdef const real *value7 = behind(value0, 7 * stride)
     cdef real weight0 = weights[0], weight1 = weights[1], weight2 = weights[2], weight3 = weights[3]
-    cdef Py_ssize_t c
+    cdef real weight4 = weights[4], weight5 = weights[5], weight6 = weights[6], weight7 = weights[7]
+    cdef Py_ssize_t step, first, lane, c
+    for step in range(columns // 16):
+        first = step * 16
+        ask_ahead(value0, first, ahead)
+        ask_ahead(value1, first, ahead)
+        ask_ahead(value2, first, ahead)
+        ask_ahead(value3, first, ahead)
+        ask_ahead(value4, first, ahead)
+        ask_ahead(value5, first, ahead)
+        ask_ahead(value6, first, ahead)
+        ask_ahead(value7, first, ahead)
+        for lane in range(16):
+            c = first + lane
+            total[c] += (weight0 * value0[c] + weight1 * value1[c] + weight2 * value2[c] + weight3 * value3[c]
+                         + weight4 * value4[c] + weight5 * value5[c] + weight6 * value6[c] + weight7 * value7[c])
+    for c in range(columns - columns % 16, columns):
+        total[c] += (weight0 * value0[c] + weight1 * value1[c] + weight2 * value2[c] + weight3 * value3[c]
+                     + weight4 * value4[c] + weight5 * value5[c] + weight6 * value6[c] + weight7 * value7[c])
+
+
+cdef inline void add_rest(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t count,
+                          Py_ssize_t columns) noexcept nogil:
+    """The same of the last keys, fewer than a run, in the same order: keys that are masked behind them change no bit."""
+    cdef real[PORTABLE_COLUMNS] sum
+    cdef const real *value
+    cdef Py_ssize_t k, c
     for c in range(columns):
-        sum[c] = sum[c] + weight0 * value0[c] + weight1 * value1[c] + weight2 * value2[c] + weight3 * value3[c]
+        sum[c] = 0
+    for k in range(count):
+        value = <const real *>(values + k * stride)
+        for c in range(columns):
+            sum[c] += weights[k] * value[c]
+    for c in range(columns):
+        total[c] += sum[c]
 
 
 cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
                      const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
                      cattn_type type) noexcept nogil:
-    cdef real[PORTABLE_COLUMNS] sum
     # Runs join one of four totals of their row in turn: in one chain equal sums round alike.
     cdef real[CATTN_FEW_ROWS * 4 * PORTABLE_COLUMNS] total
-    cdef const real *value
+    cdef const real *weight
+    cdef const char *value
     cdef real *joined
-    cdef real weight
-    cdef Py_ssize_t part, first, columns, number, start, stop, j, c, r, ahead = rows_ahead(size * sizeof(real))
+    cdef Py_ssize_t part, first, columns, number, start, c, r, ahead = bytes_ahead(stride, size * sizeof(real))
     for part in range((size + PORTABLE_COLUMNS - 1) // PORTABLE_COLUMNS):
         first = part * PORTABLE_COLUMNS
         columns = min(size - first, <Py_ssize_t>PORTABLE_COLUMNS)
@@ -149,26 +229,14 @@ cdef void few_values(real *output, const real *factor, const real *weights, Py_s
             total[c] = 0
         for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
             start = number * PORTABLE_FEW_RUN
+            value = values + start * stride + first * sizeof(real)
             for r in range(rows):
-                for c in range(columns):
-                    sum[c] = 0
-                j = start
-                stop = min(count, start + PORTABLE_FEW_RUN)
-                # The first row brings the values from memory, best one key after the other; the others find them in a cache.
-                while r > 0 and j + 4 <= stop:
-                    add_rows(sum, weights + r * pitch + j, values + j * stride + first * sizeof(real), stride, columns)
-                    j += 4
-                while j < stop:
-                    value = <const real *>(values + j * stride) + first
-                    if r == 0:
-                        prefetch(<const char *>value + ahead * stride, columns * sizeof(real))
-                    weight = weights[r * pitch + j]
-                    for c in range(columns):
-                        sum[c] += weight * value[c]
-                    j += 1
+                weight = weights + r * pitch + start
                 joined = total + (r * 4 + number % 4) * columns
-                for c in range(columns):
-                    joined[c] += sum[c]
+                if start + PORTABLE_FEW_RUN <= count:
+                    add_run(joined, weight, value, stride, columns, ahead if r == 0 else 0)
+                else:
+                    add_rest(joined, weight, value, stride, count - start, columns)
         for r in range(rows):
             for c in range(columns):
                 output[r * size + first + c] = factor[r] * output[r * size + first + c] \
