@@ -37,27 +37,33 @@ _UNLIMITED = -1
 _STAGES = ("scores", "softcapped", "biased", "weights")
 
 
+class Modifiers(NamedTuple):
+    """What a score depends on beside its query and key, checked. Arrays that were not given are None."""
+
+    scale: float
+    softcap: float  # 0.0: none
+    window_left: int  # -1: unlimited
+    window_right: int  # -1: unlimited; causal is 0
+    alibi_slopes: np.ndarray | None  # (Hq,), contiguous float64
+    sinks: np.ndarray | None  # (Hq,), contiguous float64
+    query_offset: np.ndarray | None  # batch or (), int64; None: 0
+    query_lengths: np.ndarray | None = None  # batch or (), int64
+    key_lengths: np.ndarray | None = None  # batch or (), int64
+    key_start: np.ndarray | None = None  # (*batch, Hq, Lq), int64, within [0, Lk]
+    key_stop: np.ndarray | None = None  # (*batch, Hq, Lq), int64, within [0, Lk]
+    mask: np.ndarray | None = None  # (*batch, Hq, Lq, Lk), bool
+    bias: np.ndarray | None = None  # (*batch, Hq, Lq, Lk), any of the four types
+
+
 class Problem(NamedTuple):
-    """One attention call as data, checked. Arrays that were not given are None."""
+    """One attention call as data, checked."""
 
     query: np.ndarray  # (*batch, Hq, Lq, D)
     key: np.ndarray  # (*batch, Hkv, Lk, D)
     value: np.ndarray | None  # (*batch, Hkv, Lk, Dv); None for attention_weights
     out: np.ndarray  # (*batch, Hq, Lq, Dv), or (*batch, Hq, Lq, Lk) for attention_weights
     lse: np.ndarray | None  # (*batch, Hq, Lq)
-    scale: float
-    softcap: float  # 0.0: none
-    window_left: int  # -1: unlimited
-    window_right: int  # -1: unlimited; causal is 0
-    query_offset: np.ndarray | None  # batch, int64; None: 0
-    query_lengths: np.ndarray | None  # batch, int64
-    key_lengths: np.ndarray | None  # batch, int64
-    key_start: np.ndarray | None  # (*batch, Hq, Lq), int64, within [0, Lk]
-    key_stop: np.ndarray | None  # (*batch, Hq, Lq), int64, within [0, Lk]
-    mask: np.ndarray | None  # (*batch, Hq, Lq, Lk), bool
-    bias: np.ndarray | None  # (*batch, Hq, Lq, Lk), any of the four types
-    alibi_slopes: np.ndarray | None  # (Hq,), contiguous float64
-    sinks: np.ndarray | None  # (Hq,), contiguous float64
+    modifiers: Modifiers
     num_threads: int  # 0: not given
     # attention_varlen only, contiguous int64. The batch is then the sequences: inputs have stride 0 along it,
     # while out and lse have no batch axis: (Hq, total, Dv) and (Hq, total).
@@ -65,7 +71,7 @@ class Problem(NamedTuple):
     key_indptr: np.ndarray | None = None
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     batch: tuple
     query_heads: int
     query_length: int
@@ -75,36 +81,32 @@ class _Sizes(NamedTuple):
     headless: bool  # 2-D inputs: the head axis is ours, the caller never sees it
 
 
-def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **modifiers):
+def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **given):
     """→ (Problem, out, lse or None)"""
     return_lse = as_flag("return_lse", return_lse)
     inputs, sizes = _inputs(_layout(layout), query=query, key=key, value=value)
-    modifiers = _modifiers(sizes, **modifiers)
-    threads = _threads(num_threads)
+    checked = modifiers(sizes, **given)
+    count = threads(num_threads)
 
     dtype = inputs["query"].dtype
     rows = _rows_shape(sizes)
     if layout == "blhd" and not sizes.headless:
         rows = (*sizes.batch, sizes.query_length, sizes.query_heads)
     shape = (*rows, inputs["value"].shape[-1])
-    out, lse = _results(out, shape, dtype, return_lse, {**inputs, **modifiers})
+    out, lse = _results(out, shape, dtype, return_lse, {**inputs, **checked._asdict()})
     problem = Problem(
-        **inputs,
-        out=_canonical(out, layout),
-        lse=_canonical_lse(lse, layout),
-        **modifiers,
-        num_threads=threads,
+        **inputs, out=_canonical(out, layout), lse=_canonical_lse(lse, layout), modifiers=checked, num_threads=count
     )
     return problem, out, lse
 
 
-def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads=None, **modifiers):
+def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads=None, **given):
     """→ (Problem, stage, out); out is (..., Hq, Lq, Lk) in either layout, like mask and bias"""
     if not isinstance(stage, str) or stage not in _STAGES:
         raise ValueError(f"stage: expected one of {', '.join(map(repr, _STAGES))}, got {shown(stage)}")
     inputs, sizes = _inputs(_layout(layout), query=query, key=key)
-    modifiers = _modifiers(sizes, **modifiers)
-    threads = _threads(num_threads)
+    checked = modifiers(sizes, **given)
+    count = threads(num_threads)
 
     weights = _empty("out", (*_rows_shape(sizes), sizes.key_length), arithmetic(inputs["query"].dtype))
     problem = Problem(
@@ -112,8 +114,8 @@ def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads
         value=None,
         out=weights[None] if sizes.headless else weights,
         lse=None,
-        **modifiers,
-        num_threads=threads,
+        modifiers=checked,
+        num_threads=count,
     )
     return problem, stage, weights
 
@@ -148,15 +150,15 @@ def attention_varlen(
         )
     sequences = (len(query_indptr) - 1,)
 
-    modifiers = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
+    everywhere = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
     ends = np.diff(key_indptr) - np.diff(query_indptr)
     unequal = np.flatnonzero(ends)
     lengths = ""
     if unequal.size:
         first = unequal[0]
         lengths = f"{np.diff(query_indptr)[first]} and {np.diff(key_indptr)[first]} in sequence {first}"
-    offset = _query_offset(query_offset, sequences, ends, _positional(causal, modifiers), lengths, "sequences")
-    threads = _threads(num_threads)
+    offset = _query_offset(query_offset, sequences, ends, _positional(causal, everywhere), lengths, "sequences")
+    count = threads(num_threads)
 
     dtype = inputs["query"].dtype
     shape = (sizes.query_length, sizes.query_heads, inputs["value"].shape[-1])
@@ -165,15 +167,8 @@ def attention_varlen(
         **{name: _broadcast(name, array, sequences + array.shape, "sequences") for name, array in inputs.items()},
         out=_canonical(out, "packed"),
         lse=_canonical_lse(lse, "packed"),
-        **modifiers,
-        query_offset=offset,
-        query_lengths=None,
-        key_lengths=None,
-        key_start=None,
-        key_stop=None,
-        mask=None,
-        bias=None,
-        num_threads=threads,
+        modifiers=Modifiers(**everywhere, query_offset=offset),
+        num_threads=count,
         query_indptr=query_indptr,
         key_indptr=key_indptr,
     )
@@ -242,7 +237,7 @@ def _inputs(layout, **given):
                 ) from None
     for name, view in views.items():
         views[name] = _broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
-    return views, _Sizes(
+    return views, Sizes(
         batch, query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2
     )
 
@@ -319,7 +314,7 @@ def _overlaps_itself(array):
 # Modifiers
 
 
-def _modifiers(
+def modifiers(
     sizes,
     *,
     scale=None,
@@ -335,18 +330,20 @@ def _modifiers(
     softcap=None,
     sinks=None,
 ):
-    """The fields of Problem between lse and num_threads, by name."""
-    modifiers = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
+    everywhere = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
     batch, query_length, key_length = sizes.batch, sizes.query_length, sizes.key_length
     query_lengths = _lengths("query_lengths", query_lengths, batch, "query", query_length)
     key_lengths = _lengths("key_lengths", key_lengths, batch, "key", key_length)
-    end = (key_length if key_lengths is None else key_lengths) - (
-        query_length if query_lengths is None else query_lengths
-    )
+    end = None
+    if isinstance(query_offset, str):
+        end = (key_length if key_lengths is None else key_lengths) - (
+            query_length if query_lengths is None else query_lengths
+        )
     unequal = f"{query_length} and {key_length}" if query_length != key_length else ""
     start, stop = _key_range(key_range, sizes)
-    modifiers.update(
-        query_offset=_query_offset(query_offset, batch, end, _positional(causal, modifiers), unequal),
+    return Modifiers(
+        **everywhere,
+        query_offset=_query_offset(query_offset, batch, end, _positional(causal, everywhere), unequal),
         query_lengths=query_lengths,
         key_lengths=key_lengths,
         key_start=start,
@@ -354,11 +351,10 @@ def _modifiers(
         mask=None if mask is None else _mask(mask, sizes),
         bias=None if bias is None else _bias(bias, sizes),
     )
-    return modifiers
 
 
 def _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks):
-    """The modifiers that are the same for every batch entry."""
+    """The modifiers that are the same for every batch entry, by name."""
     left, right = _window(window)
     return {
         "scale": 1.0 / math.sqrt(sizes.head_size) if scale is None else _scale(scale, sizes.arithmetic),
@@ -370,13 +366,13 @@ def _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks):
     }
 
 
-def _positional(causal, modifiers):
+def _positional(causal, everywhere):
     """The name of a given modifier that asks where the queries stand, or None."""
     if causal:
         return "causal"
-    if modifiers["window_left"] != _UNLIMITED or modifiers["window_right"] != _UNLIMITED:
+    if everywhere["window_left"] != _UNLIMITED or everywhere["window_right"] != _UNLIMITED:
         return "window"
-    return None if modifiers["alibi_slopes"] is None else "alibi_slopes"
+    return None if everywhere["alibi_slopes"] is None else "alibi_slopes"
 
 
 def _window(window):
@@ -409,19 +405,21 @@ def _query_offset(offset, batch, end, positional, unequal, axes="leading axes"):
         if offset != "end":
             raise ValueError(f"query_offset: expected {words}, or integers, got {offset!r}")
         offset = end
-    offsets = as_integers("query_offset", offset, -_FAR, _FAR)
-    return _broadcast("query_offset", offsets, batch, axes)
+    return _per_entry("query_offset", as_integers("query_offset", offset, -_FAR, _FAR), batch, axes)
 
 
 def _lengths(name, lengths, batch, of, longest):
     if lengths is None:
         return None
     array = as_integers(name, lengths, -_FAR, _FAR)
-    outside = (array < 0) | (array > longest)
-    if outside.any():
-        wrong = np.asarray(lengths)[outside].flat[0]
+    if array.size and (array.min() < 0 or array.max() > longest):
+        wrong = np.asarray(lengths)[(array < 0) | (array > longest)].flat[0]
         raise ValueError(f"{name}: expected 0 to {longest}, the length of {of}, got {wrong}")
-    return _broadcast(name, array, batch, "leading axes")
+    return _per_entry(name, array, batch, "leading axes")
+
+
+def _per_entry(name, array, batch, axes):
+    return array if array.ndim == 0 else _broadcast(name, array, batch, axes)
 
 
 def _key_range(key_range, sizes):
@@ -495,7 +493,7 @@ def _indptr(name, argument, of, total):
     return indptr
 
 
-def _threads(num_threads):
+def threads(num_threads):
     return 0 if num_threads is None else resolve(num_threads)
 
 

@@ -9,7 +9,7 @@ from ._threads import get_num_threads
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.float cimport DBL_MIN
 from libc.math cimport sqrt
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 cimport numpy as cnp
 
 cdef extern from "Python.h":
@@ -19,6 +19,7 @@ cdef extern from "Python.h":
 include "declarations.pxi"
 include "tiles_portable.pxi"
 include "tiles_portable_few.pxi"
+include "problem.pxi"
 include "storage.pxi"
 include "plan.pxi"
 include "rows.pxi"
@@ -146,186 +147,40 @@ cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads
     return 0
 
 
-cdef int set_array(cattn_array *array, object given, int batch_ndim, int own_ndim) except -1:
-    """`given`, whose last own_ndim axes are those of (head, row, column) that it has, as an array of the problem. Those
-    before are the batch; without any it is shared by all entries."""
-    cdef cnp.ndarray view
-    cdef Py_ssize_t strides[3]
-    cdef int axis, shared
-    array.data = NULL
-    if given is None:
-        return 0
-    view = given
-    shared = cnp.PyArray_NDIM(view) - own_ndim == 0
-    array.data = cnp.PyArray_BYTES(view)
-    array.type = storage_type(view)
-    array.swapped = not cnp.PyArray_ISNOTSWAPPED(view)
-    for axis in range(batch_ndim):
-        array.batch[axis] = 0 if shared else cnp.PyArray_STRIDE(view, axis)
-    for axis in range(3):
-        strides[axis] = cnp.PyArray_STRIDE(view, (0 if shared else batch_ndim) + axis) if axis < own_ndim else 0
-    array.head = strides[0]
-    array.row = strides[1]
-    array.column = strides[2]
-    return 0
-
-
-cdef cattn_type storage_type(cnp.ndarray array) except *:
-    cdef int number = cnp.PyArray_TYPE(array)
-    if number == cnp.NPY_FLOAT:
-        return CATTN_FLOAT32
-    if number == cnp.NPY_DOUBLE:
-        return CATTN_FLOAT64
-    if number == cnp.NPY_FLOAT16:
-        return CATTN_FLOAT16
-    if number == cnp.NPY_BOOL:
-        return CATTN_BOOL
-    return CATTN_INT64 if array.dtype.kind == "i" else CATTN_BFLOAT16
-
-
-cdef int set_problem(cattn_problem *problem, object given) except -1:
-    """What _arguments.Problem says, in C."""
-    cdef int axis, batch_ndim = given.query.ndim - 3
-    problem.struct_size = sizeof(cattn_problem)
-    problem.batch_ndim = batch_ndim
-    for axis in range(batch_ndim):
-        problem.batch_shape[axis] = given.query.shape[axis]
-    set_array(&problem.query, given.query, batch_ndim, 3)
-    set_array(&problem.key, given.key, batch_ndim, 3)
-    set_array(&problem.value, given.value, batch_ndim, 3)
-    set_array(&problem.out, given.out, batch_ndim, 3)
-    set_array(&problem.lse, given.lse, batch_ndim, 2)
-    set_array(&problem.mask, given.mask, batch_ndim, 3)
-    set_array(&problem.bias, given.bias, batch_ndim, 3)
-    set_array(&problem.key_start, given.key_start, batch_ndim, 2)
-    set_array(&problem.key_stop, given.key_stop, batch_ndim, 2)
-    set_array(&problem.query_offset, given.query_offset, batch_ndim, 0)
-    set_array(&problem.query_lengths, given.query_lengths, batch_ndim, 0)
-    set_array(&problem.key_lengths, given.key_lengths, batch_ndim, 0)
-    set_array(&problem.alibi_slopes, given.alibi_slopes, 0, 1)
-    set_array(&problem.sinks, given.sinks, 0, 1)
-    *_, problem.query_heads, problem.query_length, problem.head_size = given.query.shape
-    *_, problem.key_heads, problem.key_length, _ = given.key.shape
-    *_, problem.value_size = (0,) if given.value is None else given.value.shape
-    problem.scale = given.scale
-    # A subnormal one would count as 0, none, in the tasks' floating-point mode.
-    problem.softcap = max(<double>given.softcap, DBL_MIN) if given.softcap else 0
-    problem.window_left = given.window_left
-    problem.window_right = given.window_right
-    problem.query_indptr = problem.key_indptr = NULL
-    if given.query_indptr is not None:
-        problem.query_indptr = <const int64_t *>cnp.PyArray_DATA(given.query_indptr)
-        problem.key_indptr = <const int64_t *>cnp.PyArray_DATA(given.key_indptr)
-    return 0
-
-
-cdef inline bint is_plain(object array) noexcept:
-    """An array as most are: what else there is goes through _arguments."""
-    return (cnp.PyArray_CheckExact(array) and cnp.PyArray_ISBEHAVED_RO(<cnp.ndarray>array)
-            and cnp.PyArray_TYPE(<cnp.ndarray>array) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16))
-
-
-cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type type, int batch_ndim) noexcept:
-    cdef int axis
-    array.data = cnp.PyArray_BYTES(given)
-    array.type = type
-    array.swapped = False
-    for axis in range(batch_ndim):
-        array.batch[axis] = cnp.PyArray_STRIDE(given, axis)
-    array.head = cnp.PyArray_STRIDE(given, batch_ndim) if cnp.PyArray_NDIM(given) > 2 else 0
-    array.row = cnp.PyArray_STRIDE(given, cnp.PyArray_NDIM(given) - 2)
-    array.column = cnp.PyArray_STRIDE(given, cnp.PyArray_NDIM(given) - 1)
-
-
-cdef inline bint is_apart(cnp.ndarray out, cnp.ndarray other) noexcept:
-    """Whether two contiguous arrays share no memory."""
-    return (cnp.PyArray_ISCARRAY_RO(other)
-            and (cnp.PyArray_BYTES(out) + cnp.PyArray_NBYTES(out) <= cnp.PyArray_BYTES(other)
-                 or cnp.PyArray_BYTES(other) + cnp.PyArray_NBYTES(other) <= cnp.PyArray_BYTES(out)))
-
-
-cdef inline bint is_plain_out(object out, object query, object key, object value, int ndim,
-                              const cnp.npy_intp *shape) noexcept:
-    return (cnp.PyArray_CheckExact(out) and cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
-            and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(<cnp.ndarray>query)
-            and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim
-            and memcmp(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim * sizeof(cnp.npy_intp)) == 0
-            and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
-
-
 cdef inline bint is_plain_scale(object scale) noexcept:
     """None, or a float that every type holds in full precision."""
     return scale is None or (type(scale) is float and 1e-37 < <double>scale < 1e38)
 
 
-cdef object attend_plain(object query, object key, object value, object scale, bint causal, object given_out):
-    """The output for three plain arrays of matching shapes; None where there is anything to look at more closely."""
+cdef object attend_plain(object query, object key, object value, object scale, bint causal, dict modifiers,
+                         bint heads_inside, object given_out, bint return_lse, object num_threads):
+    """What `attention` returns for three plain arrays of matching shapes; None where there is anything to look at more
+    closely. Without modifiers nothing is asked of _arguments."""
     cdef cattn_problem problem
-    cdef int ndim, axis, batch_ndim
-    cdef cattn_type type
-    cdef const cnp.npy_intp *query_shape
-    cdef const cnp.npy_intp *key_shape
-    cdef const cnp.npy_intp *value_shape
-    cdef cnp.npy_intp out_shape[CATTN_MAX_BATCH_NDIM + 3]
-    cdef cnp.ndarray out
-    if not (is_plain(query) and is_plain(key) and is_plain(value)):
+    cdef Py_ssize_t threads = 0
+    if not set_plain_inputs(&problem, query, key, value, heads_inside):
         return None
-    ndim = cnp.PyArray_NDIM(query)
-    if (ndim < 2 or cnp.PyArray_NDIM(key) != ndim or cnp.PyArray_NDIM(value) != ndim
-            or cnp.PyArray_TYPE(key) != cnp.PyArray_TYPE(query) or cnp.PyArray_TYPE(value) != cnp.PyArray_TYPE(query)):
-        return None
-    batch_ndim = ndim - 3 if ndim > 2 else 0
-    query_shape = cnp.PyArray_DIMS(query)
-    key_shape = cnp.PyArray_DIMS(key)
-    value_shape = cnp.PyArray_DIMS(value)
-    problem.struct_size = sizeof(cattn_problem)
-    problem.batch_ndim = batch_ndim
-    for axis in range(batch_ndim):
-        if key_shape[axis] != query_shape[axis] or value_shape[axis] != query_shape[axis] or query_shape[axis] == 0:
+    if modifiers is not None:
+        if given_out is not None:   # it may overlap one of them
             return None
-        problem.batch_shape[axis] = out_shape[axis] = query_shape[axis]
-    problem.query_heads = query_shape[batch_ndim] if ndim > 2 else 1
-    problem.key_heads = key_shape[batch_ndim] if ndim > 2 else 1
-    problem.query_length = query_shape[ndim - 2]
-    problem.key_length = key_shape[ndim - 2]
-    problem.head_size = query_shape[ndim - 1]
-    problem.value_size = value_shape[ndim - 1]
-    if (problem.query_heads == 0 or problem.key_heads == 0 or problem.query_heads % problem.key_heads
-            or (ndim > 2 and value_shape[batch_ndim] != problem.key_heads) or problem.query_length == 0
-            or problem.key_length == 0 or value_shape[ndim - 2] != problem.key_length or problem.head_size == 0
-            or key_shape[ndim - 1] != problem.head_size or problem.value_size == 0
-            or max(problem.head_size, problem.value_size) > CATTN_LARGEST_SIZE
-            or (causal and problem.query_length != problem.key_length)):
+        sizes = _arguments.Sizes(
+            query.shape[:problem.batch_ndim], problem.query_heads, problem.query_length, problem.key_length, problem.head_size,
+            _arguments.arithmetic(query.dtype), query.ndim == 2)
+        checked = _arguments.modifiers(sizes, **modifiers)   # it owns its arrays
+        set_modifiers(&problem, checked)
+    elif causal and problem.query_length != problem.key_length:
         return None
-    if ndim > 2:
-        out_shape[batch_ndim] = problem.query_heads
-    out_shape[ndim - 2] = problem.query_length
-    out_shape[ndim - 1] = problem.value_size
-    if given_out is None:
-        try:
-            out = cnp.PyArray_EMPTY(ndim, out_shape, cnp.PyArray_TYPE(query), 0)
-        except (MemoryError, ValueError):   # too large: _arguments says it in words
-            return None
-    elif is_plain_out(given_out, query, key, value, ndim, out_shape):
-        out = given_out
     else:
+        set_unmodified(&problem, 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale, causal)
+    if num_threads is not None:
+        threads = _arguments.threads(num_threads)
+    out = set_plain_out(&problem, query, key, value, heads_inside, given_out)
+    if out is None:
         return None
-
-    type = storage_type(query)
-    set_plain(&problem.query, query, type, batch_ndim)
-    set_plain(&problem.key, key, type, batch_ndim)
-    set_plain(&problem.value, value, type, batch_ndim)
-    set_plain(&problem.out, out, type, batch_ndim)
-    problem.lse.data = problem.mask.data = problem.bias.data = problem.key_start.data = problem.key_stop.data = NULL
-    problem.query_offset.data = problem.query_lengths.data = problem.key_lengths.data = NULL
-    problem.alibi_slopes.data = problem.sinks.data = NULL
-    problem.query_indptr = problem.key_indptr = NULL
-    problem.scale = 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale
-    problem.softcap = 0
-    problem.window_left = CATTN_UNLIMITED
-    problem.window_right = 0 if causal else CATTN_UNLIMITED
-    run_problem(&problem, STAGE_OUTPUT, 0)
-    return out
+    problem.lse.data = NULL
+    lse = set_plain_lse(&problem, out, heads_inside) if return_lse else None
+    run_problem(&problem, STAGE_OUTPUT, threads)
+    return (out, lse) if return_lse else out
 
 
 def attention(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
@@ -397,17 +252,23 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     may give infinity.
     """
     cdef cattn_problem problem
-    if (type(layout) is str and layout == "bhld" and (causal is False or causal is True) and return_lse is False
-            and is_plain_scale(scale) and window is None and query_offset is None and key_range is None
-            and query_lengths is None and key_lengths is None and mask is None and bias is None
-            and alibi_slopes is None and softcap is None and sinks is None and num_threads is None):
-        result = attend_plain(query, key, value, scale, causal, out)
+    cdef dict modifiers = None
+    if not ((causal is False or causal is True) and is_plain_scale(scale) and window is None and query_offset is None
+            and key_range is None and query_lengths is None and key_lengths is None and mask is None and bias is None
+            and alibi_slopes is None and softcap is None and sinks is None):
+        modifiers = dict(
+            scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
+            query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
+            softcap=softcap, sinks=sinks)
+    if type(layout) is str and layout in ("bhld", "blhd") and (return_lse is False or return_lse is True):
+        result = attend_plain(query, key, value, scale, causal is True, modifiers, layout == "blhd", out, return_lse,
+                              num_threads)
         if result is not None:
             return result
+    if modifiers is None:
+        modifiers = dict(scale=scale, causal=causal)
     given, result, lse = _arguments.attention(
-        query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
-        query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
-        softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
+        query, key, value, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads, **modifiers)
     set_problem(&problem, given)
     run_problem(&problem, STAGE_OUTPUT, given.num_threads)
     return (result, lse) if return_lse else result

@@ -48,7 +48,8 @@ def test_plain():
     assert out.shape == (2, 4, 5, 3)
     assert out.flags.c_contiguous
     assert lse is None
-    assert p[4:] == (None, 1 / math.sqrt(8), 0.0, -1, -1, *(None,) * 9, 0, None, None)
+    assert p.modifiers == (1 / math.sqrt(8), 0.0, -1, -1, *(None,) * 9)
+    assert p[4:] == (None, p.modifiers, 0, None, None)
 
 
 def test_lse():
@@ -63,11 +64,18 @@ def test_one_head():
     p, out, lse = _arguments.attention(query, key, value, mask=mask, bias=bias, key_range=(start, 3), return_lse=True)
     assert out.shape == (5, 3)
     assert lse.shape == (5,)
-    for ours, theirs in ((p.query, query), (p.key, key), (p.value, value), (p.out, out), (p.lse, lse), (p.mask, mask)):
+    for ours, theirs in (
+        (p.query, query),
+        (p.key, key),
+        (p.value, value),
+        (p.out, out),
+        (p.lse, lse),
+        (p.modifiers.mask, mask),
+    ):
         assert same_memory(ours, theirs[None])
-    assert p.bias.shape == (1, 5, 7)
-    assert p.key_start.tolist() == [[0, 1, 2, 3, 4]]
-    assert p.key_stop.tolist() == [[3] * 5]
+    assert p.modifiers.bias.shape == (1, 5, 7)
+    assert p.modifiers.key_start.tolist() == [[0, 1, 2, 3, 4]]
+    assert p.modifiers.key_stop.tolist() == [[3] * 5]
 
 
 @pytest.mark.parametrize("layout", ["bhld", "blhd"])
@@ -88,7 +96,7 @@ def test_layout():
     for ours, theirs in ((p.query, query), (p.key, key), (p.value, value), (p.out, out)):
         assert same_memory(ours, theirs.transpose(0, 2, 1, 3))
     assert same_memory(p.lse, lse.transpose(0, 2, 1))
-    assert same_memory(p.mask, mask)
+    assert same_memory(p.modifiers.mask, mask)
 
 
 def test_leading_axes_broadcast():
@@ -173,8 +181,8 @@ def test_misaligned():
     p = _arguments.attention(query, query, query, bias=query[0, :, :5])[0]
     assert not query.flags.aligned
     assert same_memory(p.query, query)
-    assert p.bias.strides == (0, *query.strides[1:])
-    assert np.shares_memory(p.bias, query)
+    assert p.modifiers.bias.strides == (0, *query.strides[1:])
+    assert np.shares_memory(p.modifiers.bias, query)
 
 
 def test_integers_count_as_float64():
@@ -201,24 +209,24 @@ def test_subclasses_and_read_only_inputs():
 def test_scale_and_softcap(number_type):
     number = number_type(0.5)
     p = problem(scale=number, softcap=number)
-    assert (p.scale, p.softcap) == (0.5, 0.5)
-    assert type(p.scale) is type(p.softcap) is float
+    assert (p.modifiers.scale, p.modifiers.softcap) == (0.5, 0.5)
+    assert type(p.modifiers.scale) is type(p.modifiers.softcap) is float
 
 
 def test_scale_of_any_sign():
-    assert problem(scale=-3).scale == -3.0
-    assert problem(scale=0).scale == 0.0
+    assert problem(scale=-3).modifiers.scale == -3.0
+    assert problem(scale=0).modifiers.scale == 0.0
 
 
 @pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
 @pytest.mark.parametrize("dtype", [*TYPES, np.int8])
 def test_per_head(name, dtype):
     given = np.array([1, 2, 3, 4]).astype(dtype)[::-1]
-    result = getattr(problem(**{name: given}, query_offset=0), name)
+    result = getattr(problem(**{name: given}, query_offset=0).modifiers, name)
     assert result.dtype == np.float64
     assert result.flags.c_contiguous
     assert result.tolist() == [4.0, 3.0, 2.0, 1.0]
-    result = getattr(problem(**{name: [1.0, 2.0, -np.inf, 0]}, query_offset=0), name)
+    result = getattr(problem(**{name: [1.0, 2.0, -np.inf, 0]}, query_offset=0).modifiers, name)
     assert result.tolist() == [1.0, 2.0, -np.inf, 0]
 
 
@@ -247,8 +255,8 @@ def test_num_threads():
 )
 def test_window(causal, window, expected):
     p = problem(causal=causal, window=window, query_offset=0)
-    assert (p.window_left, p.window_right) == expected
-    assert type(p.window_left) is type(p.window_right) is int
+    assert (p.modifiers.window_left, p.modifiers.window_right) == expected
+    assert type(p.modifiers.window_left) is type(p.modifiers.window_right) is int
 
 
 @pytest.mark.parametrize(
@@ -270,14 +278,14 @@ def test_window(causal, window, expected):
     ],
 )
 def test_query_offset(offset, expected):
-    offsets = problem(query_offset=offset).query_offset
+    offsets = problem(query_offset=offset).modifiers.query_offset
     assert offsets.dtype == np.int64
     assert offsets.dtype.isnative
-    assert offsets.tolist() == expected
+    assert np.broadcast_to(offsets, (2,)).tolist() == expected
 
 
 def test_query_offset_start_is_none():
-    assert problem(query_offset="start", causal=True).query_offset is None
+    assert problem(query_offset="start", causal=True).modifiers.query_offset is None
 
 
 @pytest.mark.parametrize(
@@ -292,39 +300,38 @@ def test_query_offset_start_is_none():
 def test_query_offset_end_counts_lengths(lengths, expected):
     batch = np.shape(expected)
     p = problem((*batch, 4, 5, 8), (1, 2, 7, 8), query_offset="end", **lengths)
-    assert p.query_offset.shape == batch
-    assert p.query_offset.tolist() == expected
+    assert np.broadcast_to(p.modifiers.query_offset, batch).tolist() == expected
     for name in lengths:
-        assert getattr(p, name).dtype == np.int64
-        assert np.array_equal(getattr(p, name), np.broadcast_to(lengths[name], batch))
+        assert getattr(p.modifiers, name).dtype == np.int64
+        assert np.array_equal(np.broadcast_to(getattr(p.modifiers, name), batch), np.broadcast_to(lengths[name], batch))
 
 
 def test_query_offset_of_equal_lengths_is_0():
     p = problem(key=(2, 2, 5, 8), value=(2, 2, 5, 3), causal=True, key_lengths=[3, 4])
-    assert p.query_offset is None
+    assert p.modifiers.query_offset is None
 
 
 @pytest.mark.parametrize("idle", [{}, {"window": (None, -1)}, {"window": (-1, None)}, {"key_lengths": 3}])
 def test_query_offset_is_needed_by_positions_only(idle):
-    assert problem(**idle).query_offset is None
+    assert problem(**idle).modifiers.query_offset is None
 
 
 def test_per_entry_without_batch():
     p = problem((4, 5, 8), (2, 7, 8), (2, 7, 3), query_offset=2, key_lengths=np.int32(4), query_lengths=np.array(3))
-    assert [p.query_offset, p.key_lengths, p.query_lengths] == [2, 4, 3]
-    assert p.query_offset.shape == p.key_lengths.shape == p.query_lengths.shape == ()
+    assert [p.modifiers.query_offset, p.modifiers.key_lengths, p.modifiers.query_lengths] == [2, 4, 3]
+    assert p.modifiers.query_offset.shape == p.modifiers.key_lengths.shape == p.modifiers.query_lengths.shape == ()
 
 
 def test_key_range():
     start, stop = np.array([[-5], [0], [7], [2**40]]), np.array([0, 1, 7, 8, 2**64 - 1], np.uint64)
     p = problem(key_range=(start, stop))
-    assert p.key_start.shape == p.key_stop.shape == (2, 4, 5)
-    assert p.key_start[1, :, 2].tolist() == [0, 0, 7, 7]
-    assert p.key_stop[1, 3].tolist() == [0, 1, 7, 7, 7]
-    assert p.key_start.dtype == p.key_stop.dtype == np.int64
+    assert p.modifiers.key_start.shape == p.modifiers.key_stop.shape == (2, 4, 5)
+    assert p.modifiers.key_start[1, :, 2].tolist() == [0, 0, 7, 7]
+    assert p.modifiers.key_stop[1, 3].tolist() == [0, 1, 7, 7, 7]
+    assert p.modifiers.key_start.dtype == p.modifiers.key_stop.dtype == np.int64
     p = problem(key_range=[None, 2**70])
-    assert p.key_start is None
-    assert (p.key_stop == 7).all()
+    assert p.modifiers.key_start is None
+    assert (p.modifiers.key_stop == 7).all()
 
 
 # ---- scores ----
@@ -334,7 +341,7 @@ def test_key_range():
 @pytest.mark.parametrize("name", ["mask", "bias"])
 def test_scores_broadcast(shape, name):
     given = np.zeros(shape, bool if name == "mask" else np.float16)
-    result = getattr(problem(**{name: given}), name)
+    result = getattr(problem(**{name: given}).modifiers, name)
     assert result.shape == (2, 4, 5, 7)
     assert result.dtype == given.dtype
     assert np.shares_memory(result, given)
@@ -346,14 +353,14 @@ def test_scores_broadcast(shape, name):
 def test_bias_has_a_type_of_its_own(dtype, input_dtype):
     query = zeros(2, 5, 8, dtype=input_dtype)
     bias = zeros(2, 5, 5, dtype=dtype)
-    assert same_memory(_arguments.attention(query, query, query, bias=bias)[0].bias, bias)
+    assert same_memory(_arguments.attention(query, query, query, bias=bias)[0].modifiers.bias, bias)
 
 
 def test_lists():
     p = problem((1, 2, 8), (1, 3, 8), (1, 3, 1), mask=[[True, False, True]], bias=[[1], [2]])
-    assert p.mask.tolist() == [[[True, False, True]] * 2]
-    assert p.bias.dtype == np.float64
-    assert p.bias.tolist() == [[[1.0] * 3, [2.0] * 3]]
+    assert p.modifiers.mask.tolist() == [[[True, False, True]] * 2]
+    assert p.modifiers.bias.dtype == np.float64
+    assert p.modifiers.bias.tolist() == [[[1.0] * 3, [2.0] * 3]]
 
 
 # ---- out ----
@@ -453,14 +460,14 @@ def test_weights_keep_their_layout():
     p, _, out = _arguments.attention_weights(zeros(2, 5, 4, 8), zeros(2, 7, 2, 8), layout="blhd", sinks=[0] * 4)
     assert p.query.shape == (2, 4, 5, 8)
     assert out.shape == p.out.shape == (2, 4, 5, 7)
-    assert p.sinks.tolist() == [0.0] * 4
+    assert p.modifiers.sinks.tolist() == [0.0] * 4
 
 
 def test_weights_of_one_head():
     p, _, out = _arguments.attention_weights(zeros(5, 8), zeros(7, 8), mask=np.ones((5, 7), bool))
     assert out.shape == (5, 7)
     assert same_memory(p.out, out[None])
-    assert p.mask.shape == (1, 5, 7)
+    assert p.modifiers.mask.shape == (1, 5, 7)
 
 
 # ---- attention_varlen ----
@@ -498,14 +505,15 @@ def test_varlen(dtype):
 )
 def test_varlen_query_offset(offset, expected):
     p = varlen([0, 2, 6], [0, 2, 9], query_offset=offset, causal=True)[0]
-    assert p.window_right == 0
-    assert (None if expected is None else p.query_offset.tolist()) == expected
+    assert p.modifiers.window_right == 0
+    offsets = p.modifiers.query_offset
+    assert (None if offsets is None else np.broadcast_to(offsets, (2,)).tolist()) == expected
 
 
 def test_varlen_query_offset_of_equal_lengths_is_0():
     query = zeros(6, 4, 8)
     p = _arguments.attention_varlen(query, query, query, [0, 2, 6], [0, 2, 6], window=(1, 1))[0]
-    assert p.query_offset is None
+    assert p.modifiers.query_offset is None
 
 
 def test_varlen_without_sequences():
@@ -519,4 +527,9 @@ def test_varlen_out_and_modifiers():
     p, result, _ = varlen([0, 6], [0, 9], out=out, sinks=[1, 2, 3, 4], softcap=2, scale=3, num_threads=2)
     assert result is out
     assert p.out.flags.c_contiguous
-    assert (p.sinks.tolist(), p.softcap, p.scale, p.num_threads) == ([1, 2, 3, 4], 2.0, 3.0, 2)
+    assert (p.modifiers.sinks.tolist(), p.modifiers.softcap, p.modifiers.scale, p.num_threads) == (
+        [1, 2, 3, 4],
+        2.0,
+        3.0,
+        2,
+    )

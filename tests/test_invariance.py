@@ -101,6 +101,32 @@ def test_any_memory(dtype, rows, which):
 
 
 @TYPES
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+@pytest.mark.parametrize("ndim", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "modifiers", [{}, {"scale": 0.3}, {"key_lengths": 41}, {"window": (9, 0), "query_offset": 3}], ids=str
+)
+def test_plain_arrays_or_others(dtype, layout, ndim, modifiers):
+    """Plain arrays are read by the compiled function itself, misaligned ones by Python code: both mean the same."""
+    case = problem(20, 60, dtype, batch=(2, 3))
+    case = {name: np.ascontiguousarray(x[(0,) * (5 - ndim)]) for name, x in case.items()} | modifiers
+    if layout == "blhd" and ndim > 2:
+        case |= {name: np.swapaxes(case[name], -3, -2).copy() for name in ("query", "key", "value")}
+    others = case.copy()
+    for name in ("query", "key", "value"):
+        buffer = np.zeros(case[name].nbytes + 1, np.uint8)[1:]
+        others[name] = np.ndarray(case[name].shape, dtype, buffer)
+        others[name][...] = case[name]
+    for threads in (None, 2):
+        out, lse = cattn.attention(**case, layout=layout, return_lse=True, num_threads=threads)
+        assert_same_bits((out, lse), cattn.attention(**others, layout=layout, return_lse=True, num_threads=threads))
+        assert (out.shape, lse.shape) == ((*case["query"].shape[:-1], 13), case["query"].shape[:-1])
+        given = np.zeros_like(out)
+        assert cattn.attention(**case, layout=layout, out=given, num_threads=threads) is given
+        assert_same_bits((out, out), (given, cattn.attention(**case, layout=layout)))
+
+
+@TYPES
 @ROWS
 def test_any_memory_of_the_output(dtype, rows):
     case = problem(rows, 60, dtype)
