@@ -7,9 +7,10 @@
 /* Does one task; `worker` is 0 (the caller) to threads - 1, and no two tasks run at once with the same one. */
 typedef void (*cattn_task)(void *context, ptrdiff_t task, int worker);
 
-/* Runs task(context, 0 .. tasks - 1) in ascending order of start, shared between the caller and up to threads - 1 workers,
- * and returns when all are done; while the caller waits for workers it calls meanwhile(context) every 10 ms. Any number of callers at once; not from inside a task. Where a thread cannot be
- * started, those that could do the work: the result never depends on it. */
+/* Runs task(context, 0 .. tasks - 1), shared between the caller and up to threads - 1 workers, and returns when all are done.
+ * A thread begins with tasks `threads` apart, in ascending order. While the caller waits for workers it calls
+ * meanwhile(context) every 10 ms. Any number of callers at once; not from inside a task. Where a thread cannot be started,
+ * those that could do the work: the result never depends on it. */
 void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads, void (*meanwhile)(void *context));
 
 #endif
