@@ -65,8 +65,8 @@ class Problem(NamedTuple):
     lse: np.ndarray | None  # (*batch, Hq, Lq)
     modifiers: Modifiers
     num_threads: int  # 0: not given
-    # attention_varlen only, contiguous int64. The batch is then the sequences: inputs have stride 0 along it,
-    # while out and lse have no batch axis: (Hq, total, Dv) and (Hq, total).
+    # attention_varlen only, contiguous int64. The batch is then the sequences, and the arrays have no axis for it:
+    # (heads, total, size), lse (Hq, total).
     query_indptr: np.ndarray | None = None
     key_indptr: np.ndarray | None = None
 
@@ -151,12 +151,14 @@ def attention_varlen(
     sequences = (len(query_indptr) - 1,)
 
     everywhere = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
-    ends = np.diff(key_indptr) - np.diff(query_indptr)
+    query_lengths = query_indptr[1:] - query_indptr[:-1]
+    key_lengths = key_indptr[1:] - key_indptr[:-1]
+    ends = key_lengths - query_lengths
     unequal = np.flatnonzero(ends)
     lengths = ""
     if unequal.size:
         first = unequal[0]
-        lengths = f"{np.diff(query_indptr)[first]} and {np.diff(key_indptr)[first]} in sequence {first}"
+        lengths = f"{query_lengths[first]} and {key_lengths[first]} in sequence {first}"
     offset = _query_offset(query_offset, sequences, ends, _positional(causal, everywhere), lengths, "sequences")
     count = threads(num_threads)
 
@@ -164,7 +166,7 @@ def attention_varlen(
     shape = (sizes.query_length, sizes.query_heads, inputs["value"].shape[-1])
     out, lse = _results(out, shape, dtype, return_lse, inputs)
     problem = Problem(
-        **{name: _broadcast(name, array, sequences + array.shape, "sequences") for name, array in inputs.items()},
+        **inputs,
         out=_canonical(out, "packed"),
         lse=_canonical_lse(lse, "packed"),
         modifiers=Modifiers(**everywhere, query_offset=offset),

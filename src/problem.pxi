@@ -61,11 +61,17 @@ cdef int set_modifiers(cattn_problem *problem, object given) except -1:
 
 cdef int set_problem(cattn_problem *problem, object given) except -1:
     """What _arguments.Problem says, in C."""
-    cdef int axis, batch_ndim = given.query.ndim - 3
+    cdef int axis, batch_ndim
+    problem.query_indptr = problem.key_indptr = NULL
+    batch = given.query.shape[:given.query.ndim - 3]
+    if given.query_indptr is not None:
+        problem.query_indptr = <const int64_t *>cnp.PyArray_DATA(given.query_indptr)
+        problem.key_indptr = <const int64_t *>cnp.PyArray_DATA(given.key_indptr)
+        batch = (len(given.query_indptr) - 1,)
     problem.struct_size = sizeof(cattn_problem)
-    problem.batch_ndim = batch_ndim
+    problem.batch_ndim = batch_ndim = len(batch)
     for axis in range(batch_ndim):
-        problem.batch_shape[axis] = given.query.shape[axis]
+        problem.batch_shape[axis] = batch[axis]
     set_array(&problem.query, given.query, batch_ndim, 3)
     set_array(&problem.key, given.key, batch_ndim, 3)
     set_array(&problem.value, given.value, batch_ndim, 3)
@@ -75,10 +81,6 @@ cdef int set_problem(cattn_problem *problem, object given) except -1:
     *_, problem.key_heads, problem.key_length, _ = given.key.shape
     *_, problem.value_size = (0,) if given.value is None else given.value.shape
     set_modifiers(problem, given.modifiers)
-    problem.query_indptr = problem.key_indptr = NULL
-    if given.query_indptr is not None:
-        problem.query_indptr = <const int64_t *>cnp.PyArray_DATA(given.query_indptr)
-        problem.key_indptr = <const int64_t *>cnp.PyArray_DATA(given.key_indptr)
     return 0
 
 

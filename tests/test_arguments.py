@@ -487,12 +487,8 @@ def test_varlen(dtype):
     assert lse.shape == (6, 4)
     assert same_memory(p.out, out.swapaxes(0, 1))
     assert same_memory(p.lse, lse.T)
-    assert p.query.shape == (3, 4, 6, 8)
-    assert p.query.strides == (0, 32, 128, 4)
-    assert p.key.shape == (3, 2, 9, 8)
-    assert p.value.shape == (3, 2, 9, 3)
     for ours, theirs in ((p.query, query), (p.key, key), (p.value, value)):
-        assert same_memory(ours[1], theirs.swapaxes(0, 1))
+        assert same_memory(ours, theirs.swapaxes(0, 1))
     for indptr, expected in ((p.query_indptr, [0, 2, 2, 6]), (p.key_indptr, [0, 2, 9, 9])):
         assert indptr.dtype == np.int64
         assert indptr.flags.c_contiguous
@@ -518,7 +514,7 @@ def test_varlen_query_offset_of_equal_lengths_is_0():
 
 def test_varlen_without_sequences():
     p, out, lse = _arguments.attention_varlen(zeros(0, 4, 8), zeros(0, 2, 8), zeros(0, 2, 3), [0], [0], return_lse=True)
-    assert p.query.shape == (0, 4, 0, 8)
+    assert p.query.shape == (4, 0, 8)
     assert (out.shape, lse.shape) == ((0, 4, 3), (0, 4))
 
 
