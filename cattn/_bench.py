@@ -135,8 +135,12 @@ EXTRA_CASES = (
     _case("decode-batch-ragged", 16, "32/8", 1, 512, 128, lengths=_seeded_lengths(16, 128, 512)),
     _case("packed", 64, "12/12", 128, 128, 64, lengths=_seeded_lengths(64, 8, 128), kind="packed"),
     _case("self-attention", 1, "12/12", 128, 128, 64, kind="self_attention"),
-    *(_case(f"bert-512-{modifier}", 1, "12/12", 512, 512, 64, modifier) for modifier in MODIFIERS),
-    *(_case(f"long-2k-d64-{modifier}", 1, "8/8", 2048, 2048, 64, modifier) for modifier in MODIFIERS),
+    *(
+        _case(f"{name}-{modifier}", 1, heads, length, length, head_size, modifier)
+        for (name, heads, length, head_size), modifier in itertools.product(
+            (("minilm", "12/12", 32, 32), ("bert-512", "12/12", 512, 64), ("long-2k-d64", "8/8", 2048, 64)), MODIFIERS
+        )
+    ),
     _case("long-16k-window", 1, "1/1", 16384, 16384, 64, "window"),
 )
 
