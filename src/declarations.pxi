@@ -44,7 +44,6 @@ cdef extern from "tiles.h" nogil:
         CATTN_MAX_LANES
         CATTN_PARTS
         CATTN_FEW_ROWS
-        CATTN_RUN
     double CATTN_LOG2E
 
     void CATTN_PREFETCH(const void *address)

@@ -5,7 +5,6 @@
 # vector instructions and keep the small accumulator arrays in registers.
 
 from libc.math cimport INFINITY, isfinite, tanh
-from libc.string cimport memcpy, memset
 
 ctypedef fused real:
     float
@@ -16,7 +15,9 @@ cdef enum:
     # before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
     PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
-    PORTABLE_CHAIN = 16      # terms of a score summed in one chain: with two roundings a term, 32 equal ones came to 2.4 κ
+    PORTABLE_LINK = 4        # terms that are summed, two and two, before they join a chain, which rounds once for the four
+    PORTABLE_CHAIN = 16      # links of a score's chain: 32 equal ones came to 2.4 κ
+    PORTABLE_RUN = 48        # keys whose values are summed in one chain: a block of head size 128, half of one of 64
 
 
 cdef union FloatBits:
@@ -113,66 +114,82 @@ cdef inline const real *behind(const real *first, Py_ssize_t bytes) noexcept nog
     return <const real *>(<const char *>first + bytes)
 
 
-cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *lanes, const real *x, Py_ssize_t stride,
-                              Py_ssize_t count) noexcept nogil:
-    """total[r] += Σ_i lanes[i][r] · x_i for r < width, summed from zero in the order of i; the x_i lie `stride` bytes
-    apart.
+cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *factor, const real *lanes, const real *x,
+                              Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
+    """total[r] = factor[r] · total[r] + Σ_i lanes[i][r] · x_i for r < width; without a factor the sum alone, and zeros
+    past the width. The x_i lie `stride` bytes apart.
 
-    Four steps at a time: wherever a compiler keeps the sums, it touches them once in four. That should be in registers.
-    gcc does so here, but not where the number of passes is plain to see: it then makes two of them into one.
+    A link at a time: wherever a compiler keeps the sums, it touches them once in four. That should be in registers. gcc
+    does so here, but not where the number of passes is plain to see: it then makes two of them into one.
     """
-    cdef real[PORTABLE_LANES] sum
+    cdef real[PORTABLE_LANES] sum, last
     cdef real x0, x1, x2, x3
     cdef Py_ssize_t i = 0, r
     clear(sum)
-    while i + 4 <= count:
+    while i + PORTABLE_LINK <= count:
         x0 = x[0]
         x1 = behind(x, stride)[0]
         x2 = behind(x, 2 * stride)[0]
         x3 = behind(x, 3 * stride)[0]
         for r in range(width):
-            sum[r] = sum[r] + lanes[i * PORTABLE_LANES + r] * x0 + lanes[(i + 1) * PORTABLE_LANES + r] * x1 \
-                + lanes[(i + 2) * PORTABLE_LANES + r] * x2 + lanes[(i + 3) * PORTABLE_LANES + r] * x3
+            sum[r] += ((lanes[i * PORTABLE_LANES + r] * x0 + lanes[(i + 1) * PORTABLE_LANES + r] * x1)
+                       + (lanes[(i + 2) * PORTABLE_LANES + r] * x2 + lanes[(i + 3) * PORTABLE_LANES + r] * x3))
         x = behind(x, 4 * stride)
-        i += 4
-    while i < count:
-        x0 = x[0]
+        i += PORTABLE_LINK
+    if i < count:
+        clear(last)
+        while i < count:
+            x0 = x[0]
+            for r in range(width):
+                last[r] += lanes[i * PORTABLE_LANES + r] * x0
+            x = behind(x, stride)
+            i += 1
         for r in range(width):
-            sum[r] += lanes[i * PORTABLE_LANES + r] * x0
-        x = behind(x, stride)
-        i += 1
-    for r in range(width):
-        total[r] += sum[r]
+            sum[r] += last[r]
+    if factor == NULL:
+        for r in range(width):
+            total[r] = sum[r]
+        for r in range(width, PORTABLE_LANES):
+            total[r] = 0
+    else:
+        for r in range(width):
+            total[r] = factor[r] * total[r] + sum[r]
 
 
-cdef inline void add_products(real *total, Py_ssize_t rows, const real *lanes, const real *x, Py_ssize_t stride,
-                              Py_ssize_t count) noexcept nogil:
+cdef inline void add_products(real *total, Py_ssize_t rows, const real *factor, const real *lanes, const real *x,
+                              Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
     """The same for a tile of so many rows. Both widths are constants, so that the sums can stay in registers."""
     if rows > PORTABLE_NARROW:
-        add_to_lanes(total, PORTABLE_LANES, lanes, x, stride, count)
+        add_to_lanes(total, PORTABLE_LANES, factor, lanes, x, stride, count)
     else:
-        add_to_lanes(total, PORTABLE_NARROW, lanes, x, stride, count)
+        add_to_lanes(total, PORTABLE_NARROW, factor, lanes, x, stride, count)
 
 
 cdef void scores(real *scores, real *block_maximum, const real *queries, const real *terms, Py_ssize_t rows,
                  const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size, cattn_ahead *ahead) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] maximum
-    cdef const real *score
-    cdef Py_ssize_t part, c, j, r
-    memset(scores, 0, count * lanes * sizeof(real))
+    cdef real[PORTABLE_LANES] maximum, one
+    cdef const real *factor
+    cdef real *score
+    cdef Py_ssize_t part, c, j, r, chain = PORTABLE_LINK * PORTABLE_CHAIN
+    for r in range(lanes):
+        one[r] = 1
+    for j in range(count):
+        cattn_ask_ahead(ahead)
+        score = scores + j * lanes
+        factor = NULL
+        for part in range((size + chain - 1) // chain):
+            c = part * chain
+            add_products(score, rows, factor, queries + c * lanes, <const real *>(keys + j * stride) + c, sizeof(real),
+                         min(size - c, chain))
+            factor = one
     for r in range(lanes):
         maximum[r] = -INFINITY
     for j in range(count):
-        cattn_ask_ahead(ahead)
-        for part in range((size + PORTABLE_CHAIN - 1) // PORTABLE_CHAIN):
-            c = part * PORTABLE_CHAIN
-            add_products(scores + j * lanes, rows, queries + c * lanes, <const real *>(keys + j * stride) + c,
-                         sizeof(real), min(size - c, <Py_ssize_t>PORTABLE_CHAIN))
+        score = scores + j * lanes
         if terms != NULL:
             for r in range(lanes):
-                scores[j * lanes + r] += terms[j * lanes + r]
-        score = scores + j * lanes
+                score[r] += terms[j * lanes + r]
         for r in range(lanes):
             maximum[r] = score[r] if score[r] > maximum[r] else maximum[r]
     for r in range(lanes):
@@ -234,8 +251,8 @@ cdef inline void advance_maximum(real *maximum, real *reference, real *factor, c
 
 
 cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real unit, real *run) noexcept nogil:
-    """score[r] = 2^(unit · (score[r] - reference[r])), added to run[r]. In two loops: the operations of a whole exponential, each
-    of which waits for the last, are more than a processor has in sight while it looks for others to start."""
+    """score[r] = 2^(unit · (score[r] - reference[r])), added to run[r]. In two loops: the operations of a whole exponential,
+    each of which waits for the last, are more than a processor has in sight while it looks for others to start."""
     cdef real[PORTABLE_LANES] rest, power
     cdef Py_ssize_t r
     for r in range(width):
@@ -250,49 +267,59 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
                        const real *block_maximum, double unit_) noexcept nogil:
     cdef real unit = <real>unit_
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] reference, run
+    cdef real[PORTABLE_LANES] reference
+    cdef real[PORTABLE_LINK * PORTABLE_LANES] run   # every fourth weight joins the same one: a chain is as short as a value's
     cdef Py_ssize_t number, start, j, r
     advance_maximum(maximum, reference, factor, block_maximum, lanes, unit)
     for r in range(lanes):
         sum[r] *= factor[r]
-    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-        start = number * CATTN_RUN
-        clear(run)
-        for j in range(start, min(count, start + CATTN_RUN)):
+    for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+        start = number * PORTABLE_RUN
+        for j in range(PORTABLE_LINK):
+            clear(run + j * lanes)
+        for j in range(start, min(count, start + PORTABLE_RUN)):
             if rows > PORTABLE_NARROW:
-                exponentiate(scores + j * lanes, PORTABLE_LANES, reference, unit, run)
+                exponentiate(scores + j * lanes, PORTABLE_LANES, reference, unit, run + j % PORTABLE_LINK * lanes)
             else:
-                exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, unit, run)
+                exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, unit, run + j % PORTABLE_LINK * lanes)
         for r in range(lanes):
-            sum[r] += run[r]
+            sum[r] += (run[r] + run[lanes + r]) + (run[2 * lanes + r] + run[3 * lanes + r])
 
 
 cdef void values(real *output, const real *factor, const real *weights, Py_ssize_t rows, const char *values,
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size, cattn_ahead *ahead) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] one
     cdef Py_ssize_t number, start, c, r
-    for c in range(size):
-        for r in range(lanes):
-            output[c * lanes + r] = 0 if factor == NULL else factor[r] * output[c * lanes + r]
-    for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-        start = number * CATTN_RUN
+    for r in range(lanes):
+        one[r] = 1
+    for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+        start = number * PORTABLE_RUN
         for c in range(size):
-            add_products(output + c * lanes, rows, weights + start * lanes, <const real *>(values + start * stride) + c,
-                         stride, min(count - start, <Py_ssize_t>CATTN_RUN))
+            add_products(output + c * lanes, rows, factor, weights + start * lanes,
+                         <const real *>(values + start * stride) + c, stride, min(count - start, <Py_ssize_t>PORTABLE_RUN))
+        factor = one
 
 
 cdef inline real select_run(const real *weights, const unsigned char *attended, Py_ssize_t pitch, const char *values,
-                            Py_ssize_t stride, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """One element of a run's sum, in either layout: Σ_j weight_j · value_j over the attended keys."""
-    cdef real run = 0, value
+                            Py_ssize_t stride, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t link_size) noexcept nogil:
+    """One element of a run's sum, in either layout: Σ_j weight_j · value_j over the attended keys. Pairs join a link one
+    after the other, links the run."""
+    cdef real run = 0, link = 0, pair = 0, value
     cdef Py_ssize_t j
     for j in range(start, stop):
         if attended[j * pitch]:
             value = (<const real *>(values + j * stride))[0]
             if weights[j * pitch] == 0 and not isfinite(value):
-                run += value
+                pair += value
             else:
-                run += weights[j * pitch] * value
+                pair += weights[j * pitch] * value
+        if (j - start) % 2 == 1 or j == stop - 1:
+            link += pair
+            pair = 0
+        if (j - start + 1) % link_size == 0 or j == stop - 1:
+            run += link
+            link = 0
     return run
 
 
@@ -305,10 +332,10 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
     for c in range(size):
         for r in range(rows):
             sum = 0 if factor == NULL else rescale(output[c * lanes + r], factor[r])
-            for number in range((count + CATTN_RUN - 1) // CATTN_RUN):
-                start = number * CATTN_RUN
+            for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+                start = number * PORTABLE_RUN
                 sum += select_run(weights + r, attended + r, lanes, values + c * sizeof(real), stride, start,
-                                  min(count, start + CATTN_RUN))
+                                  min(count, start + PORTABLE_RUN), PORTABLE_LINK)
             output[c * lanes + r] = sum
 
 
@@ -399,7 +426,7 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     """The set of `real`; the pointer only says which."""
     tiles.item = sizeof(real)
     tiles.lanes = tiles.part = PORTABLE_LANES
-    tiles.run = CATTN_RUN
+    tiles.run = PORTABLE_RUN
     tiles.load_rows = <load_rows_function>load_rows[real]
     tiles.terms = <terms_function>terms[real]
     tiles.scores = <scores_function>scores[real]

@@ -190,25 +190,31 @@ cdef inline void add_run(real *total, const real *weights, const char *values, P
         ask_ahead(value7, first, ahead)
         for lane in range(16):
             c = first + lane
-            total[c] += (weight0 * value0[c] + weight1 * value1[c] + weight2 * value2[c] + weight3 * value3[c]
-                         + weight4 * value4[c] + weight5 * value5[c] + weight6 * value6[c] + weight7 * value7[c])
+            total[c] += ((weight0 * value0[c] + weight1 * value1[c]) + (weight2 * value2[c] + weight3 * value3[c])
+                         + (weight4 * value4[c] + weight5 * value5[c]) + (weight6 * value6[c] + weight7 * value7[c]))
     for c in range(columns - columns % 16, columns):
-        total[c] += (weight0 * value0[c] + weight1 * value1[c] + weight2 * value2[c] + weight3 * value3[c]
-                     + weight4 * value4[c] + weight5 * value5[c] + weight6 * value6[c] + weight7 * value7[c])
+        total[c] += ((weight0 * value0[c] + weight1 * value1[c]) + (weight2 * value2[c] + weight3 * value3[c])
+                     + (weight4 * value4[c] + weight5 * value5[c]) + (weight6 * value6[c] + weight7 * value7[c]))
 
 
 cdef inline void add_rest(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t count,
                           Py_ssize_t columns) noexcept nogil:
     """The same of the last keys, fewer than a run, in the same order: keys that are masked behind them change no bit."""
     cdef real[PORTABLE_COLUMNS] sum
-    cdef const real *value
+    cdef const real *value0
+    cdef const real *value1
     cdef Py_ssize_t k, c
     for c in range(columns):
         sum[c] = 0
-    for k in range(count):
-        value = <const real *>(values + k * stride)
+    for k in range(0, count - 1, 2):
+        value0 = <const real *>(values + k * stride)
+        value1 = behind(value0, stride)
         for c in range(columns):
-            sum[c] += weights[k] * value[c]
+            sum[c] += weights[k] * value0[c] + weights[k + 1] * value1[c]
+    if count % 2 == 1:
+        value0 = <const real *>(values + (count - 1) * stride)
+        for c in range(columns):
+            sum[c] += weights[count - 1] * value0[c]
     for c in range(columns):
         total[c] += sum[c]
 
@@ -255,5 +261,5 @@ cdef void few_select_values(real *output, const real *factor, const real *weight
             for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
                 start = number * PORTABLE_FEW_RUN
                 total[number % 4] += select_run(weights + r * pitch, attended + r * pitch, 1, values + c * sizeof(real),
-                                                stride, start, min(count, start + PORTABLE_FEW_RUN))
+                                                stride, start, min(count, start + PORTABLE_FEW_RUN), PORTABLE_FEW_RUN)
             output[r * size + c] = rescale(output[r * size + c], factor[r]) + few_total(total, 1)

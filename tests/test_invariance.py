@@ -232,6 +232,19 @@ def test_neighbours_that_see_other_keys(dtype, rows, keys, sinks):
 
 
 @TYPES
+@pytest.mark.parametrize("size", [20, 64, 128])
+@pytest.mark.parametrize("start", [1, 23, 24, 25, 47, 48, 50, 71, 95])
+def test_a_neighbour_that_sees_earlier_keys(dtype, size, start):
+    """Its tile's sums over keys begin earlier, in the middle of a block."""
+    case = problem(20, 100, dtype, batch=(), heads=2, key_heads=1, size=size)
+    starts = np.zeros((2, 20), int)
+    starts[1] = start
+    out, lse = attention(**case, key_range=(starts, None))
+    case["query"] = case["query"][1:]
+    assert_same_bits(attention(**case, key_range=(starts[1:], None)), (out[1:], lse[1:]))
+
+
+@TYPES
 @pytest.mark.parametrize("stage", ["scores", "softcapped", "biased", "weights"])
 @pytest.mark.parametrize("rows", [1, 9, 130])
 def test_weights_keep_their_bits(dtype, stage, rows):
