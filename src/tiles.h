@@ -33,11 +33,6 @@
 #define CATTN_PARTS 2
 #define CATTN_FEW_ROWS 8
 
-/* With many rows, sums over the keys of a block are taken in chains of so many at most: each from zero, then joined in
- * order. In one long chain equal terms round the same way each time: 96 equal values came out with 4 times
- * NumPy's error, and 40 beyond the promised bound. */
-#define CATTN_RUN 24
-
 /* Asks for a line of memory that will be read, read later (it comes as far as L2), or written; where there is no such
  * thing, nothing. */
 #if defined(__GNUC__)

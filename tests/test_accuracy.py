@@ -83,3 +83,16 @@ def test_long_equal_products(rows, size, seed):
     }
     out, lse = cattn.attention(**case, return_lse=True)
     assert_accurate(out, case, lse)
+
+
+@pytest.mark.parametrize("start", range(8, 100, 23))
+def test_short_rows_of_equal_values(start):
+    """A sum of weighted values over a sum of weights: what both round, nothing cancels."""
+    for keys in range(start, start + 23):
+        random = np.random.default_rng(keys)
+        case = {
+            "query": random.standard_normal((32, 16, 2)).astype(np.float32),
+            "key": random.standard_normal((32, keys, 2)).astype(np.float32),
+            "value": np.repeat(random.uniform(0.5, 1, (32, 1, 1)), keys, axis=1).astype(np.float32),
+        }
+        assert_accurate(cattn.attention(**case), case)
