@@ -4,7 +4,7 @@ cdef enum:
     PORTABLE_FEW_LANES = 8   # terms of a score summed side by side for few rows: of four keys, half of the SSE2 registers
     PORTABLE_FEW_CHAINS = PORTABLE_FEW_LANES * PORTABLE_CHAIN
     PORTABLE_COLUMNS = 128   # value columns summed at a time for few rows
-    PORTABLE_AHEAD = 4096    # bytes asked for ahead of those read: half or twice as many make no difference
+    PORTABLE_AHEAD = 8192    # bytes asked for ahead of those read: see FEW_AHEAD
     PORTABLE_FEW_RUN = 8     # keys of a run there: their weights fill half of the SSE2 registers, and short chains round less
 
 
@@ -14,9 +14,10 @@ cdef inline Py_ssize_t bytes_ahead(Py_ssize_t stride, Py_ssize_t bytes) noexcept
 
 
 cdef inline void ask_ahead(const real *row, Py_ssize_t c, Py_ssize_t ahead) noexcept nogil:
-    """Asks for the line of memory that column c begins, if it begins one, so many bytes ahead."""
+    """Asks for the line of memory that column c begins, if it begins one, so many bytes ahead: into L2, as prefetch_stored
+    does."""
     if ahead != 0 and c * sizeof(real) % 64 == 0:
-        CATTN_PREFETCH(<const char *>(row + c) + ahead)
+        CATTN_PREFETCH_L2(<const char *>(row + c) + ahead)
 
 
 cdef inline void add_dot(real *lanes, const real *query, const real *key, Py_ssize_t size) noexcept nogil:
