@@ -217,7 +217,7 @@ cdef void terms(real *terms, Py_ssize_t rows, Py_ssize_t count, const cattn_edit
         slope = <real>edit.slope[r] if edit.has_alibi else 0
         for j in range(count):
             term = (<const real *>edit.bias[r])[j] if edit.has_bias else 0
-            if edit.has_alibi:
+            if edit.has_alibi and term != -INFINITY:   # a bias masks whatever is added
                 term -= alibi(edit, r, j, slope)
             terms[j * lanes + r] = -INFINITY if is_masked(edit, r, j) else term
 

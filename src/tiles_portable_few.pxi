@@ -131,12 +131,11 @@ cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize
             score = scores + r * pitch + j
             if edit.softcap != 0:
                 score[0] = softcapped(score[0], edit.softcap)
-            if edit.has_bias:
-                bias = (<const real *>edit.bias[r])[j]
-                score[0] = bias if bias == -INFINITY else score[0] + bias   # it masks a NaN, too
+            bias = (<const real *>edit.bias[r])[j] if edit.has_bias else 0
+            score[0] += bias
             if edit.has_alibi:
                 score[0] -= alibi(edit, r, j, slope)
-            if is_masked(edit, r, j):
+            if bias == -INFINITY or is_masked(edit, r, j):   # even a NaN
                 score[0] = -INFINITY
             if score[0] > block_maximum[r]:
                 block_maximum[r] = score[0]

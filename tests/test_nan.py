@@ -124,6 +124,17 @@ def test_masked_bias(dtype, heads, rows, special):
 
 @TYPES
 @ROWS
+@pytest.mark.parametrize("slope", [np.nan, np.inf, -np.inf, -3e38])
+def test_a_bias_masks_whatever_alibi_adds(dtype, heads, rows, slope):
+    case = problem(heads, rows, dtype) | {"alibi_slopes": np.full(heads, slope), "query_offset": "end"}
+    bias = np.zeros((rows, KEYS))
+    bias[::2] = -np.inf
+    out, lse = cattn.attention(**case, bias=bias, return_lse=True)
+    assert np.all(out[..., ::2, :] == 0) and np.all(lse[..., ::2] == -np.inf)
+
+
+@TYPES
+@ROWS
 @SPECIAL
 def test_padding_of_queries(dtype, heads, rows, special):
     case = problem(heads, rows, dtype) | {"query_lengths": [rows // 2, rows], "causal": True, "query_offset": "end"}
