@@ -204,7 +204,8 @@ def _inputs(layout, **given):
                 f"{name}: expected type {type_name(query.dtype)} like query, got {type_shown(came)}{counts}"
             )
 
-    views = {name: _canonical(array, layout) for name, array in arrays.items()}
+    # Views of our own: to convert other arguments may run code that reshapes the caller's arrays.
+    views = {name: _canonical(array, layout).view() for name, array in arrays.items()}
     query_heads, query_length, head_size = views["query"].shape[-3:]
     key_heads, key_length, key_size = views["key"].shape[-3:]
     if head_size == 0:
@@ -509,7 +510,7 @@ def _scale(argument, arithmetic):
 
 def _broadcast(name, array, shape, axes):
     if array.shape == shape:
-        return array
+        return array.view()
     try:
         return np.broadcast_to(array, shape)
     except ValueError:

@@ -160,6 +160,8 @@ cdef object attend_plain(object query, object key, object value, object scale, b
     cdef Py_ssize_t threads = 0
     if not set_plain_inputs(&problem, query, key, value, heads_inside):
         return None
+    if modifiers is not None or num_threads is not None:
+        query = query.view()   # to convert them may run code that reshapes the caller's
     if modifiers is not None:
         if given_out is not None:   # it may overlap one of them
             return None

@@ -529,3 +529,25 @@ def test_varlen_out_and_modifiers():
         3.0,
         2,
     )
+
+
+@pytest.mark.parametrize("name", ["num_threads", "mask"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_argument_that_reshapes_another(plain, name):
+    """Arguments are converted by anyone's code: what has been looked at by then stays as it was."""
+    query, key, value = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
+    query = query.copy()
+    if not plain:
+        value = value[..., ::-1]
+
+    class Reshaping:
+        def convert(self, *_, **__):
+            query.resize((1, 256), refcheck=False)
+            return np.ones((8, 8), bool) if name == "mask" else 1
+
+        __array__ = __index__ = convert
+
+    expected = cattn.attention(query.copy(), key, value)
+    out = cattn.attention(query, key, value, **{name: Reshaping()})
+    assert query.shape == (1, 256)
+    np.testing.assert_array_equal(out, expected)
