@@ -46,6 +46,8 @@ cdef extern from "tiles.h" nogil:
         CATTN_FEW_ROWS
     double CATTN_LOG2E
 
+    const void *CATTN_ALIGNED(const void *pointer)
+
     void CATTN_PREFETCH(const void *address)
     void CATTN_PREFETCH_L2(const void *address)
     void CATTN_PREFETCH_WRITE(const void *address)

@@ -45,6 +45,13 @@
 #define CATTN_PREFETCH_WRITE(address) ((void)0)
 #endif
 
+/* The same pointer, which the compiler may take to be aligned to CATTN_ALIGNMENT bytes. */
+#if defined(__GNUC__)
+#define CATTN_ALIGNED(pointer) __builtin_assume_aligned(pointer, CATTN_ALIGNMENT)
+#else
+#define CATTN_ALIGNED(pointer) ((const void *)(pointer))
+#endif
+
 #define CATTN_LOG2E 1.44269504088896340736
 
 /* What happens to the scores of a block, in this order: softcap, bias and ALiBi, then the selection. Vectors are over
