@@ -6,8 +6,8 @@
 #define VECTOR_BYTES 16
 #define TILE_VECTORS 2   /* vectors over the rows of a many-row tile */
 #define TILE_WIDE 6      /* keys, or value columns, of a register tile */
-#define TILE_CHAINS 1    /* chains of sums side by side */
 #define TILE_SUMS 12     /* accumulators */
+#define TILE_IN_A_ROW 0
 #include "target_begin.h"
 #define REAL_BITS 32
 #include "tiles.inc"
