@@ -7,7 +7,7 @@
 #define TILE_VECTORS 4   /* vectors over the rows of a many-row tile: a broadcast serves four FMAs */
 #define TILE_WIDE 12     /* keys, or value columns, of a register tile of one or two vectors */
 #define TILE_SUMS 24     /* accumulators */
-#define TILE_IN_A_ROW 0
+#define TILE_IN_A_ROW 0  /* whether the steps of a whole run stand in a row */
 #include "target_begin.h"
 #define REAL_BITS 32
 #include "tiles.inc"

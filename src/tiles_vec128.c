@@ -7,7 +7,7 @@
 #define TILE_VECTORS 2   /* vectors over the rows of a many-row tile */
 #define TILE_WIDE 6      /* keys, or value columns, of a register tile */
 #define TILE_SUMS 12     /* accumulators */
-#define TILE_IN_A_ROW 0
+#define TILE_IN_A_ROW 0  /* whether the steps of a whole run stand in a row */
 #include "target_begin.h"
 #define REAL_BITS 32
 #include "tiles.inc"
