@@ -11,9 +11,6 @@ cdef extern from "time.h" nogil:
     int TIME_UTC
     int timespec_get(timespec *now, int base)
 
-cdef extern from "Python.h":
-    int PyErr_CheckSignals() noexcept
-
 
 cdef enum:
     # Scores × head size between two looks at the clock: under 10 ms at 2 GFLOP/s.

@@ -2,6 +2,9 @@
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept
+
 cdef extern from "problem.h" nogil:
     enum:
         CATTN_MAX_BATCH_NDIM

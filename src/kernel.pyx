@@ -92,7 +92,7 @@ cdef void run_tasks(Run *run, int threads) noexcept nogil:
 
 
 cdef int raise_pending() except -1:
-    """The exception that a signal handler raised while the tasks ran is already set."""
+    """The exception that a signal handler raised while tasks were listed or ran is already set."""
     return -1
 
 
@@ -104,7 +104,8 @@ cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads
     cdef double work
     cdef Plan plan
     cdef Run run
-    make_plan(&plan, problem, &table, stage != STAGE_OUTPUT)
+    if make_plan(&plan, problem, &table, stage != STAGE_OUTPUT):
+        raise_pending()
     if plan.tasks == 0:
         return 0
     work = <double>plan.entries * problem.query_heads * problem.query_length * problem.key_length \
@@ -130,12 +131,13 @@ cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads
     run.workspaces = aligned + workspaces_at
     run.stage = stage
     run.threads = <int>threads
-    run.stopped = False
     run.work = 0
     run.polled = 0
     run.callers_mode = cattn_float_mode()
-    list_tasks(&plan, problem, stage != STAGE_OUTPUT, <Task *>run.tasks)
-    if work < GIL_WORK:
+    run.stopped = list_tasks(&plan, problem, stage != STAGE_OUTPUT, <Task *>run.tasks)
+    if run.stopped:
+        pass
+    elif work < GIL_WORK:
         run_tasks(&run, 1)
     else:
         with nogil:
@@ -387,7 +389,8 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
         softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
-    make_plan(&found, &problem, &table, False)
+    if make_plan(&found, &problem, &table, False):
+        raise_pending()
     few = not found.has_many
     return _plan.Plan(
         strategy="few rows" if few else "many rows", isa=isa(),

@@ -21,6 +21,7 @@ cdef enum:
     # Keys whose softmax is merged into that of the chunks before: a multiple of LARGEST_FEW. Chains of sums stay short, and
     # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
     CHUNK = 2048
+    POLL_ENTRIES = 32768   # between two looks at signals: 1 to 3 ms
     LARGEST_TASK = 16      # query tiles that share a block of keys
     TILES_BYTES = 393216   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
@@ -125,7 +126,13 @@ cdef double bytes_beside(const cattn_array *array, const cattn_problem *problem,
     return <double>problem.key_length * (1 if array.row == 0 else problem.query_length) * item_size(array.type)
 
 
-cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept nogil:
+cdef inline bint interrupted(Py_ssize_t entry) noexcept:
+    """Whether a signal handler raised; looked at once in so many entries, of which packed sequences may have millions."""
+    return entry % POLL_ENTRIES == POLL_ENTRIES - 1 and PyErr_CheckSignals() != 0
+
+
+cdef bint make_plan(Plan *plan, const cattn_problem *problem, const cattn_table *table, bint weights_only) noexcept:
+    """Answers whether a signal handler raised, and left the plan half made."""
     cdef Py_ssize_t entry, rows, tiles_total = 0, bytes = 0
     cdef Py_ssize_t item, lanes, depth, block, tile_rows, tile_count, tile_bytes, largest, tiles_of_head
     cdef double bytes_of_head
@@ -146,6 +153,8 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.has_many = weights_only
     plan.has_few = plan.heads_share = False
     for entry in range(plan.entries if problem.query_indptr != NULL else min(<Py_ssize_t>1, plan.entries)):
+        if interrupted(entry):
+            return True
         rows = entry_query_length(problem, entry) * plan.group
         if is_few(rows) and not weights_only:
             plan.has_few = True
@@ -212,16 +221,21 @@ cdef void make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.workspace_bytes = bytes
 
     plan.partial_bytes = CATTN_FEW_ROWS * (2 + problem.value_size) * item
-    list_tasks(plan, problem, weights_only, NULL)
+    return list_tasks(plan, problem, weights_only, NULL)
 
 
-cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only, Task *tasks) noexcept nogil:
-    """Counts the tasks (tasks NULL), or writes them. The last rows come first: under a causal mask they see the most keys,
-    and what is light is left for the end. Tasks of one key head follow each other, so that its keys stay in a cache;
-    but those of the same rows do where the heads share what is larger: a mask or a bias."""
+cdef bint list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only, Task *tasks) noexcept:
+    """Counts the tasks (tasks NULL), or writes them. Answers whether a signal handler raised meanwhile.
+
+    The last rows come first: under a causal mask they see the most keys, and what is light is left for the end. Tasks of one
+    key head follow each other, so that its keys stay in a cache; but those of the same rows do where the heads share what is
+    larger: a mask or a bias.
+    """
     cdef Py_ssize_t entry, head, rows, keys, chunk, chunks, parts, number, whole, first_row, last_row
     cdef Py_ssize_t span = plan.tiles_per_task * plan.tiles.lanes, count = 0, partials = 0
     for entry in range(plan.entries):
+        if interrupted(entry):
+            return True
         rows = entry_query_length(problem, entry) * plan.group
         keys = entry_key_length(problem, entry)
         if rows == 0:
@@ -247,3 +261,4 @@ cdef void list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
             count += 1
     plan.tasks = count
     plan.partials = partials
+    return False
