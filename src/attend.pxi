@@ -136,7 +136,7 @@ cdef void attend_few_rows(const Run *run, const Entry *entry, Tile *tile, const 
         table.few_edit(scores, pitch, block_maximum, tile.rows, count, &edit)
     if selecting:
         mark_attended(attended, scores, pitch * tile.rows, table.item)
-    table.few_exponentials(scores, pitch, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum, plan.unit)
+    table.few_exponentials(scores, pitch, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
     fill_blank(tile, value_size, table.item)
     if selecting:
         table.few_select_values(tile.output, factor, scores, attended, pitch, tile.rows, block.values, block.value_stride,
@@ -177,7 +177,7 @@ cdef void attend_many_rows(const Run *run, const Entry *entry, Tile *tile, Py_ss
         select_scores(scores, terms if added != NULL else NULL, count * table.lanes, table.item)
         mark_attended(attended, scores, count * table.lanes, table.item)
     table.exponentials(<char *>scores + at, rows, count, <char *>tile.maximum + at, <char *>tile.sum + at, factor,
-                       block_maximum, plan.unit)
+                       block_maximum)
     rescale = NULL if tile.blank[part] else factor
     tile.blank[part] = False
     if lanes > tile.part:
@@ -269,15 +269,14 @@ cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, 
 
 
 cdef void merge(real *maximum, real *sum, real *output, const real *other_maximum, const real *other_sum,
-                const real *other_output, Py_ssize_t rows, Py_ssize_t row_pitch, Py_ssize_t size, Py_ssize_t size_pitch,
-                real unit) noexcept nogil:
+                const real *other_output, Py_ssize_t rows, Py_ssize_t row_pitch, Py_ssize_t size, Py_ssize_t size_pitch) noexcept nogil:
     """Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding); output (r, c) stands at
     r · row_pitch + c · size_pitch."""
     cdef real[CATTN_MAX_LANES] reference, factor, other_factor
     cdef Py_ssize_t r, c, at
-    advance_maximum(maximum, reference, factor, other_maximum, rows, unit)
+    advance_maximum(maximum, reference, factor, other_maximum, rows)
     for r in range(rows):
-        other_factor[r] = exponential(unit * (other_maximum[r] - reference[r]))
+        other_factor[r] = exponential(<real>CATTN_LOG2E * (other_maximum[r] - reference[r]))
         sum[r] = factor[r] * sum[r] + other_factor[r] * other_sum[r]
     for c in range(size):
         for r in range(rows):
@@ -297,11 +296,11 @@ cdef void join_total(Tile *tile, Py_ssize_t size, const Plan *plan) noexcept nog
     if plan.tiles.item == 4:
         merge[float](<float *>tile.total_maximum, <float *>tile.total_sum, <float *>tile.total_output,
                      <const float *>tile.maximum, <const float *>tile.sum, <const float *>tile.output,
-                     tile.lanes, 1, size, tile.lanes, <float>plan.unit)
+                     tile.lanes, 1, size, tile.lanes)
     else:
         merge[double](<double *>tile.total_maximum, <double *>tile.total_sum, <double *>tile.total_output,
                       <const double *>tile.maximum, <const double *>tile.sum, <const double *>tile.output,
-                      tile.lanes, 1, size, tile.lanes, plan.unit)
+                      tile.lanes, 1, size, tile.lanes)
 
 
 cdef inline void swap(void **one, void **other) noexcept nogil:
@@ -417,11 +416,11 @@ cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil
         elif item == 4:
             merge[float](<float *>tile.maximum, <float *>tile.sum, <float *>tile.output, <const float *>partial,
                          <const float *>(partial + rows * item), <const float *>(partial + 2 * rows * item), rows, size,
-                         size, 1, <float>run.plan.unit)
+                         size, 1)
         else:
             merge[double](<double *>tile.maximum, <double *>tile.sum, <double *>tile.output, <const double *>partial,
                           <const double *>(partial + rows * item), <const double *>(partial + 2 * rows * item), rows,
-                          size, size, 1, run.plan.unit)
+                          size, size, 1)
         number += 1
         if number == run.plan.tasks or run.tasks[number].first_key == 0:
             break
@@ -488,8 +487,7 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                     write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)
                     continue
                 mark_attended(attended, scores, count * lanes, item)
-                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum,
-                                   plan.unit)
+                table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
                 if pass_number == 1:   # the maximum stays, so that these are exp(score - maximum)
                     write_scores(run, &entry, tile, start, count, divisor, attended, workspace)
             if pass_number == 0 and passes == 2:

@@ -78,8 +78,7 @@ ctypedef void (*terms_function)(void *, Py_ssize_t, Py_ssize_t, const cattn_edit
 ctypedef void (*scores_function)(void *, void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                  Py_ssize_t, cattn_ahead *) noexcept nogil
 ctypedef void (*soften_function)(void *, void *, const void *, Py_ssize_t, Py_ssize_t, double) noexcept nogil
-ctypedef void (*exponentials_function)(void *, Py_ssize_t, Py_ssize_t, void *, void *, void *, const void *,
-                                       double) noexcept nogil
+ctypedef void (*exponentials_function)(void *, Py_ssize_t, Py_ssize_t, void *, void *, void *, const void *) noexcept nogil
 ctypedef void (*values_function)(void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                  Py_ssize_t, cattn_ahead *) noexcept nogil
 ctypedef void (*select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,
@@ -91,7 +90,7 @@ ctypedef void (*few_scores_function)(void *, Py_ssize_t, void *, const void *, P
 ctypedef void (*few_edit_function)(void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
                                    const cattn_edit *) noexcept nogil
 ctypedef void (*few_exponentials_function)(void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, void *, void *,
-                                           const void *, double) noexcept nogil
+                                           const void *) noexcept nogil
 ctypedef void (*few_values_function)(void *, const void *, const void *, Py_ssize_t, Py_ssize_t, const char *,
                                      Py_ssize_t, Py_ssize_t, Py_ssize_t, cattn_type) noexcept nogil
 ctypedef void (*few_select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,

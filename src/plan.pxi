@@ -4,8 +4,6 @@
 # What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
 
-from libc.math cimport fabs
-
 # Of one core.
 cdef Py_ssize_t L2_BYTES = cattn_l2_bytes()
 cdef bint FORESEES_ROWS = cattn_foresees_rows()
@@ -55,8 +53,6 @@ cdef struct Plan:
     const cattn_tiles *tiles
     const cattn_tiles *float_tiles       # whose loaders and stores know the half types
     cattn_type arithmetic
-    bint natural                         # scores are; otherwise log2(e) is in the scale, for powers of two
-    double scale, unit                   # of q·k, and from the unit of scores to powers of two
     Py_ssize_t entries                   # of the batch
     Py_ssize_t group                     # query heads that share a key head
     Py_ssize_t key_block, few_block, tiles_per_task
@@ -109,16 +105,6 @@ cdef inline double head_sink(const cattn_problem *problem, Py_ssize_t head) noex
     return (<const double *>(problem.sinks.data + head * problem.sinks.head))[0]
 
 
-cdef bint has_natural_scores(const cattn_problem *problem) noexcept nogil:
-    """Whether log2(e) has to stay out of the scores: other terms join them, or it might make a float infinite."""
-    cdef Py_ssize_t head
-    for head in range(problem.query_heads if problem.sinks.data != NULL else 0):
-        if fabs(head_sink(problem, head)) > 1e38 and head_sink(problem, head) != -INFINITY:
-            return True
-    return (problem.softcap != 0 or problem.bias.data != NULL or problem.alibi_slopes.data != NULL
-            or not -1e38 < problem.scale < 1e38)
-
-
 cdef double bytes_beside(const cattn_array *array, const cattn_problem *problem, bint shared) noexcept nogil:
     """What one head reads of a mask or a bias, if it is there (and, shared, the same for all heads)."""
     if array.data == NULL or shared and array.head != 0:
@@ -142,9 +128,6 @@ cdef bint make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.tiles = &table.float64 if plan.arithmetic == CATTN_FLOAT64 else &table.float32
     item = plan.tiles.item
     lanes = plan.tiles.lanes
-    plan.natural = weights_only or has_natural_scores(problem)
-    plan.scale = problem.scale if plan.natural else CATTN_LOG2E * problem.scale
-    plan.unit = CATTN_LOG2E if plan.natural else 1
     plan.group = problem.query_heads // problem.key_heads if problem.key_heads > 0 else 0
     plan.entries = 1
     for axis in range(problem.batch_ndim):

@@ -178,7 +178,7 @@ cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *pl
     for row in range(tile.rows):
         sink = head_sink(problem, entry.first_head + tile.head[row])
         if sink != -INFINITY and tile.index[row] < entry.query_limit:
-            put_real(tile.maximum, row, item, sink if plan.natural else CATTN_LOG2E * sink)
+            put_real(tile.maximum, row, item, sink)
             put_real(tile.sum, row, item, 1)
 
 
@@ -212,15 +212,15 @@ cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *pla
             fetch_row(scratch + row * size * item, plan.arithmetic, &problem.query, rows[row], size, plan.float_tiles)
             rows[row] = scratch + row * size * item
     if not few:
-        plan.tiles.load_rows(tile.queries, rows, tile.rows, size, plan.scale)
+        plan.tiles.load_rows(tile.queries, rows, tile.rows, size, problem.scale)
         return
     for row in range(tile.rows):
         if item == 4:
             for c in range(size):
-                (<float *>tile.queries)[row * size + c] = <float>plan.scale * (<const float *>rows[row])[c]
+                (<float *>tile.queries)[row * size + c] = <float>problem.scale * (<const float *>rows[row])[c]
         else:
             for c in range(size):
-                (<double *>tile.queries)[row * size + c] = plan.scale * (<const double *>rows[row])[c]
+                (<double *>tile.queries)[row * size + c] = problem.scale * (<const double *>rows[row])[c]
 
 
 cdef inline bint has_terms(const cattn_edit *edit) noexcept nogil:
@@ -349,12 +349,7 @@ cdef inline void write_lse(const cattn_problem *problem, const Plan *plan, const
                            Py_ssize_t row) noexcept nogil:
     cdef Py_ssize_t item = plan.tiles.item
     cdef char *lse = entry.lse + tile.head[row] * problem.lse.head + tile.index[row] * problem.lse.row
-    cdef double maximum = get_real(tile.maximum, row, item), sum = get_real(tile.sum, row, item), sink
-    if not plan.natural:
-        maximum /= CATTN_LOG2E
-    if problem.sinks.data != NULL and sum == 1:   # the sink alone is exactly that
-        sink = head_sink(problem, entry.first_head + tile.head[row])
-        maximum = sink if fabs(maximum - sink) < 1e-6 * fabs(sink) else maximum
+    cdef double maximum = get_real(tile.maximum, row, item), sum = get_real(tile.sum, row, item)
     put_real(lse, 0, item, -INFINITY if sum == 0 else maximum + log(sum))
 
 

@@ -117,12 +117,12 @@ typedef struct {
     /* With a softcap: scores without terms become softcap · tanh(score / softcap) + terms, and block_maximum is found anew. */
     void (*soften)(void *scores, void *block_maximum, const void *terms, ptrdiff_t rows, ptrdiff_t count, double softcap);
 
-    /* The online softmax, in powers of two: exp(s) = 2^(log2(e)·s). `unit` is 1 where the queries' scale holds log2(e), and
-     * log2(e) where it does not: what is added to scores is in natural units, and might overflow in others. With new = max(maximum, block_maximum), and 0 in its place where it is -infinity:
-     * factor = 2^(unit·(maximum - new));  scores[j] = 2^(unit·(scores[j] - new)), exactly 0 for -infinity, NaN for NaN;
-     * sum = factor · sum + Σ_j scores[j], in chains;  maximum = the new one. */
+    /* The online softmax. With new = max(maximum, block_maximum), and 0 in its place where it is -infinity:
+     * factor = exp(maximum - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN;
+     * sum = factor · sum + Σ_j scores[j], in runs;  maximum = the new one. log2(e), for powers of two, enters behind the
+     * difference: in the scores it would make some finite ones infinite. */
     void (*exponentials)(void *scores, ptrdiff_t rows, ptrdiff_t count, void *maximum, void *sum, void *factor,
-                         const void *block_maximum, double unit);
+                         const void *block_maximum);
 
     /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c], in runs: the first joins together with the
      * factor, each further one by an addition. factor NULL: output holds nothing yet. */
@@ -150,7 +150,7 @@ typedef struct {
                      const cattn_edit *edit);
 
     void (*few_exponentials)(void *scores, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t count,
-                             void *maximum, void *sum, void *factor, const void *block_maximum, double unit);
+                             void *maximum, void *sum, void *factor, const void *block_maximum);
 
     void (*few_values)(void *output, const void *factor, const void *weights, ptrdiff_t pitch, ptrdiff_t rows,
                        const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type);

@@ -251,25 +251,25 @@ cdef void soften(real *scores, real *block_maximum, const real *terms, Py_ssize_
                 block_maximum[r] = score[0]
 
 
-cdef inline void advance_maximum(real *maximum, real *reference, real *factor, const real *block_maximum, Py_ssize_t rows,
-                                 real unit) noexcept nogil:
+cdef inline void advance_maximum(real *maximum, real *reference, real *factor, const real *block_maximum,
+                                 Py_ssize_t rows) noexcept nogil:
     """The running maximum, what to subtract from each score, and what rescales all that came before."""
     cdef Py_ssize_t r
     cdef real new
     for r in range(rows):
         new = block_maximum[r] if block_maximum[r] > maximum[r] else maximum[r]
         reference[r] = 0 if new == -INFINITY else new
-        factor[r] = exponential(unit * (maximum[r] - reference[r]))
+        factor[r] = exponential(<real>CATTN_LOG2E * (maximum[r] - reference[r]))
         maximum[r] = new
 
 
-cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real unit, real *run) noexcept nogil:
-    """score[r] = 2^(unit · (score[r] - reference[r])), added to run[r]. In two loops: the operations of a whole exponential,
+cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real *run) noexcept nogil:
+    """score[r] = exp(score[r] - reference[r]), added to run[r]. In two loops: the operations of a whole exponential,
     each of which waits for the last, are more than a processor has in sight while it looks for others to start."""
     cdef real[PORTABLE_LANES] rest, power
     cdef Py_ssize_t r
     for r in range(width):
-        score[r] = unit * (score[r] - reference[r])
+        score[r] = <real>CATTN_LOG2E * (score[r] - reference[r])
         rest[r] = reduce(score[r], &power[r])
     for r in range(width):
         score[r] = expand(score[r], rest[r], power[r])
@@ -277,13 +277,12 @@ cdef inline void exponentiate(real *score, Py_ssize_t width, const real *referen
 
 
 cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum, real *factor,
-                       const real *block_maximum, double unit_) noexcept nogil:
-    cdef real unit = <real>unit_
+                       const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] reference
     cdef real[PORTABLE_LINK * PORTABLE_LANES] run   # every fourth weight joins the same one: a chain is as short as a value's
     cdef Py_ssize_t number, start, j, r
-    advance_maximum(maximum, reference, factor, block_maximum, lanes, unit)
+    advance_maximum(maximum, reference, factor, block_maximum, lanes)
     for r in range(lanes):
         sum[r] *= factor[r]
     for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
@@ -292,9 +291,9 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
             clear(run + j * lanes)
         for j in range(start, min(count, start + PORTABLE_RUN)):
             if rows > PORTABLE_NARROW:
-                exponentiate(scores + j * lanes, PORTABLE_LANES, reference, unit, run + j % PORTABLE_LINK * lanes)
+                exponentiate(scores + j * lanes, PORTABLE_LANES, reference, run + j % PORTABLE_LINK * lanes)
             else:
-                exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, unit, run + j % PORTABLE_LINK * lanes)
+                exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, run + j % PORTABLE_LINK * lanes)
         for r in range(lanes):
             sum[r] += (run[r] + run[lanes + r]) + (run[2 * lanes + r] + run[3 * lanes + r])
 

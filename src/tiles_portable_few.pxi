@@ -142,15 +142,14 @@ cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize
 
 
 cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
-                           real *factor, const real *block_maximum, double unit_) noexcept nogil:
-    cdef real unit = <real>unit_
+                           real *factor, const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t number, start, j, r
     cdef real[CATTN_FEW_ROWS] reference
     cdef real run
-    advance_maximum(maximum, reference, factor, block_maximum, rows, unit)
+    advance_maximum(maximum, reference, factor, block_maximum, rows)
     for r in range(rows):
         for j in range(count):
-            scores[r * pitch + j] = exponential(unit * (scores[r * pitch + j] - reference[r]))
+            scores[r * pitch + j] = exponential(<real>CATTN_LOG2E * (scores[r * pitch + j] - reference[r]))
         sum[r] *= factor[r]
         for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
             start = number * PORTABLE_FEW_RUN

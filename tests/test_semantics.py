@@ -474,3 +474,25 @@ def test_even_a_subnormal_softcap_is_one(rows, dtype):
     query, key, value = (rng.standard_normal((1, length, 8)).astype(dtype) for length in (rows, 9, 9))
     out = cattn.attention(query, key, value, softcap=1e-310)
     np.testing.assert_allclose(out, np.broadcast_to(value.mean(axis=1, keepdims=True), out.shape), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("scores, best", [((0.88, 0), 0), ((-0.88, -0.94), 0), ((0.88, 0.94), 1), ((0.88, -0.88), 0)])
+def test_scores_next_to_the_largest_number_are_finite(dtype, rows, scores, best):
+    """Also where a factor of log2(e) would make them infinite."""
+    query = np.ones((rows, 1), dtype)
+    key = (np.array(scores) * np.finfo(dtype).max).astype(dtype)[:, None]
+    value = np.array([[1.0], [2.0]], dtype)
+    out, lse = cattn.attention(query, key, value, scale=1.0, return_lse=True)
+    assert np.all(out == value[best]) and np.all(lse == key[best])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("sink", [1e9, -1e9])
+def test_lse_of_a_score_that_outweighs_a_large_sink(dtype, rows, sink):
+    score = dtype(sink) + dtype(1000)
+    ones = np.ones((1, rows, 1), dtype)
+    lse = cattn.attention(ones, score * ones[:, :1], ones[:, :1], scale=1.0, sinks=[sink], return_lse=True)[1]
+    assert np.all(lse == score)
