@@ -157,6 +157,7 @@ cdef void attend_many_rows(const Run *run, const Entry *entry, Tile *tile, Py_ss
     cdef void *scores = workspace + plan.scores_at
     cdef void *terms = workspace + plan.terms_at
     cdef void *factor = workspace + plan.vectors_at + at
+    cdef void *sums = workspace + plan.sums_at + at
     cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item + at
     cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
     cdef const char *values
@@ -186,7 +187,7 @@ cdef void attend_many_rows(const Run *run, const Entry *entry, Tile *tile, Py_ss
         table.select_values(<char *>tile.output + at, rescale, <char *>scores + at, attended + first, rows, values,
                             block.value_stride, count, problem.value_size)
     else:
-        table.values(<char *>tile.output + at, rescale, <char *>scores + at, rows, values, block.value_stride, count,
+        table.values(<char *>tile.output + at, sums, rescale, <char *>scores + at, rows, values, block.value_stride, count,
                      problem.value_size, ahead)
 
 
@@ -231,7 +232,7 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
             if few:
                 attend_few_rows(run, entry, tile, &block, workspace, selecting)
                 continue
-            if block.start == begin and next_task != NULL and plan.asks_ahead:
+            if block.start <= tile.low and next_task != NULL and plan.asks_ahead:
                 prefetch_queries(problem, plan, next_task, t * tile.lanes, tile.lanes)
             if block.stop >= tile.high and plan.out_in_place and plan.asks_ahead:
                 prefetch_out(problem, plan, entry, tile)
@@ -268,74 +269,53 @@ cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, 
     load_queries(tile, run.problem, run.plan, entry, workspace + run.plan.row_at, few)
 
 
-cdef void merge(real *maximum, real *sum, real *output, const real *other_maximum, const real *other_sum,
-                const real *other_output, Py_ssize_t rows, Py_ssize_t row_pitch, Py_ssize_t size, Py_ssize_t size_pitch) noexcept nogil:
-    """Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding); output (r, c) stands at
-    r · row_pitch + c · size_pitch."""
-    cdef real[CATTN_MAX_LANES] reference, factor, other_factor
-    cdef Py_ssize_t r, c, at
-    advance_maximum(maximum, reference, factor, other_maximum, rows)
-    for r in range(rows):
-        other_factor[r] = exponential(<real>CATTN_LOG2E * (other_maximum[r] - reference[r]))
-        sum[r] = factor[r] * sum[r] + other_factor[r] * other_sum[r]
-    for c in range(size):
-        for r in range(rows):
-            at = r * row_pitch + c * size_pitch
-            output[at] = rescale(output[at], factor[r]) + rescale(other_output[at], other_factor[r])
-
-
-cdef void begin_total(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
-    cdef Py_ssize_t row
-    memset(tile.total_output, 0, tile.lanes * size * item)
-    for row in range(tile.lanes):
-        put_real(tile.total_maximum, row, item, -INFINITY)
-        put_real(tile.total_sum, row, item, 0)
-
-
-cdef void join_total(Tile *tile, Py_ssize_t size, const Plan *plan) noexcept nogil:
-    if plan.tiles.item == 4:
-        merge[float](<float *>tile.total_maximum, <float *>tile.total_sum, <float *>tile.total_output,
-                     <const float *>tile.maximum, <const float *>tile.sum, <const float *>tile.output,
-                     tile.lanes, 1, size, tile.lanes)
-    else:
-        merge[double](<double *>tile.total_maximum, <double *>tile.total_sum, <double *>tile.total_output,
-                      <const double *>tile.maximum, <const double *>tile.sum, <const double *>tile.output,
-                      tile.lanes, 1, size, tile.lanes)
-
-
 cdef inline void swap(void **one, void **other) noexcept nogil:
     cdef void *kept = one[0]
     one[0] = other[0]
     other[0] = kept
 
 
+cdef void swap_total(Tile *tile) noexcept nogil:
+    swap(&tile.maximum, &tile.total.maximum)
+    swap(&tile.sum, &tile.total.sum)
+    swap(&tile.output, &tile.total.output)
+
+
+cdef void begin_total(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
+    """The total is what the tile has attended to so far, and nothing is lost."""
+    swap_total(tile)
+    memset(tile.total.sum_carry, 0, CATTN_MAX_LANES * item)
+    memset(tile.total.output_carry, 0, tile.lanes * size * item)
+
+
 cdef void attend_chunks(Run *run, const Task *task, const Entry *entry, Tile *tiles, Py_ssize_t tile_count,
                         char *workspace, int worker, bint selecting) noexcept nogil:
     """All keys, chunk by chunk; what many rows have attended to is then in the tiles."""
-    cdef Py_ssize_t chunk = 0, first_key, t, size = run.problem.value_size, item = run.plan.tiles.item
-    cdef Py_ssize_t chunks = count_chunks(task.last_key), first = chunks, last = 1
+    cdef Py_ssize_t chunk = 0, first_key, t, keys = run.plan.chunk
+    cdef Py_ssize_t size = run.problem.value_size, item = run.plan.tiles.item
+    cdef Py_ssize_t chunks = count_chunks(task.last_key, keys), first = chunks, last = 1
+    cdef cattn_softmax part
     for t in range(tile_count):
         if tiles[t].low < tiles[t].high:
-            first = min(first, tiles[t].low // CHUNK)
-            last = max(last, count_chunks(tiles[t].high))
+            first = min(first, tiles[t].low // keys)
+            last = max(last, count_chunks(tiles[t].high, keys))
     while chunk < last and not run.stopped:   # the first chunk holds the sink, seen or not
-        first_key = chunk * CHUNK
+        first_key = chunk * keys
         for t in range(tile_count):
-            if chunk == 0 and chunks > 1:
-                begin_total(&tiles[t], size, item)
             reset_softmax(&tiles[t], run.problem, run.plan, entry, chunk == 0)
-        attend_blocks(run, task, entry, tiles, tile_count, first_key, first_key + CHUNK, workspace, worker, False, selecting)
+        attend_blocks(run, task, entry, tiles, tile_count, first_key, first_key + keys, workspace, worker, False, selecting)
         for t in range(tile_count):
+            if chunk > 0 and tiles[t].blank[0] and tiles[t].blank[1]:
+                continue
             fill_blank(&tiles[t], size, item)
-        if chunks > 1:
-            for t in range(tile_count):
-                join_total(&tiles[t], size, run.plan)
+            if chunk > 0:
+                part = cattn_softmax(tiles[t].maximum, tiles[t].sum, tiles[t].output, NULL, NULL)
+                run.plan.tiles.merge(&tiles[t].total, &part, tiles[t].rows, size, selecting)
+            elif last > 1:
+                begin_total(&tiles[t], size, item)
         chunk = max(chunk + 1, first)
-    if chunks > 1:
-        for t in range(tile_count):
-            swap(&tiles[t].maximum, &tiles[t].total_maximum)
-            swap(&tiles[t].sum, &tiles[t].total_sum)
-            swap(&tiles[t].output, &tiles[t].total_output)
+    for t in range(tile_count if last > 1 else 0):
+        swap_total(&tiles[t])
 
 
 cdef void attend_many(Run *run, const Task *task, char *workspace, int worker) noexcept nogil:
@@ -403,27 +383,27 @@ cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil
     cdef const Task *task = &run.tasks[number]
     cdef Tile *tile = <Tile *>(workspace + run.plan.tiles_at)
     cdef Py_ssize_t rows = task.rows, size = run.problem.value_size, item = run.plan.tiles.item
-    cdef const char *partial
+    cdef char *partial
+    cdef cattn_softmax part
     cdef Entry entry
     open_entry(&entry, run.problem, run.plan, task.entry, task.key_head)
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, False)
     fill_blank(tile, size, item)
+    begin_total(tile, size, item)
     while True:
         partial = run.partials + run.tasks[number].partial * run.plan.partial_bytes
-        if is_empty(partial + rows * item, rows, item):
+        part = cattn_softmax(partial, partial + rows * item, partial + 2 * rows * item, NULL, NULL)
+        if is_empty(part.sum, rows, item):
             pass
         elif item == 4:
-            merge[float](<float *>tile.maximum, <float *>tile.sum, <float *>tile.output, <const float *>partial,
-                         <const float *>(partial + rows * item), <const float *>(partial + 2 * rows * item), rows, size,
-                         size, 1)
+            merge_rows[float](&tile.total, &part, rows, size, size, 1, NULL)
         else:
-            merge[double](<double *>tile.maximum, <double *>tile.sum, <double *>tile.output, <const double *>partial,
-                          <const double *>(partial + rows * item), <const double *>(partial + 2 * rows * item), rows,
-                          size, size, 1)
+            merge_rows[double](&tile.total, &part, rows, size, size, 1, NULL)
         number += 1
         if number == run.plan.tasks or run.tasks[number].first_key == 0:
             break
+    swap_total(tile)
     finish_tile(run.problem, run.plan, &entry, tile, workspace, True)
 
 

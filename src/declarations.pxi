@@ -61,6 +61,13 @@ cdef extern from "tiles.h" nogil:
 
     void cattn_ask_ahead(cattn_ahead *ahead)
 
+    ctypedef struct cattn_softmax:
+        void *maximum
+        void *sum
+        void *output
+        void *sum_carry
+        void *output_carry
+
     ctypedef struct cattn_edit:
         double softcap
         const void *bias[CATTN_MAX_LANES]
@@ -79,10 +86,11 @@ ctypedef void (*scores_function)(void *, void *, const void *, const void *, Py_
                                  Py_ssize_t, cattn_ahead *) noexcept nogil
 ctypedef void (*soften_function)(void *, void *, const void *, Py_ssize_t, Py_ssize_t, double) noexcept nogil
 ctypedef void (*exponentials_function)(void *, Py_ssize_t, Py_ssize_t, void *, void *, void *, const void *) noexcept nogil
-ctypedef void (*values_function)(void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
+ctypedef void (*values_function)(void *, void *, const void *, const void *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                  Py_ssize_t, cattn_ahead *) noexcept nogil
 ctypedef void (*select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,
                                         const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+ctypedef void (*merge_function)(const cattn_softmax *, const cattn_softmax *, Py_ssize_t, Py_ssize_t, int) noexcept nogil
 ctypedef int (*store_rows_function)(char *const *, Py_ssize_t, const void *, const void *,
                                     Py_ssize_t) noexcept nogil
 ctypedef void (*few_scores_function)(void *, Py_ssize_t, void *, const void *, Py_ssize_t, const char *,
@@ -110,6 +118,7 @@ cdef extern from "tiles.h" nogil:
         exponentials_function exponentials
         values_function values
         select_values_function select_values
+        merge_function merge
         store_rows_function store_rows
         int few_halves
         few_scores_function few_scores

@@ -395,7 +395,8 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     return _plan.Plan(
         strategy="few rows" if few else "many rows", isa=isa(),
         lanes=problem.query_length * found.group if few else found.tiles.lanes,
-        key_block=found.few_block if few else found.key_block, chunk=CHUNK,
+        key_block=found.few_block if few else found.key_block,
+        chunk=found.few_chunk if few else found.chunk,
         tiles_per_task=1 if few else found.tiles_per_task, tasks=found.tasks,
         workspace_bytes=found.workspace_bytes, partial_bytes=found.partials * found.partial_bytes)
 

@@ -9,19 +9,26 @@ cdef Py_ssize_t L2_BYTES = cattn_l2_bytes()
 cdef bint FORESEES_ROWS = cattn_foresees_rows()
 
 cdef enum:
-    BLOCK_BYTES = 24576    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
-    BLOCK_STEP = 12        # keys: a multiple of the keys that each table's register tiles take at a time
-    LARGEST_BLOCK = 96
+    BLOCK_BYTES = 25600    # of keys (or values) in one block: it stays in an L1 cache of 32 KiB beside the score tile
+    # Keys of a block: the largest, or a half, a quarter, ... of it, so that a block has four, two or one of the runs of 20 keys
+    # in which the tables sum (portable: 40).
+    LARGEST_BLOCK = 80
+    SMALLEST_BLOCK = 10
     # With few rows, of keys (then of values) in one block: long streams, and one of them stays in L2. 64 to 512 keys.
     FEW_BYTES = 262144
     FEW_STEP = 64
     LARGEST_FEW = 512
-    # Keys whose softmax is merged into that of the chunks before: a multiple of LARGEST_FEW. Chains of sums stay short, and
-    # with few rows chunks are tasks of their own, whose partial results, at most 8 rows, are 0.4% of their keys' bytes.
-    CHUNK = 2048
+    # Blocks of keys whose sums join one another in a chain: a chunk. Its softmax is merged into that of the chunks before, with
+    # compensation. Why chains are short stands at RUN in tiles.inc.
+    CHUNK_BLOCKS = 5
+    SMALLEST_CHUNK = 100   # keys: merging takes as long as 5 keys or so
+    # With few rows chunks are tasks of their own. Of twice as many blocks their partial results, at most 8 rows, are no more
+    # than 0.8% of the bytes of their keys and values: a chunk has 512 keys at least.
+    FEW_CHUNK_BLOCKS = 8
+    LARGEST_CHUNK = 2048   # keys: enough tasks for many threads
     POLL_ENTRIES = 32768   # between two looks at signals: 1 to 3 ms
     LARGEST_TASK = 16      # query tiles that share a block of keys
-    TILES_BYTES = 393216   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
+    TILES_BYTES = 524288   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
 
 
@@ -31,9 +38,7 @@ cdef struct Tile:
     void *output
     void *maximum
     void *sum
-    void *total_output      # the chunks before this one, where there are several
-    void *total_maximum
-    void *total_sum
+    cattn_softmax total     # of the chunks before this one, where there are several
     bint blank[CATTN_PARTS]            # the output of a part holds nothing yet
     Py_ssize_t rows                    # of them,
     Py_ssize_t lanes                   # and the lanes they take: those behind the rows are computed and not stored
@@ -55,7 +60,9 @@ cdef struct Plan:
     cattn_type arithmetic
     Py_ssize_t entries                   # of the batch
     Py_ssize_t group                     # query heads that share a key head
-    Py_ssize_t key_block, few_block, tiles_per_task
+    Py_ssize_t key_block, few_block      # keys, of many and of few rows
+    Py_ssize_t chunk, few_chunk
+    Py_ssize_t tiles_per_task
     bint has_many, has_few
     bint heads_share                     # a mask or a bias that is larger than what all parts read of their keys and values
     bint head_stays                      # in L2, from task to task: the keys and values of a head
@@ -64,7 +71,8 @@ cdef struct Plan:
     bint few_halves                      # few rows read keys and values of a half type where they lie
     Py_ssize_t tasks, partials, partial_bytes
     # Where each part of a worker's workspace begins, and its size.
-    Py_ssize_t tiles_at, queries_at, output_at, scores_at, terms_at, vectors_at, totals_at, key_at, value_at, row_at, bias_at, mask_at
+    Py_ssize_t tiles_at, queries_at, output_at, sums_at, scores_at, terms_at, vectors_at, totals_at, key_at, value_at, row_at
+    Py_ssize_t bias_at, mask_at
     Py_ssize_t attended_at, workspace_bytes
 
 
@@ -87,8 +95,13 @@ cdef inline Py_ssize_t entry_key_length(const cattn_problem *problem, Py_ssize_t
     return problem.key_length
 
 
-cdef inline Py_ssize_t count_chunks(Py_ssize_t keys) noexcept nogil:
-    return max(<Py_ssize_t>1, (keys + CHUNK - 1) // CHUNK)
+cdef inline Py_ssize_t count_chunks(Py_ssize_t keys, Py_ssize_t chunk) noexcept nogil:
+    return max(<Py_ssize_t>1, (keys + chunk - 1) // chunk)
+
+
+cdef inline bint has_chunks(const Plan *plan, Py_ssize_t keys) noexcept nogil:
+    """Whether so many keys are more than one chunk, with many rows or with few."""
+    return (plan.has_many and keys > plan.chunk) or (plan.has_few and keys > plan.few_chunk)
 
 
 cdef inline bint is_few(Py_ssize_t rows) noexcept nogil:
@@ -149,18 +162,21 @@ cdef bint make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     tiles_total *= problem.key_heads
 
     depth = max(problem.head_size, problem.value_size, <Py_ssize_t>1)
-    plan.key_block = plan.few_block = 0
+    plan.key_block = plan.few_block = plan.chunk = plan.few_chunk = 0
     plan.tiles_per_task = 1
     if plan.has_few or not plan.has_many:
         block = FEW_BYTES // (depth * item) // FEW_STEP * FEW_STEP
         plan.few_block = max(<Py_ssize_t>FEW_STEP, min(<Py_ssize_t>LARGEST_FEW, block))
+        plan.few_chunk = min(<Py_ssize_t>LARGEST_CHUNK, FEW_CHUNK_BLOCKS * plan.few_block)
     if plan.has_many:
-        block = BLOCK_BYTES // (depth * item) // BLOCK_STEP * BLOCK_STEP
-        plan.key_block = max(<Py_ssize_t>BLOCK_STEP, min(<Py_ssize_t>LARGEST_BLOCK, block))
+        plan.key_block = LARGEST_BLOCK
+        while plan.key_block > SMALLEST_BLOCK and plan.key_block * depth * item > BLOCK_BYTES:
+            plan.key_block //= 2
+        plan.chunk = max(<Py_ssize_t>SMALLEST_CHUNK, CHUNK_BLOCKS * plan.key_block)
         # The tiles of a task live in L2 together with a block of keys and one of values.
         tile_bytes = lanes * item * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
         largest = min(L2_BYTES // 2 // tile_bytes,
-                      <Py_ssize_t>TILES_BYTES // (tile_bytes + lanes * item * problem.value_size))
+                      <Py_ssize_t>TILES_BYTES // (tile_bytes + 2 * lanes * item * problem.value_size))
         plan.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest,
                                                         (tiles_total + WANTED_TASKS - 1) // WANTED_TASKS))
         bytes_of_head = <double>problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
@@ -190,8 +206,9 @@ cdef bint make_plan(Plan *plan, const cattn_problem *problem, const cattn_table 
     plan.vectors_at = reserve(&bytes, (2 * tile_count + 3) * CATTN_MAX_LANES * item)
     plan.queries_at = reserve(&bytes, tile_count * tile_rows * problem.head_size * item)
     plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
-    plan.totals_at = reserve(&bytes, 0 if not plan.has_many or problem.key_length <= CHUNK else
-                             tile_count * (2 * CATTN_MAX_LANES + tile_rows * problem.value_size) * item)
+    plan.sums_at = reserve(&bytes, 0 if plan.key_block <= plan.tiles.run else lanes * problem.value_size * item)
+    plan.totals_at = reserve(&bytes, 0 if not has_chunks(plan, problem.key_length) else
+                             tile_count * (3 * CATTN_MAX_LANES + 2 * tile_rows * problem.value_size) * item)
     plan.scores_at = reserve(&bytes, block * tile_rows * item)
     plan.terms_at = reserve(&bytes, min(plan.key_block, problem.key_length) * lanes * item)
     plan.attended_at = reserve(&bytes, block * tile_rows)
@@ -224,12 +241,12 @@ cdef bint list_tasks(Plan *plan, const cattn_problem *problem, bint weights_only
         if rows == 0:
             continue
         if is_few(rows) and not weights_only:
-            chunks = count_chunks(keys)
+            chunks = count_chunks(keys, plan.few_chunk)
             for head in range(problem.key_heads):
                 for chunk in range(chunks):
                     if tasks != NULL:
-                        tasks[count] = Task(entry, head, 0, rows, chunk * CHUNK, min(keys, (chunk + 1) * CHUNK),
-                                            partials if chunks > 1 else -1)
+                        tasks[count] = Task(entry, head, 0, rows, chunk * plan.few_chunk,
+                                            min(keys, (chunk + 1) * plan.few_chunk), partials if chunks > 1 else -1)
                     count += 1
                     partials += chunks > 1
             continue

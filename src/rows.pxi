@@ -360,9 +360,11 @@ cdef void place_tile(Tile *tile, const Plan *plan, const cattn_problem *problem,
     tile.maximum = vectors
     tile.sum = vectors + CATTN_MAX_LANES * item
     if plan.totals_at < plan.scores_at:
-        tile.total_maximum = workspace + plan.totals_at \
-            + number * (2 * CATTN_MAX_LANES + lanes * problem.value_size) * item
-        tile.total_sum = <char *>tile.total_maximum + CATTN_MAX_LANES * item
-        tile.total_output = <char *>tile.total_sum + CATTN_MAX_LANES * item
+        vectors = workspace + plan.totals_at + number * (3 * CATTN_MAX_LANES + 2 * lanes * problem.value_size) * item
+        tile.total.maximum = vectors
+        tile.total.sum = vectors + CATTN_MAX_LANES * item
+        tile.total.sum_carry = vectors + 2 * CATTN_MAX_LANES * item
+        tile.total.output_carry = vectors + 3 * CATTN_MAX_LANES * item
+        tile.total.output = <char *>tile.total.output_carry + lanes * problem.value_size * item
     tile.queries = workspace + plan.queries_at + number * lanes * problem.head_size * item
     tile.output = workspace + plan.output_at + number * lanes * problem.value_size * item

@@ -67,6 +67,12 @@ typedef struct {
     int has_bias, has_alibi, has_mask, has_interval;
 } cattn_edit;
 
+/* The softmax of a tile's rows over some of their keys. Outputs are not yet divided by the sums. */
+typedef struct {
+    void *maximum, *sum, *output;
+    void *sum_carry, *output_carry;   /* of a total: what its sums have lost to rounding */
+} cattn_softmax;
+
 /* Rows of memory that will be read soon. `scores` and `values` ask for them one by one while they compute: all at once would
  * wait for each other, and whatever else is read would wait behind them. */
 typedef struct {
@@ -99,7 +105,7 @@ typedef struct {
     ptrdiff_t lanes;   /* rows of a many-row tile, at most CATTN_MAX_LANES */
     ptrdiff_t part;    /* rows of a part of one: lanes / CATTN_PARTS, or `lanes` where a tile has one part only */
     ptrdiff_t item;    /* sizeof(real) */
-    ptrdiff_t run;     /* keys of a block, counted from its first, that `values` sums before they join the output */
+    ptrdiff_t run;     /* keys of a block, counted from its first, that are summed in one chain */
 
     /* ---- many rows ---- */
 
@@ -124,15 +130,20 @@ typedef struct {
     void (*exponentials)(void *scores, ptrdiff_t rows, ptrdiff_t count, void *maximum, void *sum, void *factor,
                          const void *block_maximum);
 
-    /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c], in runs: the first joins together with the
-     * factor, each further one by an addition. factor NULL: output holds nothing yet. */
-    void (*values)(void *output, const void *factor, const void *weights, ptrdiff_t rows,
+    /* output[c][r] = factor[r] · output[c][r] + Σ_j weights[j][r] · value_j[c]. Runs are summed first, in order; `block` has room
+     * for their sums, as large as the output, where a block has more than one. factor NULL: output holds nothing yet. */
+    void (*values)(void *output, void *block, const void *factor, const void *weights, ptrdiff_t rows,
                    const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead);
 
     /* The same bits as `values`, but for non-finite values: a key with attended[j][r] = 0 is left out, and an
      * infinity or NaN with a weight that came out as 0 counts with weight 1. For a tile that did not end finite. */
     void (*select_values)(void *output, const void *factor, const void *weights, const unsigned char *attended,
                           ptrdiff_t rows, const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size);
+
+    /* Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding): `part` joins `total`. What rounding takes from
+     * the sums is carried along (Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B), so that they are as exact
+     * after thousands of parts as after one. What is not finite stays so; where it was selected, an infinity stays one. */
+    void (*merge)(const cattn_softmax *total, const cattn_softmax *part, ptrdiff_t rows, ptrdiff_t size, int selected);
 
     /* rows[r][c] = output[c][r] / divisor[r] for r < count. Answers whether all that was written is finite. */
     int (*store_rows)(char *const *rows, ptrdiff_t count, const void *output, const void *divisor, ptrdiff_t size);

@@ -28,7 +28,9 @@ cdef enum:
     PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
     PORTABLE_LINK = 4        # terms that are summed, two and two, before they join a chain, which rounds once for the four
     PORTABLE_CHAIN = 16      # links of a score's chain: 32 equal ones came to 2.4 κ
-    PORTABLE_RUN = 48        # keys whose values are summed in one chain: a block of head size 128, half of one of 64
+    # Keys whose values are summed in one chain: a block of head size 128, half of one of 64. Why sums are chains of chains
+    # stands at RUN in tiles.inc.
+    PORTABLE_RUN = 40
 
 
 cdef union FloatBits:
@@ -95,7 +97,7 @@ cdef inline real exponential(real x) noexcept nogil:
 
 cdef inline real rescale(real sum, real factor) noexcept nogil:
     """factor · sum; an infinity stays what it is, even when its weight came out as 0: that is a small positive number."""
-    return sum if factor == 0 and not isfinite(sum) else factor * sum
+    return sum if factor == 0 and sum - sum != 0 else factor * sum
 
 
 # Many rows: one row a lane.
@@ -279,12 +281,11 @@ cdef inline void exponentiate(real *score, Py_ssize_t width, const real *referen
 cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum, real *factor,
                        const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] reference
+    cdef real[PORTABLE_LANES] reference, block
     cdef real[PORTABLE_LINK * PORTABLE_LANES] run   # every fourth weight joins the same one: a chain is as short as a value's
     cdef Py_ssize_t number, start, j, r
     advance_maximum(maximum, reference, factor, block_maximum, lanes)
-    for r in range(lanes):
-        sum[r] *= factor[r]
+    clear(block)
     for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
         start = number * PORTABLE_RUN
         for j in range(PORTABLE_LINK):
@@ -295,22 +296,29 @@ cdef void exponentials(real *scores, Py_ssize_t rows, Py_ssize_t count, real *ma
             else:
                 exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, run + j % PORTABLE_LINK * lanes)
         for r in range(lanes):
-            sum[r] += (run[r] + run[lanes + r]) + (run[2 * lanes + r] + run[3 * lanes + r])
+            block[r] += (run[r] + run[lanes + r]) + (run[2 * lanes + r] + run[3 * lanes + r])
+    for r in range(lanes):
+        sum[r] = factor[r] * sum[r] + block[r]
 
 
-cdef void values(real *output, const real *factor, const real *weights, Py_ssize_t rows, const char *values,
+cdef void values(real *output, real *block, const real *factor, const real *weights, Py_ssize_t rows, const char *values,
                  Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size, cattn_ahead *ahead) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] one
-    cdef Py_ssize_t number, start, c, r
+    cdef const real *joined = NULL
+    cdef Py_ssize_t number, start, c, r, runs = (count + PORTABLE_RUN - 1) // PORTABLE_RUN
     for r in range(lanes):
         one[r] = 1
-    for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+    for number in range(runs):
         start = number * PORTABLE_RUN
         for c in range(size):
-            add_products(output + c * lanes, rows, factor, weights + start * lanes,
-                         <const real *>(values + start * stride) + c, stride, min(count - start, <Py_ssize_t>PORTABLE_RUN))
-        factor = one
+            add_products((block if runs > 1 else output) + c * lanes, rows, joined if runs > 1 else factor,
+                         weights + start * lanes, <const real *>(values + start * stride) + c, stride,
+                         min(count - start, <Py_ssize_t>PORTABLE_RUN))
+        joined = one
+    for c in range(size if runs > 1 else 0):
+        for r in range(lanes):
+            output[c * lanes + r] = (0 if factor == NULL else factor[r] * output[c * lanes + r]) + block[c * lanes + r]
 
 
 cdef inline real select_run(const real *weights, const unsigned char *attended, Py_ssize_t pitch, const char *values,
@@ -340,15 +348,57 @@ cdef void select_values(real *output, const real *factor, const real *weights, c
                         Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t number, start, c, r
-    cdef real sum
+    cdef real block
     for c in range(size):
         for r in range(rows):
-            sum = 0 if factor == NULL else rescale(output[c * lanes + r], factor[r])
+            block = 0
             for number in range((count + PORTABLE_RUN - 1) // PORTABLE_RUN):
                 start = number * PORTABLE_RUN
-                sum += select_run(weights + r, attended + r, lanes, values + c * sizeof(real), stride, start,
-                                  min(count, start + PORTABLE_RUN), PORTABLE_LINK)
-            output[c * lanes + r] = sum
+                block += select_run(weights + r, attended + r, lanes, values + c * sizeof(real), stride, start,
+                                    min(count, start + PORTABLE_RUN), PORTABLE_LINK)
+            if factor != NULL:
+                block += rescale(output[c * lanes + r], factor[r])
+            output[c * lanes + r] = block
+
+
+cdef inline void add_carrying(real *total, real *carry, real factor, real part) noexcept nogil:
+    """total + carry becomes factor · (total + carry) + part, but for one rounding of the factor's products."""
+    cdef real before = rescale(total[0], factor)
+    cdef real sum = before + part
+    cdef real added = sum - before
+    cdef real lost = factor * carry[0] + ((before - (sum - added)) + (part - added))
+    cdef real all = sum + lost
+    cdef bint finite = sum - sum == 0
+    total[0] = all if finite else sum
+    carry[0] = lost - (all - sum) if finite else 0
+
+
+cdef inline void merge_rows(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t row_pitch,
+                            Py_ssize_t size, Py_ssize_t size_pitch, real *unused) noexcept nogil:
+    """`merge` for either layout: output (r, c) stands at r · row_pitch + c · size_pitch."""
+    cdef real[CATTN_MAX_LANES] reference, factor, part_factor
+    cdef const real *part_output = <const real *>part.output
+    cdef real *output = <real *>total.output
+    cdef real *carry = <real *>total.output_carry
+    cdef Py_ssize_t r, c, at
+    advance_maximum(<real *>total.maximum, reference, factor, <const real *>part.maximum, rows)
+    for r in range(rows):
+        part_factor[r] = exponential(<real>CATTN_LOG2E * ((<const real *>part.maximum)[r] - reference[r]))
+        add_carrying(<real *>total.sum + r, <real *>total.sum_carry + r, factor[r], part_factor[r] * (<const real *>part.sum)[r])
+    for c in range(size):
+        for r in range(rows):
+            at = r * row_pitch + c * size_pitch
+            add_carrying(output + at, carry + at, factor[r], rescale(part_output[at], part_factor[r]))
+
+
+cdef void merge_float(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
+                      int selected) noexcept nogil:
+    merge_rows[float](total, part, PORTABLE_LANES, 1, size, PORTABLE_LANES, NULL)
+
+
+cdef void merge_double(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
+                       int selected) noexcept nogil:
+    merge_rows[double](total, part, PORTABLE_LANES, 1, size, PORTABLE_LANES, NULL)
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
@@ -446,6 +496,7 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     tiles.exponentials = <exponentials_function>exponentials[real]
     tiles.values = <values_function>values[real]
     tiles.select_values = <select_values_function>select_values[real]
+    tiles.merge = merge_float if real is float else merge_double
     tiles.store_rows = <store_rows_function>store_rows[real]
     tiles.few_halves = False
     tiles.few_scores = <few_scores_function>few_scores[real]

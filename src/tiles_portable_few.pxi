@@ -141,26 +141,28 @@ cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize
                 block_maximum[r] = score[0]
 
 
+cdef inline real few_total(const real *total, Py_ssize_t apart) noexcept nogil:
+    return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart])
+
+
 cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
                            real *factor, const real *block_maximum) noexcept nogil:
     cdef Py_ssize_t number, start, j, r
     cdef real[CATTN_FEW_ROWS] reference
+    cdef real[4] total
     cdef real run
     advance_maximum(maximum, reference, factor, block_maximum, rows)
     for r in range(rows):
         for j in range(count):
             scores[r * pitch + j] = exponential(<real>CATTN_LOG2E * (scores[r * pitch + j] - reference[r]))
-        sum[r] *= factor[r]
+        total[0] = total[1] = total[2] = total[3] = 0
         for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
             start = number * PORTABLE_FEW_RUN
             run = 0
             for j in range(start, min(count, start + PORTABLE_FEW_RUN)):
                 run += scores[r * pitch + j]
-            sum[r] += run
-
-
-cdef inline real few_total(const real *total, Py_ssize_t apart) noexcept nogil:
-    return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart])
+            total[number % 4] += run
+        sum[r] = factor[r] * sum[r] + few_total(total, 1)
 
 
 cdef inline void add_run(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t columns,

@@ -28,6 +28,38 @@ def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), work=500_000):
     return _Draw(seed, modifiers, types).case(work)
 
 
+def flat_case(seed, dtype, work=8_000_000):
+    """Nearly equal weights over 300 to 20,000 keys, where rounding errors of sums add up; and the values' kind: "equal" (in each
+    column), "positive" or "normal"."""
+    random = np.random.default_rng([seed, 300])
+    while True:
+        keys = int(300 * (20_000 / 300) ** random.random())
+        rows = int(random.integers(1, 9) if random.random() < 0.4 else random.integers(9, 80))
+        heads = int(random.integers(1, 4))
+        size, value_size = random.choice([1, 2, 3, 8, 16, 33, 64, 80, 128, 256], 2)
+        if heads * rows * keys * (size + value_size) <= work:
+            break
+    sigma = 0 if random.random() < 0.4 else random.random()
+    kind = str(random.choice(["equal", "positive", "normal"]))
+    shape = (heads, 1 if kind == "equal" else keys, value_size)
+    value = random.standard_normal(shape) if kind == "normal" else random.uniform(random.choice([0, 0.5, 0.9]), 1, shape)
+    result = {
+        "query": (sigma * random.standard_normal((heads, rows, size))).astype(dtype),
+        "key": random.standard_normal((heads, keys, size)).astype(dtype),
+        "value": np.broadcast_to(value, (heads, keys, value_size)).astype(dtype),
+    }
+    modifier = random.choice(["none", "causal", "mask", "key_lengths", "sinks"], p=[0.3, 0.25, 0.25, 0.1, 0.1])
+    if modifier == "causal":
+        result |= {"causal": True, "query_offset": "end"}
+    elif modifier == "mask":
+        result["mask"] = random.random((rows, keys)) < random.choice([0.5, 0.9, 0.99])
+    elif modifier == "key_lengths":
+        result["key_lengths"] = int(random.integers(keys // 2, keys + 1))
+    elif modifier == "sinks":
+        result["sinks"] = random.uniform(0, 3, heads)
+    return result, kind
+
+
 def describe(case):
     """A case in one line, for the message of a failing test."""
 

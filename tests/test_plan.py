@@ -26,8 +26,8 @@ LENGTHS = [
     (4, 1, 100_000, 5000),
 ]
 MIB = 2**20
-BLOCK = 24 * 1024  # bytes of keys
-LEAST_BLOCK = 12  # keys
+BLOCK = 25 * 1024  # bytes of keys
+LEAST_BLOCK = 10  # keys
 
 
 def huge(shape, dtype, contiguous=True):
