@@ -6,10 +6,12 @@ checked against float64 before it is timed. What is not installed is left out by
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
 
+RESULTS = Path(__file__).parent / "results"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NPROC")
 
 
@@ -21,26 +23,29 @@ def main() -> int:
     if options.threads == 1:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
 
-    from report import print_report, save_plot
+    import report
     from rich.console import Console
+    from rich.markdown import Markdown
 
     from cattn._bench import CASES, CORE_CASES, limited
 
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     cases = _cases(options.cases, CASES, CORE_CASES)
     with limited(options.threads):
-        report = _run(options, cases, console)
-    print_report(console, report)
-    if options.json:
-        options.json.write_text(report.to_json())
-    if options.plot:
-        save_plot(report, options.plot)
-    return int(any(result.check.wrong for row in report.rows for result in row.results if result.engine.is_cattn))
+        run = _run(options, cases, console)
+    console.print(Markdown(report.describe([run])))
+    if file := options.json:
+        if file.is_dir():
+            file /= report.name_of_file(run["machine"], run["threads"]) + ".json"
+        file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"written: {file}", markup=False)
+    return int(any("cattn" in case["errors"] for case in run["cases"]))
 
 
-def _run(options: argparse.Namespace, cases: list, console):
+def _run(options: argparse.Namespace, cases: list, console) -> dict:
+    """The record of it: see record.py."""
     from limits import Limits
-    from report import Machine, Report, Row
+    from record import run_record
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from cattn._bench import make_inputs
@@ -48,18 +53,20 @@ def _run(options: argparse.Namespace, cases: list, console):
     with contextlib.ExitStack() as stack:
         engines = _engines(options, console, stack)
         limits = Limits(options.threads)
-        machine = Machine.measured(options.threads, limits, engines)
-        rows = []
+        run = run_record(options, engines, limits)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("", total=len(cases))
             for case in cases:
                 progress.update(task, description=case.name)
                 inputs = make_inputs(case)
-                limit = max(case.flops / machine.peak_flops, inputs.nbytes / limits.read_bandwidth(inputs.nbytes))
-                rows.append(Row(case, limit, *_measure(options, case, inputs, engines)))
+                bandwidth = limits.read_bandwidth(inputs.nbytes)
+                least_seconds = max(case.flops / (run["peak_gflops"] * 1e9), inputs.nbytes / bandwidth)
+                measured, rounds = _measure(options, case, inputs, engines, least_seconds)
+                run["cases"].append(measured)
+                run["rounds"] = min(rounds, run["rounds"] or rounds)
                 progress.advance(task)
-    return Report(machine, engines, rows)
+    return run
 
 
 def _engines(options: argparse.Namespace, console, stack: contextlib.ExitStack) -> list:
@@ -79,10 +86,10 @@ def _engines(options: argparse.Namespace, console, stack: contextlib.ExitStack) 
     return engines
 
 
-def _measure(options: argparse.Namespace, case, inputs, engines: list) -> tuple[list, dict[str, str]]:
-    """The engines' results, and the errors of those that have none."""
+def _measure(options: argparse.Namespace, case, inputs, engines: list, least_seconds: float) -> tuple[dict, int]:
+    """The case's record, and the rounds that it took."""
     from answer import expected
-    from report import Result
+    from record import case_record
 
     from cattn._bench import measure
 
@@ -93,17 +100,16 @@ def _measure(options: argparse.Namespace, case, inputs, engines: list) -> tuple[
             continue
         try:
             prepared = engine.prepare(case, inputs)
-            checks[engine.name] = answer.check(prepared.result())
-            timers[engine.name] = prepared.timer
+            check = answer.check(prepared.result())
         except Exception as error:  # whatever it is, it is a line in the report
-            errors[engine.name] = f"{type(error).__name__}: {error}"
+            errors[engine.label] = f"{type(error).__name__}: {error}"
+            continue
+        if check.wrong:
+            errors[engine.label] = f"a wrong answer, κ {check.kappa:.3g}"
+        else:
+            timers[engine.label], checks[engine.label] = prepared.timer, check
     timings = measure(timers, rounds=options.rounds, seconds=options.seconds)
-    results = [
-        Result(engine, checks[engine.name], timings.median(engine.name), timings.samples[engine.name])
-        for engine in engines
-        if engine.name in timers
-    ]
-    return results, errors
+    return case_record(case, least_seconds, timings, checks, errors), timings.rounds
 
 
 def _cases(names: list[str], cases, core) -> list:
@@ -137,8 +143,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=5.0, metavar="S", help="time for a case's rounds; at least three"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a chart: PNG, SVG or PDF by its name")
+    parser.add_argument("--machine", metavar="NAME", help="what to call the machine, instead of by its processor")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=RESULTS,
+        metavar="PATH",
+        help="write the run's record, to a file or into a folder; without a PATH to benchmarks/results/<machine>.json",
+    )
     options = parser.parse_args()
     if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
         parser.error("--threads and --rounds: expected at least 1")

@@ -1,223 +1,230 @@
-"""The comparison's results, and how they are shown: tables, JSON, a chart."""
+"""What was measured, for readers: `python benchmarks/report.py` writes RESULTS.md, and a chart for each machine, from
+the records in results/ (what is in them: record.py)."""
 
+import itertools
 import json
-import os
-import platform
+import math
+import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from answer import Check
-from engines import Engine
-from limits import Limits
-from rich import box
-from rich.console import Console
-from rich.table import Table
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 
-from cattn._bench import Case
+HEAD = """\
+# Measured
 
+cattn beside the engines that one would use in its place, machine by machine. `python benchmarks/compare.py --json`
+measures the machine at hand and writes a record into `benchmarks/results/`; `python benchmarks/report.py` writes
+this page and its charts from all records there. Edit those, not this page.
 
-@dataclass(frozen=True)
-class Machine:
-    processor: str
-    threads: int
-    peak_flops: float
-    read_bandwidth: float
-    limits_by: str
-    blas: str
-    versions: dict[str, str]
-
-    @classmethod
-    def measured(cls, threads: int, limits: Limits, engines: Sequence[Engine]) -> "Machine":
-        versions = {"python": platform.python_version()} | {engine.package: engine.version for engine in engines}
-        peak, bandwidth = limits.peak_flops(), limits.read_bandwidth()
-        return cls(_processor(), threads, peak, bandwidth, limits.method, _blas(), versions)
+**How to read it.** All engines take turns in one process, pinned to as many processors as they may have threads, in
+rounds of changing order, each after a rest and a sample that is not counted; every answer is checked against
+float64 before it is timed. Figures are medians: GFLOP/s, or the time of a call where that is what counts (tiny
+problems and one query). In bold: the fastest engine that is not cattn, its *fastest peer*. "× fastest peer" is how
+many times as fast cattn is (the median of the rounds' ratios, not the ratio of the medians): above 1 cattn is
+ahead. "% of limit" is the share that it reaches of what the machine's multiply-adds or its memory allow; above 100
+the data come from a cache. "cattn" is the best kernel table of the machine, "cattn avx2" and the like are others,
+forced. "ORT" is ONNX Runtime, by its operators Attention, MultiHeadAttention and GroupQueryAttention. All is
+float32 where a case's name does not say otherwise. Attention is one part of a model: a model gains less than these
+ratios.
+"""
 
 
-@dataclass(frozen=True)
-class Result:
-    engine: Engine
-    check: Check
-    seconds: float  # the median
-    samples: Sequence[float]  # sample i of every engine is from round i
-
-    def speedup(self, over: "Result") -> float:
-        """How many times as fast this is as the other: the median of the rounds' ratios."""
-        return statistics.median(b / a for a, b in zip(self.samples, over.samples, strict=True))
+def name_of_file(machine: str, threads: int = 1) -> str:
+    words = machine if threads == 1 else f"{machine} {threads} threads"
+    return "-".join(re.findall(r"[a-z0-9]+", words.lower()))
 
 
-@dataclass(frozen=True)
-class Row:
-    case: Case
-    limit: float  # seconds, below which the machine's arithmetic or memory do not let it go
-    results: Sequence[Result]
-    errors: dict[str, str] = field(default_factory=dict)
-
-    def result(self, name: str) -> Result | None:
-        return next((result for result in self.results if result.engine.name == name), None)
-
-    @property
-    def best_peer(self) -> Result | None:
-        """The fastest engine other than cattn whose answer is right."""
-        peers = (result for result in self.results if not result.engine.is_cattn and not result.check.wrong)
-        return min(peers, key=lambda result: result.seconds, default=None)
+# One run
 
 
-@dataclass(frozen=True)
-class Report:
-    machine: Machine
-    engines: Sequence[Engine]
-    rows: Sequence[Row]
-
-    def to_json(self) -> str:
-        rows = [
-            {
-                "case": row.case.name,
-                "flops": row.case.flops,
-                "limit_seconds": row.limit,
-                "engines": {
-                    result.engine.name: {
-                        "seconds": result.seconds,
-                        "samples": list(result.samples),
-                        "kappa": result.check.kappa if result.check.kappa < float("inf") else None,
-                        "wrong": result.check.wrong,
-                    }
-                    for result in row.results
-                },
-                "errors": row.errors,
-            }
-            for row in self.rows
-        ]
-        return json.dumps({"machine": asdict(self.machine), "cases": rows}, indent=2) + "\n"
+def threads_of(run: dict) -> str:
+    return "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
 
 
-def print_report(console: Console, report: Report) -> None:
-    machine = report.machine
-    console.print(
-        f"{machine.processor}, {machine.threads} thread{'s' if machine.threads > 1 else ''}: "
-        f"peak {machine.peak_flops / 1e9:.1f} GFLOP/s, memory read {machine.read_bandwidth / 1e9:.1f} GB/s "
-        f"({machine.limits_by}); NumPy's BLAS: {machine.blas}"
-    )
-    console.print(", ".join(f"{name} {version}" for name, version in machine.versions.items()))
-    console.print(_speed_table(report))
-    console.print(_error_table(report))
-    for row in report.rows:
-        for name, error in row.errors.items():
-            console.print(f"{row.case.name}: {name} failed: {error}", style="red", markup=False)
+def speed(result: dict) -> float:
+    return result["gflops"] or 1 / result["seconds"]
 
 
-def _speed_table(report: Report) -> Table:
-    table = Table(
-        title="GFLOP/s, or the time of tiny and one-query cases",
-        caption="medians; ✗: a wrong answer, not ranked. Fastest peer: how many times as fast cattn is. "
-        "Limit: cattn's share of what arithmetic or reading allow",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("case", no_wrap=True)
-    for engine in report.engines:
-        table.add_column(engine.label, justify="right", style="bold" if engine.name == "cattn" else None)
-    table.add_column("× fastest peer", justify="right")
-    table.add_column("% of limit", justify="right")
-    for row in report.rows:
-        cells = [_speed_cell(row, row.result(engine.name)) for engine in report.engines]
-        cattn, peer = row.result("cattn"), row.best_peer
-        ratio = f"{cattn.speedup(peer):.2f}" if cattn and peer else "-"
-        share = f"{100 * row.limit / cattn.seconds:.0f}" if cattn and row.case.flops > 1_000_000 else "-"
-        table.add_row(row.case.name, *cells, ratio, share)
-    return table
+def fastest_peer(case: dict) -> str | None:
+    engines = case["engines"]
+    peers = (label for label in engines if not label.startswith("cattn"))
+    return max(peers, key=lambda label: speed(engines[label]), default=None)
 
 
-def _speed_cell(row: Row, result: Result | None) -> str:
+def over_numpy(case: dict) -> float:
+    """How many times as fast as NumPy cattn is, of medians; NaN where NumPy was not measured."""
+    if fastest_peer(case) == "NumPy":
+        return case["speedup"]
+    numpy = case["engines"].get("NumPy")
+    return speed(case["engines"]["cattn"]) / speed(numpy) if numpy else math.nan
+
+
+def ranked(run: dict) -> list[dict]:
+    """The cases in which cattn and a peer were measured."""
+    return [case for case in run["cases"] if case["speedup"] is not None]
+
+
+def summary(run: dict) -> dict[str, object]:
+    cases = sorted(ranked(run), key=lambda case: case["speedup"])
+    ratios = [case["speedup"] for case in cases]
+    ahead, behind = sum(ratio > 1 for ratio in ratios), sum(ratio < 0.9 for ratio in ratios)
+    names = [f"{case['speedup']:.2f} ({case['name']})" for case in cases] or ["-"]
+    return {
+        "cases": len(cases),
+        "ahead": ahead,
+        "at most 10% behind": len(cases) - ahead - behind,
+        "further behind": behind,
+        "geometric mean": f"{statistics.geometric_mean(ratios):.2f}" if ratios else "-",
+        "least": names[0],
+        "most": names[-1],
+    }
+
+
+def summary_sentence(run: dict) -> str:
+    cases, ahead, near, behind, mean, least, most = summary(run).values()
+    parts = [
+        f"ahead of the fastest other engine in {ahead} of {cases} cases",
+        *([f"at most 10% behind it in {near}"] if near else []),
+        *([f"further behind in {behind}"] if behind else []),
+    ]
+    return f"{threads_of(run)}: {', '.join(parts)}; geometric mean {mean}, from {least} to {most}."
+
+
+def circumstances(run: dict) -> list[str]:
+    """What is known of them, the notes and the errors."""
+    largest: dict[str, float] = {}
+    for case in run["cases"]:
+        for label, result in case["engines"].items():
+            if result["kappa"] is not None:
+                largest[label] = max(largest.get(label, 0), result["kappa"])
+    facts = {
+        "date": run["date"],
+        "commit": run["commit"],
+        "command": run["command"] and f"`{run['command']}`",
+        "rounds": run["rounds"],
+        "kernel table": run["isa"],
+        "multiply-adds": run["peak_gflops"] and f"{run['peak_gflops']:g} GFLOP/s",
+        "memory read": run["bandwidth_gb_s"] and f"{run['bandwidth_gb_s']:g} GB/s",
+        "both measured by": run["limits_by"],
+        "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
+        "largest error κ": ", ".join(f"{label} {kappa:.2g}" for label, kappa in largest.items()),
+        "source": run["source"],
+    }
+    errors = [f"{case['name']}: {name}: {text}" for case in run["cases"] for name, text in case["errors"].items()]
+    known = "; ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+    return [f"- {threads_of(run)}: {known}.", *(f"  - {text}" for text in run["notes"] + errors)]
+
+
+# A machine's runs, that with the fewest threads first
+
+
+def describe(runs: Sequence[dict]) -> str:
+    """In Markdown: the machine, how cattn did, all figures, and how they were measured."""
+    run = runs[0]
+    cores, memory = run["cores"] and f"{run['cores']} cores", run["memory_gib"] and f"{run['memory_gib']} GiB"
+    machine = ", ".join(filter(None, (run["processor"], cores, memory, run["system"])))
+    lines = [f"{machine}.", "", *(f"- {summary_sentence(run)}" for run in runs), "", *figures(runs), ""]
+    return "\n".join(lines + [line for run in runs for line in circumstances(run)]) + "\n"
+
+
+def figures(runs: Sequence[dict]) -> list[str]:
+    cases = [(run, case) for run in runs for case in run["cases"]]
+    widest_first = sorted((case["engines"] for _, case in cases), key=len, reverse=True)
+    labels = list(dict.fromkeys(label for engines in widest_first for label in engines))
+    shape = "batch, heads/key heads, queries, keys, head size"
+    rows = []
+    for run, case in cases:
+        ratio, share = case["speedup"], case["share_of_limit"]
+        rows.append(
+            {"threads": run["threads"], "case": case["name"], shape: case["shape"]}
+            | {label: figure_of(case, label) for label in labels}
+            | {"× fastest peer": "-" if ratio is None else f"{ratio:.2f}"}
+            | {"% of limit": "-" if share is None else f"{100 * share:.0f}"}
+        )
+    return table(rows, left=3)
+
+
+def figure_of(case: dict, label: str) -> str:
+    result = case["engines"].get(label)
     if result is None:
         return "-"
-    text = _duration(result.seconds) if row.case.counts_time else f"{row.case.flops / result.seconds / 1e9:.1f}"
-    if result.check.wrong:
-        return f"[red]{text} ✗[/]"
-    return f"[green]{text}[/]" if result is row.best_peer else text
+    if result["gflops"] is not None:
+        text = f"{result['gflops']:.1f}"
+    elif result["seconds"] >= 1e-3:
+        text = f"{result['seconds'] * 1e3:.3g} ms"
+    else:
+        text = f"{result['seconds'] * 1e6:.3g} µs"
+    return f"**{text}**" if label == fastest_peer(case) else text
 
 
-def _duration(seconds: float) -> str:
-    if seconds >= 1e-3:
-        return f"{seconds * 1e3:.2f} ms"
-    return f"{seconds * 1e6:.{1 if seconds < 1e-4 else 0}f} µs"
+def table(rows: Sequence[dict[str, object]], left: int) -> list[str]:
+    """In Markdown, with the first `left` columns aligned to the left and the others to the right."""
+    head = list(rows[0])
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    return [f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *(row.values() for row in rows))]
 
 
-def _error_table(report: Report) -> Table:
-    table = Table(title="Largest error, in eps · Σ p|v| · (1 + A) of the arithmetic type (κ)", box=box.SIMPLE_HEAD)
-    table.add_column("case", no_wrap=True)
-    for engine in report.engines:
-        table.add_column(engine.label, justify="right")
-    for row in report.rows:
-        results = [row.result(engine.name) for engine in report.engines]
-        table.add_row(row.case.name, *("-" if result is None else _error_cell(result.check) for result in results))
-    return table
+def draw(runs: Sequence[dict], file: Path) -> None:
+    """A line a case, a panel a run: cattn beside its fastest peer, which is named at the right, and beside NumPy."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    shapes = {case["name"]: case["shape"] for run in runs for case in ranked(run)}
+    names = list(shapes)
+    told = []
+    # With this salt, and without a date, the same records give the same bytes. Text stays text: that is half the size.
+    options = {"svg.hashsalt": "cattn", "svg.fonttype": "none", "font.size": 9}
+    with style.context(options, after_reset=True):
+        size = 3.5 + 3.6 * len(runs), 1.8 + 0.26 * len(names)
+        figure = Figure(size, layout="constrained", facecolor="white")
+        panels = figure.subplots(1, len(runs), sharey=True, sharex=True, squeeze=False)[0]
+        for run, axes in zip(runs, panels, strict=True):
+            cases = ranked(run)
+            rows = [names.index(case["name"]) for case in cases]
+            ratios = [case["speedup"] for case in cases]
+            over = [over_numpy(case) for case in cases]
+            band = axes.axvspan(0.9, 1.1, color="0.92", zorder=0)
+            axes.axvline(1, color="0.4", linewidth=1, zorder=1)
+            axes.hlines(rows, ratios, over, color="0.7", linewidth=1, zorder=2)
+            (dots,) = axes.plot(ratios, rows, "o", color="#1f4e9c", markersize=5, zorder=4)
+            (diamonds,) = axes.plot(over, rows, "D", color="#b35900", markerfacecolor="white", markersize=8, zorder=3)
+            for case, row in zip(cases, rows, strict=True):
+                text = f"{case['speedup']:.2f} × {fastest_peer(case)}"
+                axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center")
+                told.append(f"{case['name']}, {threads_of(run)}: {text}, {over_numpy(case):.2f} × NumPy")
+            axes.set_title(threads_of(run))
+            axes.set_xlabel("above 1 cattn is faster")
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_yticks(range(len(names)), [f"{name} ({shape})" for name, shape in shapes.items()])
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.grid(color="0.93")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("case (batch, heads/key heads, queries, keys, head size)")
+        figure.suptitle(f"cattn on {runs[0]['machine']}: how many times as fast as the others")
+        labels = "as the fastest other engine, named at the right", "as NumPy", "within 10%"
+        figure.legend((dots, diamonds, band), labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.savefig(file, metadata={"Date": None, "Creator": None, "Description": "; ".join(told)})
 
 
-def _error_cell(check: Check) -> str:
-    return f"[red]{check.kappa:.3g} ✗[/]" if check.wrong else f"{check.kappa:.3g}"
+def main() -> None:
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")]
+    runs.sort(key=lambda run: (run["machine"], run["threads"]))
+    rows = [{"machine": run["machine"], "threads": run["threads"]} | summary(run) for run in runs]
+    parts = [HEAD, "\n".join(table(rows, left=1)) + "\n"]
+    for machine, group in itertools.groupby(runs, key=lambda run: run["machine"]):
+        machine_runs, chart = list(group), RESULTS / f"{name_of_file(machine)}.svg"
+        draw(machine_runs, chart)
+        parts += [f"## {machine}\n", f"![cattn on {machine}](results/{chart.name})\n", describe(machine_runs)]
+    (HERE / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8", newline="\n")
 
 
-def save_plot(report: Report, file: Path) -> None:
-    """Each case a line, each engine a dot: its speed, with the fastest peer as 1."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    rows = [row for row in report.rows if row.best_peer]
-    figure, axes = pyplot.subplots(figsize=(9, 1.8 + 0.34 * len(rows)), layout="constrained")
-    axes.axvline(1, color="0.6", linewidth=1, zorder=0)
-    peers = [engine for engine in report.engines if not engine.is_cattn]
-    tables = [engine.name for engine in report.engines if engine.is_cattn]
-    shades = dict(zip(tables, ("black", "0.45", "0.7", "0.85", "0.3"), strict=False))
-    markers = dict(zip((engine.name for engine in peers), "osD^v<>ph", strict=False))
-    for engine in report.engines:
-        points = [
-            (result.speedup(row.best_peer), y)
-            for y, row in enumerate(rows)
-            if (result := row.result(engine.name)) and not result.check.wrong
-        ]
-        if not points:
-            continue
-        style = {"s": 34, "alpha": 0.8, "marker": markers.get(engine.name, "o")}
-        if engine.is_cattn:
-            style = {"s": 120, "marker": "*", "zorder": 3, "color": shades.get(engine.name, "0.55")}
-        axes.scatter(*zip(*points, strict=True), label=engine.label, **style)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_locator(LogLocator(subs=()))
-    axes.set_yticks(range(len(rows)), [row.case.name for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("speed; the fastest engine other than cattn is 1")
-    threads = report.machine.threads
-    figure.suptitle(f"Attention on the CPU: {report.machine.processor}, {threads} thread{'s' if threads > 1 else ''}")
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _blas() -> str:
-    """The kernels that NumPy's BLAS picked, and whether the environment made it."""
-    try:
-        import threadpoolctl
-    except ImportError:
-        return "unknown"
-    found = (info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas")
-    text = ", ".join(f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in found) or "unknown"
-    forced = os.environ.get("OPENBLAS_CORETYPE")
-    return f"{text} (OPENBLAS_CORETYPE={forced})" if forced else text
+if __name__ == "__main__":
+    main()

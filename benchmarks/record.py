@@ -1,0 +1,120 @@
+"""The record of a run: what `compare.py --json` writes and `report.py` reads. What is not known is null.
+
+machine              its name, which all runs on it share
+processor, system    as they call themselves
+cores, memory_gib    logical processors, and memory in GiB
+isa                  the kernel table that "cattn" is
+date, commit         of the run, and of the code ("-dirty": with changes)
+command              what was run
+source               "measured", or where the figures were copied from
+versions             of Python, of each engine's package, and of NumPy's BLAS with the kernels that it chose
+threads              of each engine
+rounds               in which each engine had a turn, at least
+peak_gflops          float32 multiply-adds of so many threads, in GFLOP/s, measured in the same run
+bandwidth_gb_s       what they read from memory, in GB/s, likewise
+limits_by            how these two were measured
+notes                whole sentences for the reader
+cases                one for each problem:
+    name, dtype, causal
+    shape            "batch, heads/key heads, queries, keys, head size"
+    speedup          how many times as fast cattn is as its fastest peer: the median of the rounds' ratios
+    share_of_limit   cattn's, of what peak and bandwidth allow; null for tiny problems
+    engines          by name: seconds (the median of a call), gflops (null where the time is what counts: tiny problems
+                     and one query), kappa (the largest error, in eps · Σ p|v| · (1 + the largest score's magnitude))
+    errors           by name: why an engine is not among them
+"""
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cpuinfo  # comes with pytest-benchmark
+import threadpoolctl
+from answer import Check
+from engines import Engine
+from limits import Limits
+
+from cattn import _kernel
+from cattn._bench import Case, Timings
+
+
+def run_record(options: Namespace, engines: Sequence[Engine], limits: Limits) -> dict:
+    """The record of a run that has no cases yet."""
+    processor = cpuinfo.get_cpu_info().get("brand_raw") or platform.machine()
+    versions = {engine.package: engine.version for engine in engines}
+    return {
+        "machine": options.machine or processor,
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "isa": _kernel.isa(),
+        "system": platform.platform(),
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "command": shlex.join(["python", *sys.argv]),
+        "source": "measured",
+        "versions": {"python": platform.python_version(), **versions, "blas": _blas()},
+        "threads": options.threads,
+        "rounds": None,
+        "peak_gflops": _short(limits.peak_flops() / 1e9),
+        "bandwidth_gb_s": _short(limits.read_bandwidth() / 1e9),
+        "limits_by": limits.method,
+        "notes": [],
+        "cases": [],
+    }
+
+
+def case_record(
+    case: Case, least_seconds: float, timings: Timings, checks: Mapping[str, Check], errors: Mapping[str, str]
+) -> dict:
+    """`least_seconds` is what the machine's limits allow; the rest is by the engines' labels."""
+    seconds = {label: timings.median(label) for label in timings.samples}
+    cattn = seconds.get("cattn")
+    peer = min((label for label in seconds if not label.startswith("cattn")), key=seconds.get, default=None)
+    return {
+        "name": case.name,
+        "shape": f"{case.batch}, {case.heads}/{case.kv_heads}, {case.queries}, {case.keys}, {case.head_size}",
+        "dtype": case.dtype,
+        "causal": case.causal,
+        "speedup": _short(timings.speedup("cattn", over=peer)) if cattn and peer else None,
+        "share_of_limit": _short(least_seconds / cattn) if cattn and case.flops > 1_000_000 else None,
+        "engines": {
+            label: {
+                "seconds": _short(taken),
+                "gflops": None if case.counts_time else _short(case.flops / taken / 1e9),
+                "kappa": _short(checks[label].kappa),
+            }
+            for label, taken in seconds.items()
+        },
+        "errors": dict(errors),
+    }
+
+
+def _short(number: float) -> float:
+    """Four digits: more were not measured."""
+    return float(f"{number:.4g}")
+
+
+def _memory_gib() -> float | None:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return _short(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+
+
+def _commit() -> str | None:
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.check_output(git, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _blas() -> str | None:
+    found = (info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas")
+    return ", ".join(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found) or None
