@@ -6,7 +6,6 @@ checked against float64 before it is timed. What is not installed is left out by
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ def main() -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
 
     import report
+    from record import to_json
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -37,9 +37,9 @@ def main() -> int:
     if file := options.json:
         if file.is_dir():
             file /= report.name_of_file(run["machine"], run["threads"]) + ".json"
-        file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_text(to_json(run), encoding="utf-8")
         console.print(f"written: {file}", markup=False)
-    return int(any("cattn" in case["errors"] for case in run["cases"]))
+    return int(any(label.startswith("cattn") for case in run["cases"] for label in case["errors"]))
 
 
 def _run(options: argparse.Namespace, cases: list, console) -> dict:

@@ -25,6 +25,7 @@ cases                one for each problem:
 """
 
 import datetime
+import json
 import os
 import platform
 import shlex
@@ -94,6 +95,13 @@ def case_record(
         },
         "errors": dict(errors),
     }
+
+
+def to_json(run: dict) -> str:
+    """A line a case."""
+    head = json.dumps(run | {"cases": []}, indent=1, ensure_ascii=False).removesuffix("[]\n}")
+    cases = ",\n  ".join(json.dumps(case, ensure_ascii=False) for case in run["cases"])
+    return f"{head}[\n  {cases}\n ]\n}}\n"
 
 
 def _short(number: float) -> float:
