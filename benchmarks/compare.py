@@ -29,7 +29,7 @@ def main() -> int:
 
     from cattn._bench import CASES, CORE_CASES, limited
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=max(Console().width, 200))  # what all engines' columns need
     cases = _cases(options.cases, CASES, CORE_CASES)
     with limited(options.threads):
         run = _run(options, cases, console)

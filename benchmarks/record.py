@@ -16,7 +16,7 @@ limits_by            how these two were measured
 notes                whole sentences for the reader
 cases                one for each problem:
     name, dtype, causal
-    shape            "batch, heads/key heads, queries, keys, head size"
+    shape            "batch,heads/key heads,queries,keys,head size"
     speedup          how many times as fast cattn is as its fastest peer: the median of the rounds' ratios
     share_of_limit   cattn's, of what peak and bandwidth allow; null for tiny problems
     engines          by name: seconds (the median of a call), gflops (null where the time is what counts: tiny problems
@@ -80,7 +80,7 @@ def case_record(
     peer = min((label for label in seconds if not label.startswith("cattn")), key=seconds.get, default=None)
     return {
         "name": case.name,
-        "shape": f"{case.batch}, {case.heads}/{case.kv_heads}, {case.queries}, {case.keys}, {case.head_size}",
+        "shape": f"{case.batch},{case.heads}/{case.kv_heads},{case.queries},{case.keys},{case.head_size}",
         "dtype": case.dtype,
         "causal": case.causal,
         "speedup": _short(timings.speedup("cattn", over=peer)) if cattn and peer else None,

@@ -21,14 +21,14 @@ this page and its charts from all records there. Edit those, not this page.
 
 **How to read it.** All engines take turns in one process, pinned to as many processors as they may have threads, in
 rounds of changing order, each after a rest and a sample that is not counted; every answer is checked against
-float64 before it is timed. Figures are medians: GFLOP/s, or the time of a call where that is what counts (tiny
-problems and one query). In bold: the fastest engine that is not cattn, its *fastest peer*. "× fastest peer" is how
-many times as fast cattn is (the median of the rounds' ratios, not the ratio of the medians): above 1 cattn is
-ahead. "% of limit" is the share that it reaches of what the machine's multiply-adds or its memory allow; above 100
-the data come from a cache. "cattn" is the best kernel table of the machine, "cattn avx2" and the like are others,
-forced. "ORT" is ONNX Runtime, by its operators Attention, MultiHeadAttention and GroupQueryAttention. All is
-float32 where a case's name does not say otherwise. Attention is one part of a model: a model gains less than these
-ratios.
+float64 before it is timed. A case's shape is its batch, heads/key heads, queries, keys, head size. Figures are
+medians: GFLOP/s, or the time of a call where that is what counts (tiny problems and one query). In bold: the
+fastest engine that is not cattn, its *fastest peer*. "× fastest peer" is how many times as fast cattn is (the
+median of the rounds' ratios, not the ratio of the medians): above 1 cattn is ahead. "% of limit" is the share that
+it reaches of what the machine's multiply-adds or its memory allow; above 100 the data come from a cache. "cattn" is
+the best kernel table of the machine, "cattn avx2" and the like are others, forced. "ORT" is ONNX Runtime, by its
+operators Attention, MultiHeadAttention and GroupQueryAttention. All is float32 where a case's name does not say
+otherwise. Attention is one part of a model: a model gains less than these ratios.
 """
 
 
@@ -134,15 +134,14 @@ def figures(runs: Sequence[dict]) -> list[str]:
     cases = [(run, case) for run in runs for case in run["cases"]]
     widest_first = sorted((case["engines"] for _, case in cases), key=len, reverse=True)
     labels = list(dict.fromkeys(label for engines in widest_first for label in engines))
-    shape = "batch, heads/key heads, queries, keys, head size"
     rows = []
     for run, case in cases:
         ratio, share = case["speedup"], case["share_of_limit"]
         rows.append(
-            {"threads": run["threads"], "case": case["name"], shape: case["shape"]}
-            | {label: figure_of(case, label) for label in labels}
+            {"threads": run["threads"], "case": case["name"], "shape": case["shape"]}
             | {"× fastest peer": "-" if ratio is None else f"{ratio:.2f}"}
             | {"% of limit": "-" if share is None else f"{100 * share:.0f}"}
+            | {label: figure_of(case, label) for label in labels}
         )
     return table(rows, left=3)
 
@@ -154,9 +153,9 @@ def figure_of(case: dict, label: str) -> str:
     if result["gflops"] is not None:
         text = f"{result['gflops']:.1f}"
     elif result["seconds"] >= 1e-3:
-        text = f"{result['seconds'] * 1e3:.3g} ms"
+        text = f"{result['seconds'] * 1e3:.3g}\u00a0ms"
     else:
-        text = f"{result['seconds'] * 1e6:.3g} µs"
+        text = f"{result['seconds'] * 1e6:.3g}\u00a0µs"
     return f"**{text}**" if label == fastest_peer(case) else text
 
 

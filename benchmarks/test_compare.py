@@ -51,5 +51,5 @@ def test_what_was_measured(run):
 
 def test_it_can_be_read(run):
     page = report.describe([run])
-    assert "| 1 | seed | 1, 1/1, 3, 3, 3 |" in page
+    assert "| 1 | seed | 1,1/1,3,3,3 |" in page
     assert report.summary_sentence(run) in page
