@@ -49,7 +49,6 @@ class Engine:
     name: str
     label: str
     package: str
-    is_cattn = False
 
     def __init__(self, threads: int):
         self.threads = threads
@@ -77,7 +76,6 @@ class NumPy(Engine):
 
 class Cattn(Engine):
     name, label, package = "cattn", "cattn", "cattn"
-    is_cattn = True
 
     def __init__(self, threads: int):
         super().__init__(threads)
@@ -92,7 +90,6 @@ class CattnIsa(Engine):
     only while this one waits for it: it takes its turn in the rounds like every other engine."""
 
     package = "cattn"
-    is_cattn = True
 
     def __init__(self, threads: int, isa: str):
         super().__init__(threads)
