@@ -29,8 +29,8 @@ def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), work=500_000):
 
 
 def flat_case(seed, dtype, work=8_000_000):
-    """Nearly equal weights over 300 to 20,000 keys, where rounding errors of sums add up; and the values' kind: "equal" (in each
-    column), "positive" or "normal"."""
+    """Nearly equal weights over 300 to 20,000 keys, where rounding errors of sums add up; and the values' kind: "equal"
+    (in each column), "positive" or "normal"."""
     random = np.random.default_rng([seed, 300])
     while True:
         keys = int(300 * (20_000 / 300) ** random.random())
@@ -42,7 +42,8 @@ def flat_case(seed, dtype, work=8_000_000):
     sigma = 0 if random.random() < 0.4 else random.random()
     kind = str(random.choice(["equal", "positive", "normal"]))
     shape = (heads, 1 if kind == "equal" else keys, value_size)
-    value = random.standard_normal(shape) if kind == "normal" else random.uniform(random.choice([0, 0.5, 0.9]), 1, shape)
+    lowest = random.choice([0, 0.5, 0.9])
+    value = random.standard_normal(shape) if kind == "normal" else random.uniform(lowest, 1, shape)
     result = {
         "query": (sigma * random.standard_normal((heads, rows, size))).astype(dtype),
         "key": random.standard_normal((heads, keys, size)).astype(dtype),

@@ -5,8 +5,9 @@
 
 over the keys j whose weight p_j is at least the smallest normal number: others have no influence on the row. The
 bound is what the same formulas in NumPy reach in the same precision, with half as much again:
-κ ≤ max(2, 1.5·κ_NumPy + 0.5), or κ ≤ 4 where the values of a column are all equal under nearly flat weights: then terms
-are equal, and round the same way each time. Results stored in a half type may be one unit in the last place further off.
+κ ≤ max(2, 1.5·κ_NumPy + 0.5), or κ ≤ 4 where the values of a column are all equal under nearly flat weights: then
+terms are equal, and round the same way each time. Results stored in a half type may be one unit in the last place
+further off.
 Logarithms of sums are held to max(8, ...): an error that all scores of a row share cancels in the output only.
 """
 

@@ -87,8 +87,8 @@ def test_long_equal_products(rows, size, seed):
 
 @pytest.mark.parametrize("start", range(8, 100, 23))
 def test_short_rows_of_equal_values(start):
-    """A sum of weighted values over a sum of weights: what both round, nothing cancels. The general bound holds for all but
-    one head in a hundred, too."""
+    """A sum of weighted values over a sum of weights: what both round, nothing cancels. The general bound holds for all
+    but one head in a hundred, too."""
     beyond = []
     for keys in range(start, start + 23):
         random = np.random.default_rng(keys)
