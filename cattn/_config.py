@@ -36,8 +36,10 @@ def _show_threads():
         default = _threads.default_num_threads()
     except ValueError as error:
         default = str(error)
-    if _threads._setting not in (None, default):
+    if _threads._setting is not None:
         return f"{_threads._setting} (set in this process)"
+    if _threads._default and _threads._default != [default]:
+        return f"{_threads._default[0]} (from an earlier look at this process and its environment)"
     if os.environ.get("CATTN_NUM_THREADS", "").strip():
         return f"{default} (CATTN_NUM_THREADS)" if isinstance(default, int) else default
     if _threads._positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]):

@@ -13,7 +13,9 @@ import numpy as np
 
 _MOST = 1024  # what pool.c brings together at most; more would only cost workspace
 
-_setting = None  # of the process; None until it is needed
+_setting = None  # of the process: what set_num_threads was given
+# The default once it is found out. Each reset is a new list: what was looked up before ends in one that nobody reads.
+_default = []
 
 
 def set_num_threads(n):
@@ -33,8 +35,10 @@ def set_num_threads(n):
     --------
     get_num_threads
     """
-    global _setting
-    _setting = None if n is None else _count("n", n)
+    global _setting, _default
+    setting = None if n is None else _count("n", n)
+    _default = []
+    _setting = setting
 
 
 def get_num_threads():
@@ -54,10 +58,12 @@ def get_num_threads():
     --------
     set_num_threads
     """
-    global _setting
-    if _setting is None:
-        _setting = default_num_threads()
-    return _setting
+    setting, default = _setting, _default
+    if setting is not None:
+        return setting
+    if not default:
+        default.append(default_num_threads())
+    return default[0]
 
 
 def resolve(num_threads):

@@ -14,7 +14,9 @@ from cattn import _threads
 def nothing_set(monkeypatch):
     monkeypatch.delenv("CATTN_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(_threads, "_setting", None)
+    cattn.set_num_threads(None)
+    yield
+    cattn.set_num_threads(None)
 
 
 def shown(capsys):
@@ -57,10 +59,19 @@ def test_threads_of_the_environment(capsys, monkeypatch):
     assert shown(capsys)["threads"] == "5 (CATTN_NUM_THREADS)"
 
 
+def test_threads_found_out_before_the_environment_changed(capsys, monkeypatch):
+    monkeypatch.setenv("CATTN_NUM_THREADS", "5")
+    assert cattn.get_num_threads() == 5
+    monkeypatch.setenv("CATTN_NUM_THREADS", "6")
+    assert shown(capsys)["threads"] == "5 (from an earlier look at this process and its environment)"
+
+
 def test_threads_set_in_the_process(capsys, monkeypatch):
     monkeypatch.setenv("CATTN_NUM_THREADS", "5")
     cattn.set_num_threads(7)
     assert shown(capsys)["threads"] == "7 (set in this process)"
+    cattn.set_num_threads(5)
+    assert shown(capsys)["threads"] == "5 (set in this process)"
 
 
 def test_a_wrong_number_of_threads_is_shown(capsys, monkeypatch):

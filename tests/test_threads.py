@@ -133,6 +133,50 @@ def test_environment_is_read_at_first_need_and_kept(monkeypatch):
     assert cattn.get_num_threads() == 6
 
 
+@pytest.mark.parametrize("meanwhile", [7, None])
+def test_a_setting_made_while_the_default_is_found_out(monkeypatch, meanwhile):
+    """It holds; and to go back to the default is to look again, not to keep what is just being found out."""
+
+    def found_late():
+        monkeypatch.setattr(_threads, "default_num_threads", lambda: 4)
+        cattn.set_num_threads(meanwhile)
+        return 3
+
+    monkeypatch.setattr(_threads, "default_num_threads", found_late)
+    assert cattn.get_num_threads() == 3
+    assert cattn.get_num_threads() == (meanwhile or 4)
+
+
+def test_settings_of_one_thread_and_questions_of_others():
+    """No setting is lost, whoever is just finding out the default, and every answer is a number."""
+    lost, answers, done = [], set(), threading.Event()
+
+    def ask():
+        while not done.is_set():
+            answers.add(cattn.get_num_threads())
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(2, 502):
+            cattn.set_num_threads(None)
+            time.sleep(1e-5)  # they find out the default
+            cattn.set_num_threads(number)
+            time.sleep(1e-4)
+            if cattn.get_num_threads() != number:
+                lost.append(number)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not lost
+    assert None not in answers and answers <= {_threads.default_num_threads(), *range(2, 502)}
+
+
 V1 = "12:memory:/other\n4:cpu,cpuacct:/a/b\n1:name=systemd:/a\n"
 
 
