@@ -1,14 +1,17 @@
 """Builds the one extension module, cattn._kernel, from src/.
 
-CATTN_SANITIZE=address,undefined builds with those sanitizers, CATTN_COVERAGE=1 with line tracing.
+CATTN_SANITIZE=address,undefined builds with those sanitizers, CATTN_COVERAGE=1 with line tracing. Whatever was built
+with other flags or another compiler is built anew.
 """
 
 import os
 import sys
+from pathlib import Path
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SOURCES = ["kernel.pyx", "pool.c", "dispatch.c", "tiles_vec128.c", "tiles_avx2.c", "tiles_avx512.c"]
 INCLUDED = [
@@ -38,6 +41,25 @@ if coverage:
     macros += [("CYTHON_TRACE_NOGIL", "1")]
     directives["linetrace"] = True
 
+# Written where the flags are not those of the last run: what is older was built with others.
+flags = {name: os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")}
+flags = f"{compile_args} {link_args} {macros} {directives} {flags}\n"
+stamp = Path("build", "flags.txt")
+if not stamp.exists() or stamp.read_text(encoding="utf-8") != flags:
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.write_text(flags, encoding="utf-8")
+
+
+def has_other_flags(path):
+    return os.path.exists(path) and os.path.getmtime(path) <= stamp.stat().st_mtime
+
+
+class BuildExt(build_ext):
+    def build_extension(self, extension):
+        self.force = self.force or has_other_flags(self.get_ext_fullpath(extension.name))
+        super().build_extension(extension)
+
+
 kernel = Extension(
     "cattn._kernel",
     [f"src/{name}" for name in SOURCES],
@@ -47,4 +69,9 @@ kernel = Extension(
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )
-setup(ext_modules=cythonize([kernel], compiler_directives=directives, emit_linenums=coverage, force=coverage))
+setup(
+    ext_modules=cythonize(
+        [kernel], compiler_directives=directives, emit_linenums=coverage, force=has_other_flags("src/kernel.c")
+    ),
+    cmdclass={"build_ext": BuildExt},
+)

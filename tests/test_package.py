@@ -1,8 +1,10 @@
 """The package: what is in the wheel, what an import costs, and what a checkout says that was not built."""
 
+import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -25,15 +27,19 @@ def python(code):
     return done.stdout
 
 
+def copy_checkout(folder):
+    """A copy of the checkout in which nothing was built."""
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("not in a checkout")
+    unwanted = (".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "kernel.c", "__pycache__", "*venv")
+    return shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*unwanted))
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The paths in a wheel built from a copy of the checkout."""
-    if not (ROOT / "pyproject.toml").exists():
-        pytest.skip("not in a checkout")
     folder = tmp_path_factory.mktemp("wheel")
-    unwanted = (".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "kernel.c", "__pycache__", "*venv")
-    shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*unwanted))
-    done = run("-m", "pip", "wheel", ".", "--no-deps", "-w", str(folder), cwd=folder / "checkout", timeout=900)
+    done = run("-m", "pip", "wheel", ".", "--no-deps", "-w", str(folder), cwd=copy_checkout(folder), timeout=900)
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
@@ -54,6 +60,45 @@ def test_wheel_holds_nothing_else(wheel):
     top = {path.parts[0] for path in wheel}
     assert top == {"cattn", f"cattn-{cattn.__version__}.dist-info"}
     assert not [path for path in wheel if path.suffix in (".pyx", ".pxi", ".c", ".inc", ".h")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="CC names no compiler there")
+def test_other_flags_build_anew(tmp_path):
+    """In a checkout that was built before. The compiler is a script that writes its arguments where its result should
+    be."""
+    checkout = copy_checkout(tmp_path)
+    # What the build needs, in a place that stays: what was built is compared with its age.
+    python = tmp_path / "venv" / "bin" / "python"
+    requirements = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    for command in ([sys.executable, "-m", "venv", tmp_path / "venv"], [python, "-m", "pip", "install", *requirements]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f"#!{sys.executable}\nimport sys\nopen(sys.argv[sys.argv.index('-o') + 1], 'w').write(' '.join(sys.argv))\n"
+    )
+    compiler.chmod(0o755)
+
+    def build(**flags):
+        """The arguments that the module's object was made with, the time when, and whether its source traces lines."""
+        environment = os.environ | {"CC": str(compiler), "LDSHARED": f"{compiler} -shared"} | flags
+        command = [python, "setup.py", "build_ext", "--inplace"]
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        (made,) = checkout.glob("build/temp*/src/kernel.o")
+        source = (checkout / "src" / "kernel.c").read_text(encoding="utf-8")
+        return made.read_text(), made.stat().st_mtime_ns, "__Pyx_TraceLine(" in source
+
+    arguments, first, traces = build()
+    assert "-fsanitize" not in arguments and "CYTHON_TRACE" not in arguments and not traces
+    assert build()[1] == first
+    arguments, _, traces = build(CATTN_SANITIZE="undefined")
+    assert "-fsanitize=undefined" in arguments and not traces
+    arguments, _, traces = build(CATTN_COVERAGE="1")
+    assert "-fsanitize" not in arguments and "CYTHON_TRACE" in arguments and traces
+    arguments, _, traces = build()
+    assert "-fsanitize" not in arguments and "CYTHON_TRACE" not in arguments and not traces
 
 
 def test_import_needs_numpy_only():
