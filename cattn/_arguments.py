@@ -8,7 +8,9 @@ Canonical axis order is (*batch, heads, length, size), whatever the layout. Quer
 views of what was given, whatever its strides and byte order.
 """
 
+import itertools
 import math
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,9 @@ from ._read import (
     as_floats,
     as_integers,
     as_number,
+    as_text,
+    check_same_type,
+    class_shown,
     is_integer,
     native,
     shown,
@@ -35,6 +40,17 @@ _LARGEST_SIZE = 2**40  # CATTN_LARGEST_SIZE in problem.h
 _UNLIMITED = -1
 
 _STAGES = ("scores", "softcapped", "biased", "weights")
+
+# What 3 axes were taken for: the usual slip is a batch without heads.
+_READINGS = {
+    "bhld": "; 3 axes are read as (heads, length, size): for (batch, length, size) write query[:, None] and so on",
+    "blhd": "; 3 axes are read as (length, heads, size): for (batch, length, size) write query[:, :, None] and so on",
+}
+
+# Pairs of elements that NumPy may look at in all overlap checks of one call: it looks at ten million a second and more,
+# so that they take 20 ms at most. An array has at most 64 axes, and 13 others are read: each check gets 2,600 or more.
+# Slices of one array that fit a call need one, as a rule, and were seen to need up to 1,000.
+_OVERLAP_WORK = 200_000
 
 
 class Modifiers(NamedTuple):
@@ -84,7 +100,8 @@ class Sizes(NamedTuple):
 def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **given):
     """→ (Problem, out, lse or None)"""
     return_lse = as_flag("return_lse", return_lse)
-    inputs, sizes = _inputs(_layout(layout), query=query, key=key, value=value)
+    layout = _layout(layout)
+    inputs, sizes = _inputs(layout, query=query, key=key, value=value)
     checked = modifiers(sizes, **given)
     count = threads(num_threads)
 
@@ -93,22 +110,30 @@ def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, n
     if layout == "blhd" and not sizes.headless:
         rows = (*sizes.batch, sizes.query_length, sizes.query_heads)
     shape = (*rows, inputs["value"].shape[-1])
-    out, lse = _results(out, shape, dtype, return_lse, {**inputs, **checked._asdict()})
+    out, written, lse = _results(out, shape, dtype, return_lse, {**inputs, **checked._asdict()})
     problem = Problem(
-        **inputs, out=_canonical(out, layout), lse=_canonical_lse(lse, layout), modifiers=checked, num_threads=count
+        **inputs, out=_canonical(written, layout), lse=_canonical_lse(lse, layout), modifiers=checked, num_threads=count
     )
     return problem, out, lse
 
 
 def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads=None, **given):
     """→ (Problem, stage, out); out is (..., Hq, Lq, Lk) in either layout, like mask and bias"""
-    if not isinstance(stage, str) or stage not in _STAGES:
+    name = as_text(stage)
+    if name not in _STAGES:
         raise ValueError(f"stage: expected one of {', '.join(map(repr, _STAGES))}, got {shown(stage)}")
-    inputs, sizes = _inputs(_layout(layout), query=query, key=key)
+    layout = _layout(layout)
+    inputs, sizes = _inputs(layout, query=query, key=key)
     checked = modifiers(sizes, **given)
     count = threads(num_threads)
 
-    weights = _empty("out", (*_rows_shape(sizes), sizes.key_length), arithmetic(inputs["query"].dtype))
+    shape = (*_rows_shape(sizes), sizes.key_length)
+    rows = "i:i + n, :, :" if layout == "blhd" and not sizes.headless else "i:i + n, :"
+    advice = (
+        f"; go over the queries in pieces: query[..., {rows}] with query_offset=i (more where it is given), and the "
+        "same rows of mask, bias and key_range"
+    )
+    weights = _empty("out", shape, arithmetic(inputs["query"].dtype), advice)
     problem = Problem(
         **inputs,
         value=None,
@@ -117,7 +142,7 @@ def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads
         modifiers=checked,
         num_threads=count,
     )
-    return problem, stage, weights
+    return problem, name, weights
 
 
 def attention_varlen(
@@ -164,10 +189,10 @@ def attention_varlen(
 
     dtype = inputs["query"].dtype
     shape = (sizes.query_length, sizes.query_heads, inputs["value"].shape[-1])
-    out, lse = _results(out, shape, dtype, return_lse, inputs)
+    out, written, lse = _results(out, shape, dtype, return_lse, inputs)
     problem = Problem(
         **inputs,
-        out=_canonical(out, "packed"),
+        out=_canonical(written, "packed"),
         lse=_canonical_lse(lse, "packed"),
         modifiers=Modifiers(**everywhere, query_offset=offset),
         num_threads=count,
@@ -182,7 +207,8 @@ def attention_varlen(
 
 def _inputs(layout, **given):
     """query, key and, for attention, value: canonical views, broadcast over the batch; and their sizes."""
-    arrays = {name: as_floats(name, argument) for name, argument in given.items()}
+    given = {name: as_array(name, argument) for name, argument in given.items()}
+    arrays = {name: as_floats(name, array) for name, array in given.items()}
     query, key, value = arrays["query"], arrays["key"], arrays.get("value")
     axes = {"bhld": "(..., heads, length, size)", "blhd": "(..., length, heads, size)"}.get(layout)
     for name, array in arrays.items():
@@ -197,15 +223,10 @@ def _inputs(layout, **given):
                 f"{name}: expected {expected} like query of shape {query.shape}, got shape {array.shape} "
                 "(either all inputs are 2-D, or none)"
             )
-        if array.dtype is not query.dtype and type_name(array.dtype) != type_name(query.dtype):
-            came = np.asarray(given[name]).dtype
-            counts = "" if came == array.dtype else ", which counts as float64"
-            raise TypeError(
-                f"{name}: expected type {type_name(query.dtype)} like query, got {type_shown(came)}{counts}"
-            )
+        if array.dtype is not query.dtype:
+            check_same_type(name, given[name].dtype, "query", given["query"].dtype)
 
-    # Views of our own: to convert other arguments may run code that reshapes the caller's arrays.
-    views = {name: _canonical(array, layout).view() for name, array in arrays.items()}
+    views = {name: _canonical(array, layout) for name, array in arrays.items()}
     query_heads, query_length, head_size = views["query"].shape[-3:]
     key_heads, key_length, key_size = views["key"].shape[-3:]
     if head_size == 0:
@@ -215,15 +236,18 @@ def _inputs(layout, **given):
             raise MemoryError(f"{name}: no workspace holds rows of size {size} (shape {arrays[name].shape})")
     if key_size != head_size:
         raise ValueError(f"key: expected head size {head_size} like query, got {key_size} (shape {key.shape})")
+    reading = _READINGS.get(layout, "") if query.ndim == 3 else ""
     if query_heads != key_heads and (query_heads == 0 or key_heads == 0 or query_heads % key_heads):
         raise ValueError(
             f"key: expected a number of heads that divides the {query_heads} of query, "
-            f"got {key_heads} (shape {key.shape})"
+            f"got {key_heads} (shape {key.shape}){reading}"
         )
     if value is not None:
         value_heads, value_length, _ = views["value"].shape[-3:]
         if value_heads != key_heads:
-            raise ValueError(f"value: expected {key_heads} heads like key, got {value_heads} (shape {value.shape})")
+            raise ValueError(
+                f"value: expected {key_heads} heads like key, got {value_heads} (shape {value.shape}){reading}"
+            )
         if value_length != key_length:
             raise ValueError(f"value: expected length {key_length} like key, got {value_length} (shape {value.shape})")
 
@@ -231,13 +255,13 @@ def _inputs(layout, **given):
     for name, view in views.items():
         leading = view.shape[:-3]
         if leading != batch:
-            try:
-                batch = np.broadcast_shapes(batch, leading)
-            except ValueError:
+            pairs = list(itertools.zip_longest(reversed(batch), reversed(leading), fillvalue=1))
+            if any(one != other and 1 not in (one, other) for one, other in pairs):
                 raise ValueError(
                     f"{name}: expected leading axes that broadcast with {batch}, got {leading} "
                     f"(shape {arrays[name].shape})"
-                ) from None
+                )
+            batch = tuple(other if one == 1 else one for one, other in reversed(pairs))
     for name, view in views.items():
         views[name] = _broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
     return views, Sizes(
@@ -246,13 +270,13 @@ def _inputs(layout, **given):
 
 
 def _layout(layout):
-    if not isinstance(layout, str) or layout not in ("bhld", "blhd"):
+    name = as_text(layout)
+    if name not in ("bhld", "blhd"):
         raise ValueError(f"layout: expected 'bhld' or 'blhd', got {shown(layout)}")
-    return layout
+    return name
 
 
 def _canonical(array, layout):
-    array = np.asarray(array)
     if array.ndim == 2:
         return array[None]
     return array if layout == "bhld" else array.swapaxes(-3, -2)
@@ -267,51 +291,67 @@ def _canonical_lse(lse, layout):
 
 
 def _results(out, shape, dtype, return_lse, read):
-    """What the caller gets for inputs of this type: out, given or not, and lse or None."""
+    """What the caller gets for inputs of this type, and where it is written: out, given or not, a view of it that is
+    ours, and lse or None."""
     if out is None:
-        out = _empty("out", shape, native(dtype))
+        out = written = _empty("out", shape, native(dtype))
     else:
-        _check_out(out, shape, native(dtype), read)
+        if not issubclass(type(out), np.ndarray) or issubclass(type(out), np.ma.MaskedArray):
+            advice = "; write out.numpy()" if hasattr(type(out), "numpy") else ""
+            raise TypeError(f"out: expected a NumPy array, got {class_shown(out)}{advice}")
+        written = as_array("out", out)
+        _check_out(written, shape, native(dtype), read)
     lse = _empty("lse", shape[:-1], arithmetic(dtype)) if return_lse else None
-    return out, lse
+    return out, written, lse
 
 
-def _empty(name, shape, dtype):
+def _empty(name, shape, dtype, advice=""):
     try:
         return np.empty(shape, dtype)
-    except ValueError as error:  # a size that does not even fit an address
-        raise MemoryError(f"{name}: cannot allocate shape {shape} of type {dtype}: {error}") from None
+    except (MemoryError, ValueError):  # ValueError: it does not even fit the addresses
+        size = math.prod(shape) * dtype.itemsize
+        raise MemoryError(f"{name}: cannot allocate {size} bytes, shape {shape} of type {dtype}{advice}") from None
 
 
 def _check_out(out, shape, dtype, read):
     """Refuse an `out` that is not what would have been allocated, or that shares memory with one of `read`."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out: expected a NumPy array, got {shown(out)}")
     if out.dtype != dtype:
         raise TypeError(f"out: expected type {dtype}, got {type_shown(out.dtype)}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
+    read = {name: array for name, array in read.items() if isinstance(array, np.ndarray)}
+    work = _OVERLAP_WORK // (len(read) + out.ndim)
     for name, array in read.items():
-        if isinstance(array, np.ndarray) and np.shares_memory(out, array):
+        if _overlap(out, array, work, name):
             raise ValueError(f"out: expected memory of its own, got an array that overlaps {name}")
-    if _overlaps_itself(np.asarray(out)):
+    if _overlaps_itself(out, work):
         raise ValueError(
             f"out: expected elements that do not overlap, got an array that overlaps itself "
             f"(shape {out.shape}, strides {out.strides})"
         )
 
 
-def _overlaps_itself(array):
+def _overlaps_itself(array, work):
     # Let two elements that share bytes differ along this axis first. Where both are moved along the array together
     # they still share, so one may be taken from index 0 up to and with the axis, the other from 0 up to it.
     if array.flags.c_contiguous:
         return False
     return any(
-        np.shares_memory(array[(0,) * axis + (slice(0, 1),)], array[(0,) * axis + (slice(1, None),)])
+        _overlap(array[(0,) * axis + (slice(0, 1),)], array[(0,) * axis + (slice(1, None),)], work, "itself")
         for axis in range(array.ndim)
     )
+
+
+def _overlap(out, other, work, name):
+    try:
+        return np.shares_memory(out, other, max_work=work)
+    except (np.exceptions.TooHardError, OverflowError):
+        raise ValueError(
+            f"out: expected memory of its own, got strides {out.strides} of which it cannot be told in bounded time "
+            f"whether they overlap {name}; pass a contiguous array"
+        ) from None
 
 
 # Modifiers
@@ -338,7 +378,7 @@ def modifiers(
     query_lengths = _lengths("query_lengths", query_lengths, batch, "query", query_length)
     key_lengths = _lengths("key_lengths", key_lengths, batch, "key", key_length)
     end = None
-    if isinstance(query_offset, str):
+    if as_text(query_offset):
         end = (key_length if key_lengths is None else key_lengths) - (
             query_length if query_lengths is None else query_lengths
         )
@@ -384,12 +424,13 @@ def _window(window):
     expected = "window: expected (left, right), each None or -1 (no limit) or an integer of 0 or more"
     if is_integer(window):
         raise TypeError(f"{expected}, got {window}; ({window}, 0) looks back only, ({window}, {window}) both ways")
-    if not isinstance(window, (tuple, list)) or not all(side is None or is_integer(side) for side in window):
+    sides = tuple(window) if isinstance(window, (tuple, list)) else (window,)
+    if not all(side is None or is_integer(side) for side in sides):
         raise TypeError(f"{expected}, got {shown(window)}")
-    if len(window) != 2 or any(side is not None and side < _UNLIMITED for side in window):
+    sides = [_UNLIMITED if side is None else min(operator.index(side), _FAR) for side in sides]
+    if len(sides) != 2 or min(sides) < _UNLIMITED:
         raise ValueError(f"{expected}, got {shown(window)}")
-    left, right = (_UNLIMITED if side is None else min(int(side), _FAR) for side in window)
-    return left, right
+    return tuple(sides)
 
 
 def _query_offset(offset, batch, end, positional, unequal, axes="leading axes"):
@@ -402,11 +443,11 @@ def _query_offset(offset, batch, end, positional, unequal, axes="leading axes"):
                 f'of query and key differ ({unequal}), got None; decoding with a cache of keys wants "end"'
             )
         return None
-    if isinstance(offset, str):
-        if offset == "start":
+    if (word := as_text(offset)) is not None:
+        if word == "start":
             return None
-        if offset != "end":
-            raise ValueError(f"query_offset: expected {words}, or integers, got {offset!r}")
+        if word != "end":
+            raise ValueError(f"query_offset: expected {words}, or integers, got {word!r}")
         offset = end
     return _per_entry("query_offset", as_integers("query_offset", offset, -_FAR, _FAR), batch, axes)
 
@@ -414,9 +455,10 @@ def _query_offset(offset, batch, end, positional, unequal, axes="leading axes"):
 def _lengths(name, lengths, batch, of, longest):
     if lengths is None:
         return None
-    array = as_integers(name, lengths, -_FAR, _FAR)
+    given = lengths if type(lengths) is int else as_array(name, lengths)
+    array = as_integers(name, given, -_FAR, _FAR)
     if array.size and (array.min() < 0 or array.max() > longest):
-        wrong = np.asarray(lengths)[(array < 0) | (array > longest)].flat[0]
+        wrong = np.asarray(given)[(array < 0) | (array > longest)].flat[0]
         raise ValueError(f"{name}: expected 0 to {longest}, the length of {of}, got {wrong}")
     return _per_entry(name, array, batch, "leading axes")
 
@@ -508,13 +550,16 @@ def _scale(argument, arithmetic):
     return scale
 
 
-def _broadcast(name, array, shape, axes):
+def _broadcast(name, array, shape, axes, advise=None):
     if array.shape == shape:
-        return array.view()
+        return array
     try:
         return np.broadcast_to(array, shape)
     except ValueError:
-        raise ValueError(f"{name}: expected a shape that broadcasts to {shape} ({axes}), got {array.shape}") from None
+        advice = "" if advise is None else advise(name, array.shape, shape)
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {shape} ({axes}), got {array.shape}{advice}"
+        ) from None
 
 
 def _rows_shape(sizes):
@@ -525,5 +570,21 @@ def _rows_shape(sizes):
 
 def _scores_like(name, array, sizes):
     axes = "query length, key length" if sizes.headless else "..., heads, query length, key length"
-    array = _broadcast(name, array, (*_rows_shape(sizes), sizes.key_length), axes)
+    shape = (*_rows_shape(sizes), sizes.key_length)
+    array = _broadcast(name, array, shape, axes, _missing_axes)
     return array[None] if sizes.headless else array
+
+
+def _missing_axes(name, came, shape):
+    """What to write for a mask of (batch, query length, key length) or (batch, key length)."""
+    batch = ":" if len(shape) == 4 else "..."
+    if len(shape) > 3 and _broadcasts((*came[:-2], 1, *came[-2:]), shape):
+        return f"; without heads it wants {name}[{batch}, None{'' if batch == ':' else ', :, :'}]"
+    if len(shape) > 3 and _broadcasts((*came[:-1], 1, 1, *came[-1:]), shape):
+        lengths = ", or what is padding at the keys' end goes to key_lengths=" if name == "mask" else ""
+        return f"; of batch and keys only, it wants {name}[{batch}, None, None, :]{lengths}"
+    return ""
+
+
+def _broadcasts(came, shape):
+    return len(came) <= len(shape) and all(map(lambda one, size: one in (1, size), reversed(came), reversed(shape)))

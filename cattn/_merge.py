@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._read import as_array
+from ._read import as_floats, check_same_type, class_shown
 
 __all__ = ["merge_attention"]
 
@@ -37,8 +37,7 @@ def merge_attention(outputs, lses):
     if not shape:
         raise ValueError("outputs[0]: expected at least one dimension, got a scalar")
     for n, (out, lse) in enumerate(zip(outputs, lses, strict=True)):
-        if out.dtype.newbyteorder("=") != stored:
-            raise TypeError(f"outputs[{n}]: expected {stored} like outputs[0], got {out.dtype}")
+        check_same_type(f"outputs[{n}]", out.dtype, "outputs[0]", stored)
         if out.shape != shape:
             raise ValueError(f"outputs[{n}]: expected shape {shape} like outputs[0], got {out.shape}")
         if lse.shape != shape[:-1]:
@@ -65,23 +64,13 @@ def merge_attention(outputs, lses):
 
 def _parts(name, parts):
     try:
-        return [_floating(f"{name}[{n}]", x) for n, x in enumerate(parts)]
-    except TypeError as error:
-        if str(error).startswith(name):
-            raise
-        raise TypeError(f"{name}: expected a list of arrays, one a part, got {type(parts).__name__}") from error
+        parts = list(parts)
+    except (TypeError, NotImplementedError) as error:  # memoryviews of several axes raise the latter
+        raise TypeError(f"{name}: expected a list of arrays, one a part, got {class_shown(parts)}") from error
+    return [as_floats(f"{name}[{n}]", part) for n, part in enumerate(parts)]
 
 
 def _narrowed(lse, arithmetic):
     """What is finite stays finite."""
     largest = np.finfo(arithmetic).max
     return np.where(np.isfinite(lse), np.clip(lse, -largest, largest), lse).astype(arithmetic)
-
-
-def _floating(name, x):
-    x = as_array(name, x)
-    if x.dtype.name == "bfloat16" or x.dtype.type in (np.float16, np.float32, np.float64):
-        return x
-    if x.dtype.kind in "iub":
-        return x.astype(np.float64)
-    raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")

@@ -11,13 +11,17 @@ _NUMPY_TYPES = {"e": "float16", "f": "float32", "d": "float64"}
 
 
 def as_array(name, argument):
+    """A view of our own, of the base class: what has been checked stays as it was, whatever another thread does to the
+    argument's shape and type, and is what there is in memory, whatever the attributes of a subclass say."""
     if type(argument) is np.ndarray:
-        return argument
+        return argument.view()
+    if argument is None:
+        raise TypeError(f"{name}: expected an array, got None")
     parts = argument if isinstance(argument, (list, tuple)) else ()
     if isinstance(argument, np.ma.MaskedArray) or any(isinstance(part, np.ma.MaskedArray) for part in parts):
         raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
     try:
-        return np.asarray(argument)
+        return np.asarray(argument).view()
     except MemoryError:
         raise
     except Exception as error:  # whatever the conversion of a foreign object may raise
@@ -28,9 +32,23 @@ def as_floats(name, argument):
     array = as_array(name, argument)
     if type_name(array.dtype):
         return array
-    if array.dtype.kind in "biu":
+    if array.dtype.kind == "i" and array.dtype.itemsize in (4, 8):  # int32 and int64, whatever C calls them here
         return array.astype(np.float64)
-    raise TypeError(f"{name}: expected type {TYPES}, got {type_shown(array.dtype)}")
+    advice = _conversion(name, array.dtype)
+    raise TypeError(f"{name}: expected type {TYPES}, got {type_shown(array.dtype)}{advice}")
+
+
+def _conversion(name, dtype):
+    """What to write for an integer type of which nobody knows what its numbers stand for."""
+    if dtype.kind == "b":
+        return f"; write {_cast(name, 'float32')} if True counts as 1"
+    if dtype.kind not in "iu":
+        return ""
+    if dtype.itemsize == 1:
+        return f"; write {_cast(name, 'float32')}, and multiply quantised numbers by their scale"
+    if dtype.kind == "u" and dtype.itemsize == 2:
+        return f"; write {name}.view(ml_dtypes.bfloat16) for the bits of bfloat16, {_cast(name, 'float32')} for numbers"
+    return f"; write {_cast(name, 'float32' if dtype.itemsize == 2 else 'float64')}"
 
 
 def as_integers(name, argument, low, high):
@@ -62,6 +80,11 @@ def as_flag(name, argument):
     return bool(argument)
 
 
+def as_text(argument):
+    """A str without any method of a subclass, or None."""
+    return str.__str__(argument) if issubclass(type(argument), str) else None
+
+
 def is_integer(argument):
     return isinstance(argument, (int, np.integer)) and not isinstance(argument, bool)
 
@@ -82,13 +105,39 @@ def arithmetic(dtype):
     return np.dtype(np.float64 if dtype.char == "d" else np.float32)
 
 
+def check_same_type(name, dtype, first, expected):
+    """Refuse one of several arrays that are to share the type of the first. Types as they came: integers are refused or
+    count as float64."""
+    counts, expected_counts = (type_name(came) or "float64" for came in (dtype, expected))
+    if counts == expected_counts:
+        return
+    message = f"{name}: expected type {expected_counts} like {first}, got {type_shown(dtype)}"
+    if type_name(expected) is None:
+        raise TypeError(f"{message}; {type_shown(expected)} counts as float64: write {_cast(first, counts)}")
+    if type_name(dtype) is None:
+        message += ", which counts as float64"
+    raise TypeError(f"{message}; write {_cast(name, expected_counts)}")
+
+
+def _cast(name, known):
+    return f"{name}.astype({'ml_dtypes' if known == 'bfloat16' else 'np'}.{known})"
+
+
 def type_shown(dtype):
+    if dtype.kind in "UST":
+        return "strings"
     return dtype.name if dtype.isnative else f"{dtype.name} with swapped bytes"
 
 
+def class_shown(argument):
+    kind = type(argument)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def shown(argument):
-    if isinstance(argument, (np.ndarray, np.generic)) and np.ndim(argument):
-        return f"{type(argument).__name__} of shape {argument.shape} and type {argument.dtype}"
+    kind = type(argument)
+    if hasattr(kind, "shape") and hasattr(kind, "dtype") and argument.shape != ():  # an array, or a tensor of others
+        return f"{kind.__name__} of shape {tuple(argument.shape)} and type {argument.dtype}"
     try:
         return reprlib.repr(argument)
     except ValueError:  # Python does not print integers of thousands of digits

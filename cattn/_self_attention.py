@@ -7,7 +7,7 @@ import numpy as np
 
 import cattn
 
-from ._read import arithmetic, as_floats, native, type_shown
+from ._read import arithmetic, as_array, as_floats, check_same_type, native
 
 
 def self_attention(
@@ -51,8 +51,8 @@ def self_attention(
     Parameters
     ----------
     x : array_like, shape (..., L, d_model)
-        The embeddings of L tokens. float32 and float64 are computed in their own precision; integers count as
-        float64. All arrays that take part in the projections share one type.
+        The embeddings of L tokens. float32 and float64 are computed in their own precision; int32 and int64
+        count as float64. All arrays that take part in the projections share one type.
     w_query : array_like, shape (d_model, num_heads * D)
         Head h owns the columns h*D to (h+1)*D. The same holds for `w_key` and `w_value`.
     w_key : array_like, shape (d_model, num_kv_heads * D)
@@ -169,14 +169,11 @@ def self_attention(
 
 def float_arrays(**arguments):
     """The arguments as arrays of one floating type, in the machine's byte order."""
-    arrays = {name: as_floats(name, argument) for name, argument in arguments.items()}
+    given = {name: as_array(name, argument) for name, argument in arguments.items()}
+    arrays = {name: as_floats(name, array) for name, array in given.items()}
     arrays = {name: array.astype(native(array.dtype), copy=False) for name, array in arrays.items()}
-    dtype = arrays["x"].dtype
-    for name, array in arrays.items():
-        if array.dtype != dtype:
-            raise TypeError(
-                f"{name}: expected type {type_shown(dtype)} like x, got {type_shown(array.dtype)} (shape {array.shape})"
-            )
+    for name, array in given.items():
+        check_same_type(name, array.dtype, "x", given["x"].dtype)
     return arrays
 
 

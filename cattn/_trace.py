@@ -9,6 +9,7 @@ import numpy as np
 
 import cattn
 
+from ._read import as_number
 from ._self_attention import check_shapes, float_arrays, project, widened
 
 # A printed matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
@@ -118,7 +119,7 @@ def trace(
         final_scores=final_scores,
         weights=cattn.attention_weights(query, key, scale=scale, **modifiers),
         context=context,
-        scale=1 / math.sqrt(query.shape[1]) if scale is None else float(scale),
+        scale=1 / math.sqrt(query.shape[1]) if scale is None else as_number("scale", scale),
         tokens=tokens,
     )
 
@@ -368,7 +369,7 @@ def _text_width(text):
 def _token_names(tokens, count):
     if tokens is None:
         return None
-    if isinstance(tokens, (str, bytes)) or not np.iterable(tokens) or getattr(tokens, "ndim", 1) != 1:
+    if isinstance(tokens, (str, bytes)) or getattr(tokens, "ndim", 1) != 1 or not np.iterable(tokens):
         raise TypeError(f"tokens: expected a sequence of token names, got {tokens!r}")
     names = tuple(map(_printable, tokens))
     if len(names) != count:

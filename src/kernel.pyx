@@ -43,7 +43,7 @@ def _choose_table(name):
     fill_portable[float](&table.float32, NULL)
     fill_portable[double](&table.float64, NULL)
     table.name = "portable"
-    chosen = cattn_best_isa() if name is None else name.encode()
+    chosen = cattn_best_isa() if name is None else os.fsencode(name)
     status = cattn_override(&table, chosen)
     if status == -1:
         raise ImportError(f"CATTN_ISA: expected portable, vec128, avx2 or avx512, got {name!r}")
@@ -160,29 +160,30 @@ cdef object attend_plain(object query, object key, object value, object scale, b
     closely. Without modifiers nothing is asked of _arguments."""
     cdef cattn_problem problem
     cdef Py_ssize_t threads = 0
-    if not set_plain_inputs(&problem, query, key, value, heads_inside):
+    if modifiers is not None and given_out is not None:   # it may overlap one of them
         return None
-    if modifiers is not None or num_threads is not None:
-        query = query.view()   # to convert them may run code that reshapes the caller's
-    if modifiers is not None:
-        if given_out is not None:   # it may overlap one of them
-            return None
-        sizes = _arguments.Sizes(
-            query.shape[:problem.batch_ndim], problem.query_heads, problem.query_length, problem.key_length, problem.head_size,
-            _arguments.arithmetic(query.dtype), query.ndim == 2)
-        checked = _arguments.modifiers(sizes, **modifiers)   # it owns its arrays
-        set_modifiers(&problem, checked)
-    elif causal and problem.query_length != problem.key_length:
+    # To convert other arguments may run anyone's code, which may reshape these arrays: they are looked at only before.
+    if not (cnp.PyArray_CheckExact(query) and cnp.PyArray_CheckExact(key) and cnp.PyArray_CheckExact(value)
+            and set_plain_inputs(&problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside)):
         return None
-    else:
-        set_unmodified(&problem, 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale, causal)
-    if num_threads is not None:
-        threads = _arguments.threads(num_threads)
-    out = set_plain_out(&problem, query, key, value, heads_inside, given_out)
+    if modifiers is None and causal and problem.query_length != problem.key_length:
+        return None
+    out = set_plain_out(
+        &problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside, given_out)
     if out is None:
         return None
     problem.lse.data = NULL
-    lse = set_plain_lse(&problem, out, heads_inside) if return_lse else None
+    lse = set_plain_lse(&problem, <cnp.ndarray>out, heads_inside) if return_lse else None
+    if modifiers is None:
+        set_unmodified(&problem, 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale, causal)
+    else:   # out is new, and nobody else's
+        sizes = _arguments.Sizes(
+            out.shape[:problem.batch_ndim], problem.query_heads, problem.query_length, problem.key_length, problem.head_size,
+            _arguments.arithmetic(out.dtype), out.ndim == 2)
+        checked = _arguments.modifiers(sizes, **modifiers)   # it owns its arrays
+        set_modifiers(&problem, checked)
+    if num_threads is not None:
+        threads = _arguments.threads(num_threads)
     run_problem(&problem, STAGE_OUTPUT, threads)
     return (out, lse) if return_lse else out
 
@@ -197,7 +198,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     query : array_like, shape (..., Hq, Lq, D)
         Hq heads of Lq queries. 3-D is (H, L, D); if all three inputs are 2-D there is one head, and no axis for it.
         float32 and float64 compute in their own precision; float16 and bfloat16 are read and written, and float32 is
-        computed. Any strides and byte order; integers count as float64.
+        computed. Any strides and byte order; int32 and int64 count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
         Hq is a multiple of Hkv, and query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
     value : array_like, shape (..., Hkv, Lk, Dv)

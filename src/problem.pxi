@@ -84,16 +84,11 @@ cdef int set_problem(cattn_problem *problem, object given) except -1:
     return 0
 
 
-cdef inline bint is_plain(object array) noexcept:
-    """An array as most are."""
-    return cnp.PyArray_CheckExact(array) and cnp.PyArray_ISBEHAVED_RO(<cnp.ndarray>array)
-
-
-cdef inline bint is_float(cnp.ndarray array) except -1:
-    """Whether the type is one of the four. NumPy does not know bfloat16: whoever defines it is given a number for it."""
-    cdef int number = cnp.PyArray_TYPE(array)
+cdef inline bint is_float(int number) except -1:
+    """Whether NumPy's type of this number is one of the four. It does not know bfloat16: whoever defines that is given a
+    number for it."""
     return (number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16)
-            or (cnp.PyTypeNum_ISUSERDEF(number) and array.dtype.name == "bfloat16"))
+            or (cnp.PyTypeNum_ISUSERDEF(number) and cnp.PyArray_DescrFromType(number).name == "bfloat16"))
 
 
 cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type type, int batch_ndim, bint heads_inside) noexcept:
@@ -108,18 +103,22 @@ cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type typ
     array.column = cnp.PyArray_STRIDE(given, ndim - 1)
 
 
-cdef bint set_plain_inputs(cattn_problem *problem, object query, object key, object value, bint heads_inside) except -1:
-    """Three plain arrays of matching shapes; False where there is anything to look at more closely."""
-    cdef int ndim, axis, batch_ndim, head_axis, row_axis
+cdef bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
+                           bint heads_inside) except -1:
+    """Three arrays as most are, of matching shapes; False where there is anything to look at more closely."""
+    cdef int number, ndim, axis, batch_ndim, head_axis, row_axis
     cdef cattn_type type
     cdef const cnp.npy_intp *query_shape
     cdef const cnp.npy_intp *key_shape
     cdef const cnp.npy_intp *value_shape
-    if not (is_plain(query) and is_plain(key) and is_plain(value)):
+    # The name of a type is found by Python code, during which another thread may reshape the arrays. What follows runs none.
+    number = cnp.PyArray_TYPE(query)
+    if not (is_float(number) and cnp.PyArray_ISBEHAVED_RO(query) and cnp.PyArray_ISBEHAVED_RO(key)
+            and cnp.PyArray_ISBEHAVED_RO(value)):
         return False
     ndim = cnp.PyArray_NDIM(query)
-    if (ndim < 2 or cnp.PyArray_NDIM(key) != ndim or cnp.PyArray_NDIM(value) != ndim or not is_float(query)
-            or cnp.PyArray_TYPE(key) != cnp.PyArray_TYPE(query) or cnp.PyArray_TYPE(value) != cnp.PyArray_TYPE(query)):
+    if (ndim < 2 or cnp.PyArray_NDIM(key) != ndim or cnp.PyArray_NDIM(value) != ndim or cnp.PyArray_TYPE(query) != number
+            or cnp.PyArray_TYPE(key) != number or cnp.PyArray_TYPE(value) != number):
         return False
     heads_inside = heads_inside and ndim > 2
     batch_ndim = ndim - 3 if ndim > 2 else 0
@@ -171,16 +170,17 @@ cdef inline bint is_apart(cnp.ndarray out, cnp.ndarray other) noexcept:
                  or cnp.PyArray_BYTES(other) + cnp.PyArray_NBYTES(other) <= cnp.PyArray_BYTES(out)))
 
 
-cdef inline bint is_plain_out(object out, object query, object key, object value, int ndim,
+cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value, int ndim,
                               const cnp.npy_intp *shape) noexcept:
     return (cnp.PyArray_CheckExact(out) and cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
-            and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(<cnp.ndarray>query)
+            and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(query)
             and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim
             and memcmp(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim * sizeof(cnp.npy_intp)) == 0
             and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
 
 
-cdef object set_plain_out(cattn_problem *problem, object query, object key, object value, bint heads_inside, object given):
+cdef object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
+                          bint heads_inside, object given):
     """The output for plain inputs: `given`, or a new one; None where there is anything to look at more closely."""
     cdef int ndim = cnp.PyArray_NDIM(query)
     cdef cnp.npy_intp shape[CATTN_MAX_BATCH_NDIM + 3]
@@ -193,7 +193,7 @@ cdef object set_plain_out(cattn_problem *problem, object query, object key, obje
             return None
     elif not is_plain_out(given, query, key, value, ndim, shape):
         return None
-    set_plain(&problem.out, given, problem.query.type, problem.batch_ndim, heads_inside and ndim > 2)
+    set_plain(&problem.out, <cnp.ndarray>given, problem.query.type, problem.batch_ndim, heads_inside and ndim > 2)
     return given
 
 

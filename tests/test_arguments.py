@@ -4,6 +4,9 @@ A Problem holds views: nothing that is as large as an input is copied on the way
 """
 
 import math
+import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -137,6 +140,13 @@ def test_shapes(query, key, value, out):
     assert not result.any()
 
 
+def test_leading_axes_without_number():
+    one, two = zeros(*(1,) * 40, 4, 5, 8), zeros(2, *(1,) * 39, 4, 5, 8)
+    for query, key in ((one, two), (two, one), (one[(0,) * 40], two), (two, one[(0,) * 40])):
+        assert cattn.attention(query, key, key).shape == (2, *(1,) * 39, 4, 5, 8)
+        assert cattn.attention_weights(query, key, mask=np.ones((5, 5), bool)).shape == (2, *(1,) * 39, 4, 5, 5)
+
+
 def test_any_strides():
     memory = zeros(50_000)
     query = memory[:4000].reshape(5, 4, 10, 20)[::-1, ::2, 1::3, ::-2]
@@ -185,10 +195,14 @@ def test_misaligned():
     assert np.shares_memory(p.modifiers.bias, query)
 
 
-def test_integers_count_as_float64():
-    p, out, _ = _arguments.attention([[1, 2]], np.array([[True, False]]), np.zeros((1, 1)))
-    assert p.query.dtype == p.key.dtype == out.dtype == np.float64
-    assert p.query.tolist() == [[[1.0, 2.0]]]
+@pytest.mark.parametrize("dtype", ["int32", "int64", "i", "l", "q", ">i4", ">i8"])
+def test_integers_count_as_float64(dtype):
+    if np.dtype(dtype).itemsize not in (4, 8):
+        pytest.skip("neither int32 nor int64 here")
+    integers = np.array([[1, 2]], dtype)
+    p, out, _ = _arguments.attention([[1, 2]], integers, np.zeros((1, 1)), bias=integers[:, :1], sinks=integers[0, :1])
+    assert p.query.dtype == p.key.dtype == out.dtype == p.modifiers.bias.dtype == p.modifiers.sinks.dtype == np.float64
+    assert p.query.tolist() == p.key.tolist() == [[[1.0, 2.0]]]
     result = cattn.attention([[1, 2]], [[3, 4]], [[5, 6]])
     assert result.dtype == np.float64
     assert result.tolist() == [[5.0, 6.0]]
@@ -200,6 +214,125 @@ def test_subclasses_and_read_only_inputs():
     result = cattn.attention(query, query, query)
     assert type(result) is np.ndarray
     assert result.shape == (3, 4)
+
+
+class Flags:
+    writeable = c_contiguous = aligned = True
+
+
+def lies(**attributes):
+    """A subclass of ndarray whose attributes and conversions are these, whatever there is in memory."""
+
+    def convert(self, *_, **__):
+        return np.zeros((3, 4), np.float32)
+
+    attributes |= {"__array__": convert, "view": convert, "astype": convert}
+    return type("Lies", (np.ndarray,), attributes)
+
+
+def test_out_that_lies():
+    query = np.ones((3, 4), np.float32)
+    memory = bytes(48)
+    for out, error, message in (
+        (np.frombuffer(memory, np.float32).reshape(3, 4).view(lies(flags=Flags())), ValueError, "read-only"),
+        (np.zeros((3, 3), np.float32).view(lies(shape=(3, 4))), ValueError, r"expected shape \(3, 4\), got \(3, 3\)"),
+        (np.zeros((3, 4), np.float16).view(lies(dtype=np.dtype(np.float32))), TypeError, "got float16"),
+        (np.broadcast_to(np.zeros(4, np.float32), (3, 4)).view(lies(flags=Flags())), ValueError, "read-only"),
+    ):
+        with pytest.raises(error, match=f"^out: .*{message}"):
+            cattn.attention(query, query, query, out=out)
+    assert memory == bytes(48)
+    with pytest.raises(ValueError, match=r"^out: .*overlaps query$"):
+        cattn.attention(query, query, query, out=query.view(lies(strides=(0, 0), __array_interface__={})))
+    out = np.zeros((3, 4), np.float32).view(lies(shape=(1,), dtype=np.dtype(bool), flags=None, strides=None))
+    assert cattn.attention(query, query, query, out=out) is out
+    assert (np.ndarray.view(out, np.ndarray) == 1).all()
+
+
+def test_inputs_that_lie():
+    array = np.random.default_rng(0).standard_normal((4, 4, 4), np.float32)
+    mask, numbers = np.tri(4, dtype=bool), np.arange(4)
+    lie = lies(shape=(2**20, 2**20), strides=(1, 1), dtype=np.dtype(np.int64), ndim=7, size=10**9)
+    modifiers = {"mask": mask, "bias": array[0], "sinks": array[0, 0], "alibi_slopes": array[0, 1],
+                 "key_range": (numbers, numbers + 2)}  # fmt: skip
+    lying = {name: x.view(lie) for name, x in modifiers.items() if name != "key_range"}
+    lying["key_range"] = tuple(x.view(lie) for x in modifiers["key_range"])
+    for name in modifiers:
+        expected = cattn.attention(array, array, array, **{name: modifiers[name]})
+        np.testing.assert_array_equal(cattn.attention(array, array, array, **{name: lying[name]}), expected)
+    given = array.view(lie)
+    np.testing.assert_array_equal(cattn.attention(given, given, given), cattn.attention(array, array, array))
+    np.testing.assert_array_equal(cattn.attention_weights(given, given), cattn.attention_weights(array, array))
+    indptr = np.array([0, 1, 4])
+    np.testing.assert_array_equal(
+        cattn.attention_varlen(given, given, given, indptr.view(lie), indptr.view(lie)),
+        cattn.attention_varlen(array, array, array, indptr, indptr),
+    )
+    x, *weights = array
+    np.testing.assert_array_equal(
+        cattn.self_attention(x.view(lie), *(w.view(lie) for w in weights)), cattn.self_attention(x, *weights)
+    )
+    assert str(cattn.trace(x.view(lie), *(w.view(lie) for w in weights))) == str(cattn.trace(x, *weights))
+    for ours, expected in zip(
+        cattn.merge_attention([given, given], [array[0].view(lie)] * 2),
+        cattn.merge_attention([array, array], [array[0]] * 2),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, expected)
+
+
+RESHAPED = """
+import itertools, sys, threading, time, warnings
+import ml_dtypes, numpy as np
+import cattn
+warnings.simplefilter("ignore")  # NumPy would rather have nobody set a shape
+sys.setswitchinterval(1e-6)
+dtype, name, arguments, other = sys.argv[1], sys.argv[2], eval(sys.argv[3]), eval(sys.argv[4])
+random = np.random.default_rng(0)
+memory = random.standard_normal((4, 20, 192)).astype(dtype)
+query, key, value, out = memory[:, 1].reshape(4, 4, 6, 8)
+expected = cattn.attention(query, key, value, **arguments)
+if name == "out":
+    arguments["out"] = out
+    memory[3] = 0
+before = memory.copy()
+reshaped = {"query": query, "out": out}[name]
+done = threading.Event()
+def reshape():
+    for shape in itertools.cycle([other, (4, 6, 8)]):
+        reshaped.shape = shape
+        if done.is_set():
+            break
+thread = threading.Thread(target=reshape)
+thread.start()
+right = wrong = 0
+end = time.monotonic() + 1.5
+while time.monotonic() < end and not wrong:
+    try:
+        result = cattn.attention(query, key, value, **arguments)
+    except ValueError:
+        continue
+    right += np.array_equal(result.ravel(), expected.ravel())
+    wrong += not np.array_equal(result.ravel(), expected.ravel())
+    before[3, 1] = memory[3, 1]
+    wrong += not np.array_equal(before, memory)
+done.set()
+thread.join()
+print(right > 0, wrong)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "arguments", "other"),
+    [("float32", "out", {"softcap": 50.0}, (1, 192)), ("bfloat16", "query", {}, (48, 4))],
+)
+def test_a_thread_that_reshapes_an_array_meanwhile(dtype, name, arguments, other):
+    """Each call sees one of its shapes: it is refused, or right."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", RESHAPED, dtype, name, repr(arguments), repr(other)]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True 0\n", "")
 
 
 # ---- numbers ----
@@ -219,7 +352,7 @@ def test_scale_of_any_sign():
 
 
 @pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
-@pytest.mark.parametrize("dtype", [*TYPES, np.int8])
+@pytest.mark.parametrize("dtype", [*TYPES, np.int32, np.int64])
 def test_per_head(name, dtype):
     given = np.array([1, 2, 3, 4]).astype(dtype)[::-1]
     result = getattr(problem(**{name: given}, query_offset=0).modifiers, name)
@@ -430,17 +563,32 @@ def test_self_overlap_is_exact(axes, dtype):
     array = np.ndarray(shape, dtype, memory, 512, strides)
     starts = [int(np.dot(index, strides)) for index in np.ndindex(*shape)]
     touched = [start + byte for start in starts for byte in range(size)]
-    assert _arguments._overlaps_itself(array) == (len(set(touched)) < len(touched))
+    assert _arguments._overlaps_itself(array, 1000) == (len(set(touched)) < len(touched))
 
 
 def test_self_overlap_of_interleaved_rows():
     memory = np.zeros(100, np.float32)
     brick = np.lib.stride_tricks.as_strided(memory, (3, 4), (4 * 4, 3 * 4))  # 0 3 6 9, 4 7 10 13, 8 11 14 17
-    assert not _arguments._overlaps_itself(brick)
+    assert not _arguments._overlaps_itself(brick, 1000)
     brick = np.lib.stride_tricks.as_strided(memory, (4, 4), (4 * 4, 3 * 4))  # and 12 15 18 21
-    assert not _arguments._overlaps_itself(brick)
+    assert not _arguments._overlaps_itself(brick, 1000)
     brick = np.lib.stride_tricks.as_strided(memory, (4, 5), (4 * 4, 3 * 4))  # 12 twice
-    assert _arguments._overlaps_itself(brick)
+    assert _arguments._overlaps_itself(brick, 1000)
+
+
+def test_interleaved_views_are_told_apart():
+    """Every second, sixth or seventh of some axes: NumPy looks at hundreds of pairs of elements before it knows."""
+    random = np.random.default_rng(4)
+    memory = random.standard_normal((28, 35, 30, 5), np.float32)
+    before = memory.copy()
+    rows = memory.transpose(3, 0, 1, 2)
+    key, out = rows[:, 5::6, :, ::2], rows[:, 1::7, ::2, :]
+    query, value = (random.standard_normal(shape, np.float32) for shape in ((5, 4, 18, 15), (5, 4, 35, 30)))
+    expected = cattn.attention(query, key, value)
+    assert cattn.attention(query, key, value, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    out[...] = before.transpose(3, 0, 1, 2)[:, 1::7, ::2, :]
+    np.testing.assert_array_equal(memory, before)
 
 
 # ---- attention_weights ----

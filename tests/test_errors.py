@@ -1,6 +1,7 @@
 """Every wrong argument is refused by name: what was expected, what came; and `out` is left alone."""
 
 import inspect
+import time
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,18 @@ def zeros(*shape, dtype=np.float32):
 def read_only(array):
     array.flags.writeable = False
     return array
+
+
+class Tensor:
+    """A tensor of another library."""
+
+    shape, dtype = (2, 1), "float32"
+
+    def numpy(self):
+        return zeros(2, 1)
+
+    def __repr__(self):
+        return "tensor([[0.1], [0.2]])"
 
 
 class Stubborn:
@@ -42,8 +55,9 @@ CASES = [
     # inputs: types
     (f"query: {FOUR_TYPES}, got complex64", TypeError, {"query": QUERY.astype(np.complex64)}),
     (f"key: {FOUR_TYPES}, got object", TypeError, {"key": KEY.astype(object)}),
-    (f"value: {FOUR_TYPES}, got object", TypeError, {"value": None}),
-    (f"query: {FOUR_TYPES}, got str", TypeError, {"query": [["a", "b"]]}),
+    ("value: expected an array, got None", TypeError, {"value": None}),
+    (f"query: {FOUR_TYPES}, got strings", TypeError, {"query": [["a", "b"]]}),
+    (f"query: {FOUR_TYPES}, got strings", TypeError, {"query": np.array([[b"ab"]])}),
     (f"query: {FOUR_TYPES}, got datetime64[s]", TypeError, {"query": QUERY.astype("M8[s]")}),
     (f"query: {FOUR_TYPES}, got void32", TypeError, {"query": np.zeros((5, 8), STRUCTURED.dtype)}),
     (f"query: {FOUR_TYPES}, got void16", TypeError, {"query": np.zeros((5, 8), "V2")}),
@@ -52,13 +66,32 @@ CASES = [
     ("value: expected an array, got a masked array", TypeError, {"value": np.ma.array(VALUE)}),
     ("key: expected an array, got [[1, 2], [3]], which NumPy refuses: ", TypeError, {"key": [[1, 2], [3]]}),
     ("key: expected an array, got Stubborn(), which NumPy refuses: not today", TypeError, {"key": Stubborn()}),
-    ("key: expected type float32 like query, got float64", TypeError, {"key": KEY.astype(np.float64)}),
+    ("key: expected type float32 like query, got float64; write key.astype(np.float32)", TypeError,
+     {"key": KEY.astype(np.float64)}),
     ("value: expected type float32 like query, got float16", TypeError, {"value": VALUE.astype(np.float16)}),
-    ("key: expected type float16 like query, got bfloat16", TypeError,
+    ("key: expected type float16 like query, got bfloat16; write key.astype(np.float16)", TypeError,
      {"query": QUERY.astype(np.float16), "key": KEY.astype(ml_dtypes.bfloat16)}),
-    ("key: expected type float32 like query, got int8, which counts as float64", TypeError,
-     {"key": KEY.astype(np.int8)}),
-    ("key: expected type float64 like query, got float32", TypeError, {"query": QUERY.astype(np.int8)}),
+    ("key: expected type bfloat16 like query, got float32; write key.astype(ml_dtypes.bfloat16)", TypeError,
+     {"query": QUERY.astype(ml_dtypes.bfloat16)}),
+    ("key: expected type float32 like query, got int32, which counts as float64; write key.astype(np.float32)",
+     TypeError, {"key": KEY.astype(np.int32)}),
+    ("key: expected type float64 like query, got float32; int64 counts as float64: write query.astype(np.float32)",
+     TypeError, {"query": QUERY.astype(np.int64)}),
+    # inputs: integers that may stand for anything
+    (f"query: {FOUR_TYPES}, got bool; write query.astype(np.float32) if True counts as 1", TypeError,
+     {"query": QUERY.astype(bool)}),
+    (f"key: {FOUR_TYPES}, got uint16; write key.view(ml_dtypes.bfloat16) for the bits of bfloat16, "
+     "key.astype(np.float32) for numbers", TypeError, {"key": KEY.astype(np.uint16)}),
+    (f"value: {FOUR_TYPES}, got int8; write value.astype(np.float32), and multiply quantised numbers by their scale",
+     TypeError, {"value": VALUE.astype(np.int8)}),
+    (f"value: {FOUR_TYPES}, got uint8; write value.astype(np.float32), and multiply", TypeError,
+     {"value": VALUE.astype(np.uint8)}),
+    (f"query: {FOUR_TYPES}, got int16; write query.astype(np.float32)", TypeError, {"query": QUERY.astype(np.int16)}),
+    (f"query: {FOUR_TYPES}, got uint32; write query.astype(np.float64)", TypeError, {"query": QUERY.astype(np.uint32)}),
+    (f"query: {FOUR_TYPES}, got uint64; write query.astype(np.float64)", TypeError, {"query": QUERY.astype(np.uint64)}),
+    (f"bias: {FOUR_TYPES}, got int8; write bias.astype(np.float32)", TypeError, {"bias": zeros(5, 7, dtype=np.int8)}),
+    (f"sinks: {FOUR_TYPES}, got uint16; write sinks.view", TypeError, {"sinks": zeros(4, dtype=np.uint16)}),
+    (f"alibi_slopes: {FOUR_TYPES}, got bool; write", TypeError, {"alibi_slopes": zeros(4, dtype=bool)}),
     # inputs: shapes
     ("query: expected axes (..., heads, length, size), or (length, size), got shape (8,)", ValueError,
      {"query": zeros(8)}),
@@ -78,6 +111,14 @@ CASES = [
     ("key: expected a number of heads that divides the 0 of query, got 2", ValueError, {"query": zeros(2, 0, 5, 8)}),
     ("key: expected a number of heads that divides the 5 of query, got 7 (shape (2, 2, 7, 8))", ValueError,
      {"layout": "blhd"}),
+    ("key: expected a number of heads that divides the 4 of query, got 3 (shape (3, 7, 8)); 3 axes are read as (heads, "
+     "length, size): for (batch, length, size) write query[:, None] and so on", ValueError,
+     {"query": zeros(4, 5, 8), "key": zeros(3, 7, 8), "value": zeros(3, 7, 3)}),
+    ("key: expected a number of heads that divides the 5 of query, got 7 (shape (4, 7, 8)); 3 axes are read as "
+     "(length, heads, size): for (batch, length, size) write query[:, :, None] and so on", ValueError,
+     {"query": zeros(4, 5, 8), "key": zeros(4, 7, 8), "value": zeros(4, 7, 3), "layout": "blhd"}),
+    ("value: expected 4 heads like key, got 3 (shape (3, 7, 3)); 3 axes are read as (heads, length, size)", ValueError,
+     {"query": zeros(4, 5, 8), "key": zeros(4, 7, 8), "value": zeros(3, 7, 3)}),
     ("value: expected 2 heads like key, got 4 (shape (2, 4, 7, 3))", ValueError, {"value": zeros(2, 4, 7, 3)}),
     ("value: expected 2 heads like key, got 1 (shape (2, 1, 7, 3))", ValueError, {"value": zeros(2, 1, 7, 3)}),
     ("value: expected length 7 like key, got 6 (shape (2, 2, 6, 3))", ValueError, {"value": zeros(2, 2, 6, 3)}),
@@ -86,6 +127,8 @@ CASES = [
      {"key": zeros(3, 2, 7, 8)}),
     ("value: expected leading axes that broadcast with (5, 2), got (4, 1) (shape (4, 1, 2, 7, 3))", ValueError,
      {"key": zeros(5, 1, 2, 7, 8), "value": zeros(4, 1, 2, 7, 3)}),
+    (f"key: expected leading axes that broadcast with {(2, *(1,) * 39)}, got {(3, *(1,) * 39)} (shape", ValueError,
+     {"query": zeros(2, *(1,) * 39, 4, 5, 8), "key": zeros(3, *(1,) * 39, 2, 7, 8)}),
     ("layout: expected 'bhld' or 'blhd', got 'bshd'", ValueError, {"layout": "bshd"}),
     ("layout: expected 'bhld' or 'blhd', got None", ValueError, {"layout": None}),
     ("layout: expected 'bhld' or 'blhd', got ndarray of shape (2,)", ValueError, {"layout": np.zeros(2)}),
@@ -159,8 +202,21 @@ CASES = [
     ("mask: expected an array, got a masked array", TypeError, {"mask": np.ma.ones((5, 7), bool)}),
     ("mask: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (5, 6)",
      ValueError, {"mask": zeros(5, 6, dtype=bool)}),
-    ("mask: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 5, 7)",
-     ValueError, {"mask": zeros(2, 5, 7, dtype=bool)}),
+    ("mask: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 5, 7); "
+     "without heads it wants mask[:, None]", ValueError, {"mask": zeros(2, 5, 7, dtype=bool)}),
+    ("bias: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 1, 7); "
+     "without heads it wants bias[:, None]", ValueError, {"bias": zeros(2, 1, 7)}),
+    ("mask: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 7); "
+     "of batch and keys only, it wants mask[:, None, None, :], or what is padding at the keys' end goes to "
+     "key_lengths=", ValueError, {"mask": zeros(2, 7, dtype=bool)}),
+    ("bias: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 7); "
+     "of batch and keys only, it wants bias[:, None, None, :]", ValueError, {"bias": zeros(2, 7)}),
+    ("mask: expected a shape that broadcasts to (3, 2, 4, 5, 7) (..., heads, query length, key length), "
+     "got (3, 2, 5, 7); without heads it wants mask[..., None, :, :]", ValueError,
+     {"query": zeros(3, *QUERY.shape), "mask": zeros(3, 2, 5, 7, dtype=bool)}),
+    ("mask: expected a shape that broadcasts to (3, 2, 4, 5, 7) (..., heads, query length, key length), got (3, 1, 7); "
+     "of batch and keys only, it wants mask[..., None, None, :]", ValueError,
+     {"query": zeros(3, *QUERY.shape), "mask": zeros(3, 1, 7, dtype=bool)}),
     ("mask: expected a shape that broadcasts to (1, 4, 5, 7) (..., heads, query length, key length), got (3, 1, 1, 1)",
      ValueError, {"query": QUERY[:1], "key": KEY[:1], "value": VALUE[:1], "mask": zeros(3, 1, 1, 1, dtype=bool)}),
     ("mask: expected a shape that broadcasts to (4, 5, 7) (..., heads, query length, key length), got (1, 4, 5, 7)",
@@ -184,8 +240,8 @@ CASES = [
     ("query: expected an array, got a masked array", TypeError, {"query": [np.ma.zeros((5, 8))]}),
     # results
     ("return_lse: expected True or False, got 'no'", TypeError, {"return_lse": "no"}),
-    ("out: expected a NumPy array, got [0.0]", TypeError, {"out": [0.0]}),
-    ("out: expected a NumPy array, got MaskedArray of shape (2, 4, 5, 3)", TypeError, {"out": np.ma.zeros(OUT_SHAPE)}),
+    ("out: expected a NumPy array, got list", TypeError, {"out": [0.0]}),
+    ("out: expected a NumPy array, got numpy.ma", TypeError, {"out": np.ma.zeros(OUT_SHAPE)}),
     ("out: expected type float32, got float64", TypeError, {"out": np.zeros(OUT_SHAPE)}),
     ("out: expected type bfloat16, got uint16", TypeError,
      {"query": QUERY.astype(ml_dtypes.bfloat16), "key": KEY.astype(ml_dtypes.bfloat16),
@@ -221,6 +277,28 @@ def test_attention(message, error, arguments, with_out):
         cattn.attention(**arguments)
     assert str(caught.value).startswith(message)
     assert np.array_equal(np.array(arguments.get("out")), before)
+
+
+def test_what_follows_a_message():
+    """The tables look at beginnings: where there is no advice, there is an end."""
+    for arguments, message in (
+        ({"mask": zeros(5, 6, dtype=bool)}, "key length), got (5, 6)"),
+        ({"key": zeros(2, 3, 7, 8)}, "got 3 (shape (2, 3, 7, 8))"),
+        ({"out": [0.0]}, "got list"),
+        ({"query": QUERY.astype(np.complex64)}, "got complex64"),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            cattn.attention(**{"query": QUERY, "key": KEY, "value": VALUE, **arguments})
+        assert str(caught.value).endswith(message)
+
+
+def test_tensors_are_not_printed():
+    with pytest.raises(TypeError) as caught:
+        cattn.attention(QUERY, KEY, VALUE, out=Tensor())
+    assert str(caught.value) == f"out: expected a NumPy array, got {__name__}.Tensor; write out.numpy()"
+    for name in ("scale", "window", "causal"):
+        with pytest.raises(TypeError, match=r"got Tensor of shape \(2, 1\) and type float32$"):
+            cattn.attention(QUERY, KEY, VALUE, **{name: Tensor()})
 
 
 # Whatever an argument is made of, its name begins the message: no error of NumPy or Python comes through bare.
@@ -286,6 +364,77 @@ def test_more_memory_than_there_are_addresses():
     long = np.broadcast_to(np.float32(0), (2**30, 1, 2**30, 1))
     with pytest.raises(MemoryError, match=r"^out: "):
         cattn.attention(long, zeros(1, 3, 1), zeros(1, 3, 2))
+
+
+def test_weights_that_no_memory_holds():
+    long = np.broadcast_to(np.float32(0), (1, 2**30, 1))
+    advice = "with query_offset=i (more where it is given), and the same rows of mask, bias and key_range"
+    for layout, given, shape, rows in (
+        ("bhld", long, (1, 2**30, 2**30), "i:i + n, :"),
+        ("blhd", long.reshape(2**30, 1, 1), (1, 2**30, 2**30), "i:i + n, :, :"),
+        ("blhd", long[0], (2**30, 2**30), "i:i + n, :"),
+    ):
+        with pytest.raises(MemoryError) as caught:
+            cattn.attention_weights(given, given, layout=layout)
+        assert str(caught.value) == (
+            f"out: cannot allocate {2**62} bytes, shape {shape} of type float32; go over the queries in pieces: "
+            f"query[..., {rows}] {advice}"
+        )
+
+
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+def test_weights_in_pieces(layout):
+    """What the message advises is right."""
+    query, key = np.random.default_rng(0).standard_normal((2, 9, 9, 9), np.float32)
+    whole = cattn.attention_weights(query, key, layout=layout, causal=True)
+    for i in range(0, 9, 4):
+        piece = query[..., i : i + 4, :] if layout == "bhld" else query[..., i : i + 4, :, :]
+        given = cattn.attention_weights(piece, key, layout=layout, causal=True, query_offset=i)
+        np.testing.assert_allclose(given, whole[..., i : i + 4, :], rtol=1e-5)
+
+
+class Hostile(str):
+    """Equal to everything, whatever it says."""
+
+    def __eq__(self, other):
+        return True
+
+    def __ne__(self, other):
+        return False
+
+    def __str__(self):
+        return "weights"
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize("name", ["stage", "layout", "query_offset"])
+def test_words_of_a_subclass(name):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*got 'rubbish'$"):
+        cattn.attention_weights(QUERY, KEY, **{name: Hostile("rubbish")})
+    word = {"stage": "scores", "layout": "bhld", "query_offset": "end"}[name]
+    given = cattn.attention_weights(QUERY, KEY, causal=name == "query_offset", **{name: Hostile(word)})
+    expected = cattn.attention_weights(QUERY, KEY, causal=name == "query_offset", **{name: word})
+    np.testing.assert_array_equal(given, expected)
+
+
+def test_an_overlap_that_takes_for_ever_to_find():
+    """Strides for which NumPy looks at billions of pairs of elements (the example of np.shares_memory)."""
+    memory = np.zeros(192163377, np.float16)  # never touched
+    as_strided = np.lib.stride_tricks.as_strided
+    shape = (1049, 1049, 1049)
+    out = as_strided(memory, shape, (2 * 36674, 2 * 61119, 2 * 85569))
+    bias = as_strided(memory[64023025:], (1049, 1049, 1), (2 * 12223, 2 * 12224, 2))
+    query = np.broadcast_to(np.float16(0), (1049, 1049, 1))
+    value = np.broadcast_to(np.float16(0), (1049, 1, 1049))
+    start = time.process_time()
+    with pytest.raises(ValueError) as caught:
+        cattn.attention(query, query[:, :1], value, bias=bias, out=out)
+    assert time.process_time() - start < 1
+    assert str(caught.value) == (
+        f"out: expected memory of its own, got strides {out.strides} of which it cannot be told in bounded time "
+        "whether they overlap bias; pass a contiguous array"
+    )
 
 
 WEIGHTS_CASES = [

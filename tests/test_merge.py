@@ -125,11 +125,16 @@ ONE = np.ones((2, 3), np.float32)
         ([ONE], [], ValueError, "lses: expected 1 parts"),
         ([ONE, ONE[:1]], [ONE[:, 0], ONE[:1, 0]], ValueError, r"outputs\[1\]: expected shape \(2, 3\)"),
         ([ONE, ONE], [ONE[:, 0], ONE], ValueError, r"lses\[1\]: expected shape \(2,\)"),
-        ([ONE, ONE.astype(float)], [ONE[:, 0]] * 2, TypeError, r"outputs\[1\]: expected float32 like .*float64"),
+        ([ONE, ONE.astype(float)], [ONE[:, 0]] * 2, TypeError, r"outputs\[1\]: expected type float32 like .*float64"),
         ([ONE.astype(complex)], [ONE[:, 0]], TypeError, r"outputs\[0\].*complex"),
         ([ONE], [ONE[:, 0].astype(object)], TypeError, r"lses\[0\].*object"),
         ([np.ma.masked_array(ONE)], [ONE[:, 0]], TypeError, r"outputs\[0\].*masked array"),
         ([1.0], [1.0], ValueError, r"outputs\[0\].*scalar"),
+        (memoryview(ONE), [ONE[:, 0]], TypeError, r"outputs: expected a list of arrays, one a part, got memoryview"),
+        ([ONE], memoryview(ONE), TypeError, r"lses: expected a list of arrays, one a part, got memoryview"),
+        (3, [ONE[:, 0]], TypeError, r"outputs: expected a list of arrays, one a part, got int"),
+        ([ONE, None], [ONE[:, 0]] * 2, TypeError, r"outputs\[1\]: expected an array, got None"),
+        ([ONE.astype(np.uint16)], [ONE[:, 0]], TypeError, r"outputs\[0\]: .*uint16; write .*view\(ml_dtypes"),
     ],
 )
 def test_errors_name_the_argument(outputs, lses, error, message):

@@ -101,6 +101,17 @@ def test_other_flags_build_anew(tmp_path):
     assert "-fsanitize" not in arguments and "CYTHON_TRACE" not in arguments and not traces
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment is text there")
+@pytest.mark.parametrize("name", [b"avx1024", b"\xff"])
+def test_an_unknown_kernel_table(name):
+    code = f"import sys; sys.path[:0] = {[str(PACKAGE.parent)]!r}; import cattn"
+    done = run("-c", code, env={**os.environb, b"CATTN_ISA": name}, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    expected = f"ImportError: CATTN_ISA: expected portable, vec128, avx2 or avx512, got {os.fsdecode(name)!r}"
+    assert done.stderr.splitlines()[-1] == expected
+
+
 def test_import_needs_numpy_only():
     new = python("import numpy\nbefore = set(sys.modules)\nimport cattn\nprint(*set(sys.modules) - before)")
     tops = {name.partition(".")[0] for name in new.split()} - sys.stdlib_module_names

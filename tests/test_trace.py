@@ -103,6 +103,7 @@ def test_modifiers_show_in_the_final_scores_and_the_weights():
         (dict(tokens=["The", "cat"]), ValueError, r"tokens: expected 3 names, .*got 2"),
         (dict(tokens="The"), TypeError, r"tokens: expected a sequence .*got 'The'"),
         (dict(tokens=3), TypeError, r"tokens: expected a sequence .*got 3"),
+        (dict(tokens=memoryview(np.ones((3, 2)))), TypeError, r"tokens: expected a sequence"),
         (dict(tokens=np.array([["a"], ["b"], ["c"]])), TypeError, r"tokens: expected a sequence"),
         (dict(scale="wide"), TypeError, r"scale: "),
     ],
