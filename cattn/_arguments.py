@@ -8,6 +8,8 @@ Canonical axis order is (*batch, heads, length, size), whatever the layout. Quer
 views of what was given, whatever its strides and byte order.
 """
 
+import functools
+import inspect
 import itertools
 import math
 import operator
@@ -588,3 +590,51 @@ def _missing_axes(name, came, shape):
 
 def _broadcasts(came, shape):
     return len(came) <= len(shape) and all(map(lambda one, size: one in (1, size), reversed(came), reversed(shape)))
+
+
+# Calls
+
+
+# Names that other houses give to what is here, or is not: what to write, where the function has it.
+_ELSEWHERE = {
+    "is_causal": ("causal", 'write causal=, with query_offset="start" where the lengths differ'),
+    "attn_mask": ("mask", "write mask= for booleans (True: may attend), bias= for what is added to the scores"),
+    "enable_gqa": (None, "leave it out: fewer heads of key and value than of query need no flag"),
+    "dropout_p": (None, "leave it out: there is no dropout"),
+}
+
+
+def explain_call(function, positional, names):
+    """What is wrong with a call that gave so many arguments by position and these by name; None: nothing that a look at
+    the function's parameters tells."""
+    parameters = inspect.signature(function).parameters
+    title = function.__name__
+    for name in names:
+        if name not in parameters:
+            there, advice = _ELSEWHERE.get(name, (name, ""))
+            if there is not None and there not in parameters:
+                advice = f"expected one of {', '.join(parameters)}"
+            return f"{name}: not an argument of {title}; {advice}"
+    first = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    if positional > len(first):
+        return (
+            f"{title}: expected at most {len(first)} arguments by position ({', '.join(first)}), got {positional}; "
+            "give all others by name, such as scale="
+        )
+    return None
+
+
+def explained(function):
+    """`function`, whose calls with wrong names or too many arguments are refused with advice."""
+
+    @functools.wraps(function)
+    def door(*given, **named):
+        try:
+            return function(*given, **named)
+        except TypeError:
+            message = explain_call(function, len(given), named)
+            if message is None:
+                raise
+            raise TypeError(message) from None
+
+    return door

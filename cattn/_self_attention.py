@@ -7,9 +7,11 @@ import numpy as np
 
 import cattn
 
+from ._arguments import explained
 from ._read import arithmetic, as_array, as_floats, check_same_type, native
 
 
+@explained
 def self_attention(
     x,
     w_query,

@@ -9,6 +9,7 @@ import numpy as np
 
 import cattn
 
+from ._arguments import explained
 from ._read import as_number
 from ._self_attention import check_shapes, float_arrays, project, widened
 
@@ -17,6 +18,7 @@ MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
 MAX_LABEL, MAX_TICK_LABEL = 14, 18  # characters of a token name, in print and in a plot
 
 
+@explained
 def trace(
     x,
     w_query,

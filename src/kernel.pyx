@@ -25,6 +25,7 @@ include "plan.pxi"
 include "rows.pxi"
 include "prefetch.pxi"
 include "attend.pxi"
+include "calls.pxi"
 
 cnp.import_array()
 
@@ -400,6 +401,10 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         chunk=found.few_chunk if few else found.chunk,
         tiles_per_task=1 if few else found.tiles_per_task, tasks=found.tasks,
         workspace_bytes=found.workspace_bytes, partial_bytes=found.partials * found.partial_bytes)
+
+
+for door in (attention, attention_varlen, attention_weights, plan):
+    explain_calls(door)
 
 
 def runnable_isas():

@@ -104,6 +104,7 @@ def test_modifiers_show_in_the_final_scores_and_the_weights():
         (dict(tokens="The"), TypeError, r"tokens: expected a sequence .*got 'The'"),
         (dict(tokens=3), TypeError, r"tokens: expected a sequence .*got 3"),
         (dict(tokens=memoryview(np.ones((3, 2)))), TypeError, r"tokens: expected a sequence"),
+        (dict(is_causal=True), TypeError, r"is_causal: not an argument of trace; write causal="),
         (dict(tokens=np.array([["a"], ["b"], ["c"]])), TypeError, r"tokens: expected a sequence"),
         (dict(scale="wide"), TypeError, r"scale: "),
     ],

@@ -1,0 +1,58 @@
+# What is said about a call with a wrong name or too many arguments. Cython refuses it before any code of the function runs,
+# so the advice comes after: each function carries the pointer through which it is called (PEP 590), and a step of ours there
+# looks at calls that failed. One that succeeds pays a jump for it; a parameter that takes what is left over, a dict a call.
+
+from cpython.exc cimport PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore
+from cpython.ref cimport PyObject, Py_XDECREF
+
+cdef extern from *:
+    """
+    static vectorcallfunc *cattn_call_pointer(PyObject *function)
+    {
+        return (vectorcallfunc *)((char *)function + Py_TYPE(function)->tp_vectorcall_offset);
+    }
+    """
+    ctypedef PyObject *(*vectorcallfunc)(PyObject *, PyObject *const *, size_t, PyObject *) noexcept
+    vectorcallfunc PyVectorcall_Function(PyObject *function)   # NULL where it has no such pointer
+    Py_ssize_t PyVectorcall_NARGS(size_t count)
+    vectorcallfunc *cattn_call_pointer(PyObject *function)
+
+
+# Cython's own, the same for all functions here.
+cdef vectorcallfunc parse_and_run = NULL
+
+
+cdef PyObject *call(PyObject *function, PyObject *const *arguments, size_t count, PyObject *names) except NULL:
+    cdef PyObject *result = parse_and_run(function, arguments, count, names)
+    if result == NULL and PyErr_ExceptionMatches(TypeError):
+        explain(<object>function, PyVectorcall_NARGS(count), () if names == NULL else <object>names)
+    return result
+
+
+cdef int explain(object function, Py_ssize_t positional, object names) except -1:
+    """Put a better message in the place of the TypeError that is set, where there is one."""
+    cdef PyObject *kind
+    cdef PyObject *value
+    cdef PyObject *trace
+    PyErr_Fetch(&kind, &value, &trace)
+    try:
+        message = _arguments.explain_call(function, positional, names)
+        if message is not None:
+            raise TypeError(message)
+    except:
+        Py_XDECREF(kind)
+        Py_XDECREF(value)
+        Py_XDECREF(trace)
+        raise
+    PyErr_Restore(kind, value, trace)
+    return 0
+
+
+cdef int explain_calls(object function) except -1:
+    global parse_and_run
+    cdef PyObject *given = <PyObject *>function
+    cdef vectorcallfunc own = PyVectorcall_Function(given)
+    if own != NULL and (parse_and_run == NULL or parse_and_run == own):
+        parse_and_run = own
+        cattn_call_pointer(given)[0] = <vectorcallfunc>call
+    return 0
