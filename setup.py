@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = ["kernel.pyx", "pool.c", "dispatch.c", "tiles_vec128.c", "tiles_avx2.c", "tiles_avx512.c"]
 INCLUDED = [
     *("declarations.pxi", "tiles_portable.pxi", "tiles_portable_few.pxi", "problem.pxi", "storage.pxi"),
-    *("plan.pxi", "rows.pxi", "prefetch.pxi", "attend.pxi", "calls.pxi"),
+    *("plan.pxi", "execute.pxi", "rows.pxi", "prefetch.pxi", "attend.pxi", "calls.pxi"),
     *("problem.h", "tiles.h", "dispatch.h", "pool.h", "threads.h", "float_mode.h"),
     *("tiles.inc", "tiles_edit.inc", "tiles_few.inc", "vectors.inc", "tiles_isa.h", "target_begin.h", "target_end.h"),
 ]

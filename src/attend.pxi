@@ -1,78 +1,25 @@
 # The loop nests: what one task does. A tile of rows goes over its keys block by block with the online softmax (Milakov
 # and Gimelshein 2018; Rabe and Staats 2021), so that no more than one block of scores exists at a time.
 
-from libc.time cimport time_t
-
-
-cdef extern from "time.h" nogil:
-    cdef struct timespec:
-        time_t tv_sec
-        long tv_nsec
-    int TIME_UTC
-    int timespec_get(timespec *now, int base)
-
-
-cdef enum:
-    # Scores × head size between two looks at the clock: under 10 ms at 2 GFLOP/s.
-    CLOCK_WORK = 8388608
-    # What a task and a row cost without any keys, in the same unit: about 400 and 20 ns.
-    TASK_WORK = 1024
-    ROW_WORK = 64
-    POLL_NANOSECONDS = 20000000
-
-
-cdef struct Run:
-    const cattn_problem *problem
-    const Plan *plan
-    const Task *tasks
-    char *workspaces
-    char *partials
-    int stage                    # of attention_weights
-    int threads
-    int stopped                  # a signal handler raised: leave the rest
-    Py_ssize_t work              # of the caller, since it last looked at the clock
-    int64_t polled               # when the caller last looked for signals, in ns
-    unsigned int callers_mode    # of floating point: what its signal handlers run in
+cdef struct Block:
+    Py_ssize_t start, stop               # its keys
+    const char *keys                     # where they and their values lie
+    const char *values
+    Py_ssize_t key_stride, value_stride
 
 
 cdef const char *block_rows(const cattn_array *array, const char *first, bint in_place, char *scratch, Py_ssize_t low,
-                            Py_ssize_t count, Py_ssize_t size, const Plan *plan, Py_ssize_t *stride) noexcept nogil:
-    """Rows low, low + 1, ... of keys or values: where they lie, or widened and gathered in the workspace."""
+                            Py_ssize_t count, Py_ssize_t start, Py_ssize_t size, const Plan *plan,
+                            Py_ssize_t *stride) noexcept nogil:
+    """Rows low, low + 1, ... of keys or values, in columns from `start` on: where they lie, or widened and gathered in the
+    workspace."""
+    first += low * array.row + start * array.column
     if in_place:
         stride[0] = array.row
-        return first + low * array.row
+        return first
     stride[0] = size * plan.tiles.item
-    fetch_rows(scratch, plan.arithmetic, array, first + low * array.row, count, size, plan.float_tiles)
+    fetch_rows(scratch, plan.arithmetic, array, first, count, size, plan.float_tiles)
     return scratch
-
-
-cdef void poll(void *context) noexcept nogil:
-    """Lets signal handlers run, now and then; one that raises stops the run."""
-    cdef Run *run = <Run *>context
-    cdef timespec now
-    cdef int64_t nanoseconds
-    cdef unsigned int mode
-    timespec_get(&now, TIME_UTC)
-    nanoseconds = now.tv_sec * <int64_t>1000000000 + now.tv_nsec
-    if run.polled == 0:
-        run.polled = nanoseconds
-    elif not run.stopped and not 0 <= nanoseconds - run.polled < POLL_NANOSECONDS:
-        run.polled = nanoseconds
-        mode = cattn_change_float_mode(run.callers_mode)
-        with gil:
-            if PyErr_CheckSignals() != 0:
-                run.stopped = True
-        cattn_change_float_mode(mode)
-
-
-cdef inline bint stopped(Run *run, int worker, Py_ssize_t work) noexcept nogil:
-    """Whether to give up. The caller polls: Python's signals are for the thread that called."""
-    if worker == 0:
-        run.work += work
-        if run.work > CLOCK_WORK:
-            run.work = 0
-            poll(run)
-    return run.stopped
 
 
 cdef const void *score_many(const cattn_tiles *table, void *scores, void *terms, void *block_maximum, const void *queries,
@@ -104,17 +51,56 @@ cdef void mark_attended(unsigned char *attended, const void *scores, Py_ssize_t 
         attended[i] = get_real(scores, i, item) != -INFINITY
 
 
-cdef struct Block:
-    Py_ssize_t start, stop               # its keys
-    const char *keys                     # where they and their values lie
-    const char *values
-    Py_ssize_t key_stride, value_stride
-    cattn_type type
+cdef void add_reals(void *sums, const void *terms, Py_ssize_t count, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        put_real(sums, i, item, get_real(sums, i, item) + get_real(terms, i, item))
 
 
-cdef void attend_few_rows(const Run *run, const Entry *entry, Tile *tile, const Block *block, char *workspace,
-                          bint selecting) noexcept nogil:
-    """A tile of few rows and the keys of a block that it may attend to."""
+cdef void find_maxima(void *maximum, const void *scores, Py_ssize_t rows, Py_ssize_t row_pitch, Py_ssize_t count,
+                      Py_ssize_t key_pitch, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t row, j
+    cdef double score
+    for row in range(rows):
+        put_real(maximum, row, item, -INFINITY)
+        for j in range(count):
+            score = get_real(scores, row * row_pitch + j * key_pitch, item)
+            if score > get_real(maximum, row, item):   # a NaN is not
+                put_real(maximum, row, item, score)
+
+
+cdef void score_few(Run *run, int worker, const Entry *entry, Tile *tile, Py_ssize_t low, Py_ssize_t count,
+                    char *workspace) noexcept nogil:
+    """The scores of few rows with keys low, low + 1, ..., without terms."""
+    cdef const cattn_problem *problem = run.problem
+    cdef const Plan *plan = run.plan
+    cdef const cattn_tiles *table = plan.tiles
+    cdef void *scores = workspace + plan.scores_at
+    cdef void *sums = workspace + plan.sums_at
+    cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item
+    cdef cattn_type type = problem.key.type if plan.few_halves else plan.arithmetic
+    cdef Py_ssize_t start = 0, columns, stride = 0
+    cdef const char *keys
+    while start < problem.head_size:
+        columns = min(problem.head_size - start, plan.columns)
+        if plan.huge:
+            if stopped(run, worker, tile.rows * count * columns):
+                return
+            load_queries(tile, problem, plan, entry, start, columns, workspace + plan.row_at, True)
+        keys = block_rows(&problem.key, entry.key, plan.few_halves or plan.key_in_place, workspace + plan.key_at, low, count,
+                          start, columns, plan, &stride)
+        table.few_scores(sums if start > 0 else scores, plan.few_block, block_maximum, tile.queries, tile.rows, keys, stride,
+                         count, columns, type)
+        if start > 0:
+            add_reals(scores, sums, plan.few_block * tile.rows, table.item)
+        start += columns
+    if plan.huge:
+        find_maxima(block_maximum, scores, tile.rows, plan.few_block, count, 1, table.item)
+
+
+cdef void attend_few_rows(Run *run, int worker, const Entry *entry, Tile *tile, Py_ssize_t low, Py_ssize_t high,
+                          char *workspace, bint selecting) noexcept nogil:
+    """A tile of few rows and the keys [low, high) of a block."""
     cdef const cattn_problem *problem = run.problem
     cdef const Plan *plan = run.plan
     cdef const cattn_tiles *table = plan.tiles
@@ -122,28 +108,35 @@ cdef void attend_few_rows(const Run *run, const Entry *entry, Tile *tile, const 
     cdef void *factor = workspace + plan.vectors_at
     cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item
     cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
-    cdef Py_ssize_t size = problem.head_size, value_size = problem.value_size, pitch = plan.few_block
-    cdef Py_ssize_t count = min(block.stop, tile.high) - block.start
+    cdef cattn_type type = problem.value.type if plan.few_halves else plan.arithmetic
+    cdef Py_ssize_t pitch = plan.few_block, count = high - low, start = 0, columns, stride = 0
+    cdef const char *values
+    cdef void *output
     cdef bint edited, visible
     cdef cattn_edit edit
-    edited = make_edit(&edit, tile, 0, tile.rows, tile.lanes, problem, plan, entry, block.start, block.start + count,
-                       workspace, STAGE_OUTPUT, &visible)
+    edited = make_edit(&edit, tile, 0, tile.rows, tile.lanes, problem, plan, entry, low, high, workspace, STAGE_OUTPUT,
+                       &visible)
     if not visible:
         return
-    table.few_scores(scores, pitch, block_maximum, tile.queries, tile.rows, block.keys, block.key_stride, count, size,
-                     block.type)
+    score_few(run, worker, entry, tile, low, count, workspace)
     if edited:
         table.few_edit(scores, pitch, block_maximum, tile.rows, count, &edit)
     if selecting:
         mark_attended(attended, scores, pitch * tile.rows, table.item)
     table.few_exponentials(scores, pitch, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
-    fill_blank(tile, value_size, table.item)
-    if selecting:
-        table.few_select_values(tile.output, factor, scores, attended, pitch, tile.rows, block.values, block.value_stride,
-                                count, value_size, block.type)
-    else:
-        table.few_values(tile.output, factor, scores, pitch, tile.rows, block.values, block.value_stride, count, value_size,
-                         block.type)
+    fill_blank(run, worker, tile)
+    while start < problem.value_size:
+        columns = min(problem.value_size - start, plan.columns)
+        if start > 0 and stopped(run, worker, tile.rows * count * columns):
+            return
+        values = block_rows(&problem.value, entry.value, plan.few_halves or plan.value_in_place, workspace + plan.value_at, low,
+                            count, start, columns, plan, &stride)
+        output = <char *>tile.output + start * tile.rows * table.item
+        if selecting:
+            table.few_select_values(output, factor, scores, attended, pitch, tile.rows, values, stride, count, columns, type)
+        else:
+            table.few_values(output, factor, scores, pitch, tile.rows, values, stride, count, columns, type)
+        start += columns
 
 
 cdef void attend_many_rows(const Run *run, const Entry *entry, Tile *tile, Py_ssize_t first, Py_ssize_t lanes,
@@ -157,7 +150,7 @@ cdef void attend_many_rows(const Run *run, const Entry *entry, Tile *tile, Py_ss
     cdef void *scores = workspace + plan.scores_at
     cdef void *terms = workspace + plan.terms_at
     cdef void *factor = workspace + plan.vectors_at + at
-    cdef void *sums = workspace + plan.sums_at + at
+    cdef void *block_sums = workspace + plan.block_at + at
     cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item + at
     cdef unsigned char *attended = <unsigned char *>workspace + plan.attended_at
     cdef const char *values
@@ -187,7 +180,7 @@ cdef void attend_many_rows(const Run *run, const Entry *entry, Tile *tile, Py_ss
         table.select_values(<char *>tile.output + at, rescale, <char *>scores + at, attended + first, rows, values,
                             block.value_stride, count, problem.value_size)
     else:
-        table.values(<char *>tile.output + at, sums, rescale, <char *>scores + at, rows, values, block.value_stride, count,
+        table.values(<char *>tile.output + at, block_sums, rescale, <char *>scores + at, rows, values, block.value_stride, count,
                      problem.value_size, ahead)
 
 
@@ -201,13 +194,12 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     cdef Py_ssize_t block_keys = plan.few_block if few else plan.key_block
     cdef Py_ssize_t begin = PY_SSIZE_T_MAX, end = 0, last, number, low, high, t, part
     cdef Tile *tile
-    cdef const Task *previous_task = task - run.threads if task - run.tasks >= run.threads else NULL
-    cdef const Task *next_task = task + run.threads if task + run.threads < run.tasks + plan.tasks else NULL
+    cdef Task one, other
+    cdef const Task *previous_task = NULL
+    cdef const Task *next_task = NULL
     cdef Block block
     cdef cattn_ahead ahead
     cdef const void *rows_ahead[CATTN_MAX_LANES]
-    cdef bint halves = few and plan.few_halves
-    block.type = problem.key.type if halves else plan.arithmetic
     for t in range(tile_count):
         begin = min(begin, tiles[t].low)
         end = max(end, tiles[t].high)
@@ -216,21 +208,24 @@ cdef void attend_blocks(Run *run, const Task *task, const Entry *entry, Tile *ti
     end = min(end, last_key)
     if begin >= end:
         return
+    if plan.asks_ahead and not few:
+        previous_task = find_task(&one, run, task.number - run.threads)
+        next_task = find_task(&other, run, task.number + run.threads)
     for number in range((begin - first_key) // block_keys, (end - first_key + block_keys - 1) // block_keys):
         block.start = first_key + number * block_keys
         block.stop = min(block.start + block_keys, end)
         if stopped(run, worker, tile_count * tiles[0].lanes * (block.stop - block.start) * (size + value_size)):
             return
-        block.keys = block_rows(&problem.key, entry.key, halves or plan.key_in_place, workspace + plan.key_at, block.start,
-                                block.stop - block.start, size, plan, &block.key_stride)
-        block.values = block_rows(&problem.value, entry.value, halves or plan.value_in_place, workspace + plan.value_at,
-                                  block.start, block.stop - block.start, value_size, plan, &block.value_stride)
+        if few:
+            attend_few_rows(run, worker, entry, tiles, block.start, min(block.stop, tiles.high), workspace, selecting)
+            continue
+        block.keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, block.start,
+                                block.stop - block.start, 0, size, plan, &block.key_stride)
+        block.values = block_rows(&problem.value, entry.value, plan.value_in_place, workspace + plan.value_at, block.start,
+                                  block.stop - block.start, 0, value_size, plan, &block.value_stride)
         for t in range(tile_count):
             tile = &tiles[t]
             if max(block.start, tile.low) >= min(block.stop, tile.high):
-                continue
-            if few:
-                attend_few_rows(run, entry, tile, &block, workspace, selecting)
                 continue
             if block.start <= tile.low and next_task != NULL and plan.asks_ahead:
                 prefetch_queries(problem, plan, next_task, t * tile.lanes, tile.lanes)
@@ -266,7 +261,8 @@ cdef void open_tile(Tile *tile, Run *run, const Task *task, const Entry *entry, 
     tile.rows = min(lanes, task.first_row + task.rows - first_row)
     find_rows(tile, run.plan, entry, first_row)
     find_intervals(tile, run.problem, entry, task.first_key, task.last_key)
-    load_queries(tile, run.problem, run.plan, entry, workspace + run.plan.row_at, few)
+    if not run.plan.huge:
+        load_queries(tile, run.problem, run.plan, entry, 0, run.problem.head_size, workspace + run.plan.row_at, few)
 
 
 cdef inline void swap(void **one, void **other) noexcept nogil:
@@ -307,7 +303,7 @@ cdef void attend_chunks(Run *run, const Task *task, const Entry *entry, Tile *ti
         for t in range(tile_count):
             if chunk > 0 and tiles[t].blank[0] and tiles[t].blank[1]:
                 continue
-            fill_blank(&tiles[t], size, item)
+            fill_blank(run, worker, &tiles[t])
             if chunk > 0:
                 part = cattn_softmax(tiles[t].maximum, tiles[t].sum, tiles[t].output, NULL, NULL)
                 run.plan.tiles.merge(&tiles[t].total, &part, tiles[t].rows, size, selecting)
@@ -328,17 +324,19 @@ cdef void attend_many(Run *run, const Task *task, char *workspace, int worker) n
         open_tile(&tiles[t], run, task, &entry, t, lanes, workspace, False)
     attend_chunks(run, task, &entry, tiles, tile_count, workspace, worker, False)
     for t in range(tile_count):
-        if not finish_tile(run.problem, run.plan, &entry, &tiles[t], workspace, False):
+        if not finish_tile(run, worker, &entry, &tiles[t], workspace, False):
             # Perhaps a masked value was not finite, which weight 0 does not silence, or a masked score. Again, leaving out
             # what is masked.
             attend_chunks(run, task, &entry, &tiles[t], 1, workspace, worker, True)
-            finish_tile(run.problem, run.plan, &entry, &tiles[t], workspace, False)
+            finish_tile(run, worker, &entry, &tiles[t], workspace, False)
 
 
-cdef bint output_is_finite(const Tile *tile, Py_ssize_t count, Py_ssize_t item) noexcept nogil:
-    cdef Py_ssize_t i
+cdef bint output_is_finite(Run *run, int worker, const Tile *tile) noexcept nogil:
+    cdef Py_ssize_t i, item = run.plan.tiles.item
     cdef double value, residue = 0
-    for i in range(count):
+    for i in range(tile.rows * run.problem.value_size):
+        if i % LARGEST_WHOLE == LARGEST_WHOLE - 1 and stopped(run, worker, MOVE_WORK * LARGEST_WHOLE):
+            break
         value = get_real(tile.output, i, item)
         residue += value - value
     return residue == 0
@@ -354,8 +352,7 @@ cdef bint is_empty(const void *sum, Py_ssize_t rows, Py_ssize_t item) noexcept n
 
 
 cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) noexcept nogil:
-    cdef Py_ssize_t rows = task.rows, item = run.plan.tiles.item
-    cdef Py_ssize_t output_size = rows * run.problem.value_size
+    cdef Py_ssize_t rows = task.rows, item = run.plan.tiles.item, size = run.problem.value_size, start = 0, count
     cdef Tile *tile = <Tile *>(workspace + run.plan.tiles_at)
     cdef bint with_sinks = task.first_key == 0
     cdef char *partial
@@ -364,47 +361,87 @@ cdef void attend_few(Run *run, const Task *task, char *workspace, int worker) no
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
     attend_blocks(run, task, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, False)
-    fill_blank(tile, run.problem.value_size, item)
-    if tile.low < tile.high and not output_is_finite(tile, output_size, item):
+    fill_blank(run, worker, tile)
+    if tile.low < tile.high and not output_is_finite(run, worker, tile):
         reset_softmax(tile, run.problem, run.plan, &entry, with_sinks)
         attend_blocks(run, task, &entry, tile, 1, task.first_key, task.last_key, workspace, worker, True, True)
     if task.partial < 0:
-        finish_tile(run.problem, run.plan, &entry, tile, workspace, True)
+        finish_tile(run, worker, &entry, tile, workspace, True)
         return
     partial = run.partials + task.partial * run.plan.partial_bytes
     memcpy(partial, tile.maximum, rows * item)
     memcpy(partial + rows * item, tile.sum, rows * item)
-    if not is_empty(tile.sum, rows, item):
-        memcpy(partial + 2 * rows * item, tile.output, output_size * item)
+    while start < size and not is_empty(tile.sum, rows, item):
+        count = min(size - start, run.plan.columns)
+        if start > 0 and stopped(run, worker, MOVE_WORK * rows * count):
+            return
+        memcpy(partial + (2 + start) * rows * item, <char *>tile.output + start * rows * item, count * rows * item)
+        start += count
 
 
-cdef void merge_few(Run *run, Py_ssize_t number, char *workspace) noexcept nogil:
-    """The partial results of one key head, from left to right; task `number` is the first of them."""
-    cdef const Task *task = &run.tasks[number]
+cdef void merge_few(Run *run, const Task *task, char *workspace, int worker) noexcept nogil:
+    """The partial results of the same rows, from left to right; the task's is the first of them."""
     cdef Tile *tile = <Tile *>(workspace + run.plan.tiles_at)
-    cdef Py_ssize_t rows = task.rows, size = run.problem.value_size, item = run.plan.tiles.item
-    cdef char *partial
+    cdef Py_ssize_t rows = task.rows, size = run.problem.value_size, item = run.plan.tiles.item, number
+    cdef char *partial = run.partials + task.partial * run.plan.partial_bytes
     cdef cattn_softmax part
     cdef Entry entry
     open_entry(&entry, run.problem, run.plan, task.entry, task.key_head)
     open_tile(tile, run, task, &entry, 0, rows, workspace, True)
     reset_softmax(tile, run.problem, run.plan, &entry, False)
-    fill_blank(tile, size, item)
+    fill_blank(run, worker, tile)
     begin_total(tile, size, item)
-    while True:
-        partial = run.partials + run.tasks[number].partial * run.plan.partial_bytes
+    for number in range(count_chunks(entry_key_length(run.problem, task.entry), run.plan.few_chunk)):
+        if stopped(run, worker, ROW_WORK + MOVE_WORK * rows * size):
+            return
         part = cattn_softmax(partial, partial + rows * item, partial + 2 * rows * item, NULL, NULL)
         if is_empty(part.sum, rows, item):
             pass
         elif item == 4:
-            merge_rows[float](&tile.total, &part, rows, size, size, 1, NULL)
+            merge_rows[float](&tile.total, &part, rows, size, run.plan.columns, True, NULL)
         else:
-            merge_rows[double](&tile.total, &part, rows, size, size, 1, NULL)
-        number += 1
-        if number == run.plan.tasks or run.tasks[number].first_key == 0:
-            break
+            merge_rows[double](&tile.total, &part, rows, size, run.plan.columns, True, NULL)
+        partial += run.plan.partial_bytes
     swap_total(tile)
-    finish_tile(run.problem, run.plan, &entry, tile, workspace, True)
+    finish_tile(run, worker, &entry, tile, workspace, True)
+
+
+cdef const void *score_huge(Run *run, int worker, const Entry *entry, Tile *tile, const cattn_edit *edit, Py_ssize_t low,
+                            Py_ssize_t count, char *workspace) noexcept nogil:
+    """What score_many does, of huge heads, with keys low, low + 1, ..."""
+    cdef const cattn_problem *problem = run.problem
+    cdef const Plan *plan = run.plan
+    cdef const cattn_tiles *table = plan.tiles
+    cdef void *scores = workspace + plan.scores_at
+    cdef void *sums = workspace + plan.sums_at
+    cdef void *terms = workspace + plan.terms_at
+    cdef void *block_maximum = workspace + plan.vectors_at + CATTN_MAX_LANES * table.item
+    cdef const void *added = terms if has_terms(edit) else NULL
+    cdef Py_ssize_t start = 0, columns, stride = 0
+    cdef const char *keys
+    cdef cattn_ahead ahead
+    ahead.next = ahead.count = 0
+    while start < problem.head_size:
+        columns = min(problem.head_size - start, plan.columns)
+        if stopped(run, worker, tile.lanes * count * columns):
+            return added
+        load_queries(tile, problem, plan, entry, start, columns, workspace + plan.row_at, False)
+        keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, low, count, start, columns, plan,
+                          &stride)
+        table.scores(sums if start > 0 else scores, block_maximum, tile.queries, NULL, tile.rows, keys, stride, count, columns,
+                     &ahead)
+        if start > 0:
+            add_reals(scores, sums, count * tile.lanes, table.item)
+        start += columns
+    if added != NULL:
+        table.terms(terms, tile.rows, count, edit)
+    if edit.softcap != 0:
+        table.soften(scores, block_maximum, added, tile.rows, count, edit.softcap)
+        return added
+    if added != NULL:
+        add_reals(scores, terms, count * tile.lanes, table.item)
+    find_maxima(block_maximum, scores, tile.rows, 1, count, tile.lanes, table.item)
+    return added
 
 
 cdef void write_scores(Run *run, const Entry *entry, const Tile *tile, Py_ssize_t low, Py_ssize_t count,
@@ -456,12 +493,15 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                 count = min(plan.key_block, task.last_key - start)
                 if stopped(run, worker, lanes * count * problem.head_size):
                     return
-                keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, start, count,
-                                  problem.head_size, plan, &key_stride)
                 make_edit(&edit, tile, 0, tile.rows, lanes, problem, plan, &entry, start, start + count, workspace, run.stage,
                           &visible)
-                added = score_many(table, scores, workspace + plan.terms_at, block_maximum, tile.queries, tile.rows, &edit,
-                                   keys, key_stride, count, problem.head_size, &ahead)
+                if plan.huge:
+                    added = score_huge(run, worker, &entry, tile, &edit, start, count, workspace)
+                else:
+                    keys = block_rows(&problem.key, entry.key, plan.key_in_place, workspace + plan.key_at, start, count, 0,
+                                      problem.head_size, plan, &key_stride)
+                    added = score_many(table, scores, workspace + plan.terms_at, block_maximum, tile.queries, tile.rows, &edit,
+                                       keys, key_stride, count, problem.head_size, &ahead)
                 select_scores(scores, added, count * lanes, item)
                 if passes == 1:
                     write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)

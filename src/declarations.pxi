@@ -4,12 +4,15 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() noexcept
+    void PyErr_SetString(object error, const char *message) noexcept
+    unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef extern from "problem.h" nogil:
     enum:
         CATTN_MAX_BATCH_NDIM
         CATTN_UNLIMITED
     Py_ssize_t CATTN_LARGEST_SIZE
+    Py_ssize_t CATTN_LARGEST_COUNT
 
     ctypedef enum cattn_type:
         CATTN_FLOAT32
@@ -145,6 +148,7 @@ cdef extern from "float_mode.h" nogil:
     unsigned int cattn_change_float_mode(unsigned int mode)
 
 cdef extern from "pool.h" nogil:
-    ctypedef void (*cattn_task)(void *context, Py_ssize_t task, int worker) noexcept nogil
+    ctypedef int64_t shared
+    ctypedef int (*cattn_task)(void *context, Py_ssize_t task, int worker) noexcept nogil
     void cattn_pool_run(cattn_task task, void *context, Py_ssize_t tasks, int threads,
                         void (*meanwhile)(void *context) noexcept nogil)

@@ -22,19 +22,13 @@ include "tiles_portable_few.pxi"
 include "problem.pxi"
 include "storage.pxi"
 include "plan.pxi"
+include "execute.pxi"
 include "rows.pxi"
 include "prefetch.pxi"
 include "attend.pxi"
 include "calls.pxi"
 
 cnp.import_array()
-
-cdef enum:
-    # Multiply-adds below which letting go of the GIL, or waking a worker, costs more than it brings: about 2 and 50 µs.
-    GIL_WORK = 65536
-    THREADS_WORK = 2097152
-    SMALL_WORKSPACE = 16384   # bytes, taken from the stack
-
 
 # The kernel table of this process, chosen at import.
 cdef cattn_table table
@@ -58,96 +52,6 @@ _choose_table(os.environ.get("CATTN_ISA") or None)
 def isa():
     """Name of the kernel table in use: portable, vec128, avx2 or avx512."""
     return (<bytes>table.name).decode()
-
-
-cdef void do_task(void *context, Py_ssize_t number, int worker) noexcept nogil:
-    cdef Run *run = <Run *>context
-    cdef const Task *task = &run.tasks[number]
-    cdef char *workspace = run.workspaces + worker * run.plan.workspace_bytes
-    cdef unsigned int mode
-    if stopped(run, worker, TASK_WORK + task.rows * (ROW_WORK + run.problem.head_size + run.problem.value_size)):
-        return
-    mode = cattn_change_float_mode(CATTN_TASK_MODE)
-    if run.stage != STAGE_OUTPUT:
-        weigh_many(run, task, workspace, worker)
-    elif is_few(task.rows) and task.rows == entry_query_length(run.problem, task.entry) * run.plan.group:
-        attend_few(run, task, workspace, worker)
-    else:
-        attend_many(run, task, workspace, worker)
-    cattn_change_float_mode(mode)
-
-
-cdef void do_merge(void *context, Py_ssize_t number, int worker) noexcept nogil:
-    cdef Run *run = <Run *>context
-    cdef unsigned int mode
-    if run.tasks[number].partial >= 0 and run.tasks[number].first_key == 0 and not run.stopped:
-        mode = cattn_change_float_mode(CATTN_TASK_MODE)
-        merge_few(run, number, run.workspaces + worker * run.plan.workspace_bytes)
-        cattn_change_float_mode(mode)
-
-
-cdef void run_tasks(Run *run, int threads) noexcept nogil:
-    cattn_pool_run(do_task, run, run.plan.tasks, threads, poll)
-    if run.plan.partials > 0:
-        cattn_pool_run(do_merge, run, run.plan.tasks, threads, poll)
-
-
-cdef int raise_pending() except -1:
-    """The exception that a signal handler raised while tasks were listed or ran is already set."""
-    return -1
-
-
-cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads) except -1:
-    cdef char[SMALL_WORKSPACE + CATTN_ALIGNMENT] small
-    cdef char *memory = small
-    cdef char *aligned
-    cdef Py_ssize_t bytes = 0, tasks_at, partials_at, workspaces_at
-    cdef double work
-    cdef Plan plan
-    cdef Run run
-    if make_plan(&plan, problem, &table, stage != STAGE_OUTPUT):
-        raise_pending()
-    if plan.tasks == 0:
-        return 0
-    work = <double>plan.entries * problem.query_heads * problem.query_length * problem.key_length \
-        * (problem.head_size + problem.value_size)
-    if work < THREADS_WORK:
-        threads = 1
-    elif threads == 0:
-        threads = get_num_threads()
-    threads = min(threads, plan.tasks)
-
-    tasks_at = reserve(&bytes, plan.tasks * sizeof(Task))
-    partials_at = reserve(&bytes, plan.partials * plan.partial_bytes)
-    workspaces_at = reserve(&bytes, threads * plan.workspace_bytes)
-    if bytes > SMALL_WORKSPACE:
-        memory = <char *>PyMem_RawMalloc(bytes + CATTN_ALIGNMENT)
-        if memory == NULL:
-            raise MemoryError(f"a workspace of {bytes} bytes for {threads} threads")
-    aligned = <char *>((<Py_ssize_t>memory + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT)
-    run.problem = problem
-    run.plan = &plan
-    run.tasks = <Task *>(aligned + tasks_at)
-    run.partials = aligned + partials_at
-    run.workspaces = aligned + workspaces_at
-    run.stage = stage
-    run.threads = <int>threads
-    run.work = 0
-    run.polled = 0
-    run.callers_mode = cattn_float_mode()
-    run.stopped = list_tasks(&plan, problem, stage != STAGE_OUTPUT, <Task *>run.tasks)
-    if run.stopped:
-        pass
-    elif work < GIL_WORK:
-        run_tasks(&run, 1)
-    else:
-        with nogil:
-            run_tasks(&run, <int>threads)
-    if memory != small:
-        PyMem_RawFree(memory)
-    if run.stopped:
-        raise_pending()
-    return 0
 
 
 cdef inline bint is_plain_scale(object scale) noexcept:
@@ -391,16 +295,14 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
         softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
-    if make_plan(&found, &problem, &table, False):
-        raise_pending()
+    make_plan(&found, &problem, &table, False)
     few = not found.has_many
     return _plan.Plan(
         strategy="few rows" if few else "many rows", isa=isa(),
-        lanes=problem.query_length * found.group if few else found.tiles.lanes,
-        key_block=found.few_block if few else found.key_block,
-        chunk=found.few_chunk if few else found.chunk,
+        lanes=min(problem.query_length * found.group, <Py_ssize_t>CATTN_FEW_ROWS) if few else found.tiles.lanes,
+        key_block=found.few_block if few else found.key_block, chunk=found.few_chunk if few else found.chunk,
         tiles_per_task=1 if few else found.tiles_per_task, tasks=found.tasks,
-        workspace_bytes=found.workspace_bytes, partial_bytes=found.partials * found.partial_bytes)
+        workspace_bytes=found.workspace_bytes, partial_bytes=<object>found.partials * found.partial_bytes)
 
 
 for door in (attention, attention_varlen, attention_weights, plan):

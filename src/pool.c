@@ -1,16 +1,18 @@
 /* Threads that share out numbered tasks.
  *
- * A job is one call of cattn_pool_run. It lies on its caller's stack and is listed while it has free seats for
- * workers. A worker sits down at the oldest listed job, does tasks until none is left to start, and looks for the
- * next job. Whoever finds that no task is left takes the job off the list: no worker can come to it from then on,
- * and its caller waits only for those who still sit there, each in the middle of a task.
- * One mutex guards everything but the numbers of tasks taken. */
+ * A job is one call of cattn_pool_run. It is listed while it has free seats for workers. A worker sits down at the
+ * oldest listed job, does tasks until none is left to start, and looks for the next job. Whoever finds that no task is
+ * left takes the job off the list: no worker can come to it from then on, and its caller waits only for those who still
+ * sit there, each in the middle of a task.
+ * One mutex guards everything but the seats.
+ *
+ * The caller frees the job. Where it never comes back, because Python ended its thread while it asked for the GIL, nobody
+ * does: the process is about to end. */
 
 #include "threads.h"
 
-#include "pool.h"
-
 #include <fenv.h>
+#include <stdlib.h>
 
 #define MAX_WORKERS 1023             /* more than a machine has use for: nobody fills the process table by a slip */
 
@@ -21,18 +23,25 @@
  * after a rest went at 101 GFLOP/s with 30 µs, at 186 with 100 and at 170 with 200. */
 #define SPIN 100000
 
+struct seat {
+    shared taken;  /* how many of its tasks, which are every threads-th from the seat's number on */
+    shared at;     /* the task, of whatever seat, that its worker took last or is about to take; -1: none yet */
+    char apart[48]; /* in a cache line of its own */
+};
+
 struct job {
     cattn_task task;
     void *context;
     int64_t tasks;
     int threads;
-    shared *taken;     /* by seat: how many of its tasks, which are every threads-th from the seat's number on */
+    int forks;         /* of the pool, when the job began */
     shared sitting;    /* workers at it */
-    int seats;         /* free ones, numbered 1 to seats; listed while there are any */
+    int free_seats;    /* numbered 1 to free_seats; listed while there are any */
     int processor;     /* where the caller was */
     fenv_t arithmetic; /* the caller's rounding and flushing: the result must not depend on who computes it */
     condition done;    /* nobody sits any more */
     struct job *next;
+    struct seat seats[]; /* by number; 0 is the caller's */
 };
 
 static struct pool {
@@ -44,13 +53,14 @@ static struct pool {
     int idle;          /* awake without a seat, or on the way */
     int asleep;        /* and not called */
     int calls;         /* for sleepers that have not got up yet */
+    int forks;         /* between the first process and this one */
 } pool = {.mutex = MUTEX_INIT, .bell = CONDITION_INIT};
 
 #ifndef _WIN32
 /* In a forked child: the workers stayed with the parent, and so did whoever held the mutex. */
 static void start_afresh(void)
 {
-    pool = (struct pool){.mutex = MUTEX_INIT, .bell = CONDITION_INIT};
+    pool = (struct pool){.mutex = MUTEX_INIT, .bell = CONDITION_INIT, .forks = pool.forks + 1};
 }
 
 /* When the library is loaded: at the first call, a fork could find the mutex taken and the handler not yet there. */
@@ -90,21 +100,35 @@ static struct job **link_to(const struct job *job)
 
 static void withdraw(struct job *job)
 {
-    if (job->seats)
+    if (job->free_seats)
         *link_to(job) = job->next;
-    pool.open_seats -= job->seats;
-    job->seats = 0;
+    pool.open_seats -= job->free_seats;
+    job->free_seats = 0;
+}
+
+/* The next task of a seat, for a worker of any; -1: none is left. Announced before it is taken, so that a forked child knows
+ * of every task that a worker may be in the middle of. */
+static int64_t take(struct job *job, int seat, int worker)
+{
+    shared *taken = &job->seats[seat].taken;
+    int64_t number = *taken, task;
+    do {
+        task = seat + number * job->threads;
+        if (task >= job->tasks)
+            return -1;
+        job->seats[worker].at = task;
+    } while (!count_on(taken, &number));
+    return task;
 }
 
 /* First the seat's own tasks: in calls that are alike they find their data in this processor's cache (2 to 4% at 128 to 197
  * rows a head). Then what others have not come to. */
 static void do_tasks(struct job *job, int worker)
 {
-    for (int i = 0; i < job->threads; i++) {
-        int seat = (worker + i) % job->threads;
-        for (int64_t task; (task = seat + count_on(&job->taken[seat]) * job->threads) < job->tasks;)
-            job->task(job->context, (ptrdiff_t)task, worker);
-    }
+    for (int i = 0; i < job->threads; i++)
+        for (int64_t task; (task = take(job, (worker + i) % job->threads, worker)) >= 0;)
+            if (job->task(job->context, (ptrdiff_t)task, worker))
+                return;
 }
 
 static THREAD serve(void *unused)
@@ -115,8 +139,8 @@ static THREAD serve(void *unused)
     for (;;) {
         struct job *job = pool.jobs;
         if (job) {
-            int seat = job->seats--;
-            if (!job->seats)
+            int seat = job->free_seats--;
+            if (!job->free_seats)
                 pool.jobs = job->next;
             job->sitting++;
             pool.open_seats--;
@@ -146,42 +170,65 @@ static THREAD serve(void *unused)
     return 0;
 }
 
+static void wait_for_workers(struct job *job, void (*meanwhile)(void *context))
+{
+    lock(&pool.mutex);
+    withdraw(job);
+    unlock(&pool.mutex);
+    spin(&job->sitting, 1, now() + SPIN);
+    lock(&pool.mutex);
+    while (job->sitting) {
+        wait_briefly(&job->done, &pool.mutex);
+        if (!job->sitting)
+            break;
+        unlock(&pool.mutex);
+        meanwhile(job->context);
+        if (job->forks != pool.forks)
+            return;
+        lock(&pool.mutex);
+    }
+    unlock(&pool.mutex);
+    forget(&job->done);
+}
+
+/* In a child forked during the job. Every task has been taken; those that workers of the parent have not finished here are
+ * among their last ones. What a thread wrote before a fork is there in the child, in the order in which it was written. */
+static void finish_alone(struct job *job)
+{
+    for (int seat = 1; seat < job->threads; seat++)
+        if (job->seats[seat].at >= 0 && job->task(job->context, (ptrdiff_t)job->seats[seat].at, 0))
+            return;
+}
+
 void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads, void (*meanwhile)(void *context))
 {
     if (threads > tasks)
         threads = (int)tasks;
-    if (threads <= 1) {
+    struct job *job = threads > 1 ? malloc(sizeof *job + (size_t)threads * sizeof *job->seats) : NULL;
+    if (!job) {
         for (ptrdiff_t i = 0; i < tasks; i++)
-            task(context, i, 0);
+            if (task(context, i, 0))
+                return;
         return;
     }
-    shared taken[MAX_WORKERS + 1];
-    for (int seat = 0; seat < threads; seat++)
-        taken[seat] = 0;
-    struct job job = {.task = task, .context = context, .tasks = tasks, .threads = threads, .taken = taken,
-                      .seats = threads - 1, .processor = this_processor(), .done = CONDITION_INIT};
-    fegetenv(&job.arithmetic);
-    lock(&pool.mutex);
-    for (; pool.workers < job.seats && pool.workers < MAX_WORKERS && start_thread(serve); pool.workers++)
-        pool.idle++;
-    *link_to(NULL) = &job;
-    pool.open_seats += job.seats;
-    unlock_and_call();
-    do_tasks(&job, 0);
-
-    lock(&pool.mutex);
-    withdraw(&job);
-    unlock(&pool.mutex);
-    spin(&job.sitting, 1, now() + SPIN);
-    lock(&pool.mutex);
-    while (job.sitting) {
-        wait_briefly(&job.done, &pool.mutex);
-        if (job.sitting) {
-            unlock(&pool.mutex);
-            meanwhile(context);
-            lock(&pool.mutex);
-        }
+    *job = (struct job){.task = task, .context = context, .tasks = tasks, .threads = threads, .forks = pool.forks,
+                        .free_seats = threads - 1, .processor = this_processor(), .done = CONDITION_INIT};
+    for (int seat = 0; seat < threads; seat++) {
+        job->seats[seat].taken = 0;
+        job->seats[seat].at = -1;
     }
-    unlock(&pool.mutex);
-    forget(&job.done);
+    fegetenv(&job->arithmetic);
+    lock(&pool.mutex);
+    for (; pool.workers < job->free_seats && pool.workers < MAX_WORKERS && start_thread(serve); pool.workers++)
+        pool.idle++;
+    *link_to(NULL) = job;
+    pool.open_seats += job->free_seats;
+    unlock_and_call();
+    do_tasks(job, 0);
+
+    if (job->forks == pool.forks)
+        wait_for_workers(job, meanwhile);
+    if (job->forks != pool.forks)
+        finish_alone(job);
+    free(job);
 }

@@ -34,6 +34,9 @@ typedef struct {
 /* Of a head or a value: what a workspace needs for one cannot overflow a count of bytes then. */
 #define CATTN_LARGEST_SIZE ((ptrdiff_t)1 << 40)
 
+/* Of batch entries or of tasks, which take a day for 2^40 at least. */
+#define CATTN_LARGEST_COUNT ((ptrdiff_t)1 << 48)
+
 /* A side of the window without a limit. */
 #define CATTN_UNLIMITED (-1)
 

@@ -182,12 +182,24 @@ cdef void reset_softmax(Tile *tile, const cattn_problem *problem, const Plan *pl
             put_real(tile.sum, row, item, 1)
 
 
-cdef void fill_blank(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
+cdef void fill_huge(Run *run, int worker, Tile *tile) noexcept nogil:
+    """The whole output with zeros."""
+    cdef Py_ssize_t start = 0, size = run.problem.value_size, columns, bytes = tile.lanes * run.plan.tiles.item
+    while start < size and not stopped(run, worker, MOVE_WORK * SLICE * tile.lanes):
+        columns = min(size - start, <Py_ssize_t>SLICE)
+        memset(<char *>tile.output + start * bytes, 0, columns * bytes)
+        start += columns
+
+
+cdef inline void fill_blank(Run *run, int worker, Tile *tile) noexcept nogil:
     """The output of the parts that no block of keys has come to."""
-    cdef Py_ssize_t part, column
-    for part in range(tile.lanes // tile.part):
-        if tile.blank[part]:
-            for column in range(size):
+    cdef Py_ssize_t part, column, item = run.plan.tiles.item
+    if run.plan.huge and tile.blank[0]:
+        fill_huge(run, worker, tile)
+        tile.blank[0] = False
+    for part in range(CATTN_PARTS):
+        if tile.blank[part] and part * tile.part < tile.lanes:
+            for column in range(run.problem.value_size):
                 memset(<char *>tile.output + (column * tile.lanes + part * tile.part) * item, 0, tile.part * item)
             tile.blank[part] = False
 
@@ -202,25 +214,26 @@ cdef inline char *out_row(const Tile *tile, Py_ssize_t row, const cattn_problem 
     return array_row(&problem.out, entry.out, tile, row)
 
 
-cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry, char *scratch,
-                       bint few) noexcept nogil:
+cdef void load_queries(Tile *tile, const cattn_problem *problem, const Plan *plan, const Entry *entry, Py_ssize_t start,
+                       Py_ssize_t count, char *scratch, bint few) noexcept nogil:
+    """Columns start, start + 1, ... of the tile's queries."""
     cdef const char *rows[CATTN_MAX_LANES]
-    cdef Py_ssize_t row, c, size = problem.head_size, item = plan.tiles.item
+    cdef Py_ssize_t row, c, item = plan.tiles.item
     for row in range(tile.rows):
-        rows[row] = array_row(&problem.query, entry.query, tile, row)
+        rows[row] = array_row(&problem.query, entry.query, tile, row) + start * problem.query.column
         if not plan.query_in_place:
-            fetch_row(scratch + row * size * item, plan.arithmetic, &problem.query, rows[row], size, plan.float_tiles)
-            rows[row] = scratch + row * size * item
+            fetch_row(scratch + row * count * item, plan.arithmetic, &problem.query, rows[row], count, plan.float_tiles)
+            rows[row] = scratch + row * count * item
     if not few:
-        plan.tiles.load_rows(tile.queries, rows, tile.rows, size, problem.scale)
+        plan.tiles.load_rows(tile.queries, rows, tile.rows, count, problem.scale)
         return
     for row in range(tile.rows):
         if item == 4:
-            for c in range(size):
-                (<float *>tile.queries)[row * size + c] = <float>problem.scale * (<const float *>rows[row])[c]
+            for c in range(count):
+                (<float *>tile.queries)[row * count + c] = <float>problem.scale * (<const float *>rows[row])[c]
         else:
-            for c in range(size):
-                (<double *>tile.queries)[row * size + c] = problem.scale * (<const double *>rows[row])[c]
+            for c in range(count):
+                (<double *>tile.queries)[row * count + c] = problem.scale * (<const double *>rows[row])[c]
 
 
 cdef inline bint has_terms(const cattn_edit *edit) noexcept nogil:
@@ -315,28 +328,37 @@ cdef void find_divisors(real *divisor, const real *sum, Py_ssize_t lanes) noexce
         divisor[row] = 1 if sum[row] == 0 else sum[row]
 
 
-cdef bint finish_tile(const cattn_problem *problem, const Plan *plan, const Entry *entry, const Tile *tile,
-                      char *workspace, bint few) noexcept nogil:
+cdef bint finish_tile(Run *run, int worker, const Entry *entry, const Tile *tile, char *workspace, bint few) noexcept nogil:
     """Divides by the sums and writes rows and lse; whether all of the output is finite."""
-    cdef Py_ssize_t row, size = problem.value_size, item = plan.tiles.item
+    cdef const cattn_problem *problem = run.problem
+    cdef const Plan *plan = run.plan
+    cdef Py_ssize_t row, start = 0, columns, size = problem.value_size, item = plan.tiles.item
+    cdef const char *output = <const char *>tile.output
     cdef char *scratch = workspace + plan.row_at
     cdef void *divisor = workspace + plan.vectors_at
     cdef char *rows[CATTN_MAX_LANES]
-    cdef bint finite
+    cdef bint finite = True
     if item == 4:
         find_divisors(<float *>divisor, <const float *>tile.sum, tile.lanes)
     else:
         find_divisors(<double *>divisor, <const double *>tile.sum, tile.lanes)
-    for row in range(tile.rows):
-        rows[row] = out_row(tile, row, problem, entry) if plan.out_in_place else scratch + row * size * item
-    if few:
-        finite = few_store(rows, tile.rows, tile.output, divisor, size, item)
-    else:
-        finite = plan.tiles.store_rows(rows, tile.rows, tile.output, divisor, size)
-    if not plan.out_in_place:
+    while start < size:
+        columns = min(size - start, plan.columns)
+        if start > 0 and stopped(run, worker, MOVE_WORK * columns * tile.rows):
+            return finite
         for row in range(tile.rows):
-            deliver_row(&problem.out, out_row(tile, row, problem, entry), rows[row], plan.arithmetic, size,
-                        plan.float_tiles)
+            rows[row] = (out_row(tile, row, problem, entry) + start * item if plan.out_in_place
+                         else scratch + row * columns * item)
+        if few:
+            finite &= few_store(rows, tile.rows, output, divisor, columns, item)
+        else:
+            finite &= plan.tiles.store_rows(rows, tile.rows, output, divisor, columns)
+        if not plan.out_in_place:
+            for row in range(tile.rows):
+                deliver_row(&problem.out, out_row(tile, row, problem, entry) + start * problem.out.column, rows[row],
+                            plan.arithmetic, columns, plan.float_tiles)
+        output += columns * tile.lanes * item
+        start += columns
     if entry.lse != NULL:
         for row in range(tile.rows):
             write_lse(problem, plan, entry, tile, row)
@@ -366,5 +388,5 @@ cdef void place_tile(Tile *tile, const Plan *plan, const cattn_problem *problem,
         tile.total.sum_carry = vectors + 2 * CATTN_MAX_LANES * item
         tile.total.output_carry = vectors + 3 * CATTN_MAX_LANES * item
         tile.total.output = <char *>tile.total.output_carry + lanes * problem.value_size * item
-    tile.queries = workspace + plan.queries_at + number * lanes * problem.head_size * item
+    tile.queries = workspace + plan.queries_at + number * lanes * min(problem.head_size, plan.columns) * item
     tile.output = workspace + plan.output_at + number * lanes * problem.value_size * item

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "pool.h"
+
 #define STACK_SIZE ((size_t)1 << 20) /* the tasks need some KiB: their workspace is not on the stack */
 
 #ifdef _WIN32
@@ -14,7 +16,6 @@
 #include <windows.h>
 typedef SRWLOCK mutex;
 typedef CONDITION_VARIABLE condition;
-typedef volatile LONG64 shared; /* also read, or counted on, without the mutex */
 #define MUTEX_INIT SRWLOCK_INIT
 #define CONDITION_INIT CONDITION_VARIABLE_INIT
 #define lock(m) AcquireSRWLockExclusive(m)
@@ -23,8 +24,15 @@ typedef volatile LONG64 shared; /* also read, or counted on, without the mutex *
 #define wait_briefly(c, m) SleepConditionVariableSRW(c, m, 10, 0)
 #define notify(c) WakeConditionVariable(c)
 #define forget(c) ((void)(c))
-#define count_on(s) (InterlockedIncrement64(s) - 1)
 #define THREAD DWORD WINAPI
+
+/* Counts on from `*number`, or answers 0 and says what the number is by now. */
+static int count_on(shared *s, int64_t *number)
+{
+    const int64_t expected = *number;
+    *number = InterlockedCompareExchange64(s, expected + 1, expected);
+    return *number == expected;
+}
 
 static int64_t now(void)
 {
@@ -43,10 +51,10 @@ static int start_thread(LPTHREAD_START_ROUTINE body)
 #else
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <time.h>
 typedef pthread_mutex_t mutex;
 typedef pthread_cond_t condition;
-typedef _Atomic int64_t shared; /* also read, or counted on, without the mutex */
 #ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP /* spins first: the mutex is held for some 50 ns */
 #define MUTEX_INIT PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
 #else
@@ -58,7 +66,7 @@ typedef _Atomic int64_t shared; /* also read, or counted on, without the mutex *
 #define wait_for(c, m) pthread_cond_wait(c, m)
 #define notify(c) pthread_cond_signal(c)
 #define forget(c) pthread_cond_destroy(c)
-#define count_on(s) ((*(s))++)
+#define count_on(s, number) atomic_compare_exchange_strong(s, number, *(number) + 1)
 #define THREAD void *
 
 static int64_t now(void)

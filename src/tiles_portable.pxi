@@ -373,32 +373,38 @@ cdef inline void add_carrying(real *total, real *carry, real factor, real part) 
     carry[0] = lost - (all - sum) if finite else 0
 
 
-cdef inline void merge_rows(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t row_pitch,
-                            Py_ssize_t size, Py_ssize_t size_pitch, real *unused) noexcept nogil:
-    """`merge` for either layout: output (r, c) stands at r · row_pitch + c · size_pitch."""
+cdef inline void merge_rows(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
+                            Py_ssize_t columns, bint few, real *unused) noexcept nogil:
+    """`merge` for either layout. Outputs stand in slices of so many columns, one behind the other."""
     cdef real[CATTN_MAX_LANES] reference, factor, part_factor
     cdef const real *part_output = <const real *>part.output
     cdef real *output = <real *>total.output
     cdef real *carry = <real *>total.output_carry
-    cdef Py_ssize_t r, c, at
+    cdef Py_ssize_t start = 0, r, c, at, row_pitch = 1, column_pitch = rows
     advance_maximum(<real *>total.maximum, reference, factor, <const real *>part.maximum, rows)
     for r in range(rows):
         part_factor[r] = exponential(<real>CATTN_LOG2E * ((<const real *>part.maximum)[r] - reference[r]))
         add_carrying(<real *>total.sum + r, <real *>total.sum_carry + r, factor[r], part_factor[r] * (<const real *>part.sum)[r])
-    for c in range(size):
-        for r in range(rows):
-            at = r * row_pitch + c * size_pitch
-            add_carrying(output + at, carry + at, factor[r], rescale(part_output[at], part_factor[r]))
+    while start < size:
+        columns = min(columns, size - start)
+        if few:
+            row_pitch = columns
+            column_pitch = 1
+        for c in range(columns):
+            for r in range(rows):
+                at = start * rows + r * row_pitch + c * column_pitch
+                add_carrying(output + at, carry + at, factor[r], rescale(part_output[at], part_factor[r]))
+        start += columns
 
 
 cdef void merge_float(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
                       int selected) noexcept nogil:
-    merge_rows[float](total, part, PORTABLE_LANES, 1, size, PORTABLE_LANES, NULL)
+    merge_rows[float](total, part, PORTABLE_LANES, size, size, False, NULL)
 
 
 cdef void merge_double(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
                        int selected) noexcept nogil:
-    merge_rows[double](total, part, PORTABLE_LANES, 1, size, PORTABLE_LANES, NULL)
+    merge_rows[double](total, part, PORTABLE_LANES, size, size, False, NULL)
 
 
 cdef int store_rows(char *const *rows, Py_ssize_t count, const real *output, const real *divisor,
