@@ -7,6 +7,9 @@
 
 #include "tiles_isa.h"
 
+#if CATTN_HAS_VEC128 && defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
@@ -14,17 +17,34 @@
 #include <sys/sysctl.h>
 #endif
 
-/* __builtin_cpu_supports asks CPUID, and XGETBV for what the operating system saves: a feature counts only if both
- * agree. Compilers before gcc 11 do not know "f16c"; every processor with AVX2 and FMA has it. */
+#if CATTN_HAS_AVX
+/* What the operating system saves of a thread's registers, as XGETBV says it: the 128 and 256 bits that AVX has, and the
+ * mask registers, the upper halves and the upper sixteen that AVX-512 adds. */
+#define SAVES_AVX 0x06u
+#define SAVES_AVX512 (SAVES_AVX | 0xe0u)
+
+/* Whether the processor has all these features, bits of CPUID's leaves 1 and 7, and the system saves what they use. The
+ * compilers' __builtin_cpu_supports would ask the same, but clang-cl does not link the library that it needs. */
+static int has(unsigned leaf_1, unsigned leaf_7, unsigned saves)
+{
+    unsigned eax, ebx, ecx, edx;
+    leaf_1 |= bit_OSXSAVE;   /* there is an XGETBV */
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & leaf_1) != leaf_1)
+        return 0;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (ebx & leaf_7) != leaf_7)
+        return 0;
+    __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+#if defined(__APPLE__)
+    eax |= SAVES_AVX512;   /* macOS always does, but says so only after a thread's first use */
+#endif
+    return (eax & saves) == saves;
+}
+#endif
+
 static int runs_avx2(void)
 {
 #if CATTN_HAS_AVX
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-#if defined(__clang__) || __GNUC__ >= 11
-        && __builtin_cpu_supports("f16c")
-#endif
-        ;
+    return has(bit_AVX | bit_FMA | bit_F16C, bit_AVX2, SAVES_AVX);
 #else
     return 0;
 #endif
@@ -33,8 +53,7 @@ static int runs_avx2(void)
 static int runs_avx512(void)
 {
 #if CATTN_HAS_AVX
-    return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return runs_avx2() && has(bit_AVX, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ, SAVES_AVX512);
 #else
     return 0;
 #endif
@@ -131,9 +150,9 @@ ptrdiff_t cattn_l2_bytes(void)
 
 int cattn_foresees_rows(void)
 {
-#if defined(__GNUC__) && defined(__x86_64__)
-    __builtin_cpu_init();
-    return __builtin_cpu_is("intel") != 0;
+#if CATTN_HAS_VEC128 && defined(__x86_64__)
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx;
 #else
     return 0;
 #endif

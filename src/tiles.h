@@ -35,7 +35,7 @@
 
 /* Asks for a line of memory that will be read, read later (it comes as far as L2), or written; where there is no such
  * thing, nothing. */
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define CATTN_PREFETCH(address) __builtin_prefetch(address)
 #define CATTN_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #define CATTN_PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
@@ -46,7 +46,7 @@
 #endif
 
 /* The same pointer, which the compiler may take to be aligned to CATTN_ALIGNMENT bytes. */
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define CATTN_ALIGNED(pointer) __builtin_assume_aligned(pointer, CATTN_ALIGNMENT)
 #else
 #define CATTN_ALIGNED(pointer) ((const void *)(pointer))
@@ -82,7 +82,7 @@ typedef struct {
 } cattn_ahead;
 
 /* Out of the way of the loops, which rarely come here. */
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 __attribute__((noinline, unused))
 #endif
 static void cattn_ask_row(cattn_ahead *ahead)
@@ -92,7 +92,7 @@ static void cattn_ask_row(cattn_ahead *ahead)
         CATTN_PREFETCH_L2(row + at);
 }
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 __attribute__((always_inline))
 #endif
 static inline void cattn_ask_ahead(cattn_ahead *ahead)
