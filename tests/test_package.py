@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ import cattn
 
 PACKAGE = Path(cattn.__file__).parent
 ROOT = Path(__file__).parents[1]
+REPRODUCIBLE = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
 
 
 def run(*arguments, **options):
@@ -35,31 +37,81 @@ def copy_checkout(folder):
     return shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*unwanted))
 
 
+def build(folder):
+    """The sdist of a copy of the checkout, and the wheel built from that sdist."""
+    dist = folder / "dist"
+    done = run("-m", "build", "--outdir", str(dist), cwd=copy_checkout(folder), timeout=900, env=REPRODUCIBLE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    return sdist, wheel
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The paths in a wheel built from a copy of the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    done = run("-m", "pip", "wheel", ".", "--no-deps", "-w", str(folder), cwd=copy_checkout(folder), timeout=900)
-    assert done.returncode == 0, done.stderr
-    (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+def built(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("built"))
+
+
+def paths_in(wheel):
+    with zipfile.ZipFile(wheel) as archive:
         return [PurePosixPath(name) for name in archive.namelist()]
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_package(wheel):
+def test_sdist_holds_what_is_needed_to_build_and_test(built):
+    with tarfile.open(built[0]) as archive:
+        found = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()}
+    kinds = {"src": "*.[pchi]*", "cattn": "*.py*", "tests": "*.py", "benchmarks": "**/*.*"}
+    expected = {path for folder, kind in kinds.items() for path in (ROOT / folder).glob(kind)}
+    expected = {path.relative_to(ROOT) for path in expected if path.suffix != ".pyc" and path.name != "kernel.c"}
+    assert {PurePosixPath(path) for path in expected} <= found
+    assert {PurePosixPath(name) for name in ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff")} <= found
+    assert not [path for path in found if path.name == "kernel.c" or path.suffix in (".so", ".pyd", ".pyc", ".o")]
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package(built):
     expected = {path.name for path in PACKAGE.glob("*.py*") if path.suffix in (".py", ".pyi")} | {"py.typed"}
-    found = {path.name for path in wheel if path.parent == PurePosixPath("cattn")}
+    found = {path.name for path in paths_in(built[1]) if path.parent == PurePosixPath("cattn")}
     assert expected <= found
     (compiled,) = (name for name in found if name.startswith("_kernel.") and name.endswith((".so", ".pyd")))
     assert found == expected | {compiled}
 
 
 @pytest.mark.slow
-def test_wheel_holds_nothing_else(wheel):
-    top = {path.parts[0] for path in wheel}
-    assert top == {"cattn", f"cattn-{cattn.__version__}.dist-info"}
-    assert not [path for path in wheel if path.suffix in (".pyx", ".pxi", ".c", ".inc", ".h")]
+def test_wheel_holds_nothing_else(built):
+    paths = paths_in(built[1])
+    assert {path.parts[0] for path in paths} == {"cattn", f"cattn-{cattn.__version__}.dist-info"}
+    assert not [path for path in paths if path.suffix in (".pyx", ".pxi", ".c", ".inc", ".h")]
+    assert "LICENSE" in {path.name for path in paths}
+    assert built[1].stat().st_size < 2**21
+
+
+@pytest.mark.slow
+def test_wheel_works_elsewhere(built, tmp_path):
+    """Installed from the sdist's wheel, in an empty folder."""
+    done = run("-m", "pip", "install", "--no-deps", "--target", str(tmp_path), str(built[1]), timeout=300)
+    assert done.returncode == 0, done.stderr
+    code = "import cattn, numpy; x = numpy.eye(3); print(cattn.__file__, cattn.attention(x, x, x).shape)"
+    done = run("-c", code, cwd=tmp_path, timeout=60)
+    assert done.stdout.split() == [str(tmp_path / "cattn" / "__init__.py"), "(3,", "3)"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="linkers elsewhere have clocks of their own")
+def test_builds_in_other_folders_give_the_same_bytes(built, tmp_path):
+    assert build(tmp_path / "another folder")[1].read_bytes() == built[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="it asks by itself")
+@pytest.mark.parametrize("environment, missing", [({"CC": "no-such-compiler"}, "no-such-compiler is not there")])
+def test_what_the_build_lacks_is_said_in_a_line(environment, missing, tmp_path):
+    command = ("-m", "pip", "wheel", ".", "--no-deps", "-w", str(tmp_path))
+    done = run(*command, cwd=copy_checkout(tmp_path), timeout=900, env=os.environ | environment)
+    assert done.returncode == 1
+    (line,) = (line for line in (done.stdout + done.stderr).splitlines() if "cattn is built by a C compiler" in line)
+    assert missing in line
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
