@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The suite on aarch64, under emulation: `tools/test_aarch64.sh [pytest's arguments]`, from anywhere.
+#
+# Debian 13 or its like, with the packages
+#
+#     gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user python3 python3-venv
+#
+# Debian's Python for arm64 is unpacked under build/aarch64, without installing it; NumPy and the test's other needs come
+# from PyPI as wheels for aarch64. The module is cross-compiled by setup.py, under this machine's Python of
+# the same version. All of it stays in build/aarch64 for the next time; remove that folder to begin anew.
+#
+# Emulated floating point follows the processor asked for. With QEMU_CPU=max, NumPy's BLAS chooses kernels (SVE) that
+# come out wrong under emulation, and the tests' own expectations with them: hence a plain ARMv8.0.
+#
+# An emulated run takes ten to twenty times as long. What measures time (tests/test_threads.py, some of test_demo.py)
+# may fail for that alone; tests of processor features that Linux's /proc shows see the host's.
+set -euo pipefail
+checkout=$(realpath "$(dirname "$0")/..")
+work=$checkout/build/aarch64
+root=$work/root
+site=$work/site
+mkdir -p "$root" "$site"
+
+if [ ! -e "$work/python.done" ]; then
+    # A package database of its own, which knows no installed package and one architecture.
+    mkdir -p "$work"/apt/{lists,archives}/partial
+    : > "$work/apt/status"
+    apt=(apt-get -q -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o Dir::State="$work/apt"
+         -o Dir::State::status="$work/apt/status" -o Dir::Cache="$work/apt" -o APT::Sandbox::User=root)
+    "${apt[@]}" update
+    "${apt[@]}" install -y --no-install-recommends --download-only python3 libpython3-dev libstdc++6
+    for package in "$work"/apt/archives/*.deb; do
+        dpkg -x "$package" "$root"
+    done
+    ln -sfn usr/lib "$root/lib"   # as in every system: the loader's path is /lib
+    touch "$work/python.done"
+fi
+
+version=$(basename "$(readlink "$root/usr/bin/python3")")   # python3.13
+command -v "$version" > /dev/null || { echo "expected $version on this machine, the version of Debian's for arm64" >&2; exit 1; }
+
+if [ ! -e "$work/packages.done" ]; then
+    "$version" -m venv "$work/venv"
+    "$work/venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0'
+    "$work/venv/bin/pip" install -q --target "$site" --only-binary=:all: --implementation cp \
+        --python-version "${version#python}" --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+        --platform manylinux2014_aarch64 \
+        "numpy==$("$work/venv/bin/python" -c 'import numpy; print(numpy.__version__)')" \
+        'ml_dtypes>=0.4' 'pytest>=8' 'hypothesis>=6'
+    touch "$work/packages.done"
+fi
+
+# The module: setup.py with the target's configuration of Python in the place of this machine's. The sources and the package are
+# copied, so that no module for another processor lies in the checkout.
+copy=$work/cattn
+rm -rf "$copy/cattn"
+mkdir -p "$copy"
+cp -ru "$checkout"/{setup.py,pyproject.toml,src,cattn,tests,benchmarks} "$copy"
+cp "$checkout"/README.md "$copy"
+rm -f "$copy"/cattn/_kernel.*.so
+mkdir -p "$work/sysconfig"
+cp "$root/usr/lib/$version/_sysconfigdata__aarch64-linux-gnu.py" "$work/sysconfig"
+(
+    cd "$copy"
+    PYTHONPATH="$work/sysconfig" _PYTHON_SYSCONFIGDATA_NAME=_sysconfigdata__aarch64-linux-gnu _PYTHON_HOST_PLATFORM=linux-aarch64 \
+        CC=aarch64-linux-gnu-gcc LDSHARED="aarch64-linux-gnu-gcc -shared" \
+        CFLAGS="-I$root/usr/include/$version -I$root/usr/include" \
+        "$work/venv/bin/python" setup.py -q build_ext --inplace
+)
+
+export QEMU_LD_PREFIX=$root QEMU_CPU=${QEMU_CPU:-cortex-a72}
+export PYTHONHOME=$root/usr PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
+cd "$copy"
+# Tests that start Python in a process of their own run sys.executable: a script that says how.
+printf '#!/bin/sh\nexec qemu-aarch64 -0 "%s" "%s" "$@"\n' "$work/python" "$root/usr/bin/$version" > "$work/python"
+chmod +x "$work/python"
+"$work/python" -c 'import cattn; cattn.show_config()'
+exec "$work/python" -m pytest -q "$@"
