@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# Compiles the C files for Windows and macOS on Linux: `tools/check_other_systems.sh`, with clang 19 or newer (CLANG=clang-19),
-# and for kernel.c with Debian's gcc-mingw-w64-x86-64-posix and a built checkout (src/kernel.c) if they are there.
+# Compiles the C files for Windows and macOS on Linux: `tools/check_other_systems.sh`, with clang 19 or newer (CLANG=clang-19).
 #
-# Those systems' own headers are not to be had here. Stubs declare what the files use, so that what is checked is our side: the
+# Those systems' own headers are not to be had there. Stubs declare what the files use, so that what is checked is our side: the
 # gates, that every call fits its declaration, that all instruction sets compile, and what the objects ask of the linker.
+#
+# The compiled Cython, src/kernel.c, wants more than stubs. After a build in place it is compiled too, by Debian's
+# gcc-mingw-w64-x86-64-posix, with the headers of NumPy's wheel for Windows and those of this machine's Python, its pyconfig.h
+# replaced by a few lines in the spirit of Windows'. That shows which functions of the C library are missing there, not how
+# Python's own Windows headers would be taken.
 #
 # What MSVC's own compiler (cl.exe) cannot do. It has no vector extensions, no `target` attribute and no <stdatomic.h> by
 # default, so that it builds the portable table alone, right and slow; with clang-cl in its place everything is built, and
@@ -168,3 +172,45 @@ for target in x86_64-apple-macos10.13 arm64-apple-macos11; do
     check $target "$clang" --target=$target -Wall -Wextra -Werror -nostdlibinc -isystem "$work/macos" -isystem "$work/any" \
         -O3 -std=gnu11 -ffp-contract=fast -fno-trapping-math -fno-math-errno -fPIC
 done
+
+# ---- the compiled Cython ----
+gcc=x86_64-w64-mingw32-gcc-posix
+if [ ! -e src/kernel.c ] || ! command -v $gcc > /dev/null; then
+    echo "kernel.c is left out: it wants a build in place, and $gcc"
+    exit
+fi
+python=${PYTHON:-python3}
+pip="$python -m pip --disable-pip-version-check"
+$pip download -q --no-deps --only-binary=:all: --platform win_amd64 -d "$work" numpy
+"$python" -m zipfile -e "$work"/numpy-*.whl "$work/wheel"
+cp -r "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')" "$work/python"
+cat > "$work/python/pyconfig.h" <<'H'
+#pragma once
+#define MS_WIN32
+#define MS_WIN64
+#define MS_WINDOWS
+#define NT_THREADS
+#define Py_ENABLE_SHARED 1
+#define HAVE_DECLSPEC_DLL
+#define SIZEOF_VOID_P 8
+#define SIZEOF_SIZE_T 8
+#define SIZEOF_LONG 4
+#define SIZEOF_LONG_LONG 8
+#define SIZEOF_INT 4
+#define SIZEOF_SHORT 2
+#define SIZEOF_WCHAR_T 2
+#define SIZEOF_DOUBLE 8
+#define SIZEOF_FLOAT 4
+#define SIZEOF_TIME_T 8
+#define SIZEOF_OFF_T 4
+#define ALIGNOF_MAX_ALIGN_T 8
+#define HAVE_STDINT_H 1
+#define HAVE_INTTYPES_H 1
+#define HAVE_SYS_STAT_H 1
+#define HAVE_SYS_TYPES_H 1
+#define HAVE_ERRNO_H 1
+#define WITH_DOC_STRINGS 1
+#define COMPILER "[gcc]"
+H
+$gcc -O1 -std=gnu11 -Wall -fsyntax-only -Isrc -I"$work/wheel/numpy/_core/include" -I"$work/python" src/kernel.c
+echo "x86_64-w64-mingw32: kernel.c compiles"
