@@ -9,11 +9,11 @@
 # from PyPI as wheels for aarch64. The module is cross-compiled by setup.py, under this machine's Python of
 # the same version. All of it stays in build/aarch64 for the next time; remove that folder to begin anew.
 #
-# Emulated floating point follows the processor asked for. With QEMU_CPU=max, NumPy's BLAS chooses kernels (SVE) that
-# come out wrong under emulation, and the tests' own expectations with them: hence a plain ARMv8.0.
+# The emulated processor is a plain ARMv8.0 (QEMU_CPU). NumPy's BLAS chooses its kernels by the processor: on qemu's own
+# default, NumPy's matrix products come out wrong, and with them what the tests expect.
 #
-# An emulated run takes ten to twenty times as long. What measures time (tests/test_threads.py, some of test_demo.py)
-# may fail for that alone; tests of processor features that Linux's /proc shows see the host's.
+# An emulated run takes many times as long: what measures time (in tests/test_threads.py, tests/test_demo.py) may fail for
+# that alone.
 set -euo pipefail
 checkout=$(realpath "$(dirname "$0")/..")
 work=$checkout/build/aarch64
