@@ -16,10 +16,12 @@
 
 static int failures, checks, spoil;
 
-static void fail(const char *what, const char *type, ptrdiff_t rows, ptrdiff_t count, ptrdiff_t size, long double got, long double expected)
+static void fail(const char *what, const char *type, ptrdiff_t rows, ptrdiff_t count, ptrdiff_t size,
+                 long double got, long double expected)
 {
     if (failures++ < 20)
-        printf("%s %s, rows %td, count %td, size %td: got %.17Lg, expected %.17Lg\n", type, what, rows, count, size, got, expected);
+        printf("%s %s, rows %td, count %td, size %td: got %.17Lg, expected %.17Lg\n",
+               type, what, rows, count, size, got, expected);
 }
 
 /* Reproducible numbers in [-1, 1). */
