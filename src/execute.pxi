@@ -5,11 +5,15 @@ import atexit
 cdef extern from *:
     """
     #if defined(_MSC_VER)
+    #include <malloc.h>
+    #define cattn_stack_memory _alloca
     static __declspec(thread) int cattn_handlers;
     #else
+    #define cattn_stack_memory __builtin_alloca
     static _Thread_local int cattn_handlers;
     #endif
     """
+    void *cattn_stack_memory(size_t bytes) noexcept nogil
     int cattn_handlers   # of signals, which run in this thread inside of calls
 
 from libc.time cimport time_t
@@ -80,7 +84,7 @@ cdef bint interrupted() noexcept:
     global cattn_handlers
     cdef bint raised
     if cattn_handlers == MOST_HANDLERS:
-        PyErr_SetString(RecursionError, "cattn: too many signal handlers that call it, each inside a call that the last one made")
+        PyErr_SetString(RecursionError, "cattn: signal handlers that call cattn are nested too deeply")
         return True
     cattn_handlers += 1
     raised = PyErr_CheckSignals() != 0
@@ -196,11 +200,10 @@ cdef void run_tasks(Run *run, int threads) noexcept nogil:
 
 
 cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads) except -1:
-    cdef char[SMALL_WORKSPACE + CATTN_ALIGNMENT] small
-    cdef char *memory = small
+    cdef char *memory
     cdef char *aligned
     cdef Py_ssize_t bytes = 0, shared_at, starts_at, partials_at, workspaces_at
-    cdef bint packed = problem.query_indptr != NULL
+    cdef bint packed = problem.query_indptr != NULL, on_stack
     cdef double work
     cdef SharedRun *together
     cdef Plan plan
@@ -221,7 +224,10 @@ cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads
     starts_at = reserve(&bytes, times(plan.entries, sizeof(Start)) if packed else 0)
     partials_at = reserve(&bytes, times(plan.partials, plan.partial_bytes))
     workspaces_at = reserve(&bytes, times(threads, plan.workspace_bytes))
-    if threads > 1 or bytes > SMALL_WORKSPACE:
+    on_stack = threads == 1 and bytes <= SMALL_WORKSPACE
+    if on_stack:
+        memory = <char *>cattn_stack_memory(bytes + CATTN_ALIGNMENT)
+    else:
         memory = <char *>PyMem_RawMalloc(bytes + CATTN_ALIGNMENT)
         if memory == NULL:
             raise MemoryError(f"a workspace of {bytes} bytes for {threads} threads")
@@ -255,5 +261,5 @@ cdef int run_problem(const cattn_problem *problem, int stage, Py_ssize_t threads
                 run_tasks(run, <int>threads)
         return -1 if run.stopped else 0   # the exception that stopped it is set
     finally:
-        if memory != small:
+        if not on_stack:
             PyMem_RawFree(memory)

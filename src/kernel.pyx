@@ -59,37 +59,36 @@ cdef inline bint is_plain_scale(object scale) noexcept:
     return scale is None or (type(scale) is float and 1e-37 < <double>scale < 1e38)
 
 
-cdef object attend_plain(object query, object key, object value, object scale, bint causal, dict modifiers,
-                         bint heads_inside, object given_out, bint return_lse, object num_threads):
+cdef object attend_plain(cattn_problem *problem, object query, object key, object value, object scale, bint causal,
+                         dict modifiers, bint heads_inside, object given_out, bint return_lse, object num_threads):
     """What `attention` returns for three plain arrays of matching shapes; None where there is anything to look at more
     closely. Without modifiers nothing is asked of _arguments."""
-    cdef cattn_problem problem
     cdef Py_ssize_t threads = 0
     if modifiers is not None and given_out is not None:   # it may overlap one of them
         return None
     # To convert other arguments may run anyone's code, which may reshape these arrays: they are looked at only before.
     if not (cnp.PyArray_CheckExact(query) and cnp.PyArray_CheckExact(key) and cnp.PyArray_CheckExact(value)
-            and set_plain_inputs(&problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside)):
+            and set_plain_inputs(problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside)):
         return None
     if modifiers is None and causal and problem.query_length != problem.key_length:
         return None
     out = set_plain_out(
-        &problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside, given_out)
+        problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside, given_out)
     if out is None:
         return None
     problem.lse.data = NULL
-    lse = set_plain_lse(&problem, <cnp.ndarray>out, heads_inside) if return_lse else None
+    lse = set_plain_lse(problem, <cnp.ndarray>out, heads_inside) if return_lse else None
     if modifiers is None:
-        set_unmodified(&problem, 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale, causal)
+        set_unmodified(problem, 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale, causal)
     else:   # out is new, and nobody else's
         sizes = _arguments.Sizes(
             out.shape[:problem.batch_ndim], problem.query_heads, problem.query_length, problem.key_length, problem.head_size,
             _arguments.arithmetic(out.dtype), out.ndim == 2)
         checked = _arguments.modifiers(sizes, **modifiers)   # it owns its arrays
-        set_modifiers(&problem, checked)
+        set_modifiers(problem, checked)
     if num_threads is not None:
         threads = _arguments.threads(num_threads)
-    run_problem(&problem, STAGE_OUTPUT, threads)
+    run_problem(problem, STAGE_OUTPUT, threads)
     return (out, lse) if return_lse else out
 
 
@@ -171,7 +170,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
             query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
             softcap=softcap, sinks=sinks)
     if type(layout) is str and layout in ("bhld", "blhd") and (return_lse is False or return_lse is True):
-        result = attend_plain(query, key, value, scale, causal is True, modifiers, layout == "blhd", out, return_lse,
+        result = attend_plain(&problem, query, key, value, scale, causal is True, modifiers, layout == "blhd", out, return_lse,
                               num_threads)
         if result is not None:
             return result

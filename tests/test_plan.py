@@ -212,3 +212,27 @@ def test_takes_what_attention_takes():
         cattn.plan(x, x, x, mask=np.ones((9, 9)))
     with pytest.raises(ValueError, match="num_threads"):
         cattn.plan(x, x, x, num_threads=0)
+
+
+HUGE = np.broadcast_to(np.float32(1), (2**60, 1, 1))
+ONE = HUGE[:1]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: cattn.attention(HUGE, HUGE, HUGE[..., :0]),
+        lambda: cattn.attention(HUGE.swapaxes(0, 1), ONE, ONE[..., :0]),
+        lambda: cattn.attention(HUGE[:, None], ONE[None], ONE[None, ..., :0]),
+        lambda: cattn.attention(HUGE[: 2**30, None, None], HUGE[None, : 2**30, None], ONE[None, None, ..., :0]),
+        lambda: cattn.attention(ONE, HUGE.swapaxes(0, 1), HUGE.swapaxes(0, 1)),
+        lambda: cattn.attention_weights(HUGE, HUGE[:, :0]),
+        lambda: cattn.attention_weights(HUGE.swapaxes(0, 1), ONE[:, :0]),
+        lambda: cattn.attention_varlen(ONE, HUGE, HUGE, [0, 1], [0, 2**60]),
+        lambda: cattn.attention_varlen(HUGE, ONE, ONE[..., :0], [0, 2**60], [0, 1]),
+        lambda: cattn.plan(HUGE, HUGE, HUGE[..., :0]),
+    ],
+)
+def test_more_tasks_than_can_be_counted(call):
+    with pytest.raises(MemoryError, match=r"^query, key: expected a batch of at most 281474976710656 tasks, got "):
+        call()

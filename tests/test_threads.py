@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import cattn
-from cattn import _threads
+from cattn import _kernel, _threads
 
 NO_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 NO_PROC = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc here")
@@ -473,6 +473,102 @@ def test_interrupts_reach_many_small_tasks(call, stop_after):
     with pytest.raises(Stop):
         functions[call]()
     assert time.process_time() - began < 0.15 + 0.06
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", ["attention", "weights"])
+def test_interrupts_reach_millions_of_tasks(call, threads, stop_after):
+    """However far the call has come: nothing is listed, nor left to be freed."""
+    many = np.broadcast_to(np.float32(1), (30_000_000, 1, 1, 1))
+    functions = {
+        "attention": lambda: cattn.attention(many, many, many, num_threads=threads),
+        "weights": lambda: cattn.attention_weights(many, many, num_threads=threads),
+    }
+    stop_after(1.5)
+    began = time.process_time()
+    with pytest.raises(Stop):
+        functions[call]()
+    assert time.process_time() - began < 1.5 + 0.06 * threads
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("call", ["many rows", "few rows", "swapped bytes", "merge", "weights"])
+def test_interrupts_reach_huge_heads(call, stop_after):
+    row = np.ones(4_000_000, np.float32)
+    query, keys = np.broadcast_to(row, (1, 40, row.size)), np.broadcast_to(row, (1, 10_000, row.size))
+    swapped = np.broadcast_to(row.astype(">f4"), keys.shape)
+    functions = {
+        "many rows": lambda: cattn.attention(query, keys, keys, num_threads=1),
+        "few rows": lambda: cattn.attention(query[:, :5], keys, keys, num_threads=1),
+        "swapped bytes": lambda: cattn.attention(swapped[:, :40], swapped, swapped, num_threads=1),
+        "merge": lambda: cattn.attention(query[..., :1], keys[..., :1], keys, key_lengths=1, num_threads=1),
+        "weights": lambda: cattn.attention_weights(query, keys, num_threads=1),
+    }
+    for seconds in (0.05, 0.3, 0.5):
+        stop_after(seconds)
+        began = time.process_time()
+        with pytest.raises(Stop):
+            functions[call]()
+        assert time.process_time() - began < seconds + 0.15  # 128 MB of memory are freed
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_signal_handlers_that_call_again_and_again(rows, threads):
+    code = f"""
+import signal
+query, keys = np.ones((2, {rows}, 64), np.float32), np.broadcast_to(np.ones(64, np.float32), (2, 10**8, 64))
+def call(*_):
+    try:
+        cattn.attention(query, keys, keys, num_threads={threads})
+    except RecursionError:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        raise
+signal.signal(signal.SIGALRM, call)
+signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+try:
+    call()
+except RecursionError as error:
+    print(error)
+print(cattn.attention(*problem(), num_threads={threads}).mean())
+"""
+    assert printed(python(code)) == "cattn: signal handlers that call cattn are nested too deeply\n1.0\n"
+
+
+@pytest.mark.parametrize("isa", ["portable", "vec128", "avx2", "avx512"])
+def test_64_kib_of_stack_are_enough(isa):
+    code = """
+import threading
+def calls(rows, dtype, threads):
+    x, keys = np.ones((2, rows, 64), dtype), np.ones((1, 5000, 64), dtype)
+    some, tiny = keys[:, :300], x[:1, ..., :3]
+    packed = [array.swapaxes(0, 1) for array in (x, keys, keys)] + [[0, rows], [0, 5000]]
+    modifiers = dict(mask=np.ones((rows, 300), bool), bias=np.zeros((2, rows, 300), np.float16),
+                     alibi_slopes=[1.0, 2.0], sinks=[0.0, 1.0], causal=True, softcap=3.0, query_offset=230,
+                     window=(299, None), key_range=(0, 300), num_threads=threads)
+    yield lambda: cattn.attention(x, keys, keys, return_lse=True, num_threads=threads)
+    yield lambda: cattn.attention(x, some, some, **modifiers)
+    yield lambda: cattn.attention(x[..., ::-1], some[..., ::-1], some[..., ::-1], **modifiers)
+    yield lambda: cattn.attention(tiny, tiny, tiny, num_threads=threads)
+    yield lambda: cattn.attention_weights(x, some, **modifiers)
+    yield lambda: cattn.attention_varlen(*packed, num_threads=threads)
+every = [(rows, dtype, threads) for rows in (1, 4, 12, 70) for dtype in "fde" for threads in (1, 2)]
+every = [call for arguments in every for call in calls(*arguments)]
+def call_all():
+    for call in every:
+        call()
+    print("done")
+call_all()  # in the main thread, for what Python does once
+threading.stack_size(64 * 1024)
+thread = threading.Thread(target=call_all)
+thread.start()
+thread.join()
+"""
+    if isa not in _kernel.runnable_isas():
+        pytest.skip(f"{isa} does not run here")
+    assert printed(python(code, CATTN_ISA=isa)) == "done\n" * 2
 
 
 def counts_subnormals():
