@@ -1,7 +1,7 @@
 """Builds the one extension module, cattn._kernel, from src/.
 
-CATTN_SANITIZE=address,undefined builds with those sanitizers, CATTN_COVERAGE=1 with line tracing. Whatever was built
-with other flags or another compiler is built anew.
+CC names the compiler, on Windows too (clang-cl). CATTN_SANITIZE=address,undefined builds with those sanitizers,
+CATTN_COVERAGE=1 with line tracing. Whatever was built with other flags or another compiler is built anew.
 """
 
 import os
@@ -23,7 +23,13 @@ INCLUDED = [
     *("tiles.inc", "tiles_edit.inc", "tiles_few.inc", "vectors.inc", "tiles_isa.h", "target_begin.h", "target_end.h"),
 ]
 
-if sys.platform == "win32":
+if sys.platform == "win32" and "CC" in os.environ:
+    # clang-cl, which takes gcc's language and has the vector tables. setuptools adds /GL, which it does not know.
+    target = "aarch64" if sysconfig.get_platform() == "win-arm64" else "x86_64"
+    compile_args = ["/O2", "/clang:-std=gnu11", "/clang:-ffp-contract=fast", f"--target={target}-pc-windows-msvc"]
+    compile_args += ["-Wno-unused-command-line-argument"]
+    link_args = []
+elif sys.platform == "win32":
     compile_args, link_args = ["/O2", "/std:c11"], []
 else:
     # gnu11 and the contraction into FMAs go together: gcc's -std=c11 turns contraction off.
@@ -62,6 +68,10 @@ def has_other_flags(path):
 
 class BuildExt(build_ext):
     def build_extensions(self):
+        if self.compiler.compiler_type == "msvc" and "CC" in os.environ:  # setuptools does not ask for it there
+            if not self.compiler.initialized:
+                self.compiler.initialize(self.plat_name)
+            self.compiler.cc = os.environ["CC"]
         compiler = getattr(self.compiler, "compiler", None)  # none on Windows, which says by itself what is missing
         if compiler and shutil.which(compiler[0]) is None:
             raise SystemExit(f"cattn is built by a C compiler, and {compiler[0]} is not there: install one or set CC")

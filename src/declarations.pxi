@@ -150,5 +150,6 @@ cdef extern from "float_mode.h" nogil:
 cdef extern from "pool.h" nogil:
     ctypedef int64_t shared
     ctypedef int (*cattn_task)(void *context, Py_ssize_t task, int worker) noexcept nogil
+    int64_t cattn_now()
     void cattn_pool_run(cattn_task task, void *context, Py_ssize_t tasks, int threads,
                         void (*meanwhile)(void *context) noexcept nogil)

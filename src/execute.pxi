@@ -16,17 +16,6 @@ cdef extern from *:
     void *cattn_stack_memory(size_t bytes) noexcept nogil
     int cattn_handlers   # of signals, which run in this thread inside of calls
 
-from libc.time cimport time_t
-
-
-cdef extern from "time.h" nogil:
-    cdef struct timespec:
-        time_t tv_sec
-        long tv_nsec
-    int TIME_UTC
-    int timespec_get(timespec *now, int base)
-
-
 cdef enum:
     # Multiply-adds below which letting go of the GIL, or waking a worker, costs more than it brings: about 2 and 50 µs.
     GIL_WORK = 65536
@@ -95,11 +84,8 @@ cdef bint interrupted() noexcept:
 cdef void poll(void *context) noexcept nogil:
     """Lets signal handlers run, now and then; one that raises stops the run."""
     cdef Run *run = <Run *>context
-    cdef timespec now
-    cdef int64_t nanoseconds, ending = ending_thread
+    cdef int64_t nanoseconds = cattn_now(), ending = ending_thread
     cdef unsigned int mode
-    timespec_get(&now, TIME_UTC)
-    nanoseconds = now.tv_sec * <int64_t>1000000000 + now.tv_nsec
     if run.polled == 0:
         run.polled = nanoseconds
     elif (not run.stopped and not 0 <= nanoseconds - run.polled < POLL_NANOSECONDS

@@ -70,6 +70,11 @@ __attribute__((constructor)) static void watch_forks(void)
 }
 #endif
 
+int64_t cattn_now(void)
+{
+    return now();
+}
+
 /* Looks out until the number is zero, or is not, or the time has come. */
 static void spin(shared *number, int until_zero, int64_t end)
 {

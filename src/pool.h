@@ -16,6 +16,9 @@ typedef _Atomic int64_t shared;
  * leaves what it left before. Answers whether to give up: then tasks that nobody has begun are left undone. */
 typedef int (*cattn_task)(void *context, ptrdiff_t task, int worker);
 
+/* Nanoseconds, of a clock that only goes forward. */
+int64_t cattn_now(void);
+
 /* Runs task(context, 0 .. tasks - 1), shared between the caller and up to threads - 1 workers, and returns when all are done.
  * A thread begins with tasks `threads` apart, in ascending order. While the caller waits for workers it calls
  * meanwhile(context) every 10 ms. Any number of callers at once; not from inside a task. Where a thread cannot be started,
