@@ -45,10 +45,14 @@ cdef void select_scores(void *scores, const void *terms, Py_ssize_t count, Py_ss
             put_real(scores, i, item, -INFINITY)
 
 
-cdef void mark_attended(unsigned char *attended, const void *scores, Py_ssize_t count, Py_ssize_t item) noexcept nogil:
+cdef bint mark_attended(unsigned char *attended, const void *scores, Py_ssize_t count, Py_ssize_t item) noexcept nogil:
+    """Which scores are attended to; whether all are."""
     cdef Py_ssize_t i
+    cdef unsigned char every = True
     for i in range(count):
         attended[i] = get_real(scores, i, item) != -INFINITY
+        every &= attended[i]
+    return every
 
 
 cdef void add_reals(void *sums, const void *terms, Py_ssize_t count, Py_ssize_t item) noexcept nogil:
@@ -476,7 +480,7 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
     cdef const char *keys
     cdef double sum
     cdef int pass_number, passes = 2 if run.stage == STAGE_WEIGHTS else 1
-    cdef bint visible
+    cdef bint visible, every
     cdef cattn_edit edit
     cdef cattn_ahead ahead
     cdef Entry entry
@@ -506,10 +510,10 @@ cdef void weigh_many(Run *run, const Task *task, char *workspace, int worker) no
                 if passes == 1:
                     write_scores(run, &entry, tile, start, count, divisor, NULL, workspace)
                     continue
-                mark_attended(attended, scores, count * lanes, item)
+                every = mark_attended(attended, scores, count * lanes, item)
                 table.exponentials(scores, tile.rows, count, tile.maximum, tile.sum, factor, block_maximum)
                 if pass_number == 1:   # the maximum stays, so that these are exp(score - maximum)
-                    write_scores(run, &entry, tile, start, count, divisor, attended, workspace)
+                    write_scores(run, &entry, tile, start, count, divisor, NULL if every else attended, workspace)
             if pass_number == 0 and passes == 2:
                 for row in range(lanes):
                     sum = get_real(tile.sum, row, item)
