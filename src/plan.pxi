@@ -111,7 +111,7 @@ cdef inline Py_ssize_t entry_key_length(const cattn_problem *problem, Py_ssize_t
 
 
 cdef inline Py_ssize_t count_chunks(Py_ssize_t keys, Py_ssize_t chunk) noexcept nogil:
-    return max(<Py_ssize_t>1, (keys + chunk - 1) // chunk)
+    return 1 if keys <= chunk else (keys + chunk - 1) // chunk   # without a division in short calls
 
 
 cdef inline bint has_chunks(const Plan *plan, Py_ssize_t keys) noexcept nogil:
