@@ -18,7 +18,7 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12 warns of a
 """
 
 
-def run(code, beginning=BEGINNING, seconds=60):
+def run(code, beginning=BEGINNING, seconds=240):
     """What Python prints for `code`, with the cattn of this test; fails unless it ends by itself, in time and well."""
     paths = [os.path.dirname(os.path.dirname(cattn.__file__)), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -106,7 +106,7 @@ def fork(number, frame):
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(30)
+        signal.alarm(120)
         in_child()
 arguments = arguments()
 expected = call(1)
