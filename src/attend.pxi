@@ -399,12 +399,8 @@ cdef void merge_few(Run *run, const Task *task, char *workspace, int worker) noe
         if stopped(run, worker, ROW_WORK + MOVE_WORK * rows * size):
             return
         part = cattn_softmax(partial, partial + rows * item, partial + 2 * rows * item, NULL, NULL)
-        if is_empty(part.sum, rows, item):
-            pass
-        elif item == 4:
-            merge_rows[float](&tile.total, &part, rows, size, run.plan.columns, True, NULL)
-        else:
-            merge_rows[double](&tile.total, &part, rows, size, run.plan.columns, True, NULL)
+        if not is_empty(part.sum, rows, item):
+            run.plan.tiles.few_merge(&tile.total, &part, rows, size, run.plan.columns)
         partial += run.plan.partial_bytes
     swap_total(tile)
     finish_tile(run, worker, &entry, tile, workspace, True)

@@ -107,6 +107,7 @@ ctypedef void (*few_values_function)(void *, const void *, const void *, Py_ssiz
 ctypedef void (*few_select_values_function)(void *, const void *, const void *, const unsigned char *, Py_ssize_t,
                                             Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t,
                                             Py_ssize_t, cattn_type) noexcept nogil
+ctypedef void (*few_merge_function)(const cattn_softmax *, const cattn_softmax *, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
 ctypedef void (*widen_function)(void *, const char *, cattn_type, Py_ssize_t) noexcept nogil
 ctypedef void (*narrow_function)(char *, const void *, cattn_type, Py_ssize_t) noexcept nogil
 
@@ -129,6 +130,7 @@ cdef extern from "tiles.h" nogil:
         few_exponentials_function few_exponentials
         few_values_function few_values
         few_select_values_function few_select_values
+        few_merge_function few_merge
         widen_function widen
         narrow_function narrow
 

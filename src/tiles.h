@@ -171,6 +171,9 @@ typedef struct {
                               ptrdiff_t pitch, ptrdiff_t rows,
                               const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type);
 
+    /* `merge`, of a `part` that lies anywhere in memory. Outputs stand in slices of so many columns, one behind the other. */
+    void (*few_merge)(const cattn_softmax *total, const cattn_softmax *part, ptrdiff_t rows, ptrdiff_t size, ptrdiff_t columns);
+
     /* ---- storage types ---- */
 
     /* real to[i] = from[i], and back (to nearest, ties to even; NaN stays NaN), for `count` contiguous elements of

@@ -397,6 +397,16 @@ cdef inline void merge_rows(const cattn_softmax *total, const cattn_softmax *par
         start += columns
 
 
+cdef void few_merge_float(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
+                          Py_ssize_t columns) noexcept nogil:
+    merge_rows[float](total, part, rows, size, columns, True, NULL)
+
+
+cdef void few_merge_double(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
+                           Py_ssize_t columns) noexcept nogil:
+    merge_rows[double](total, part, rows, size, columns, True, NULL)
+
+
 cdef void merge_float(const cattn_softmax *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
                       int selected) noexcept nogil:
     merge_rows[float](total, part, PORTABLE_LANES, size, size, False, NULL)
@@ -510,5 +520,6 @@ cdef void fill_portable(cattn_tiles *tiles, real *unused) noexcept nogil:
     tiles.few_exponentials = <few_exponentials_function>few_exponentials[real]
     tiles.few_values = <few_values_function>few_values[real]
     tiles.few_select_values = <few_select_values_function>few_select_values[real]
+    tiles.few_merge = few_merge_float if real is float else few_merge_double
     tiles.widen = widen
     tiles.narrow = narrow
