@@ -15,13 +15,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["kernel.pyx", "pool.c", "dispatch.c", "tiles_vec128.c", "tiles_avx2.c", "tiles_avx512.c"]
-INCLUDED = [
-    *("declarations.pxi", "tiles_portable.pxi", "tiles_portable_few.pxi", "problem.pxi", "storage.pxi"),
-    *("plan.pxi", "execute.pxi", "rows.pxi", "prefetch.pxi", "attend.pxi", "calls.pxi"),
-    *("problem.h", "tiles.h", "dispatch.h", "pool.h", "threads.h", "float_mode.h"),
-    *("tiles.inc", "tiles_edit.inc", "tiles_few.inc", "vectors.inc", "tiles_isa.h", "target_begin.h", "target_end.h"),
-]
+SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", "tiles/vec128.c", "tiles/avx2.c", "tiles/avx512.c"]
+# What they include or cimport: where one of these changes, all are built anew.
+INCLUDED = sorted(str(path) for path in Path("src").rglob("*") if path.suffix in (".pxd", ".h"))
 
 if sys.platform == "win32" and "CC" in os.environ:
     # clang-cl, which takes gcc's language and has the vector tables. setuptools adds /GL, which it does not know.
@@ -89,14 +85,18 @@ kernel = Extension(
     "cattn._kernel",
     [f"src/{name}" for name in SOURCES],
     include_dirs=["src", numpy.get_include()],
-    depends=[f"src/{name}" for name in INCLUDED],
+    depends=INCLUDED,
     define_macros=macros,
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )
 setup(
     ext_modules=cythonize(
-        [kernel], compiler_directives=directives, emit_linenums=coverage, force=has_other_flags("src/kernel.c")
+        [kernel],
+        include_path=["src"],
+        compiler_directives=directives,
+        emit_linenums=coverage,
+        force=has_other_flags("src/kernel.c"),
     ),
     cmdclass={"build_ext": BuildExt},
 )

@@ -1,57 +1,78 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, freethreading_compatible=True
-"""The compiled half of cattn: the entry from Python, the plan, the loop nests and the portable kernel table."""
+"""The compiled half of cattn: the doors."""
 
+import atexit
 import os
 
 from . import _arguments
 from ._threads import get_num_threads
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.float cimport DBL_MIN
 from libc.math cimport sqrt
-from libc.string cimport memcmp, memcpy
 cimport numpy as cnp
 
-cdef extern from "Python.h":
-    enum:
-        PY_SSIZE_T_MAX
-
-include "declarations.pxi"
-include "tiles_portable.pxi"
-include "tiles_portable_few.pxi"
-include "problem.pxi"
-include "storage.pxi"
-include "plan.pxi"
-include "execute.pxi"
-include "rows.pxi"
-include "prefetch.pxi"
-include "attend.pxi"
-include "calls.pxi"
+from calls cimport explain_calls
+from door cimport check, compute, note_ending_thread, wants_to_stop
+from plan cimport *
+from problem cimport *
+from system.system cimport cattn_isa_name, cattn_l2_bytes, cattn_override, cattn_prefetches_rows
+from tiles.portable_table cimport fill_portable
+from tiles.tiles cimport *
 
 cnp.import_array()
+atexit.register(lambda: note_ending_thread())
 
-# The kernel table of this process, chosen at import.
-cdef cattn_table table
+# Chosen at import.
+cdef Machine machine
 
 
-def _choose_table(name):
-    fill_portable[float](&table.float32, NULL)
-    fill_portable[double](&table.float64, NULL)
-    table.name = "portable"
-    chosen = cattn_best_isa() if name is None else os.fsencode(name)
-    status = cattn_override(&table, chosen)
+cdef list isas():
+    """Names of all kernel tables, best first."""
+    cdef int number = 0
+    names = []
+    while cattn_isa_name(number) != NULL:
+        names.append((<bytes>cattn_isa_name(number)).decode())
+        number += 1
+    return names
+
+
+def _open_machine(name):
+    machine.l2_bytes = cattn_l2_bytes()
+    machine.prefetches_rows = cattn_prefetches_rows()
+    fill_portable(&machine.table)
+    chosen = runnable_isas()[0] if name is None else name
+    status = cattn_override(&machine.table, os.fsencode(chosen))
     if status == -1:
-        raise ImportError(f"CATTN_ISA: expected portable, vec128, avx2 or avx512, got {name!r}")
+        *others, last = reversed(isas())
+        raise ImportError(f"CATTN_ISA: expected {', '.join(others)} or {last}, got {name!r}")
     if status == -2:
         raise ImportError(f"CATTN_ISA: this processor or build cannot run {name!r}")
 
 
-_choose_table(os.environ.get("CATTN_ISA") or None)
+def runnable_isas():
+    """Names of the kernel tables that this build has and this processor runs, best first."""
+    cdef cattn_table unused
+    return [name for name in isas() if cattn_override(&unused, os.fsencode(name)) == 0]
+
+
+_open_machine(os.environ.get("CATTN_ISA") or None)
+
+
+def table_address(name):
+    """Where a kernel table of this name lies, complete, for tests that call its kernels one by one. It stays there."""
+    cdef cattn_table *table = <cattn_table *>PyMem_RawMalloc(sizeof(cattn_table))
+    if table == NULL:
+        raise MemoryError
+    fill_portable(table)
+    if cattn_override(table, os.fsencode(name)) != 0:
+        PyMem_RawFree(table)
+        raise ValueError(f"name: expected one of {runnable_isas()}, got {name!r}")
+    return <size_t>table
 
 
 def isa():
-    """Name of the kernel table in use: portable, vec128, avx2 or avx512."""
-    return (<bytes>table.name).decode()
+    """Name of the kernel table in use."""
+    return (<bytes>machine.table.name).decode()
 
 
 cdef inline bint is_plain_scale(object scale) noexcept:
@@ -88,7 +109,7 @@ cdef object attend_plain(cattn_problem *problem, object query, object key, objec
         set_modifiers(problem, checked)
     if num_threads is not None:
         threads = _arguments.threads(num_threads)
-    run_problem(problem, STAGE_OUTPUT, threads)
+    compute(problem, STAGE_OUTPUT, threads, &machine, get_num_threads)
     return (out, lse) if return_lse else out
 
 
@@ -179,7 +200,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     given, result, lse = _arguments.attention(
         query, key, value, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads, **modifiers)
     set_problem(&problem, given)
-    run_problem(&problem, STAGE_OUTPUT, given.num_threads)
+    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, get_num_threads)
     return (result, lse) if return_lse else result
 
 
@@ -217,7 +238,7 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
         query_offset=query_offset, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, out=out,
         return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
-    run_problem(&problem, STAGE_OUTPUT, given.num_threads)
+    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, get_num_threads)
     return (result, lse) if return_lse else result
 
 
@@ -260,7 +281,7 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
         key_range=key_range, query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias,
         alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, layout=layout, num_threads=num_threads)
     set_problem(&problem, given)
-    run_problem(&problem, STAGES[stage], given.num_threads)
+    compute(&problem, STAGES[stage], given.num_threads, &machine, get_num_threads)
     return result
 
 
@@ -287,32 +308,23 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         As `attention` does.
     """
     cdef cattn_problem problem
+    cdef const Strategy *strategy
+    cdef Caller caller = Caller(wants_to_stop, NULL)
     cdef Plan found
-    cdef bint few
     given, _, _ = _arguments.attention(
         query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
         query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
         softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
-    make_plan(&found, &problem, &table, False)
-    few = not found.has_many
+    check(make_plan(&found, &problem, &machine, STAGE_OUTPUT, &caller), &found, 0, 0)
+    strategy = &found.many if found.has_many else &found.few
+    lanes = strategy.kernels.lanes
     return _plan.Plan(
-        strategy="few rows" if few else "many rows", isa=isa(),
-        lanes=min(problem.query_length * found.group, <Py_ssize_t>CATTN_FEW_ROWS) if few else found.tiles.lanes,
-        key_block=found.few_block if few else found.key_block, chunk=found.few_chunk if few else found.chunk,
-        tiles_per_task=1 if few else found.tiles_per_task, tasks=found.tasks,
+        strategy="many rows" if found.has_many else "few rows", isa=isa(),
+        lanes=lanes if found.has_many else min(problem.query_length * found.group, lanes),
+        key_block=strategy.key_block, chunk=strategy.chunk, tiles_per_task=strategy.tiles_per_task, tasks=found.tasks,
         workspace_bytes=found.workspace_bytes, partial_bytes=<object>found.partials * found.partial_bytes)
 
 
 for door in (attention, attention_varlen, attention_weights, plan):
-    explain_calls(door)
-
-
-def runnable_isas():
-    """Names of the kernel tables that this build has and this processor runs, best first."""
-    cdef cattn_table unused
-    names = []
-    for name in (b"avx512", b"avx2", b"vec128", b"portable"):
-        if cattn_override(&unused, name) == 0:
-            names.append(name.decode())
-    return names
+    explain_calls(door, _arguments.explain_call)

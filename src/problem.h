@@ -75,4 +75,12 @@ typedef struct {
     const int64_t *query_indptr, *key_indptr;
 } cattn_problem;
 
+/* How a call ended. */
+typedef enum {
+    CATTN_DONE,
+    CATTN_STOPPED,          /* by whoever was asked whether to go on */
+    CATTN_NO_MEMORY,
+    CATTN_TOO_MANY_TASKS    /* more than CATTN_LARGEST_COUNT */
+} cattn_status;
+
 #endif

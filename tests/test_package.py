@@ -60,7 +60,7 @@ def paths_in(wheel):
 def test_sdist_holds_what_is_needed_to_build_and_test(built):
     with tarfile.open(built[0]) as archive:
         found = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()}
-    kinds = {"src": "*.[pchi]*", "cattn": "*.py*", "tests": "*.py", "benchmarks": "**/*.*"}
+    kinds = {"src": "**/*.[pch]*", "cattn": "*.py*", "tests": "*.py", "benchmarks": "**/*.*"}
     expected = {path for folder, kind in kinds.items() for path in (ROOT / folder).glob(kind)}
     expected = {path.relative_to(ROOT) for path in expected if path.suffix != ".pyc" and path.name != "kernel.c"}
     assert {PurePosixPath(path) for path in expected} <= found

@@ -1,32 +1,56 @@
-# NumPy arrays → cattn_problem. Arrays as most are, and calls without modifiers, are taken as they come; _arguments looks at
-# all others.
+# What problem.h declares, and NumPy arrays → cattn_problem. Arrays as most are, and calls without modifiers, are taken as they
+# come; _arguments looks at all others.
+
+from libc.float cimport DBL_MIN
+from libc.stdint cimport int64_t
+from libc.string cimport memcmp, memcpy
+cimport numpy as cnp
+
+cdef extern from "problem.h" nogil:
+    enum:
+        CATTN_MAX_BATCH_NDIM
+        CATTN_UNLIMITED
+    Py_ssize_t CATTN_LARGEST_SIZE
+    Py_ssize_t CATTN_LARGEST_COUNT
+
+    ctypedef enum cattn_type:
+        CATTN_FLOAT32
+        CATTN_FLOAT64
+        CATTN_FLOAT16
+        CATTN_BFLOAT16
+        CATTN_BOOL
+        CATTN_INT64
+
+    ctypedef enum cattn_status:
+        CATTN_DONE
+        CATTN_STOPPED
+        CATTN_NO_MEMORY
+        CATTN_TOO_MANY_TASKS
+
+    ctypedef struct cattn_array:
+        char *data
+        cattn_type type
+        int swapped
+        Py_ssize_t head, row, column
+        Py_ssize_t batch[CATTN_MAX_BATCH_NDIM]
+
+    ctypedef struct cattn_problem:
+        size_t struct_size
+        cattn_array query, key, value, out, lse
+        int batch_ndim
+        Py_ssize_t batch_shape[CATTN_MAX_BATCH_NDIM]
+        Py_ssize_t query_heads, key_heads
+        Py_ssize_t query_length, key_length, head_size, value_size
+        double scale, softcap
+        cattn_array bias, alibi_slopes, sinks
+        int64_t window_left, window_right
+        cattn_array query_offset, query_lengths, key_lengths
+        cattn_array key_start, key_stop, mask
+        const int64_t *query_indptr
+        const int64_t *key_indptr
 
 
-cdef int set_array(cattn_array *array, object given, int batch_ndim, int own_ndim) except -1:
-    """`given`, whose last own_ndim axes are those of (head, row, column) that it has, as an array of the problem. Those
-    before are the batch; without any it is shared by all entries."""
-    cdef cnp.ndarray view
-    cdef Py_ssize_t strides[3]
-    cdef int axis, shared
-    array.data = NULL
-    if given is None:
-        return 0
-    view = given
-    shared = cnp.PyArray_NDIM(view) - own_ndim == 0
-    array.data = cnp.PyArray_BYTES(view)
-    array.type = storage_type(view)
-    array.swapped = not cnp.PyArray_ISNOTSWAPPED(view)
-    for axis in range(batch_ndim):
-        array.batch[axis] = 0 if shared else cnp.PyArray_STRIDE(view, axis)
-    for axis in range(3):
-        strides[axis] = cnp.PyArray_STRIDE(view, (0 if shared else batch_ndim) + axis) if axis < own_ndim else 0
-    array.head = strides[0]
-    array.row = strides[1]
-    array.column = strides[2]
-    return 0
-
-
-cdef cattn_type storage_type(cnp.ndarray array) except *:
+cdef inline cattn_type storage_type(cnp.ndarray array) except *:
     cdef int number = cnp.PyArray_TYPE(array)
     if number == cnp.NPY_FLOAT:
         return CATTN_FLOAT32
@@ -39,7 +63,31 @@ cdef cattn_type storage_type(cnp.ndarray array) except *:
     return CATTN_INT64 if array.dtype.kind == "i" else CATTN_BFLOAT16
 
 
-cdef int set_modifiers(cattn_problem *problem, object given) except -1:
+cdef inline int set_array(cattn_array *array, object given, int batch_ndim, int own_ndim) except -1:
+    """`given`, whose last own_ndim axes are those of (head, row, column) that it has, as an array of the problem. Those
+    before are the batch; without any it is shared by all entries."""
+    cdef cnp.ndarray view
+    cdef Py_ssize_t strides[3]
+    cdef int axis, is_shared
+    array.data = NULL
+    if given is None:
+        return 0
+    view = given
+    is_shared = cnp.PyArray_NDIM(view) == own_ndim
+    array.data = cnp.PyArray_BYTES(view)
+    array.type = storage_type(view)
+    array.swapped = not cnp.PyArray_ISNOTSWAPPED(view)
+    for axis in range(batch_ndim):
+        array.batch[axis] = 0 if is_shared else cnp.PyArray_STRIDE(view, axis)
+    for axis in range(3):
+        strides[axis] = cnp.PyArray_STRIDE(view, (0 if is_shared else batch_ndim) + axis) if axis < own_ndim else 0
+    array.head = strides[0]
+    array.row = strides[1]
+    array.column = strides[2]
+    return 0
+
+
+cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
     """What _arguments.Modifiers says, in C. Sizes are set."""
     cdef int batch_ndim = problem.batch_ndim
     set_array(&problem.mask, given.mask, batch_ndim, 3)
@@ -59,7 +107,7 @@ cdef int set_modifiers(cattn_problem *problem, object given) except -1:
     return 0
 
 
-cdef int set_problem(cattn_problem *problem, object given) except -1:
+cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     """What _arguments.Problem says, in C."""
     cdef int axis, batch_ndim
     problem.query_indptr = problem.key_indptr = NULL
@@ -103,7 +151,7 @@ cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type typ
     array.column = cnp.PyArray_STRIDE(given, ndim - 1)
 
 
-cdef bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
+cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
                            bint heads_inside) except -1:
     """Three arrays as most are, of matching shapes; False where there is anything to look at more closely."""
     cdef int number, ndim, axis, batch_ndim, head_axis, row_axis
@@ -153,7 +201,7 @@ cdef bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarra
     return True
 
 
-cdef void set_unmodified(cattn_problem *problem, double scale, bint causal) noexcept:
+cdef inline void set_unmodified(cattn_problem *problem, double scale, bint causal) noexcept:
     problem.mask.data = problem.bias.data = problem.key_start.data = problem.key_stop.data = NULL
     problem.query_offset.data = problem.query_lengths.data = problem.key_lengths.data = NULL
     problem.alibi_slopes.data = problem.sinks.data = NULL
@@ -179,7 +227,7 @@ cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cn
             and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
 
 
-cdef object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
+cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
                           bint heads_inside, object given):
     """The output for plain inputs: `given`, or a new one; None where there is anything to look at more closely."""
     cdef int ndim = cnp.PyArray_NDIM(query)
@@ -197,7 +245,7 @@ cdef object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray
     return given
 
 
-cdef object set_plain_lse(cattn_problem *problem, cnp.ndarray out, bint heads_inside):
+cdef inline object set_plain_lse(cattn_problem *problem, cnp.ndarray out, bint heads_inside):
     """A new array for the logarithms, of a plain output's shape without its last axis."""
     cdef int ndim = cnp.PyArray_NDIM(out) - 1
     cdef cnp.ndarray lse = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(out), cnp.NPY_DOUBLE if problem.out.type == CATTN_FLOAT64

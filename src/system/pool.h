@@ -7,9 +7,9 @@
 
 /* A number that threads read and write at once. */
 #ifdef _WIN32
-typedef volatile int64_t shared;
+typedef volatile int64_t cattn_shared;
 #else
-typedef _Atomic int64_t shared;
+typedef _Atomic int64_t cattn_shared;
 #endif
 
 /* Does one task; `worker` is 0 (the caller) to threads - 1, and no two tasks run at once with the same one. Done again, it

@@ -1,4 +1,4 @@
-/* What the tables in vector extensions show to dispatch.c. No vector types here: this header is compiled at the baseline. */
+/* What the tables in vector extensions show to cpu.c. No vector types here: this header is compiled at the baseline. */
 #ifndef CATTN_TILES_ISA_H
 #define CATTN_TILES_ISA_H
 

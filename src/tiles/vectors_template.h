@@ -1,4 +1,4 @@
-/* Vectors of one type and width, for tiles.inc: loads, shuffles, exponentials. */
+/* Vectors of one type and width, for tiles_template.h: loads, shuffles, exponentials. */
 
 /* ---- the intrinsic helpers ---- */
 
@@ -220,7 +220,7 @@ INLINE ptrdiff_t F(stored_size)(const cattn_type type)
 /* The vector whose 128-bit part g lies at from[g]. */
 #if defined(TILES_AVX512) || defined(TILES_AVX2)
 #define INSERT
-INLINE vector F(load_parts)(const REAL *const *from)
+INLINE vector F(load_quads)(const REAL *const *from)
 {
 #if defined(TILES_AVX512) && REAL_BITS == 32
     __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(from[0]));
@@ -240,8 +240,8 @@ INLINE vector F(load_parts)(const REAL *const *from)
 }
 #endif
 
-/* y[i][k] = x[k][i] inside each 128-bit part of GROUP vectors. */
-INLINE void F(transpose_parts)(vector y[GROUP], const vector x[GROUP])
+/* y[i][k] = x[k][i] inside each 128-bit part of QUAD vectors. */
+INLINE void F(transpose_quads)(vector y[QUAD], const vector x[QUAD])
 {
 #if REAL_BITS == 32
     vector a = LOW(x[0], x[1]), b = HIGH(x[0], x[1]);
@@ -256,25 +256,25 @@ INLINE void F(transpose_parts)(vector y[GROUP], const vector x[GROUP])
 #endif
 }
 
-/* x[i][k] ↔ x[k][i] of WIDTH vectors: first GROUP × GROUP squares inside the 128-bit parts, then the parts. */
+/* x[i][k] ↔ x[k][i] of WIDTH vectors: first QUAD × QUAD squares inside the 128-bit parts, then the parts. */
 INLINE void F(transpose)(vector x[WIDTH])
 {
     vector y[WIDTH];
-    UNROLL for (int i = 0; i < WIDTH; i += GROUP)
-        F(transpose_parts)(y + i, x + i);
-    UNROLL for (int i = 0; i < GROUP; i++) {
+    UNROLL for (int i = 0; i < WIDTH; i += QUAD)
+        F(transpose_quads)(y + i, x + i);
+    UNROLL for (int i = 0; i < QUAD; i++) {
 #if VECTOR_BYTES == 16
         x[i] = y[i];
 #elif VECTOR_BYTES == 32
-        x[i] = EVEN(y[i], y[GROUP + i]);
-        x[GROUP + i] = ODD(y[i], y[GROUP + i]);
+        x[i] = EVEN(y[i], y[QUAD + i]);
+        x[QUAD + i] = ODD(y[i], y[QUAD + i]);
 #else
-        vector a = EVEN(y[i], y[GROUP + i]), b = EVEN(y[2 * GROUP + i], y[3 * GROUP + i]);
-        vector c = ODD(y[i], y[GROUP + i]), d = ODD(y[2 * GROUP + i], y[3 * GROUP + i]);
+        vector a = EVEN(y[i], y[QUAD + i]), b = EVEN(y[2 * QUAD + i], y[3 * QUAD + i]);
+        vector c = ODD(y[i], y[QUAD + i]), d = ODD(y[2 * QUAD + i], y[3 * QUAD + i]);
         x[i] = EVEN(a, b);
-        x[GROUP + i] = EVEN(c, d);
-        x[2 * GROUP + i] = ODD(a, b);
-        x[3 * GROUP + i] = ODD(c, d);
+        x[QUAD + i] = EVEN(c, d);
+        x[2 * QUAD + i] = ODD(a, b);
+        x[3 * QUAD + i] = ODD(c, d);
 #endif
     }
 }
@@ -285,15 +285,15 @@ INLINE void F(load_square)(vector x[WIDTH], const void *const *rows, ptrdiff_t a
 {
 #if defined(INSERT)
     if (n >= WIDTH) {
-        UNROLL for (int q = 0; q < WIDTH; q += GROUP) {
-            vector z[GROUP];
-            UNROLL for (int m = 0; m < GROUP; m++) {
-                const REAL *from[WIDTH / GROUP];
-                UNROLL for (int g = 0; g < WIDTH / GROUP; g++)
-                    from[g] = (const REAL *)rows[g * GROUP + m] + at + q;
-                z[m] = F(load_parts)(from);
+        UNROLL for (int q = 0; q < WIDTH; q += QUAD) {
+            vector z[QUAD];
+            UNROLL for (int m = 0; m < QUAD; m++) {
+                const REAL *from[WIDTH / QUAD];
+                UNROLL for (int g = 0; g < WIDTH / QUAD; g++)
+                    from[g] = (const REAL *)rows[g * QUAD + m] + at + q;
+                z[m] = F(load_quads)(from);
             }
-            F(transpose_parts)(x + q, z);
+            F(transpose_quads)(x + q, z);
         }
         return;
     }
@@ -314,9 +314,9 @@ INLINE vector F(join)(vector a, vector b, const int largest)
  * transpose with a sum at each of its nodes. One order for every i. */
 INLINE vector F(fold)(const vector x[WIDTH], const int largest)
 {
-    vector y[WIDTH / GROUP];
-    UNROLL for (int i = 0; i < WIDTH / GROUP; i++) {
-        const vector *z = x + i * GROUP;
+    vector y[WIDTH / QUAD];
+    UNROLL for (int i = 0; i < WIDTH / QUAD; i++) {
+        const vector *z = x + i * QUAD;
 #if REAL_BITS == 32
         vector a = F(join)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest), b = F(join)(LOW(z[2], z[3]), HIGH(z[2], z[3]), largest);
         y[i] = F(join)(LOW_PAIRS(a, b), HIGH_PAIRS(a, b), largest);
@@ -401,7 +401,7 @@ INLINE void F(exponential)(vector *x, const int n)
 
 /* cap · tanh(x / cap), from e = exp(-2|x| / cap) - 1: tanh = -e / (2 + e), which loses nothing near 0 because e does not.
  * `factor` is -2·log2(e) / cap. Below -60, e is -1 in both types. */
-INLINE vector F(soften)(vector x, REAL cap, REAL factor)
+INLINE vector F(softcap)(vector x, REAL cap, REAL factor)
 {
     const integers sign = (integers)x & (integers)F(splat)(-(REAL)0);
     vector f = F(larger)(F(splat)(-60), (vector)((integers)x ^ sign) * factor), power, q;

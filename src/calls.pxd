@@ -3,7 +3,7 @@
 # looks at calls that failed. One that succeeds pays a jump for it; a parameter that takes what is left over, a dict a call.
 
 from cpython.exc cimport PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore
-from cpython.ref cimport PyObject, Py_XDECREF
+from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
 
 cdef extern from *:
     """
@@ -11,32 +11,26 @@ cdef extern from *:
     {
         return (vectorcallfunc *)((char *)function + Py_TYPE(function)->tp_vectorcall_offset);
     }
+    /* Cython's own, the same for all functions here; and what says what is wrong with a call. */
+    static vectorcallfunc cattn_parse_and_run = NULL;
+    static PyObject *cattn_explain_call = NULL;
     """
     ctypedef PyObject *(*vectorcallfunc)(PyObject *, PyObject *const *, size_t, PyObject *) noexcept
     vectorcallfunc PyVectorcall_Function(PyObject *function)   # NULL where it has no such pointer
     Py_ssize_t PyVectorcall_NARGS(size_t count)
     vectorcallfunc *cattn_call_pointer(PyObject *function)
+    vectorcallfunc cattn_parse_and_run
+    PyObject *cattn_explain_call
 
 
-# Cython's own, the same for all functions here.
-cdef vectorcallfunc parse_and_run = NULL
-
-
-cdef PyObject *call(PyObject *function, PyObject *const *arguments, size_t count, PyObject *names) except NULL:
-    cdef PyObject *result = parse_and_run(function, arguments, count, names)
-    if result == NULL and PyErr_ExceptionMatches(TypeError):
-        explain(<object>function, PyVectorcall_NARGS(count), () if names == NULL else <object>names)
-    return result
-
-
-cdef int explain(object function, Py_ssize_t positional, object names) except -1:
+cdef inline int explain(object function, Py_ssize_t positional, object names) except -1:
     """Put a better message in the place of the TypeError that is set, where there is one."""
     cdef PyObject *kind
     cdef PyObject *value
     cdef PyObject *trace
     PyErr_Fetch(&kind, &value, &trace)
     try:
-        message = _arguments.explain_call(function, positional, names)
+        message = (<object>cattn_explain_call)(function, positional, names)
         if message is not None:
             raise TypeError(message)
     except:
@@ -48,11 +42,22 @@ cdef int explain(object function, Py_ssize_t positional, object names) except -1
     return 0
 
 
-cdef int explain_calls(object function) except -1:
-    global parse_and_run
+cdef inline PyObject *call(PyObject *function, PyObject *const *arguments, size_t count, PyObject *names) except NULL:
+    cdef PyObject *result = cattn_parse_and_run(function, arguments, count, names)
+    if result == NULL and PyErr_ExceptionMatches(TypeError):
+        explain(<object>function, PyVectorcall_NARGS(count), () if names == NULL else <object>names)
+    return result
+
+
+cdef inline int explain_calls(object function, object explain_call) except -1:
+    """Of `function`: explain_call(function, number of arguments by position, names of the others) answers a message or None."""
+    global cattn_parse_and_run, cattn_explain_call
     cdef PyObject *given = <PyObject *>function
     cdef vectorcallfunc own = PyVectorcall_Function(given)
-    if own != NULL and (parse_and_run == NULL or parse_and_run == own):
-        parse_and_run = own
+    if own != NULL and (cattn_parse_and_run == NULL or cattn_parse_and_run == own):
+        if cattn_explain_call == NULL:
+            Py_INCREF(explain_call)   # for as long as the process
+            cattn_explain_call = <PyObject *>explain_call
+        cattn_parse_and_run = own
         cattn_call_pointer(given)[0] = <vectorcallfunc>call
     return 0

@@ -1,6 +1,4 @@
-/* The few-row half of the kernel table, for tiles.inc. */
-
-/* ---- few rows: head size, or keys, in the lanes ---- */
+/* Few rows: head size, or keys, in the lanes. For tiles_template.h. */
 
 /* Few rows are bound by memory. It is faster where keys, and then values, come from FEW_STREAMS places of a block in turn
  * (18 to 22 GB/s, with the processor's own prefetching) than one after the other (12 to 16), and faster still where what
@@ -79,9 +77,11 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
                 scores[r * pitch + w * streams_apart + i] = (&score[0].lane[0])[(i * rows + r) * wide + w];
 }
 
-/* block_maximum[r], with up to WIDTH rows folded at once. */
-static void F(few_maximum)(const REAL *scores, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t count, vector *block_maximum)
+/* block_max[r], with up to WIDTH rows folded at once. */
+static void F(few_maximum)(const REAL *scores, const cattn_row_tile *tile, ptrdiff_t count)
 {
+    const ptrdiff_t pitch = tile->pitch, rows = tile->rows;
+    vector *block_max = tile->block_max;
     for (ptrdiff_t first = 0; first < rows; first += WIDTH) {
         vector maximum[WIDTH];
         UNROLL for (int r = 0; r < WIDTH; r++) {
@@ -94,7 +94,7 @@ static void F(few_maximum)(const REAL *scores, ptrdiff_t pitch, ptrdiff_t rows, 
                     maximum[r] = F(larger)(x, maximum[r]);
                 }
         }
-        block_maximum[first / WIDTH] = F(fold)(maximum, 1);
+        block_max[first / WIDTH] = F(fold)(maximum, 1);
     }
 }
 
@@ -139,14 +139,55 @@ FEW_SCORES(4, FEW_SUMS / 4)
 #undef FEW_SCORES
 #undef FEW_SCORES_ROWS
 
-static void F(few_scores)(void *scores, ptrdiff_t pitch, void *block_maximum, const void *queries, ptrdiff_t rows,
-                          const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type)
+static int F(few_modify_scores)(void *scores_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    for (ptrdiff_t row = 0; row < rows; row += 4) {
-        REAL *score = (REAL *)scores + row * pitch;
-        const REAL *query = (const REAL *)queries + row * size;
-#define FEW_SCORES(n) F(few_scores_of_##n)(score, pitch, query, keys, stride, count, size, type)
-        switch (rows - row) {
+    const cattn_score_mod none = {0}, *mod = tile->score_mod != NULL ? tile->score_mod : &none;
+    const integers sign = (integers)F(splat)(-(REAL)0);
+    const vector masked = F(splat)(-INFINITE);
+    const ptrdiff_t count = block->count;
+    const REAL cap = F(softcap_bounded)(mod->softcap), cap_factor = (REAL)(-2 * CATTN_LOG2E / (double)cap);
+    for (ptrdiff_t r = 0; r < tile->rows; r++) {
+        REAL *scores = (REAL *)scores_ + r * tile->pitch;
+        const REAL slope = (REAL)-mod->slope[r], distance = (REAL)mod->distance[r];
+        const INT start = F(key_bound)(mod->start[r], count), stop = F(key_bound)(mod->stop[r], count);
+        for (ptrdiff_t j = 0; j < count; j += WIDTH) {
+            const ptrdiff_t keys = count - j < WIDTH ? count - j : WIDTH;
+            const integers key = F(iota)() + (INT)j;
+            vector score = F(load_up_to)(scores + j, keys), bias = {0};
+            if (mod->softcap != 0)
+                score = F(softcap)(score, cap, cap_factor);
+            if (mod->has_bias) {
+                bias = F(load_up_to)((const REAL *)mod->bias[r] + j, keys);
+                score += bias;
+            }
+            if (mod->has_alibi) {
+                vector away = distance - __builtin_convertvector(key, vector);
+                score = F(muladd)(F(splat)(slope), (vector)((integers)away & ~sign), score);
+            }
+            if (mod->has_bias)
+                score = F(select)(bias == -INFINITE, masked, score);   /* whatever it is: NaN, too */
+            if (mod->has_mask) {
+                unsigned char bytes[WIDTH] = {0};
+                __builtin_memcpy(bytes, mod->mask[r] + j, (size_t)keys);
+                score = F(select)(F(mask_vector)(bytes), score, masked);
+            }
+            if (mod->has_interval)
+                score = F(select)((key >= start) & (key < stop), score, masked);
+            F(store_up_to)(scores + j, score, keys);
+        }
+    }
+    F(few_maximum)(scores_, tile, count);
+    return 1;
+}
+
+static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {
+        REAL *score = (REAL *)scores + row * tile->pitch;
+        const REAL *query = (const REAL *)tile->queries + row * block->size;
+#define FEW_SCORES(n)                                                                                                  \
+        F(few_scores_of_##n)(score, tile->pitch, query, block->rows, block->stride, block->count, block->size, block->type)
+        switch (tile->rows - row) {
         case 1: FEW_SCORES(1); break;
         case 2: FEW_SCORES(2); break;
         case 3: FEW_SCORES(3); break;
@@ -154,46 +195,11 @@ static void F(few_scores)(void *scores, ptrdiff_t pitch, void *block_maximum, co
         }
 #undef FEW_SCORES
     }
-    F(few_maximum)(scores, pitch, rows, count, block_maximum);
-}
-
-static void F(few_edit)(void *scores_, ptrdiff_t pitch, void *block_maximum, ptrdiff_t rows, ptrdiff_t count,
-                        const cattn_edit *edit)
-{
-    const integers sign = (integers)F(splat)(-(REAL)0);
-    const vector masked = F(splat)(-INFINITE);
-    const REAL cap = F(softcap_bounded)(edit->softcap), cap_factor = (REAL)(-2 * CATTN_LOG2E / (double)cap);
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        REAL *scores = (REAL *)scores_ + r * pitch;
-        const REAL slope = (REAL)-edit->slope[r], distance = (REAL)edit->distance[r];
-        const INT first = F(key_bound)(edit->first[r], count), last = F(key_bound)(edit->last[r], count);
-        for (ptrdiff_t j = 0; j < count; j += WIDTH) {
-            const ptrdiff_t keys = count - j < WIDTH ? count - j : WIDTH;
-            const integers key = F(iota)() + (INT)j;
-            vector score = F(load_up_to)(scores + j, keys), bias = {0};
-            if (edit->softcap != 0)
-                score = F(soften)(score, cap, cap_factor);
-            if (edit->has_bias) {
-                bias = F(load_up_to)((const REAL *)edit->bias[r] + j, keys);
-                score += bias;
-            }
-            if (edit->has_alibi) {
-                vector away = distance - __builtin_convertvector(key, vector);
-                score = F(muladd)(F(splat)(slope), (vector)((integers)away & ~sign), score);
-            }
-            if (edit->has_bias)
-                score = F(select)(bias == -INFINITE, masked, score);   /* whatever it is: NaN, too */
-            if (edit->has_mask) {
-                unsigned char bytes[WIDTH] = {0};
-                __builtin_memcpy(bytes, edit->mask[r] + j, (size_t)keys);
-                score = F(select)(F(expand)(bytes), score, masked);
-            }
-            if (edit->has_interval)
-                score = F(select)((key >= first) & (key < last), score, masked);
-            F(store_up_to)(scores + j, score, keys);
-        }
-    }
-    F(few_maximum)(scores_, pitch, rows, count, block_maximum);
+    if (tile->score_mod != NULL)
+        F(few_modify_scores)(scores, tile, block);
+    else
+        F(few_maximum)(scores, tile, block->count);
+    return 1;
 }
 
 /* Runs of weights, and of values, join one of FEW_TOTALS totals in turn, and these the sums so far: a block has 22 runs of
@@ -228,27 +234,28 @@ static __attribute__((noinline)) void F(few_more_weights)(vector *sum, REAL *sco
     *sum = F(few_total)(total, 1);
 }
 
-static void F(few_exponentials)(void *scores, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t count,
-                                void *maximum_, void *sum_, void *factor_, const void *block_maximum_)
+static int F(few_exponentials)(void *scores, const cattn_row_tile *tile, const cattn_key_block *keys)
 {
-    vector *maximum = maximum_, *sum = sum_, *factor = factor_;
-    const vector *block_maximum = block_maximum_;
-    for (ptrdiff_t first = 0; first < rows; first += WIDTH) {
+    vector *row_max = tile->softmax.row_max, *row_sum = tile->softmax.row_sum, *row_scale = tile->row_scale;
+    const vector *block_max = tile->block_max;
+    const ptrdiff_t count = keys->count;
+    for (ptrdiff_t first = 0; first < tile->rows; first += WIDTH) {
         const ptrdiff_t i = first / WIDTH;
         F(lanes) shift;
-        shift.v = F(advance)(&maximum[i], &factor[i], block_maximum[i]);
+        shift.v = F(advance)(&row_max[i], &row_scale[i], block_max[i]);
         vector block[WIDTH];
         UNROLL for (int r = 0; r < WIDTH; r++) {
-            REAL *row = (REAL *)scores + (first + r) * pitch;
+            REAL *row = (REAL *)scores + (first + r) * tile->pitch;
             block[r] = (vector){0};
-            if (first + r < rows) {
+            if (first + r < tile->rows) {
                 block[r] = F(few_weights)(row, 0, count, shift.lane[r]);
                 if (count > FEW_WEIGHTS * WIDTH)
                     F(few_more_weights)(&block[r], row, count, shift.lane[r]);
             }
         }
-        sum[i] = F(muladd)(factor[i], sum[i], F(fold)(block, 0));
+        row_sum[i] = F(muladd)(row_scale[i], row_sum[i], F(fold)(block, 0));
     }
+    return 1;
 }
 
 /* The values of `wide` keys, `apart` keys from one another, into the sums at columns c of a vector, or of the last
@@ -286,7 +293,8 @@ INLINE void F(few_values_tile)(vector sum[][FEW_COLUMNS], const REAL *weights, p
 }
 
 /* At most FEW_COLUMNS vectors of columns. The sums do not fit the registers: they lie in the first-level cache. */
-INLINE void F(few_values_columns)(REAL *output, ptrdiff_t size, const REAL *factor, const REAL *weights, ptrdiff_t pitch,
+INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const REAL *row_scale, const REAL *weights,
+                                  ptrdiff_t pitch,
                                   const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t columns, const cattn_type type,
                                   const int rows)
 {
@@ -333,32 +341,37 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t size, const REAL *fact
     }
     UNROLL for (int r = 0; r < rows; r++)
         for (ptrdiff_t c = 0; c < vectors; c++) {
-            REAL *out = output + r * size + c * WIDTH;
+            REAL *out = output + r * output_pitch + c * WIDTH;
             const ptrdiff_t n = columns - c * WIDTH;
-            const vector all = F(few_total)(&total[0][r][c], 4 * (FEW_COLUMNS + 1));
-            F(store_up_to)(out, F(muladd)(F(splat)(factor[r]), F(load_up_to)(out, n), all), n);
+            vector all = F(few_total)(&total[0][r][c], 4 * (FEW_COLUMNS + 1));
+            if (row_scale == NULL)
+                all += zero;
+            else
+                all = F(muladd)(F(splat)(row_scale[r]), F(load_up_to)(out, n), all);
+            F(store_up_to)(out, all, n);
         }
 }
 
-INLINE void F(few_values_rows)(REAL *output, const REAL *factor, const REAL *weights, ptrdiff_t pitch, const char *values,
-                               ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, const cattn_type type, const int rows)
+INLINE void F(few_values_rows)(REAL *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
+                               const cattn_type type, const int rows)
 {
-    for (ptrdiff_t c = 0, columns; c < size; c += columns) {
-        columns = size - c < FEW_COLUMNS * WIDTH ? size - c : FEW_COLUMNS * WIDTH;
-        F(few_values_columns)(output + c, size, factor, weights, pitch, values + c * F(stored_size)(type), stride, count,
-                              columns, type, rows);
+    const REAL *row_scale = tile->is_new ? NULL : (const REAL *)tile->row_scale + row;
+    const REAL *weights = (const REAL *)tile->scores + row * tile->pitch;
+    for (ptrdiff_t c = 0, columns; c < block->size; c += columns) {
+        columns = block->size - c < FEW_COLUMNS * WIDTH ? block->size - c : FEW_COLUMNS * WIDTH;
+        F(few_values_columns)(output + c, tile->output_pitch, row_scale, weights, tile->pitch,
+                              block->rows + c * F(stored_size)(type), block->stride, block->count, columns, type, rows);
     }
 }
 
 #define FEW_VALUES(rows)                                                                                                \
     static __attribute__((noinline)) void F(few_values_of_##rows)(                                                      \
-        REAL *output, const REAL *factor, const REAL *weights, ptrdiff_t pitch, const char *values, ptrdiff_t stride,   \
-        ptrdiff_t count, ptrdiff_t size, cattn_type type)                                                               \
+        REAL *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row)                          \
     {                                                                                                                   \
         enum { ROWS = rows };                                                                                           \
-        WITH_TYPE(type, FEW_VALUES_ROWS)                                                                                \
+        WITH_TYPE(block->type, FEW_VALUES_ROWS)                                                                         \
     }
-#define FEW_VALUES_ROWS(type) F(few_values_rows)(output, factor, weights, pitch, values, stride, count, size, type, ROWS)
+#define FEW_VALUES_ROWS(type) F(few_values_rows)(output, tile, block, row, type, ROWS)
 FEW_VALUES(1)
 FEW_VALUES(2)
 FEW_VALUES(3)
@@ -366,14 +379,12 @@ FEW_VALUES(4)
 #undef FEW_VALUES
 #undef FEW_VALUES_ROWS
 
-static void F(few_values)(void *output_, const void *factor_, const void *weights_, ptrdiff_t pitch, ptrdiff_t rows,
-                          const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type)
+static int F(few_values)(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    for (ptrdiff_t row = 0; row < rows; row += 4) {
-        REAL *output = (REAL *)output_ + row * size;
-        const REAL *factor = (const REAL *)factor_ + row, *weights = (const REAL *)weights_ + row * pitch;
-#define FEW_VALUES(n) F(few_values_of_##n)(output, factor, weights, pitch, values, stride, count, size, type)
-        switch (rows - row) {
+    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {
+        REAL *output = (REAL *)output_ + row * tile->output_pitch;
+#define FEW_VALUES(n) F(few_values_of_##n)(output, tile, block, row)
+        switch (tile->rows - row) {
         case 1: FEW_VALUES(1); break;
         case 2: FEW_VALUES(2); break;
         case 3: FEW_VALUES(3); break;
@@ -381,68 +392,84 @@ static void F(few_values)(void *output_, const void *factor_, const void *weight
         }
 #undef FEW_VALUES
     }
+    return 1;
 }
 
 /* The sums of few_values, in their order. */
-static void F(few_select_values)(void *output, const void *factor_, const void *weights_, const unsigned char *attended,
-                                 ptrdiff_t pitch, ptrdiff_t rows,
-                                 const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_type type)
+static int F(few_select_values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    const ptrdiff_t apart = pitch / FEW_STREAMS;
-    for (ptrdiff_t r = 0; r < rows; r++)
+    const ptrdiff_t pitch = tile->pitch, apart = pitch / FEW_STREAMS, count = block->count, size = block->size;
+    for (ptrdiff_t r = 0; r < tile->rows; r++)
         for (ptrdiff_t c = 0; c < size; c += WIDTH) {
-            const REAL *weights = (const REAL *)weights_ + r * pitch;
-            const vector factor = F(splat)(((const REAL *)factor_)[r]);
-            REAL *out = (REAL *)output + r * size + c;
-            vector total[FEW_TOTALS] = {{0}};
+            const REAL *weights = (const REAL *)tile->scores + r * pitch;
+            REAL *out = (REAL *)output + r * tile->output_pitch + c;
+            vector total[FEW_TOTALS] = {{0}}, before = {0}, scale = {0};
             for (ptrdiff_t first = 0, run = 0; first < apart && first < count; first += FEW_STEPS, run++) {
                 vector sum = {0};
                 for (ptrdiff_t i = first; i < first + FEW_STEPS && i < apart; i++)
                     for (ptrdiff_t j = i; j < count; j += apart) {
-                        const vector value = F(load_stored)(values + j * stride, c, size - c, type);
+                        const vector value = F(load_stored)(block->rows + j * block->stride, c, size - c, block->type);
                         const integers finite = value - value == 0;
                         const vector counted =
                             F(select)(finite, F(splat)(weights[j]), F(splat)(weights[j] == 0 ? 1 : weights[j]));
                         const vector with = F(muladd)(counted, value, sum);
-                        sum = attended[r * pitch + j] ? with : F(select)(finite, with, sum);
+                        sum = tile->attended[r * pitch + j] ? with : F(select)(finite, with, sum);
                     }
                 total[run % FEW_TOTALS] += sum;
             }
-            const vector before = F(load_up_to)(out, size - c);
-            F(store_up_to)(out, F(muladd)(F(lasting)(factor, before), before, F(few_total)(total, 1)), size - c);
+            if (!tile->is_new) {
+                before = F(load_up_to)(out, size - c);
+                scale = F(lasting)(F(splat)(((const REAL *)tile->row_scale)[r]), before);
+            }
+            F(store_up_to)(out, F(muladd)(scale, before, F(few_total)(total, 1)), size - c);
         }
+    return 1;
 }
 
-/* The columns of one row of a slice. */
-INLINE void F(few_merge_row)(REAL *output, REAL *carry, const REAL *part, ptrdiff_t columns, vector factor, vector part_factor)
+/* The columns of one row. */
+INLINE void F(few_merge_row)(REAL *output, REAL *carry, const REAL *x, ptrdiff_t size, vector scale, vector x_scale)
 {
-    for (ptrdiff_t c = 0; c < columns; c += WIDTH) {
-        const ptrdiff_t n = columns - c;
+    for (ptrdiff_t c = 0; c < size; c += WIDTH) {
+        const ptrdiff_t n = size - c;
         vector sum = F(load_up_to)(output + c, n), lost = F(load_up_to)(carry + c, n);
-        F(add_carrying)(&sum, &lost, factor, part_factor, F(load_up_to)(part + c, n), 1);
+        F(add_carrying)(&sum, &lost, scale, x_scale, F(load_up_to)(x + c, n), 1);
         F(store_up_to)(output + c, sum, n);
         F(store_up_to)(carry + c, lost, n);
     }
 }
 
-static void F(few_merge)(const cattn_softmax *total, const cattn_softmax *part, ptrdiff_t rows, ptrdiff_t size, ptrdiff_t columns)
+static int F(few_merge)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    F(lanes) factor[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH], part_factor[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH];
-    for (ptrdiff_t first = 0; first < rows; first += WIDTH) {
-        const ptrdiff_t i = first / WIDTH;
-        const vector part_maximum = F(load_up_to)((const REAL *)part->maximum + first, rows - first);
-        const vector part_sum = F(load_up_to)((const REAL *)part->sum + first, rows - first);
-        const vector shift = F(advance)((vector *)total->maximum + i, &factor[i].v, part_maximum);
-        part_factor[i].v = (part_maximum - shift) * (REAL)CATTN_LOG2E;
-        F(exponential)(&part_factor[i].v, 1);
-        F(add_carrying)((vector *)total->sum + i, (vector *)total->sum_carry + i, factor[i].v, part_factor[i].v, part_sum, 1);
+    const ptrdiff_t rows = tile->rows, pitch = tile->output_pitch;
+    const REAL *x_max = tile->softmax.row_max, *x_sum = tile->softmax.row_sum, *x_output = tile->softmax.output;
+    F(lanes) scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH], x_scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH];
+    for (ptrdiff_t v = 0; v * WIDTH < rows; v++) {
+        const ptrdiff_t at = v * WIDTH;
+        F(merge_sums)(&tile->total, v, F(load_up_to)(x_max + at, rows - at), F(load_up_to)(x_sum + at, rows - at), &scale[v].v,
+                      &x_scale[v].v, 1);
     }
-    for (ptrdiff_t start = 0, slice; start < size; start += slice) {
-        slice = size - start < columns ? size - start : columns;
-        for (ptrdiff_t r = 0; r < rows; r++) {
-            const ptrdiff_t at = start * rows + r * slice;
-            F(few_merge_row)((REAL *)total->output + at, (REAL *)total->output_carry + at, (const REAL *)part->output + at, slice,
-                             F(splat)(factor[r / WIDTH].lane[r % WIDTH]), F(splat)(part_factor[r / WIDTH].lane[r % WIDTH]));
-        }
-    }
+    for (ptrdiff_t r = 0; r < rows; r++)
+        F(few_merge_row)((REAL *)output + r * pitch, (REAL *)tile->total.output_carry + r * pitch, x_output + r * pitch,
+                         block->size, F(splat)(scale[r / WIDTH].lane[r % WIDTH]), F(splat)(x_scale[r / WIDTH].lane[r % WIDTH]));
+    return 1;
+}
+
+/* Long streams, of which one stays in L2; more blocks a chunk than many rows have, for each chunk is a task: the partial
+ * results of 8 rows are at most 0.8% of the bytes of their keys and values where a chunk has 512 keys, and 2048 are few enough
+ * for many threads. */
+static const cattn_blocking F(few_blocking) = {.most = 512, .least = 64, .step = 64, .bytes = 262144,
+                                               .chunk_blocks = 8, .least_chunk = 64, .most_chunk = 2048};
+
+static void F(override_few)(cattn_kernels *few)
+{
+    few->blocking = F(few_blocking);
+    few->scores = F(few_scores);
+    few->modify_scores = F(few_modify_scores);
+    few->exponentials = F(few_exponentials);
+    few->values = F(few_values);
+    few->select_values = F(few_select_values);
+    few->merge = F(few_merge);
+#if defined(READS_HALVES)
+    few->reads |= 1u << CATTN_FLOAT16 | 1u << CATTN_BFLOAT16;
+#endif
 }

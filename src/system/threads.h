@@ -23,11 +23,11 @@ typedef CONDITION_VARIABLE condition;
 #define wait_for(c, m) SleepConditionVariableSRW(c, m, INFINITE, 0)
 #define wait_briefly(c, m) SleepConditionVariableSRW(c, m, 10, 0)
 #define notify(c) WakeConditionVariable(c)
-#define forget(c) ((void)(c))
+#define destroy(c) ((void)(c))
 #define THREAD DWORD WINAPI
 
 /* Counts on from `*number`, or answers 0 and says what the number is by now. */
-static int count_on(shared *s, int64_t *number)
+static int try_increment(cattn_shared *s, int64_t *number)
 {
     const int64_t expected = *number;
     *number = InterlockedCompareExchange64(s, expected + 1, expected);
@@ -65,8 +65,8 @@ typedef pthread_cond_t condition;
 #define unlock(m) pthread_mutex_unlock(m)
 #define wait_for(c, m) pthread_cond_wait(c, m)
 #define notify(c) pthread_cond_signal(c)
-#define forget(c) pthread_cond_destroy(c)
-#define count_on(s, number) atomic_compare_exchange_strong(s, number, *(number) + 1)
+#define destroy(c) pthread_cond_destroy(c)
+#define try_increment(s, number) atomic_compare_exchange_strong(s, number, *(number) + 1)
 #define THREAD void *
 
 static int64_t now(void)
@@ -115,7 +115,7 @@ static int start_thread(void *(*body)(void *))
 
 /* A worker that wakes on its caller's processor takes turns with it, for milliseconds, before the system sees that
  * another one is idle (a call of 0.5 ms took 1.2 after a rest). So it goes elsewhere, and is free to come back. */
-static void leave(int processor)
+static void migrate(int processor)
 {
     cpu_set_t all, others;
     if (sched_getcpu() != processor || sched_getaffinity(0, sizeof all, &all))
@@ -127,7 +127,7 @@ static void leave(int processor)
 }
 #else
 #define this_processor() 0
-#define leave(processor) ((void)(processor))
+#define migrate(processor) ((void)(processor))
 #endif
 
 #endif

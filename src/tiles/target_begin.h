@@ -1,5 +1,5 @@
 /* From here to target_end.h, functions are compiled for the instruction set that the including file names: one of
- * TILES_VEC128, TILES_AVX2 and TILES_AVX512. No include guard: used once a file, before tiles.inc.
+ * TILES_VEC128, TILES_AVX2 and TILES_AVX512. No include guard: used once a file, before tiles_template.h.
  *
  * gcc wants its pragma; clang ignores it and wants an attribute, which does not define __AVX2__ and its like. So
  * nothing may ask for those: the TILES_ names, ours, say what there is. */

@@ -24,8 +24,8 @@
 #define SPIN 100000
 
 struct seat {
-    shared taken;  /* how many of its tasks, which are every threads-th from the seat's number on */
-    shared at;     /* the task, of whatever seat, that its worker took last or is about to take; -1: none yet */
+    cattn_shared taken;  /* how many of its tasks, which are every threads-th from the seat's number on */
+    cattn_shared at;     /* the task, of whatever seat, that its worker took last or is about to take; -1: none yet */
     char apart[48]; /* in a cache line of its own */
 };
 
@@ -35,7 +35,7 @@ struct job {
     int64_t tasks;
     int threads;
     int forks;         /* of the pool, when the job began */
-    shared sitting;    /* workers at it */
+    cattn_shared sitting;    /* workers at it */
     int free_seats;    /* numbered 1 to free_seats; listed while there are any */
     int processor;     /* where the caller was */
     fenv_t arithmetic; /* the caller's rounding and flushing: the result must not depend on who computes it */
@@ -46,21 +46,21 @@ struct job {
 
 static struct pool {
     mutex mutex;
-    condition bell;
+    condition work_available;
     struct job *jobs;  /* with free seats, oldest first */
-    shared open_seats; /* of all jobs listed */
+    cattn_shared open_seats; /* of all jobs listed */
     int workers;       /* started; each sits, is idle or is asleep */
     int idle;          /* awake without a seat, or on the way */
     int asleep;        /* and not called */
     int calls;         /* for sleepers that have not got up yet */
     int forks;         /* between the first process and this one */
-} pool = {.mutex = MUTEX_INIT, .bell = CONDITION_INIT};
+} pool = {.mutex = MUTEX_INIT, .work_available = CONDITION_INIT};
 
 #ifndef _WIN32
 /* In a forked child: the workers stayed with the parent, and so did whoever held the mutex. */
 static void start_afresh(void)
 {
-    pool = (struct pool){.mutex = MUTEX_INIT, .bell = CONDITION_INIT, .forks = pool.forks + 1};
+    pool = (struct pool){.mutex = MUTEX_INIT, .work_available = CONDITION_INIT, .forks = pool.forks + 1};
 }
 
 /* When the library is loaded: at the first call, a fork could find the mutex taken and the handler not yet there. */
@@ -76,7 +76,7 @@ int64_t cattn_now(void)
 }
 
 /* Looks out until the number is zero, or is not, or the time has come. */
-static void spin(shared *number, int until_zero, int64_t end)
+static void spin(cattn_shared *number, int until_zero, int64_t end)
 {
     while ((*number == 0) != until_zero && now() < end)
         ;
@@ -91,7 +91,7 @@ static void unlock_and_call(void)
         pool.asleep--, pool.calls++, pool.idle++;
     unlock(&pool.mutex);
     while (rings--)
-        notify(&pool.bell);
+        notify(&pool.work_available);
 }
 
 /* Where the list leads to the job, or its end. */
@@ -115,14 +115,14 @@ static void withdraw(struct job *job)
  * of every task that a worker may be in the middle of. */
 static int64_t take(struct job *job, int seat, int worker)
 {
-    shared *taken = &job->seats[seat].taken;
+    cattn_shared *taken = &job->seats[seat].taken;
     int64_t number = *taken, task;
     do {
         task = seat + number * job->threads;
         if (task >= job->tasks)
             return -1;
         job->seats[worker].at = task;
-    } while (!count_on(taken, &number));
+    } while (!try_increment(taken, &number));
     return task;
 }
 
@@ -151,7 +151,7 @@ static THREAD serve(void *unused)
             pool.open_seats--;
             pool.idle--;
             unlock_and_call();
-            leave(job->processor);
+            migrate(job->processor);
             fesetenv(&job->arithmetic);
             do_tasks(job, seat);
             bedtime = now() + SPIN;
@@ -168,7 +168,7 @@ static THREAD serve(void *unused)
             pool.idle--;
             pool.asleep++;
             while (!pool.calls)
-                wait_for(&pool.bell, &pool.mutex);
+                wait_for(&pool.work_available, &pool.mutex);
             pool.calls--;
         }
     }
@@ -193,7 +193,7 @@ static void wait_for_workers(struct job *job, void (*meanwhile)(void *context))
         lock(&pool.mutex);
     }
     unlock(&pool.mutex);
-    forget(&job->done);
+    destroy(&job->done);
 }
 
 /* In a child forked during the job. Every task has been taken; those that workers of the parent have not finished here are

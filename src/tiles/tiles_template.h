@@ -1,11 +1,11 @@
 /* The kernel table in GCC and Clang vector extensions, written once.
  *
- * Included by tiles_vec128.c, tiles_avx2.c and tiles_avx512.c, once with REAL_BITS 32 and once with 64, and given:
+ * Included by vec128.c, avx2.c and avx512.c, once with REAL_BITS 32 and once with 64, and given:
  *
  *   TILES_VEC128, TILES_AVX2 or TILES_AVX512   the target; only the intrinsic helpers below ask
  *   VECTOR_BYTES    16, 32 or 64
  *   TILE_VECTORS    2 or 4, the vectors over the rows of a many-row tile: `lanes` is TILE_VECTORS · (reals a vector). Of
- *                   four, two are a part.
+ *                   four, two are a half.
  *   TILE_WIDE       keys (scores) or value columns (values) of the widest register tile, at most 12
  *   TILE_SUMS       the sums of a register tile, vectors · wide of them: a tile of fewer vectors is wider.
  *                   They, TILE_VECTORS operands and a broadcast live in registers: 16 there are for vec128 and avx2, 32
@@ -76,8 +76,8 @@
 
 #define WIDTH (VECTOR_BYTES * 8 / REAL_BITS)   /* reals a vector */
 #define LANES (TILE_VECTORS * WIDTH)           /* rows of a many-row tile */
-#define PART (2 * WIDTH)                       /* and of a part of one */
-#define GROUP (16 / (REAL_BITS / 8))           /* reals in 128 bits: what most shuffles stay inside */
+#define HALF (2 * WIDTH)                       /* and of a half of one */
+#define QUAD (16 / (REAL_BITS / 8))            /* reals in 128 bits: what most shuffles stay inside */
 #define FEW_SUMS (WIDTH > 8 ? WIDTH : 8)       /* accumulators of the few-row tiles: 2 FMAs a cycle · latency 4 */
 
 /* may_alias: tiles are plain reals to everyone else. */
@@ -91,14 +91,16 @@ typedef union {
 #define vector F(vector)
 #define integers F(integers)
 
-#include "vectors.inc"
+#include "vectors_template.h"
 
 /* ---- many rows: load, scores ---- */
 
-static void F(load_rows)(void *queries_, const char *const *rows, ptrdiff_t count, ptrdiff_t size, double scale_)
+static int F(load_queries)(void *queries_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     vector *queries = queries_;
-    const REAL scale = (REAL)scale_;
+    const char *const *rows = tile->source;
+    const ptrdiff_t count = tile->rows, size = block->size;
+    const REAL scale = (REAL)tile->scale;
     for (int v = 0; v * WIDTH < count; v++) {
         const void *row[WIDTH];
         for (int i = 0; i < WIDTH; i++)   /* lanes behind read the last row, and lose it again */
@@ -113,6 +115,7 @@ static void F(load_rows)(void *queries_, const char *const *rows, ptrdiff_t coun
                     queries[(c + i) * TILE_VECTORS + v] = (vector)((integers)(x[i] * scale) & used);
         }
     }
+    return 1;
 }
 
 /* How wide the next register tile is: the largest while two fit, then two equal ones for what is left, because a narrow
@@ -143,7 +146,7 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
 #define WITH_VECTORS(rows, many)                      \
     if ((rows) <= WIDTH) {                            \
         many(1);                                      \
-    } else if (TILE_VECTORS == 2 || (rows) <= PART) { \
+    } else if (TILE_VECTORS == 2 || (rows) <= HALF) { \
         many(2);                                      \
     } else {                                          \
         many(TILE_VECTORS);                           \
@@ -183,7 +186,7 @@ INLINE void F(clear)(vector sum[TILE_WIDE][TILE_VECTORS], const int wide, const 
 }
 
 /* wide keys × the lanes in use: a column of queries against one broadcast element of each key. */
-INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *terms, const char *keys,
+INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added, const char *keys,
                            ptrdiff_t stride, ptrdiff_t size, const int wide, const int vectors)
 {
     const REAL *key[TILE_WIDE];
@@ -215,10 +218,10 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
                     scores[j * TILE_VECTORS + v] = sum[j][v];
             continue;
         }
-        if (terms != NULL) {
+        if (added != NULL) {
             UNROLL for (int j = 0; j < wide; j++)
                 UNROLL for (int v = 0; v < vectors; v++)
-                    sum[j][v] += terms[j * TILE_VECTORS + v];
+                    sum[j][v] += added[j * TILE_VECTORS + v];
         }
         UNROLL for (int j = 0; j < wide; j++)
             UNROLL for (int v = 0; v < vectors; v++) {
@@ -228,46 +231,67 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
     }
 }
 
-INLINE void F(scores_of)(vector *scores, vector *block_maximum, const vector *queries, const vector *terms, const char *keys,
-                         ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead, const int vectors)
+INLINE void F(scores_of)(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block, const vector *added,
+                         const int vectors)
 {
+    const vector *queries = tile->queries;
+    vector *block_max = tile->block_max;
+    const char *keys = block->rows;
+    const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
+    cattn_prefetch *prefetch = block->prefetch;
     const int widest = F(widest)(vectors);
     vector maximum[TILE_VECTORS];
     UNROLL for (int v = 0; v < vectors; v++)
         maximum[v] = F(splat)(-INFINITE);
     for (ptrdiff_t j = 0, wide; j < count; j += wide) {
         wide = F(next_width)(count - j, widest);
-        cattn_ask_ahead(ahead);
+        cattn_prefetch_next(prefetch);
 #define SCORES_TILE(n)                                                                                               \
-        F(scores_tile)(scores + j * TILE_VECTORS, maximum, queries, terms != NULL ? terms + j * TILE_VECTORS : NULL, \
+        F(scores_tile)(scores + j * TILE_VECTORS, maximum, queries, added != NULL ? added + j * TILE_VECTORS : NULL, \
                        keys + j * stride, stride, size, n, vectors)
         WITH_WIDTH(wide, widest, SCORES_TILE)
 #undef SCORES_TILE
     }
     UNROLL for (int v = 0; v < vectors; v++)
-        block_maximum[v] = maximum[v];
+        block_max[v] = maximum[v];
 }
 
-static void F(scores)(void *scores, void *block_maximum, const void *queries, const void *terms, ptrdiff_t rows,
-                      const char *keys, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead)
+#include "score_mod_template.h"
+
+static int F(scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-#define SCORES_OF(vectors) F(scores_of)(scores, block_maximum, queries, terms, keys, stride, count, size, ahead, vectors)
-    WITH_VECTORS(rows, SCORES_OF)
+    const cattn_score_mod *mod = tile->score_mod;
+    const int capped = mod != NULL && mod->softcap != 0;
+    const void *added = F(find_attn_bias)(tile, block->count);
+#define SCORES_OF(vectors) F(scores_of)(scores, tile, block, capped ? NULL : added, vectors)
+    WITH_VECTORS(tile->rows, SCORES_OF)
 #undef SCORES_OF
+    if (capped)
+        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
+    return 1;
 }
 
-#include "tiles_edit.inc"
+static int F(modify_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    const cattn_score_mod *mod = tile->score_mod;
+    const void *added = F(find_attn_bias)(tile, block->count);
+    if (mod != NULL && mod->softcap != 0)
+        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
+    else
+        F(add_to_scores)(scores, tile, added, block->count);
+    return 1;
+}
 
 /* ---- many rows: softmax, values ---- */
 
-/* The step from one maximum to the next: what to take from scores, and the factor for what was summed before. */
-INLINE vector F(advance)(vector *maximum, vector *factor, vector block_maximum)
+/* The step from one maximum to the next: what to take from scores, and the scale of what was summed before. */
+INLINE vector F(advance)(vector *row_max, vector *row_scale, vector block_max)
 {
-    vector next = F(larger)(block_maximum, *maximum);
+    vector next = F(larger)(block_max, *row_max);
     vector shift = F(select)(next == -INFINITE, (vector){0}, next);   /* -inf - -inf would be NaN */
-    *factor = (*maximum - shift) * (REAL)CATTN_LOG2E;
-    F(exponential)(factor, 1);
-    *maximum = next;
+    *row_scale = (*row_max - shift) * (REAL)CATTN_LOG2E;
+    F(exponential)(row_scale, 1);
+    *row_max = next;
     return shift;
 }
 
@@ -276,12 +300,13 @@ INLINE ptrdiff_t F(run_end)(ptrdiff_t start, ptrdiff_t count, const ptrdiff_t ru
     return count - start < run ? count : start + run;
 }
 
-INLINE void F(exponentials_of)(vector *scores, ptrdiff_t count, vector *maximum, vector *sum, vector *factor,
-                               const vector *block_maximum, const int vectors)
+INLINE void F(exponentials_of)(vector *scores, const cattn_row_tile *tile, ptrdiff_t count, const int vectors)
 {
+    vector *row_max = tile->softmax.row_max, *row_sum = tile->softmax.row_sum, *row_scale = tile->row_scale;
+    const vector *block_max = tile->block_max;
     vector shift[TILE_VECTORS], block[TILE_VECTORS];
     UNROLL for (int v = 0; v < vectors; v++)
-        shift[v] = F(advance)(&maximum[v], &factor[v], block_maximum[v]);
+        shift[v] = F(advance)(&row_max[v], &row_scale[v], block_max[v]);
     UNROLL for (int v = 0; v < vectors; v++)
         block[v] = (vector){0};
     for (ptrdiff_t start = 0; start < count; start += RUN) {
@@ -309,20 +334,20 @@ INLINE void F(exponentials_of)(vector *scores, ptrdiff_t count, vector *maximum,
             block[v] += run[v];
     }
     UNROLL for (int v = 0; v < vectors; v++)
-        sum[v] = F(muladd)(factor[v], sum[v], block[v]);
+        row_sum[v] = F(muladd)(row_scale[v], row_sum[v], block[v]);
 }
 
-static void F(exponentials)(void *scores, ptrdiff_t rows, ptrdiff_t count, void *maximum, void *sum, void *factor,
-                            const void *block_maximum)
+static int F(exponentials)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-#define EXPONENTIALS_OF(vectors) F(exponentials_of)(scores, count, maximum, sum, factor, block_maximum, vectors)
-    WITH_VECTORS(rows, EXPONENTIALS_OF)
+#define EXPONENTIALS_OF(vectors) F(exponentials_of)(scores, tile, block->count, vectors)
+    WITH_VECTORS(tile->rows, EXPONENTIALS_OF)
 #undef EXPONENTIALS_OF
+    return 1;
 }
 
 /* wide value columns × the lanes in use, over one run of keys: its sums, with those of the runs before in `block` if it is not
  * the first, stay there or, if it is the last, join the output. */
-INLINE void F(values_tile)(vector *output, vector *block, const vector *factor, const int first, const int last,
+INLINE void F(values_tile)(vector *output, vector *block, const vector *row_scale, const int first, const int last,
                            const vector *weights, const char *values, ptrdiff_t stride, ptrdiff_t count, const int wide,
                            const int vectors)
 {
@@ -349,60 +374,66 @@ INLINE void F(values_tile)(vector *output, vector *block, const vector *factor, 
         UNROLL for (int c = 0; c < wide; c++)
             UNROLL for (int v = 0; v < vectors; v++)
                 block[c * TILE_VECTORS + v] = sum[c][v];
-    } else if (factor == NULL) {
+    } else if (row_scale == NULL) {
         UNROLL for (int c = 0; c < wide; c++)
             UNROLL for (int v = 0; v < vectors; v++)
                 output[c * TILE_VECTORS + v] = sum[c][v];
     } else {
         UNROLL for (int c = 0; c < wide; c++)
             UNROLL for (int v = 0; v < vectors; v++)
-                output[c * TILE_VECTORS + v] = F(muladd)(factor[v], output[c * TILE_VECTORS + v], sum[c][v]);
+                output[c * TILE_VECTORS + v] = F(muladd)(row_scale[v], output[c * TILE_VECTORS + v], sum[c][v]);
     }
 }
 
-INLINE void F(values_of)(vector *output, vector *block, const vector *factor, const vector *weights, const char *values, ptrdiff_t stride,
-                         ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead, const int vectors)
+INLINE void F(values_of)(vector *output, const cattn_row_tile *tile, const cattn_key_block *block, const int vectors)
 {
+    vector *block_output = tile->block_output;
+    const vector *weights = tile->scores, *row_scale = tile->is_new ? NULL : tile->row_scale;
+    const char *values = block->rows;
+    const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
+    cattn_prefetch *prefetch = block->prefetch;
     const int widest = F(widest)(vectors);
     for (ptrdiff_t start = 0; start < count; start += RUN) {
         const ptrdiff_t keys = AT_MOST(count - start, RUN);
         for (ptrdiff_t c = 0, wide; c < size; c += wide) {
             wide = F(next_width)(size - c, widest);
-            cattn_ask_ahead(ahead);
+            cattn_prefetch_next(prefetch);
 #define VALUES_TILE(n)                                                                                           \
-            F(values_tile)(output + c * TILE_VECTORS, block + c * TILE_VECTORS, factor, start == 0, start + RUN >= count, \
-                           weights + start * TILE_VECTORS, values + start * stride + c * (ptrdiff_t)sizeof(REAL),         \
-                           stride, keys, n, vectors)
+            F(values_tile)(output + c * TILE_VECTORS, block_output + c * TILE_VECTORS, row_scale, start == 0,    \
+                           start + RUN >= count, weights + start * TILE_VECTORS,                                 \
+                           values + start * stride + c * (ptrdiff_t)sizeof(REAL), stride, keys, n, vectors)
             WITH_WIDTH(wide, widest, VALUES_TILE)
 #undef VALUES_TILE
         }
     }
 }
 
-static void F(values)(void *output, void *block, const void *factor, const void *weights, ptrdiff_t rows,
-                      const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size, cattn_ahead *ahead)
+static int F(values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-#define VALUES_OF(vectors) F(values_of)(output, block, factor, weights, values, stride, count, size, ahead, vectors)
-    WITH_VECTORS(rows, VALUES_OF)
+#define VALUES_OF(vectors) F(values_of)(output, tile, block, vectors)
+    WITH_VECTORS(tile->rows, VALUES_OF)
 #undef VALUES_OF
+    return 1;
 }
 
-/* The factor of a total, for totals that may be infinite: they stay, even when what they are worth came out as 0. */
-INLINE vector F(lasting)(vector factor, vector total)
+/* The scale of a total, for totals that may be infinite: they stay, even when what they are worth came out as 0. */
+INLINE vector F(lasting)(vector scale, vector total)
 {
-    return F(select)((factor == 0) & (total - total != 0), F(splat)(1), factor);
+    return F(select)((scale == 0) & (total - total != 0), F(splat)(1), scale);
 }
 
 /* What an infinity or NaN adds in the lanes that attend to it: with a weight of 0 it counts with 1 (0·inf would be NaN,
  * and a weight that came out as 0 is a small positive number). Finite values go the way of values_tile. */
-static void F(select_values)(void *output_, const void *factor_, const void *weights_, const unsigned char *attended,
-                             ptrdiff_t rows, const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t size)
+static int F(select_values)(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     vector *output = output_;
-    const vector *factor = factor_, *weights = weights_;
+    const vector *row_scale = tile->row_scale, *weights = tile->scores;
+    const unsigned char *attended = tile->attended;
+    const char *values = block->rows;
+    const ptrdiff_t rows = tile->rows, stride = block->stride, count = block->count, size = block->size;
     for (ptrdiff_t c = 0; c < size; c++)
         for (int v = 0; v * WIDTH < rows; v++) {
-            vector *out = output + c * TILE_VECTORS + v, block = {0};
+            vector *out = output + c * TILE_VECTORS + v, total = {0};
             for (ptrdiff_t start = 0; start < count; start += RUN) {
                 vector sum = {0};
                 for (ptrdiff_t j = start; j < F(run_end)(start, count, RUN); j++) {
@@ -413,61 +444,67 @@ static void F(select_values)(void *output_, const void *factor_, const void *wei
                     } else {
                         weight = F(select)(weight == 0, F(splat)(1), weight);
                         vector with = F(muladd)(weight, F(splat)(value), sum);
-                        sum = F(select)(F(expand)(attended + j * LANES + v * WIDTH), with, sum);
+                        sum = F(select)(F(mask_vector)(attended + j * LANES + v * WIDTH), with, sum);
                     }
                 }
-                block = sum + block;
+                total = sum + total;
             }
-            *out = factor == NULL ? block : F(muladd)(F(lasting)(factor[v], *out), *out, block);
+            *out = tile->is_new ? total : F(muladd)(F(lasting)(row_scale[v], *out), *out, total);
         }
+    return 1;
 }
 
 /* ---- many rows: merge ---- */
 
-/* total + carry becomes factor · (total + carry) + part_factor · part, but for one rounding of the factor's products. */
-INLINE void F(add_carrying)(vector *total, vector *carry, vector factor, vector part_factor, vector part, const int selected)
+/* total + carry becomes scale · (total + carry) + x_scale · x, but for one rounding of the products with the scale. */
+INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x_scale, vector x, const int selecting)
 {
-    if (selected) {
-        factor = F(lasting)(factor, *total);
-        part_factor = F(lasting)(part_factor, part);
+    if (selecting) {
+        scale = F(lasting)(scale, *total);
+        x_scale = F(lasting)(x_scale, x);
     }
-    const vector before = factor * *total, sum = F(muladd)(part_factor, part, before);
-    const vector lost = F(muladd)(factor, *carry, F(muladd)(part_factor, part, before - sum)), all = sum + lost;
+    const vector before = scale * *total, sum = F(muladd)(x_scale, x, before);
+    const vector lost = F(muladd)(scale, *carry, F(muladd)(x_scale, x, before - sum)), all = sum + lost;
     *total = all;
     *carry = lost - (all - sum);
-    if (selected) {   /* what an infinity loses is NaN */
+    if (selecting) {   /* what an infinity loses is NaN */
         const integers finite = sum - sum == 0;
         *total = F(select)(finite, *total, sum);
         *carry = F(select)(finite, *carry, (vector){0});
     }
 }
 
-INLINE void F(merge_of)(const cattn_softmax *total, const cattn_softmax *part, ptrdiff_t rows, ptrdiff_t size,
-                        const int selected)
+/* The scales of the total and of what joins it; their sums joined. */
+INLINE void F(merge_sums)(const cattn_softmax *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale, vector *x_scale,
+                          const int selecting)
 {
-    const vector *part_maximum = part->maximum, *part_sum = part->sum, *part_output = part->output;
-    vector *maximum = total->maximum, *sum = total->sum, *sum_carry = total->sum_carry;
-    vector *output = total->output, *output_carry = total->output_carry;
-    vector factor[TILE_VECTORS], part_factor[TILE_VECTORS];
-    for (int v = 0; v * WIDTH < rows; v++) {
-        const vector shift = F(advance)(&maximum[v], &factor[v], part_maximum[v]);
-        part_factor[v] = (part_maximum[v] - shift) * (REAL)CATTN_LOG2E;
-        F(exponential)(&part_factor[v], 1);
-        F(add_carrying)(&sum[v], &sum_carry[v], factor[v], part_factor[v], part_sum[v], selected);
-    }
+    const vector shift = F(advance)((vector *)total->row_max + v, scale, x_max);
+    *x_scale = (x_max - shift) * (REAL)CATTN_LOG2E;
+    F(exponential)(x_scale, 1);
+    F(add_carrying)((vector *)total->row_sum + v, (vector *)total->row_sum_carry + v, *scale, *x_scale, x_sum, selecting);
+}
+
+INLINE void F(merge_of)(vector *output, const cattn_row_tile *tile, ptrdiff_t size, const int selecting)
+{
+    const vector *x_max = tile->softmax.row_max, *x_sum = tile->softmax.row_sum, *x_output = tile->softmax.output;
+    vector *carry = tile->total.output_carry;
+    vector scale[TILE_VECTORS], x_scale[TILE_VECTORS];
+    for (int v = 0; v * WIDTH < tile->rows; v++)
+        F(merge_sums)(&tile->total, v, x_max[v], x_sum[v], &scale[v], &x_scale[v], selecting);
     for (ptrdiff_t c = 0; c < size; c++)
-        for (int v = 0; v * WIDTH < rows; v++) {
+        for (int v = 0; v * WIDTH < tile->rows; v++) {
             const ptrdiff_t at = c * TILE_VECTORS + v;
-            F(add_carrying)(&output[at], &output_carry[at], factor[v], part_factor[v], part_output[at], selected);
+            F(add_carrying)(&output[at], &carry[at], scale[v], x_scale[v], x_output[at], selecting);
         }
 }
 
-static void F(merge)(const cattn_softmax *total, const cattn_softmax *part, ptrdiff_t rows, ptrdiff_t size, int selected)
+static int F(merge)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    if (selected)
-        F(merge_of)(total, part, rows, size, 1);
+    if (tile->selecting)
+        F(merge_of)(output, tile, block->size, 1);
     else
-        F(merge_of)(total, part, rows, size, 0);
+        F(merge_of)(output, tile, block->size, 0);
+    return 1;
 }
 
 /* ---- many rows: store ---- */
@@ -485,14 +522,21 @@ INLINE vector F(quotient)(vector a, vector b, vector reciprocal)
 #endif
 }
 
-INLINE int F(store_quotients)(char *const *rows, ptrdiff_t count, const vector *output, const vector *divisor, ptrdiff_t size,
-                              const int all_finite)
+/* What a row's output is divided by. */
+INLINE vector F(divisor)(vector row_sum)
 {
+    return F(select)(row_sum == 0, F(splat)(1), row_sum);
+}
+
+INLINE int F(store_quotients)(const vector *output, const cattn_row_tile *tile, ptrdiff_t size, const int all_finite)
+{
+    char *const *rows = tile->destination;
+    const ptrdiff_t count = tile->rows;
     int finite = 1;
     for (int v = 0; v < TILE_VECTORS && v * WIDTH < count; v++) {
         const int used = count - v * WIDTH < WIDTH ? (int)(count - v * WIDTH) : WIDTH;
-        const vector reciprocal = 1 / divisor[v];
-        vector zero[4] = {0};   /* 0·x summed, in four chains: 0, or NaN once an x was not finite */
+        const vector divisor = F(divisor)(((const vector *)tile->softmax.row_sum)[v]), reciprocal = 1 / divisor;
+        vector zero[4] = {0 * divisor};   /* 0·x summed, in four chains: 0, or NaN once an x was not finite */
         for (ptrdiff_t c = 0; c < size; c += WIDTH) {
             const ptrdiff_t columns = size - c < WIDTH ? size - c : WIDTH;
             vector x[WIDTH];
@@ -500,9 +544,9 @@ INLINE int F(store_quotients)(char *const *rows, ptrdiff_t count, const vector *
                 x[i] = (vector){0};
                 if (i < columns) {
                     const vector out = output[(c + i) * TILE_VECTORS + v];
-                    x[i] = F(quotient)(out, divisor[v], reciprocal);
+                    x[i] = F(quotient)(out, divisor, reciprocal);
                     if (!all_finite)
-                        x[i] = F(select)(x[i] - x[i] == 0, x[i], out / divisor[v]);
+                        x[i] = F(select)(x[i] - x[i] == 0, x[i], out / divisor);
                 }
                 zero[i % 4] += 0 * x[i];
             }
@@ -518,15 +562,15 @@ INLINE int F(store_quotients)(char *const *rows, ptrdiff_t count, const vector *
     return finite;
 }
 
-static int F(store_rows)(char *const *rows, ptrdiff_t count, const void *output, const void *divisor, ptrdiff_t size)
+static int F(store_rows)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    if (F(store_quotients)(rows, count, output, divisor, size, 1))
+    if (F(store_quotients)(output, tile, block->size, 1))
         return 1;
-    F(store_quotients)(rows, count, output, divisor, size, 0);
+    F(store_quotients)(output, tile, block->size, 0);
     return 0;
 }
 
-#include "tiles_few.inc"
+#include "few_rows_template.h"
 
 /* ---- storage types ---- */
 
@@ -555,32 +599,30 @@ static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count
 }
 #endif
 
-static void F(override)(cattn_tiles *tiles)
+/* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or half a
+ * run. Merging chunks takes as long as 5 keys or so. */
+static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 2, .bytes = 25600,
+                                                .chunk_blocks = 5, .least_chunk = 100, .most_chunk = PTRDIFF_MAX};
+
+static void F(override)(cattn_table *table)
 {
-    tiles->lanes = LANES;
-    tiles->part = PART;
-    tiles->item = sizeof(REAL);
-    tiles->run = RUN;
-    tiles->load_rows = F(load_rows);
-    tiles->scores = F(scores);
-    tiles->terms = F(terms);
-    tiles->soften = F(soften_scores);
-    tiles->exponentials = F(exponentials);
-    tiles->values = F(values);
-    tiles->select_values = F(select_values);
-    tiles->merge = F(merge);
-    tiles->store_rows = F(store_rows);
-    tiles->few_scores = F(few_scores);
-    tiles->few_edit = F(few_edit);
-    tiles->few_exponentials = F(few_exponentials);
-    tiles->few_values = F(few_values);
-    tiles->few_select_values = F(few_select_values);
-    tiles->few_merge = F(few_merge);
-    tiles->few_halves = 0;
+    cattn_kernels *many = &table->kernels[REAL_BITS / 64][CATTN_MANY];
+    many->lanes = LANES;
+    many->half = HALF;
+    many->run = RUN;
+    many->blocking = F(many_blocking);
+    many->load = F(load_queries);
+    many->scores = F(scores);
+    many->modify_scores = F(modify_scores);
+    many->exponentials = F(exponentials);
+    many->values = F(values);
+    many->select_values = F(select_values);
+    many->merge = F(merge);
+    many->store = F(store_rows);
+    F(override_few)(&table->kernels[REAL_BITS / 64][CATTN_FEW]);
 #if defined(READS_HALVES)
-    tiles->few_halves = 1;
-    tiles->widen = widen;
-    tiles->narrow = narrow;
+    table->widen = widen;
+    table->narrow = narrow;
 #endif
 }
 
@@ -592,8 +634,8 @@ static void F(override)(cattn_tiles *tiles)
 #undef EXPONENT_BIAS
 #undef WIDTH
 #undef LANES
-#undef PART
-#undef GROUP
+#undef HALF
+#undef QUAD
 #undef FEW_SUMS
 #undef vector
 #undef integers

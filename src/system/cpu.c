@@ -1,11 +1,11 @@
 /* Processor features → kernel table, and the size of the L2 cache. */
-#include "dispatch.h"
+#include "cpu.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tiles_isa.h"
+#include "tiles/isa.h"
 
 #if CATTN_HAS_VEC128 && defined(__x86_64__)
 #include <cpuid.h>
@@ -77,6 +77,11 @@ static const struct {
 
 enum { TABLES = sizeof tables / sizeof tables[0] };
 
+const char *cattn_isa_name(int number)
+{
+    return number < TABLES ? tables[number].name : number == TABLES ? "portable" : NULL;
+}
+
 int cattn_override(cattn_table *table, const char *isa)
 {
     if (strcmp(isa, "portable") == 0)
@@ -89,14 +94,6 @@ int cattn_override(cattn_table *table, const char *isa)
             return 0;
         }
     return -1;
-}
-
-const char *cattn_best_isa(void)
-{
-    for (int i = 0; i < TABLES; i++)
-        if (tables[i].runs())
-            return tables[i].name;
-    return "portable";
 }
 
 #if defined(__linux__)
@@ -148,7 +145,7 @@ ptrdiff_t cattn_l2_bytes(void)
     return (ptrdiff_t)size;
 }
 
-int cattn_foresees_rows(void)
+int cattn_prefetches_rows(void)
 {
 #if CATTN_HAS_VEC128 && defined(__x86_64__)
     unsigned eax, ebx, ecx, edx;

@@ -1,9 +1,9 @@
-/* What happens to scores: the modifiers of the kernel table, for tiles.inc. */
+/* What happens to scores: the modifiers of the kernel table, for tiles_template.h. */
 
-/* ---- many rows: softcap; the terms, one pass for each modifier that has any ---- */
+/* ---- many rows: softcap; attn_bias, one pass for each modifier that adds to it ---- */
 
 /* -1 in lane i where byte i is not 0. By hand: gcc widens short vectors element by element. */
-INLINE integers F(expand)(const unsigned char *bytes)
+INLINE integers F(mask_vector)(const unsigned char *bytes)
 {
     typedef unsigned char small __attribute__((vector_size(16)));
     small x;
@@ -48,7 +48,7 @@ INLINE vector F(where_set)(const unsigned char *bytes, vector x)
     const __m128i set = _mm_loadu_si128((const __m128i *)bytes);
     return (vector)_mm512_mask_mov_ps((__m512)F(splat)(-INFINITE), _mm_test_epi8_mask(set, set), (__m512)x);
 #else
-    return F(select)(F(expand)(bytes), x, F(splat)(-INFINITE));
+    return F(select)(F(mask_vector)(bytes), x, F(splat)(-INFINITE));
 #endif
 }
 
@@ -71,27 +71,38 @@ INLINE REAL F(softcap_bounded)(double softcap)
     return (REAL)(softcap > bound ? bound : softcap < 1 / bound ? 1 / bound : softcap);
 }
 
-static void F(soften_scores)(void *scores_, void *block_maximum, const void *terms_, ptrdiff_t rows, ptrdiff_t count,
-                             double softcap)
+static void F(cap_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count, double softcap)
 {
-    vector *scores = scores_;
-    const vector *terms = terms_;
     const REAL cap = F(softcap_bounded)(softcap), factor = (REAL)(-2 * CATTN_LOG2E / (double)cap);
-    for (int v = 0; v * WIDTH < rows; v++) {
+    for (int v = 0; v * WIDTH < tile->rows; v++) {
         vector maximum = F(splat)(-INFINITE);
         for (ptrdiff_t at = v; at < count * TILE_VECTORS; at += TILE_VECTORS) {
-            vector score = F(soften)(scores[at], cap, factor);
-            if (terms != NULL)
-                score += terms[at];
+            vector score = F(softcap)(scores[at], cap, factor);
+            if (added != NULL)
+                score += added[at];
             scores[at] = score;
             maximum = F(larger)(score, maximum);
         }
-        ((vector *)block_maximum)[v] = maximum;
+        ((vector *)tile->block_max)[v] = maximum;
     }
 }
 
-/* Bias lies along the keys, terms along the rows: WIDTH × WIDTH squares, transposed in registers. */
-static void F(bias_pass)(vector *terms, ptrdiff_t rows, ptrdiff_t count, const void *const *bias)
+/* The same without a softcap, for scores that lie there already. */
+static void F(add_to_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count)
+{
+    for (int v = 0; v * WIDTH < tile->rows; v++) {
+        vector maximum = F(splat)(-INFINITE);
+        for (ptrdiff_t at = v; at < count * TILE_VECTORS; at += TILE_VECTORS) {
+            if (added != NULL)
+                scores[at] += added[at];
+            maximum = F(larger)(scores[at], maximum);
+        }
+        ((vector *)tile->block_max)[v] = maximum;
+    }
+}
+
+/* Bias lies along the keys, attn_bias along the rows: WIDTH × WIDTH squares, transposed in registers. */
+static void F(bias_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const void *const *bias)
 {
     for (int v = 0; v * WIDTH < rows; v++)
         for (ptrdiff_t j = 0; j < count; j += WIDTH) {
@@ -100,17 +111,17 @@ static void F(bias_pass)(vector *terms, ptrdiff_t rows, ptrdiff_t count, const v
             F(load_square)(x, bias + v * WIDTH, j, keys);
             UNROLL for (int i = 0; i < WIDTH; i++)
                 if (i < keys)
-                    terms[(j + i) * TILE_VECTORS + v] = x[i];
+                    attn_bias[(j + i) * TILE_VECTORS + v] = x[i];
         }
 }
 
 /* What the passes before have left; nothing where this is the first. */
-INLINE vector F(term)(const vector *terms, int first)
+INLINE vector F(left)(const vector *attn_bias, int first)
 {
-    return first ? (vector){0} : *terms;
+    return first ? (vector){0} : *attn_bias;
 }
 
-INLINE void F(alibi_pass)(vector *terms, ptrdiff_t count, const double *slope_, const double *distance_, int first,
+INLINE void F(alibi_pass)(vector *attn_bias, ptrdiff_t count, const double *slope_, const double *distance_, int first,
                           const int vectors)
 {
     const integers sign = (integers)F(splat)(-(REAL)0);
@@ -119,16 +130,16 @@ INLINE void F(alibi_pass)(vector *terms, ptrdiff_t count, const double *slope_, 
         ((REAL *)slope)[r] = (REAL)-slope_[r];
         ((REAL *)distance)[r] = (REAL)distance_[r];
     }
-    for (ptrdiff_t j = 0; j < count; j++, key += 1, terms += TILE_VECTORS)
+    for (ptrdiff_t j = 0; j < count; j++, key += 1, attn_bias += TILE_VECTORS)
         UNROLL for (int v = 0; v < vectors; v++) {
             const vector away = (vector)((integers)(distance[v] - key) & ~sign);
-            const vector bias = F(term)(&terms[v], first), biased = F(muladd)(slope[v], away, bias);
-            terms[v] = first ? biased : F(select)(bias == -INFINITE, bias, biased);   /* -inf masks, beside NaN or +inf too */
+            const vector bias = F(left)(&attn_bias[v], first), biased = F(muladd)(slope[v], away, bias);
+            attn_bias[v] = first ? biased : F(select)(bias == -INFINITE, bias, biased);   /* -inf masks, beside NaN or +inf too */
         }
 }
 
 /* Mask bytes lie along the keys too: 16 × 16 squares of bytes, transposed in registers. */
-static void F(mask_pass)(vector *terms, ptrdiff_t rows, ptrdiff_t count, const unsigned char *const *mask, int first)
+static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const unsigned char *const *mask, int first)
 {
     typedef unsigned char bytes __attribute__((vector_size(16)));
     enum { ROWS = LANES < 16 ? LANES : 16 };
@@ -156,8 +167,8 @@ static void F(mask_pass)(vector *terms, ptrdiff_t rows, ptrdiff_t count, const u
             }
             for (ptrdiff_t i = 0; i < keys; i++)
                 UNROLL for (int v = 0; v < ROWS / WIDTH; v++) {
-                    vector *term = terms + (j + i) * TILE_VECTORS + row / WIDTH + v;
-                    *term = F(where_set)((const unsigned char *)&y[i] + v * WIDTH, F(term)(term, first));
+                    vector *at = attn_bias + (j + i) * TILE_VECTORS + row / WIDTH + v;
+                    *at = F(where_set)((const unsigned char *)&y[i] + v * WIDTH, F(left)(at, first));
                 }
         }
 }
@@ -167,37 +178,43 @@ INLINE INT F(key_bound)(ptrdiff_t key, ptrdiff_t count)
     return (INT)(key < 0 ? 0 : key > count ? count : key);
 }
 
-INLINE void F(interval_pass)(vector *terms, ptrdiff_t count, const ptrdiff_t *first_key, const ptrdiff_t *last_key, int first,
+INLINE void F(interval_pass)(vector *attn_bias, ptrdiff_t count, const ptrdiff_t *start, const ptrdiff_t *stop, int first,
                              const int vectors)
 {
     integers low[TILE_VECTORS], high[TILE_VECTORS], key = {0};
     for (int r = 0; r < vectors * WIDTH; r++) {
-        ((INT *)low)[r] = F(key_bound)(first_key[r], count);
-        ((INT *)high)[r] = F(key_bound)(last_key[r], count);
+        ((INT *)low)[r] = F(key_bound)(start[r], count);
+        ((INT *)high)[r] = F(key_bound)(stop[r], count);
     }
-    for (ptrdiff_t j = 0; j < count; j++, key += 1, terms += TILE_VECTORS)
+    for (ptrdiff_t j = 0; j < count; j++, key += 1, attn_bias += TILE_VECTORS)
         UNROLL for (int v = 0; v < vectors; v++)
-            terms[v] = F(where_between)(low[v], key, high[v], F(term)(&terms[v], first));
+            attn_bias[v] = F(where_between)(low[v], key, high[v], F(left)(&attn_bias[v], first));
 }
 
-static void F(terms)(void *terms, ptrdiff_t rows, ptrdiff_t count, const cattn_edit *edit)
+/* What is added to the scores of a block, in the tile's room for it; NULL: nothing. */
+static const void *F(find_attn_bias)(const cattn_row_tile *tile, ptrdiff_t count)
 {
-    int first = !edit->has_bias;
-    if (edit->has_bias)
-        F(bias_pass)(terms, rows, count, edit->bias);
-    if (edit->has_alibi) {
-#define ALIBI_PASS(vectors) F(alibi_pass)(terms, count, edit->slope, edit->distance, first, vectors)
-        WITH_VECTORS(rows, ALIBI_PASS)
+    const cattn_score_mod *mod = tile->score_mod;
+    vector *attn_bias = tile->attn_bias;
+    if (mod == NULL || !mod->adds)
+        return NULL;
+    int first = !mod->has_bias;
+    if (mod->has_bias)
+        F(bias_pass)(attn_bias, tile->rows, count, mod->bias);
+    if (mod->has_alibi) {
+#define ALIBI_PASS(vectors) F(alibi_pass)(attn_bias, count, mod->slope, mod->distance, first, vectors)
+        WITH_VECTORS(tile->rows, ALIBI_PASS)
 #undef ALIBI_PASS
         first = 0;
     }
-    if (edit->has_mask) {
-        F(mask_pass)(terms, rows, count, edit->mask, first);
+    if (mod->has_mask) {
+        F(mask_pass)(attn_bias, tile->rows, count, mod->mask, first);
         first = 0;
     }
-    if (edit->has_interval) {
-#define INTERVAL_PASS(vectors) F(interval_pass)(terms, count, edit->first, edit->last, first, vectors)
-        WITH_VECTORS(rows, INTERVAL_PASS)
+    if (mod->has_interval) {
+#define INTERVAL_PASS(vectors) F(interval_pass)(attn_bias, count, mod->start, mod->stop, first, vectors)
+        WITH_VECTORS(tile->rows, INTERVAL_PASS)
 #undef INTERVAL_PASS
     }
+    return attn_bias;
 }

@@ -1,10 +1,14 @@
-# The other half of the kernel table in typed loops. Few rows: the head size, or the keys, in the lanes.
+# Few rows in typed loops: the head size, or the keys, in the lanes.
+
+from libc.math cimport INFINITY
+
+from tiles.portable cimport *
 
 cdef enum:
     PORTABLE_FEW_LANES = 8   # terms of a score summed side by side for few rows: of four keys, half of the SSE2 registers
     PORTABLE_FEW_CHAINS = PORTABLE_FEW_LANES * PORTABLE_CHAIN
     PORTABLE_COLUMNS = 128   # value columns summed at a time for few rows
-    PORTABLE_AHEAD = 8192    # bytes asked for ahead of those read: see FEW_AHEAD
+    PORTABLE_AHEAD = 8192    # bytes asked for ahead of those read: see FEW_AHEAD in tiles_template.h
     PORTABLE_FEW_RUN = 8     # keys of a run there: their weights fill half of the SSE2 registers, and short chains round less
 
 
@@ -77,23 +81,50 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
-cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const real *queries, Py_ssize_t rows,
-                     const char *keys, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
-                     cattn_type type) noexcept nogil:
+cdef inline int few_modify_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef const cattn_score_mod *mod = tile.score_mod
+    cdef real *block_max = <real *>tile.block_max
+    cdef Py_ssize_t j, r
+    cdef real *score
+    cdef real slope, bias
+    for r in range(tile.rows):
+        block_max[r] = -INFINITY
+        slope = <real>mod.slope[r] if mod != NULL and mod.has_alibi else 0
+        for j in range(block.count):
+            score = scores + r * tile.pitch + j
+            if mod != NULL:
+                if mod.softcap != 0:
+                    score[0] = softcapped(score[0], mod.softcap)
+                bias = (<const real *>mod.bias[r])[j] if mod.has_bias else 0
+                score[0] += bias
+                if mod.has_alibi:
+                    score[0] -= alibi(mod, r, j, slope)
+                if bias == -INFINITY or is_masked(mod, r, j):   # even a NaN
+                    score[0] = -INFINITY
+            if score[0] > block_max[r]:
+                block_max[r] = score[0]
+    return True
+
+
+cdef inline int few_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     # Two keys from each of four places of the block in turn: processors read four streams faster than one. Sums of lanes
     # wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
     cdef real[8 * PORTABLE_FEW_LANES] lanes
+    cdef real *block_max = <real *>tile.block_max
+    cdef const real *queries = <const real *>tile.queries
+    cdef const char *keys = block.rows
+    cdef Py_ssize_t rows = tile.rows, pitch = tile.pitch, stride = block.stride, count = block.count, size = block.size
     cdef const real *query
     cdef const char *key
     cdef real score
-    cdef Py_ssize_t part, parts = (size + PORTABLE_FEW_CHAINS - 1) // PORTABLE_FEW_CHAINS, start, width, i, j, c, r
+    cdef Py_ssize_t chain, chains = (size + PORTABLE_FEW_CHAINS - 1) // PORTABLE_FEW_CHAINS, start, width, i, j, c, r
     cdef Py_ssize_t apart = count // 8 * 2, ahead = bytes_ahead(stride, size * sizeof(real))
     for r in range(rows):
-        block_maximum[r] = -INFINITY
+        block_max[r] = -INFINITY
     for start in range(0, apart, 2):
         for r in range(rows):
-            for part in range(parts):
-                c = part * PORTABLE_FEW_CHAINS
+            for chain in range(chains):
+                c = chain * PORTABLE_FEW_CHAINS
                 width = min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS)
                 query = queries + r * size + c
                 key = keys + start * stride + c * sizeof(real)
@@ -103,66 +134,51 @@ cdef void few_scores(real *scores, Py_ssize_t pitch, real *block_maximum, const 
                 for i in range(8):
                     j = r * pitch + start + i // 4 + i % 4 * apart
                     score = sum_lanes(lanes + i * PORTABLE_FEW_LANES)
-                    scores[j] = scores[j] + score if part > 0 else score
+                    scores[j] = scores[j] + score if chain > 0 else score
             for i in range(8):
                 score = scores[r * pitch + start + i // 4 + i % 4 * apart]
-                block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
+                block_max[r] = score if score > block_max[r] else block_max[r]
     for j in range(4 * apart, count):
         for r in range(rows):
             score = 0
-            for part in range(parts):
-                c = part * PORTABLE_FEW_CHAINS
+            for chain in range(chains):
+                c = chain * PORTABLE_FEW_CHAINS
                 add_dot(lanes, queries + r * size + c, <const real *>(keys + j * stride) + c,
                         min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS))
                 score += sum_lanes(lanes)
             scores[r * pitch + j] = score
-            block_maximum[r] = score if score > block_maximum[r] else block_maximum[r]
-
-
-cdef void few_edit(real *scores, Py_ssize_t pitch, real *block_maximum, Py_ssize_t rows, Py_ssize_t count,
-                   const cattn_edit *edit) noexcept nogil:
-    cdef Py_ssize_t j, r
-    cdef real *score
-    cdef real slope, bias
-    for r in range(rows):
-        block_maximum[r] = -INFINITY
-        slope = <real>edit.slope[r] if edit.has_alibi else 0
-        for j in range(count):
-            score = scores + r * pitch + j
-            if edit.softcap != 0:
-                score[0] = softcapped(score[0], edit.softcap)
-            bias = (<const real *>edit.bias[r])[j] if edit.has_bias else 0
-            score[0] += bias
-            if edit.has_alibi:
-                score[0] -= alibi(edit, r, j, slope)
-            if bias == -INFINITY or is_masked(edit, r, j):   # even a NaN
-                score[0] = -INFINITY
-            if score[0] > block_maximum[r]:
-                block_maximum[r] = score[0]
+            block_max[r] = score if score > block_max[r] else block_max[r]
+    if tile.score_mod != NULL:
+        few_modify_scores(scores, tile, block)
+    return True
 
 
 cdef inline real few_total(const real *total, Py_ssize_t apart) noexcept nogil:
     return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart])
 
 
-cdef void few_exponentials(real *scores, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t count, real *maximum, real *sum,
-                           real *factor, const real *block_maximum) noexcept nogil:
-    cdef Py_ssize_t number, start, j, r
+cdef inline int few_exponentials(real *scores, const cattn_row_tile *tile, const cattn_key_block *keys) noexcept nogil:
+    cdef real *row_sum = <real *>tile.softmax.row_sum
+    cdef real *row_scale = <real *>tile.row_scale
+    cdef Py_ssize_t number, start, j, r, count = keys.count
     cdef real[CATTN_FEW_ROWS] reference
     cdef real[4] total
+    cdef real *score
     cdef real run
-    advance_maximum(maximum, reference, factor, block_maximum, rows)
-    for r in range(rows):
+    advance_maximum(<real *>tile.softmax.row_max, reference, row_scale, <const real *>tile.block_max, tile.rows)
+    for r in range(tile.rows):
+        score = scores + r * tile.pitch
         for j in range(count):
-            scores[r * pitch + j] = exponential(<real>CATTN_LOG2E * (scores[r * pitch + j] - reference[r]))
+            score[j] = exponential(<real>CATTN_LOG2E * (score[j] - reference[r]))
         total[0] = total[1] = total[2] = total[3] = 0
         for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
             start = number * PORTABLE_FEW_RUN
             run = 0
             for j in range(start, min(count, start + PORTABLE_FEW_RUN)):
-                run += scores[r * pitch + j]
+                run += score[j]
             total[number % 4] += run
-        sum[r] = factor[r] * sum[r] + few_total(total, 1)
+        row_sum[r] = row_scale[r] * row_sum[r] + few_total(total, 1)
+    return True
 
 
 cdef inline void add_run(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t columns,
@@ -220,47 +236,86 @@ cdef inline void add_rest(real *total, const real *weights, const char *values, 
         total[c] += sum[c]
 
 
-cdef void few_values(real *output, const real *factor, const real *weights, Py_ssize_t pitch, Py_ssize_t rows,
-                     const char *values, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
-                     cattn_type type) noexcept nogil:
+cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     # Runs join one of four totals of their row in turn: in one chain equal sums round alike.
     cdef real[CATTN_FEW_ROWS * 4 * PORTABLE_COLUMNS] total
+    cdef const real *row_scale = <const real *>tile.row_scale
     cdef const real *weight
     cdef const char *value
     cdef real *joined
-    cdef Py_ssize_t part, first, columns, number, start, c, r, ahead = bytes_ahead(stride, size * sizeof(real))
-    for part in range((size + PORTABLE_COLUMNS - 1) // PORTABLE_COLUMNS):
+    cdef real *out
+    cdef real before
+    cdef Py_ssize_t part, first, columns, number, start, c, r, count = block.count, stride = block.stride
+    cdef Py_ssize_t ahead = bytes_ahead(stride, block.size * sizeof(real))
+    for part in range((block.size + PORTABLE_COLUMNS - 1) // PORTABLE_COLUMNS):
         first = part * PORTABLE_COLUMNS
-        columns = min(size - first, <Py_ssize_t>PORTABLE_COLUMNS)
-        for c in range(rows * 4 * columns):
+        columns = min(block.size - first, <Py_ssize_t>PORTABLE_COLUMNS)
+        for c in range(tile.rows * 4 * columns):
             total[c] = 0
         for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
             start = number * PORTABLE_FEW_RUN
-            value = values + start * stride + first * sizeof(real)
-            for r in range(rows):
-                weight = weights + r * pitch + start
+            value = block.rows + start * stride + first * sizeof(real)
+            for r in range(tile.rows):
+                weight = <const real *>tile.scores + r * tile.pitch + start
                 joined = total + (r * 4 + number % 4) * columns
                 if start + PORTABLE_FEW_RUN <= count:
                     add_run(joined, weight, value, stride, columns, ahead if r == 0 else 0)
                 else:
                     add_rest(joined, weight, value, stride, count - start, columns)
-        for r in range(rows):
+        for r in range(tile.rows):
+            out = output + r * tile.output_pitch + first
             for c in range(columns):
-                output[r * size + first + c] = factor[r] * output[r * size + first + c] \
-                    + few_total(total + r * 4 * columns + c, columns)
+                before = 0 if tile.is_new else row_scale[r] * out[c]
+                out[c] = before + few_total(total + r * 4 * columns + c, columns)
+    return True
 
 
-cdef void few_select_values(real *output, const real *factor, const real *weights, const unsigned char *attended,
-                            Py_ssize_t pitch, Py_ssize_t rows, const char *values, Py_ssize_t stride,
-                            Py_ssize_t count, Py_ssize_t size,
-                            cattn_type type) noexcept nogil:
+cdef inline int few_select_values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef const real *row_scale = <const real *>tile.row_scale
+    cdef const real *weights = <const real *>tile.scores
     cdef real[4] total
+    cdef real *out
+    cdef real before
     cdef Py_ssize_t number, start, c, r
-    for r in range(rows):
-        for c in range(size):
+    for r in range(tile.rows):
+        for c in range(block.size):
             total[0] = total[1] = total[2] = total[3] = 0
-            for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
+            for number in range((block.count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
                 start = number * PORTABLE_FEW_RUN
-                total[number % 4] += select_run(weights + r * pitch, attended + r * pitch, 1, values + c * sizeof(real),
-                                                stride, start, min(count, start + PORTABLE_FEW_RUN), PORTABLE_FEW_RUN)
-            output[r * size + c] = rescale(output[r * size + c], factor[r]) + few_total(total, 1)
+                total[number % 4] += select_run(weights + r * tile.pitch, tile.attended + r * tile.pitch, 1,
+                                                block.rows + c * sizeof(real), block.stride, start,
+                                                min(block.count, start + PORTABLE_FEW_RUN), PORTABLE_FEW_RUN)
+            out = output + r * tile.output_pitch + c
+            before = 0 if tile.is_new else rescale(out[0], row_scale[r])
+            out[0] = before + few_total(total, 1)
+    return True
+
+
+cdef inline int few_load(real *queries, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef Py_ssize_t r, c
+    cdef real scale = <real>tile.scale
+    for r in range(tile.rows):
+        for c in range(block.size):
+            queries[r * block.size + c] = scale * (<const real *>tile.source[r])[c]
+    return True
+
+
+cdef inline int few_merge(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    merge_rows(output, tile, tile.rows, block.size, tile.output_pitch, 1)
+    return True
+
+
+cdef inline int few_store(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef const real *row_sum = <const real *>tile.softmax.row_sum
+    cdef real divisor, quotient, residue = 0
+    cdef real *row
+    cdef Py_ssize_t r, c
+    for r in range(tile.rows):
+        row = <real *>tile.destination[r]
+        divisor = 1 if row_sum[r] == 0 else row_sum[r]
+        residue += divisor - divisor
+        for c in range(block.size):
+            quotient = output[r * tile.output_pitch + c] / divisor
+            residue += quotient - quotient   # NaN for an infinity or a NaN, else 0
+            row[c] = quotient
+    return residue == 0

@@ -1,7 +1,11 @@
 # Storage types and strange strides: rows of any type, stride, alignment and byte order → contiguous rows of the
 # arithmetic type, and back. Only what the tiles cannot read in place passes through here, a block at a time.
 
-from libc.float cimport FLT_MAX
+from libc.string cimport memcpy
+
+from problem cimport *
+from tiles.portable cimport to_float
+from tiles.tiles cimport cattn_table
 
 cdef enum:
     PIECE = 128   # elements converted at a time, through the stack
@@ -19,7 +23,7 @@ cdef inline bint is_multiple(Py_ssize_t number, Py_ssize_t power_of_two) noexcep
     return number & (power_of_two - 1) == 0
 
 
-cdef bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) noexcept nogil:
+cdef inline bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) noexcept nogil:
     """Whether the tiles can read (or write) the rows of `array` where they lie."""
     cdef Py_ssize_t item = item_size(type)
     cdef Py_ssize_t misaligned = <Py_ssize_t>array.data | array.head | array.row
@@ -29,15 +33,8 @@ cdef bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) no
     return array.type == type and array.column == item and not array.swapped and is_multiple(misaligned, item)
 
 
-cdef inline float to_float(double value) noexcept nogil:
-    """A finite number stays one: a bias that would become -infinity would mask."""
-    if isfinite(value):
-        value = min(max(value, -FLT_MAX), FLT_MAX)
-    return <float>value
-
-
-cdef void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,
-                  const cattn_tiles *float_tiles) noexcept nogil:
+cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,
+                  const cattn_table *table) noexcept nogil:
     """Contiguous, aligned elements of one type into those of another; half types go through float."""
     cdef float[PIECE] middle
     cdef Py_ssize_t i, number, start, size
@@ -50,15 +47,15 @@ cdef void convert(char *to, cattn_type to_type, const char *source, cattn_type t
         for i in range(count):
             (<double *>to)[i] = (<const float *>source)[i]
     elif to_type == CATTN_FLOAT32:
-        float_tiles.widen(to, source, type, count)
+        table.widen(to, source, type, count)
     elif type == CATTN_FLOAT32:
-        float_tiles.narrow(to, source, to_type, count)
+        table.narrow(to, source, to_type, count)
     else:
         for number in range((count + PIECE - 1) // PIECE):
             start = number * PIECE
             size = min(<Py_ssize_t>PIECE, count - start)
-            float_tiles.widen(middle, source + start * item_size(type), type, size)
-            convert(to + start * item_size(to_type), to_type, <const char *>middle, CATTN_FLOAT32, size, float_tiles)
+            table.widen(middle, source + start * item_size(type), type, size)
+            convert(to + start * item_size(to_type), to_type, <const char *>middle, CATTN_FLOAT32, size, table)
 
 
 cdef inline void copy_item(char *to, const char *source, Py_ssize_t item, bint swapped) noexcept nogil:
@@ -76,47 +73,51 @@ cdef inline bint is_direct(const cattn_array *array, const char *row) noexcept n
     return array.column == item and not array.swapped and is_multiple(<Py_ssize_t>row, item)
 
 
-cdef void fetch_row(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t count,
-                    const cattn_tiles *float_tiles) noexcept nogil:
+cdef inline void gather_row(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t count,
+                    const cattn_table *table) noexcept nogil:
     """`count` elements of `array` from `row` on, along its last axis."""
     cdef double[PIECE] buffer
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), to_item = item_size(to_type)
     cdef Py_ssize_t number, start, i, size
     if is_direct(array, row):
-        convert(to, to_type, row, array.type, count, float_tiles)
+        convert(to, to_type, row, array.type, count, table)
         return
     for number in range((count + PIECE - 1) // PIECE):
         start = number * PIECE
         size = min(<Py_ssize_t>PIECE, count - start)
         for i in range(size):
             copy_item(piece + i * item, row + (start + i) * array.column, item, array.swapped)
-        convert(to + start * to_item, to_type, piece, array.type, size, float_tiles)
+        convert(to + start * to_item, to_type, piece, array.type, size, table)
 
 
-cdef void fetch_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t rows,
-                     Py_ssize_t count, const cattn_tiles *float_tiles) noexcept nogil:
+ctypedef void (*gather_rows_function)(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t rows,
+                                      Py_ssize_t count, const cattn_table *table) noexcept nogil
+
+
+cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t rows,
+                             Py_ssize_t count, const cattn_table *table) noexcept nogil:
     """That for many rows, one behind the other."""
     cdef Py_ssize_t i, item = item_size(array.type)
     if array.column == item and array.row == count * item:   # all of them are one row
         rows, count = 1, rows * count
     for i in range(rows):
-        fetch_row(to + i * count * item_size(to_type), to_type, array, row + i * array.row, count, float_tiles)
+        gather_row(to + i * count * item_size(to_type), to_type, array, row + i * array.row, count, table)
 
 
-cdef void deliver_row(const cattn_array *array, char *row, const char *source, cattn_type source_type, Py_ssize_t count,
-                      const cattn_tiles *float_tiles) noexcept nogil:
+cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type, Py_ssize_t count,
+                      const cattn_table *table) noexcept nogil:
     """The way back: contiguous reals into `count` elements of `array` from `row` on."""
     cdef double[PIECE] buffer
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), source_item = item_size(source_type)
     cdef Py_ssize_t number, start, i, size
     if is_direct(array, row):
-        convert(row, array.type, source, source_type, count, float_tiles)
+        convert(row, array.type, source, source_type, count, table)
         return
     for number in range((count + PIECE - 1) // PIECE):
         start = number * PIECE
         size = min(<Py_ssize_t>PIECE, count - start)
-        convert(piece, array.type, source + start * source_item, source_type, size, float_tiles)
+        convert(piece, array.type, source + start * source_item, source_type, size, table)
         for i in range(size):
             copy_item(row + (start + i) * array.column, piece + i * item, item, array.swapped)

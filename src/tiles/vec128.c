@@ -1,5 +1,5 @@
 /* The kernel table for vec128: its target, its vector width and its register tile. */
-#include "tiles_isa.h"
+#include "isa.h"
 
 #if CATTN_HAS_VEC128
 #define TILES_VEC128
@@ -10,18 +10,18 @@
 #define TILE_IN_A_ROW 0  /* whether the steps of a whole run stand in a row */
 #include "target_begin.h"
 #define REAL_BITS 32
-#include "tiles.inc"
+#include "tiles_template.h"
 #undef REAL_BITS
 #define REAL_BITS 64
-#include "tiles.inc"
+#include "tiles_template.h"
 #include "target_end.h"
 #endif
 
 void cattn_override_vec128(cattn_table *table)
 {
 #if CATTN_HAS_VEC128
-    override_32(&table->float32);
-    override_64(&table->float64);
+    override_32(table);
+    override_64(table);
     table->name = "vec128";
 #else
     (void)table;

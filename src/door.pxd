@@ -1,0 +1,101 @@
+# What stands between Python and a call: the GIL, signals, the number of threads, and exceptions in the place of a status.
+
+from libc.stdint cimport int64_t
+
+from execute cimport execute
+from plan cimport *
+from problem cimport *
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    static __declspec(thread) int cattn_handlers;
+    #else
+    static _Thread_local int cattn_handlers;
+    #endif
+    static cattn_shared cattn_ending_thread = 0;
+    """
+    int cattn_handlers   # of signals, which run in this thread inside of calls
+    # The thread that ends Python, once one does: no other may ask for the GIL then. Python ends a thread that does, or holds it
+    # for ever, and crashes when it is gone itself.
+    int64_t cattn_ending_thread
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept
+    void PyErr_SetString(object error, const char *message) noexcept
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
+cdef enum:
+    # Multiply-adds below which letting go of the GIL, or waking a worker, costs more than it brings: about 2 and 50 µs.
+    GIL_WORK = 65536
+    THREADS_WORK = 2097152
+    # Signal handlers that may call cattn, each inside a call that the one before made. A level takes 64 KiB of stack at most,
+    # Python's own included, and the smallest stack that signal handlers usually run on is 1 MiB.
+    MOST_HANDLERS = 8
+
+
+cdef inline bint run_handlers() noexcept:
+    """Lets Python run its signal handlers. Whether one raised."""
+    global cattn_handlers
+    cdef bint raised
+    if cattn_handlers == MOST_HANDLERS:
+        PyErr_SetString(RecursionError, "cattn: signal handlers that call cattn are nested too deeply")
+        return True
+    cattn_handlers += 1
+    raised = PyErr_CheckSignals() != 0
+    cattn_handlers -= 1
+    return raised
+
+
+cdef inline bint wants_to_stop(void *context) noexcept nogil:
+    """What a call asks that Python made: the exception is set then."""
+    if cattn_ending_thread != 0 and cattn_ending_thread != <int64_t>PyThread_get_thread_ident():
+        return False
+    with gil:
+        return run_handlers()
+
+
+cdef inline void note_ending_thread() noexcept:
+    global cattn_ending_thread
+    cattn_ending_thread = <int64_t>PyThread_get_thread_ident()
+
+
+cdef inline double work_of(const Plan *plan, const cattn_problem *problem) noexcept nogil:
+    """Multiply-adds, about."""
+    return (<double>plan.entries * problem.query_heads * problem.query_length * problem.key_length
+            * (problem.head_size + problem.value_size))
+
+
+cdef inline int check(cattn_status status, const Plan *plan, Py_ssize_t threads, Py_ssize_t bytes) except -1:
+    """Raise what a status says; where the caller stopped it, its exception is set."""
+    if status == CATTN_STOPPED:
+        return -1
+    if status == CATTN_TOO_MANY_TASKS:
+        raise MemoryError(f"query, key: expected a batch of at most {CATTN_LARGEST_COUNT} tasks, got {plan.tasks}")
+    if status == CATTN_NO_MEMORY:
+        raise MemoryError(f"a workspace of {bytes} bytes for {threads} threads")
+    return 0
+
+
+cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t threads, const Machine *machine,
+                        object get_num_threads) except -1:
+    cdef Caller caller = Caller(wants_to_stop, NULL)
+    cdef Py_ssize_t bytes = 0
+    cdef cattn_status status
+    cdef double work
+    cdef Plan plan
+    check(make_plan(&plan, problem, machine, stage, &caller), &plan, 0, 0)
+    if plan.tasks == 0:
+        return 0
+    work = work_of(&plan, problem)
+    if work < THREADS_WORK:
+        threads = 1
+    elif threads == 0:
+        threads = get_num_threads()
+    threads = min(threads, plan.tasks)
+    if work < GIL_WORK:
+        status = execute(&plan, problem, threads, &caller, &bytes)
+    else:
+        with nogil:
+            status = execute(&plan, problem, threads, &caller, &bytes)
+    return check(status, &plan, threads, bytes)

@@ -1,0 +1,133 @@
+# Plan → result: the memory of a call, and its tasks one by one. It knows nothing of Python: who may want to stop is a callback,
+# and how it went a status.
+
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+
+from attend cimport attend, merge_partials
+from plan cimport *
+from problem cimport *
+from system.system cimport *
+from tiles.tiles cimport *
+from weights cimport find_weights
+from worker cimport *
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    #include <malloc.h>
+    #define cattn_stack_memory _alloca
+    #else
+    #define cattn_stack_memory __builtin_alloca
+    #endif
+    """
+    void *cattn_stack_memory(size_t bytes) noexcept nogil
+
+cdef enum:
+    SMALL_WORKSPACE = 16384   # bytes, taken from the stack
+
+
+# What is used by more threads than the caller, in memory that does not end with the caller's stack.
+cdef struct SharedCall:
+    Call call
+    Plan plan
+    cattn_problem problem
+
+
+cdef inline void open_worker(Worker *worker, Call *call, int number) noexcept nogil:
+    worker.call = call
+    worker.workspace = call.workspaces + number * call.plan.workspace_bytes
+    worker.number = number
+
+
+cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noexcept nogil:
+    cdef Call *call = <Call *>context
+    cdef unsigned int mode
+    cdef Worker worker
+    cdef Task task
+    open_worker(&worker, call, worker_number)
+    find_task(&task, call.plan, call.problem, call.starts, number)
+    if stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size)):
+        return True
+    mode = cattn_change_float_mode(CATTN_TASK_MODE)
+    if call.plan.stage == STAGE_OUTPUT:
+        attend(&worker, &task)
+    else:
+        find_weights(&worker, &task)
+    cattn_change_float_mode(mode)
+    return call.stopped
+
+
+cdef inline int do_merge(void *context, Py_ssize_t number, int worker_number) noexcept nogil:
+    cdef Call *call = <Call *>context
+    cdef unsigned int mode
+    cdef Worker worker
+    cdef Task task
+    open_worker(&worker, call, worker_number)
+    find_task(&task, call.plan, call.problem, call.starts, number)
+    if stopped(&worker, TASK_WORK):
+        return True
+    if task.partial >= 0 and task.key_start == 0:
+        mode = cattn_change_float_mode(CATTN_TASK_MODE)
+        merge_partials(&worker, &task)
+        cattn_change_float_mode(mode)
+    return call.stopped
+
+
+cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
+    cattn_pool_run(do_task, call, call.plan.tasks, call.threads, poll)
+    if call.plan.partials > 0 and not call.stopped:
+        cattn_pool_run(do_merge, call, call.plan.tasks, call.threads, poll)
+    return CATTN_STOPPED if call.stopped else CATTN_DONE
+
+
+cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ssize_t threads, const Caller *caller,
+                                 Py_ssize_t *bytes) noexcept nogil:
+    """Computes it. `bytes` is the workspace that it takes, or would have taken where there is no memory for it."""
+    cdef Py_ssize_t shared_at, starts_at, partials_at, workspaces_at
+    cdef bint packed = problem.query_indptr != NULL, on_stack
+    cdef cattn_status status = CATTN_DONE
+    cdef SharedCall *together
+    cdef char *memory
+    cdef char *aligned
+    cdef Call own
+    cdef Call *call = &own
+    bytes[0] = 0
+    shared_at = reserve(bytes, sizeof(SharedCall) if threads > 1 else 0)
+    starts_at = reserve(bytes, times(plan.entries, sizeof(Start)) if packed else 0)
+    partials_at = reserve(bytes, times(plan.partials, plan.partial_bytes))
+    workspaces_at = reserve(bytes, times(threads, plan.workspace_bytes))
+    on_stack = threads == 1 and bytes[0] <= SMALL_WORKSPACE
+    if on_stack:
+        memory = <char *>cattn_stack_memory(bytes[0] + CATTN_ALIGNMENT)
+    else:
+        memory = <char *>PyMem_RawMalloc(bytes[0] + CATTN_ALIGNMENT)
+        if memory == NULL:
+            return CATTN_NO_MEMORY
+    aligned = <char *>((<Py_ssize_t>memory + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT)
+    own.problem = problem
+    own.plan = plan
+    own.starts = <Start *>(aligned + starts_at) if packed else NULL
+    own.partials = aligned + partials_at
+    own.workspaces = aligned + workspaces_at
+    own.threads = <int>threads
+    own.work = 0
+    own.polled = 0
+    own.caller.wants_to_stop = caller.wants_to_stop
+    own.caller.context = caller.context
+    own.callers_mode = cattn_float_mode()
+    own.stopped = False
+    if packed:
+        status = count_packed(plan, problem, caller, <Start *>(aligned + starts_at))
+    if threads > 1:
+        together = <SharedCall *>(aligned + shared_at)
+        together.problem = problem[0]
+        together.plan = plan[0]
+        together.call = own
+        call = &together.call
+        call.problem = &together.problem
+        call.plan = &together.plan
+    if status == CATTN_DONE:
+        status = run_tasks(call)
+    if not on_stack:
+        PyMem_RawFree(memory)
+    return status

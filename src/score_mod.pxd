@@ -1,0 +1,113 @@
+# What happens to the scores of a block: softcap, bias, ALiBi, masks and intervals, as the kernels want them.
+
+from convert cimport gather_row
+from plan cimport *
+from problem cimport *
+from tile cimport *
+from tiles.portable cimport to_float
+from tiles.tiles cimport *
+from worker cimport *
+
+
+# Rows first, first + 1, ... of a tile, in so many lanes, and keys low <= j < high.
+cdef struct Region:
+    Py_ssize_t first, rows, lanes
+    Py_ssize_t low, high
+
+
+cdef inline void set_region(Region *region, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t lanes, Py_ssize_t low,
+                            Py_ssize_t high) noexcept nogil:
+    region.first = first
+    region.rows = rows
+    region.lanes = lanes
+    region.low = low
+    region.high = high
+
+
+cdef inline void set_intervals(cattn_score_mod *mod, const Tile *tile, const Region *region) noexcept nogil:
+    cdef Py_ssize_t row
+    for row in range(region.rows):
+        mod.start[row] = tile.start[region.first + row] - region.low
+        mod.stop[row] = tile.stop[region.first + row] - region.low
+    for row in range(region.rows, region.lanes):   # lanes without a row restrict nothing
+        mod.start[row] = 0
+        mod.stop[row] = region.high - region.low
+
+
+cdef inline bint set_masks(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+                           const Region *region) noexcept nogil:
+    """Whether they leave anything to see."""
+    cdef const cattn_array *mask = &worker.call.problem.mask
+    cdef Py_ssize_t row, j, count = region.high - region.low
+    cdef unsigned char seen = 0
+    cdef const char *source
+    cdef char *copy
+    for row in range(region.rows):
+        source = row_of(mask, head.mask, tile, region.first + row) + region.low * mask.column
+        if not worker.call.plan.mask_in_place:
+            copy = worker.workspace + worker.call.plan.mask_at + row * count
+            for j in range(count):
+                copy[j] = source[j * mask.column]
+            source = copy
+        mod.mask[row] = <const unsigned char *>source
+        if not seen:
+            for j in range(count):
+                seen |= mod.mask[row][j]
+    for row in range(region.rows, region.lanes):
+        mod.mask[row] = mod.mask[0]
+    return seen != 0
+
+
+cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+                            const Region *region) noexcept nogil:
+    cdef const cattn_array *bias = &worker.call.problem.bias
+    cdef const Plan *plan = worker.call.plan
+    cdef Py_ssize_t row, count = region.high - region.low
+    cdef const char *source
+    cdef char *copy
+    for row in range(region.rows):
+        source = row_of(bias, head.bias, tile, region.first + row) + region.low * bias.column
+        if not plan.bias_in_place:
+            copy = worker.workspace + plan.bias_at + row * count * plan.itemsize
+            gather_row(copy, plan.arithmetic, bias, source, count, plan.table)
+            source = copy
+        mod.bias[row] = source
+    for row in range(region.rows, region.lanes):
+        mod.bias[row] = mod.bias[0]
+
+
+cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+                            const Region *region) noexcept nogil:
+    cdef const cattn_array *slopes = &worker.call.problem.alibi_slopes
+    cdef Py_ssize_t row
+    cdef double slope
+    for row in range(region.lanes):
+        mod.slope[row] = 0
+        mod.distance[row] = 0
+        if row < region.rows:
+            slope = (<const double *>(slopes.data + (head.first_head + tile.head[region.first + row]) * slopes.head))[0]
+            mod.slope[row] = to_float(slope) if worker.call.plan.arithmetic == CATTN_FLOAT32 else slope
+            mod.distance[row] = tile.position[region.first + row] - region.low
+
+
+cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+                               const Region *region) noexcept nogil:
+    """What happens to the scores of a region, up to the stage asked for; whether the mask leaves anything to see."""
+    cdef const cattn_problem *problem = worker.call.problem
+    cdef int stage = worker.call.plan.stage
+    cdef bint visible = True
+    mod.softcap = problem.softcap if stage >= STAGE_SOFTCAPPED else 0
+    mod.has_bias = stage >= STAGE_BIASED and problem.bias.data != NULL
+    mod.has_alibi = stage >= STAGE_BIASED and problem.alibi_slopes.data != NULL
+    mod.has_mask = stage >= STAGE_BIASED and problem.mask.data != NULL
+    mod.has_interval = stage >= STAGE_BIASED and (region.low < tile.inner_low or region.high > tile.inner_high)
+    mod.adds = mod.has_bias or mod.has_alibi or mod.has_mask or mod.has_interval
+    if mod.has_interval:
+        set_intervals(mod, tile, region)
+    if mod.has_mask:
+        visible = set_masks(mod, worker, head, tile, region)
+    if mod.has_bias:
+        set_biases(mod, worker, head, tile, region)
+    if mod.has_alibi:
+        set_slopes(mod, worker, head, tile, region)
+    return visible

@@ -1,0 +1,367 @@
+# The rows of a tile: which queries they are, what they may see, their loads and their results.
+
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+
+from convert cimport gather_row, scatter_row
+from plan cimport *
+from problem cimport *
+from tiles.tiles cimport *
+from worker cimport *
+
+
+# One batch entry and key head: where its first rows lie, and what holds for all its rows.
+cdef struct KeyHead:
+    Py_ssize_t entry
+    Py_ssize_t first_head            # the first query head of the group
+    Py_ssize_t query_limit, key_limit
+    int64_t offset
+    const char *query
+    const char *key
+    const char *value
+    char *out
+    char *lse
+    const char *mask
+    const char *bias
+    const char *key_start
+    const char *key_stop
+
+
+cdef inline char *first_row(const cattn_problem *problem, const cattn_array *array, Py_ssize_t entry, Py_ssize_t head,
+                            const int64_t *indptr) noexcept nogil:
+    """That of `head` in this batch entry; NULL for an array that was not given."""
+    cdef char *data = array.data
+    cdef Py_ssize_t axis, rest = entry
+    if data == NULL:
+        return NULL
+    for axis in range(problem.batch_ndim - 1, -1, -1):
+        data += rest % problem.batch_shape[axis] * array.batch[axis]
+        rest //= problem.batch_shape[axis]
+    if indptr != NULL:
+        data += indptr[entry] * array.row
+    return data + head * array.head
+
+
+cdef inline int64_t entry_integer(const cattn_problem *problem, const cattn_array *array, Py_ssize_t entry,
+                                  int64_t otherwise) noexcept nogil:
+    cdef const char *data = first_row(problem, array, entry, 0, NULL)
+    return otherwise if data == NULL else (<const int64_t *>data)[0]
+
+
+cdef inline void open_head(KeyHead *head, const Worker *worker, const Task *task) noexcept nogil:
+    cdef const cattn_problem *problem = worker.call.problem
+    cdef Py_ssize_t entry = task.entry, query_head = task.key_head * worker.call.plan.group
+    head.entry = entry
+    head.first_head = query_head
+    head.query = first_row(problem, &problem.query, entry, query_head, problem.query_indptr)
+    head.key = first_row(problem, &problem.key, entry, task.key_head, problem.key_indptr)
+    head.value = first_row(problem, &problem.value, entry, task.key_head, problem.key_indptr)
+    head.out = first_row(problem, &problem.out, entry, query_head, problem.query_indptr)
+    head.lse = first_row(problem, &problem.lse, entry, query_head, problem.query_indptr)
+    head.mask = first_row(problem, &problem.mask, entry, query_head, NULL)
+    head.bias = first_row(problem, &problem.bias, entry, query_head, NULL)
+    head.key_start = first_row(problem, &problem.key_start, entry, query_head, NULL)
+    head.key_stop = first_row(problem, &problem.key_stop, entry, query_head, NULL)
+    head.offset = entry_integer(problem, &problem.query_offset, entry, 0)
+    head.query_limit = <Py_ssize_t>entry_integer(problem, &problem.query_lengths, entry, entry_query_length(problem, entry))
+    head.key_limit = <Py_ssize_t>entry_integer(problem, &problem.key_lengths, entry, entry_key_length(problem, entry))
+
+
+cdef inline void find_rows(Tile *tile, const Plan *plan, const KeyHead *key_head, Py_ssize_t first_row) noexcept nogil:
+    cdef Py_ssize_t row, head = first_row % plan.group, i = first_row // plan.group
+    for row in range(tile.arrays.rows):
+        tile.head[row] = head
+        tile.index[row] = i
+        tile.position[row] = <double>(key_head.offset + i)
+        head += 1
+        if head == plan.group:
+            head = 0
+            i += 1
+
+
+cdef inline void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const KeyHead *key_head, int64_t low,
+                               int64_t high) noexcept nogil:
+    """The keys [start, stop) that a row may attend to, masks and biases aside, of keys [low, high)."""
+    cdef Py_ssize_t head = tile.head[row], i = tile.index[row]
+    cdef int64_t position = key_head.offset + i
+    if problem.window_left != CATTN_UNLIMITED:
+        low = max(low, position - problem.window_left)
+    if problem.window_right != CATTN_UNLIMITED:
+        high = min(high, position + problem.window_right + 1)
+    if key_head.key_start != NULL:
+        low = max(low, (<const int64_t *>(key_head.key_start + head * problem.key_start.head + i * problem.key_start.row))[0])
+    if key_head.key_stop != NULL:
+        high = min(high, (<const int64_t *>(key_head.key_stop + head * problem.key_stop.head + i * problem.key_stop.row))[0])
+    if i >= key_head.query_limit or low >= high:
+        low = high = 0
+    tile.start[row] = <Py_ssize_t>low
+    tile.stop[row] = <Py_ssize_t>high
+
+
+cdef inline void find_intervals(Tile *tile, const cattn_problem *problem, const KeyHead *head, Py_ssize_t key_start,
+                                Py_ssize_t key_stop) noexcept nogil:
+    cdef Py_ssize_t row, half, rows = tile.arrays.rows
+    key_stop = min(key_stop, head.key_limit)
+    for half in range(CATTN_HALVES):
+        tile.half_low[half] = PY_SSIZE_T_MAX
+        tile.half_high[half] = 0
+    if (problem.window_left == CATTN_UNLIMITED and problem.window_right == CATTN_UNLIMITED and head.key_start == NULL
+            and head.key_stop == NULL and tile.index[rows - 1] < head.query_limit and key_start < key_stop):
+        for row in range(rows):
+            tile.start[row] = key_start
+            tile.stop[row] = key_stop
+        tile.low = tile.inner_low = key_start
+        tile.high = tile.inner_high = key_stop
+        for half in range((rows + tile.half - 1) // tile.half):
+            tile.half_low[half] = key_start
+            tile.half_high[half] = key_stop
+        return
+    tile.low = tile.inner_high = PY_SSIZE_T_MAX
+    tile.high = tile.inner_low = 0
+    for row in range(rows):
+        half = row // tile.half
+        find_interval(tile, row, problem, head, key_start, key_stop)
+        if tile.stop[row] > 0:
+            tile.half_low[half] = min(tile.half_low[half], tile.start[row])
+            tile.half_high[half] = max(tile.half_high[half], tile.stop[row])
+        tile.inner_low = max(tile.inner_low, tile.start[row])
+        tile.inner_high = min(tile.inner_high, tile.stop[row])
+    for half in range(CATTN_HALVES):
+        tile.low = min(tile.low, tile.half_low[half])
+        tile.high = max(tile.high, tile.half_high[half])
+
+
+cdef inline bint halves_differ(const Tile *tile, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Whether the halves of a tile have different things to do with keys [start, stop): then each goes alone."""
+    return (tile.arrays.rows > tile.half
+            and (max(start, tile.half_low[0]) != max(start, tile.half_low[1])
+                 or min(stop, tile.half_high[0]) != min(stop, tile.half_high[1]) or tile.is_new[0] != tile.is_new[1]))
+
+
+cdef inline char *row_of(const cattn_array *array, const char *first, const Tile *tile, Py_ssize_t row) noexcept nogil:
+    """What belongs to a row of the tile, in an array whose part for the tile's heads begins at `first`."""
+    return <char *>first + tile.head[row] * array.head + tile.index[row] * array.row
+
+
+cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task, Py_ssize_t number) noexcept nogil:
+    """Tile number `number` of a task in the worker's workspace. Scores are there once: the next tile's take their place."""
+    cdef const cattn_problem *problem = worker.call.problem
+    cdef const Plan *plan = worker.call.plan
+    cdef cattn_row_tile *arrays = &tile.arrays
+    cdef char *workspace = worker.workspace
+    cdef Py_ssize_t item = plan.itemsize, vector = CATTN_MAX_LANES * item, output = arrays.lanes * problem.value_size * item
+    cdef bint few = task.strategy == &plan.few
+    cdef char *vectors = workspace + plan.vectors_at
+    arrays.pitch = task.strategy.key_block if few else 0
+    arrays.output_pitch = problem.value_size if few else 0
+    arrays.scale = problem.scale
+    arrays.sinks = NULL
+    arrays.score_mod = NULL
+    arrays.selecting = False
+    arrays.row_scale = vectors
+    arrays.block_max = vectors + vector
+    arrays.softmax.row_max = vectors + (3 + 2 * number) * vector
+    arrays.softmax.row_sum = vectors + (4 + 2 * number) * vector
+    arrays.queries = workspace + plan.queries_at + number * arrays.lanes * min(problem.head_size, plan.columns) * item
+    arrays.softmax.output = workspace + plan.output_at + number * output
+    arrays.block_output = workspace + plan.block_output_at
+    arrays.scores = workspace + plan.scores_at
+    arrays.attn_bias = workspace + plan.attn_bias_at
+    arrays.attended = <unsigned char *>workspace + plan.attended_at
+    if plan.totals_at < plan.scores_at:
+        vectors = workspace + plan.totals_at + number * (3 * vector + 2 * output)
+        arrays.total.row_max = vectors
+        arrays.total.row_sum = vectors + vector
+        arrays.total.row_sum_carry = vectors + 2 * vector
+        arrays.total.output_carry = vectors + 3 * vector
+        arrays.total.output = vectors + 3 * vector + output
+
+
+cdef inline void load_queries(Tile *tile, const Worker *worker, const KeyHead *head, Py_ssize_t start,
+                              Py_ssize_t count) noexcept nogil:
+    """Columns start, start + 1, ... of the tile's queries."""
+    cdef const cattn_problem *problem = worker.call.problem
+    cdef const Plan *plan = worker.call.plan
+    cdef const char *rows[CATTN_MAX_LANES]
+    cdef char *scratch = worker.workspace + plan.row_at
+    cdef cattn_key_block columns
+    cdef Py_ssize_t row
+    for row in range(tile.arrays.rows):
+        rows[row] = row_of(&problem.query, head.query, tile, row) + start * problem.query.column
+        if not plan.query_in_place:
+            gather_row(scratch + row * count * plan.itemsize, plan.arithmetic, &problem.query, rows[row], count, plan.table)
+            rows[row] = scratch + row * count * plan.itemsize
+    columns.size = count
+    tile.arrays.source = rows
+    tile.kernels.load(tile.arrays.queries, &tile.arrays, &columns)
+
+
+cdef inline void open_tile(Tile *tile, const Worker *worker, const Task *task, const KeyHead *head,
+                           Py_ssize_t number) noexcept nogil:
+    """Tile number `number` of the task: its rows, their intervals and queries."""
+    cdef const cattn_kernels *kernels = task.strategy.kernels
+    cdef const Plan *plan = worker.call.plan
+    cdef Py_ssize_t first_row = task.first_row + number * kernels.lanes
+    tile.kernels = kernels
+    tile.arrays.rows = min(kernels.lanes, task.first_row + task.rows - first_row)
+    tile.arrays.lanes = tile.arrays.rows if task.strategy == &plan.few else kernels.lanes
+    tile.half = kernels.half
+    place_arrays(tile, worker, task, number)
+    find_rows(tile, plan, head, first_row)
+    find_intervals(tile, worker.call.problem, head, task.key_start, task.key_stop)
+    if not plan.huge:
+        load_queries(tile, worker, head, 0, worker.call.problem.head_size)
+
+
+cdef inline void reset_softmax(Tile *tile, const Worker *worker, const KeyHead *head, bint with_sinks) noexcept nogil:
+    """Nothing attended yet: the sink alone is in the sum, and it is the maximum."""
+    cdef const cattn_problem *problem = worker.call.problem
+    cdef double sinks[CATTN_MAX_LANES]
+    cdef Py_ssize_t row, half
+    for half in range(CATTN_HALVES):
+        tile.is_new[half] = True
+    if with_sinks and problem.sinks.data != NULL:
+        for row in range(tile.arrays.rows):
+            sinks[row] = -INFINITY
+            if tile.index[row] < head.query_limit:
+                sinks[row] = (<const double *>(problem.sinks.data
+                                               + (head.first_head + tile.head[row]) * problem.sinks.head))[0]
+        tile.arrays.sinks = sinks
+    tile.kernels.reset(tile.arrays.softmax.row_max, &tile.arrays, NULL)
+    tile.arrays.sinks = NULL
+
+
+cdef inline void fill_rows(Tile *tile, const Worker *worker) noexcept nogil:
+    """Zeros into the output of few rows, by slices: that of a huge value takes long."""
+    cdef Py_ssize_t row, start, size = worker.call.problem.value_size, item = worker.call.plan.itemsize, count
+    for row in range(tile.arrays.rows):
+        start = 0
+        while start < size:
+            count = min(size - start, <Py_ssize_t>LARGEST_WHOLE)
+            if start > 0 and stopped(worker, MOVE_WORK * count):
+                return
+            memset(<char *>tile.arrays.softmax.output + (row * size + start) * item, 0, count * item)
+            start += count
+
+
+cdef inline void fill_new(Tile *tile, const Worker *worker) noexcept nogil:
+    """Zeros into the output of the halves that no block of keys has come to."""
+    cdef Py_ssize_t half, column, item = worker.call.plan.itemsize, lanes = tile.arrays.lanes
+    for half in range(CATTN_HALVES):
+        if tile.is_new[half] and half * tile.half < lanes:
+            if tile.arrays.pitch != 0:
+                fill_rows(tile, worker)
+            else:
+                for column in range(worker.call.problem.value_size):
+                    memset(<char *>tile.arrays.softmax.output + (column * lanes + half * tile.half) * item, 0, tile.half * item)
+        tile.is_new[half] = False
+
+
+cdef inline void swap(void **one, void **other) noexcept nogil:
+    cdef void *kept = one[0]
+    one[0] = other[0]
+    other[0] = kept
+
+
+cdef inline void swap_total(cattn_row_tile *arrays) noexcept nogil:
+    swap(&arrays.softmax.row_max, &arrays.total.row_max)
+    swap(&arrays.softmax.row_sum, &arrays.total.row_sum)
+    swap(&arrays.softmax.output, &arrays.total.output)
+
+
+cdef inline void begin_total(cattn_row_tile *arrays, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
+    """The total is what the tile has attended to so far, and nothing is lost."""
+    swap_total(arrays)
+    memset(arrays.total.row_sum_carry, 0, CATTN_MAX_LANES * item)
+    memset(arrays.total.output_carry, 0, arrays.lanes * size * item)
+
+
+cdef inline void join_total(Tile *tile, Py_ssize_t size, bint selecting) noexcept nogil:
+    cdef cattn_key_block columns
+    columns.size = size
+    tile.arrays.selecting = selecting
+    tile.kernels.merge(tile.arrays.total.output, &tile.arrays, &columns)
+
+
+cdef inline void write_lse(Tile *tile, const Worker *worker, const KeyHead *head) noexcept nogil:
+    cdef char *rows[CATTN_MAX_LANES]
+    cdef Py_ssize_t row
+    for row in range(tile.arrays.rows):
+        rows[row] = row_of(&worker.call.problem.lse, head.lse, tile, row)
+    tile.arrays.destination = rows
+    tile.kernels.logsumexp(tile.arrays.softmax.row_sum, &tile.arrays, NULL)
+
+
+cdef inline bint store_output(Tile *tile, const Worker *worker, const KeyHead *head) noexcept nogil:
+    """Divides by the sums and writes rows and lse. Whether all of the output is finite."""
+    cdef const cattn_problem *problem = worker.call.problem
+    cdef const Plan *plan = worker.call.plan
+    cdef Py_ssize_t row, start = 0, item = plan.itemsize, rows = tile.arrays.rows
+    cdef char *scratch = worker.workspace + plan.row_at
+    cdef char *destination[CATTN_MAX_LANES]
+    cdef cattn_key_block columns
+    cdef bint finite = True
+    tile.arrays.destination = destination
+    while start == 0 or start < problem.value_size:
+        columns.size = min(problem.value_size - start, plan.columns)
+        if start > 0 and stopped(worker, MOVE_WORK * columns.size * rows):
+            return finite
+        for row in range(rows):
+            destination[row] = (row_of(&problem.out, head.out, tile, row) + start * item if plan.out_in_place
+                                else scratch + row * columns.size * item)
+        finite &= tile.kernels.store(<char *>tile.arrays.softmax.output + start * item, &tile.arrays, &columns)
+        if not plan.out_in_place:
+            for row in range(rows):
+                scatter_row(&problem.out, row_of(&problem.out, head.out, tile, row) + start * problem.out.column,
+                            destination[row], plan.arithmetic, columns.size, plan.table)
+        start += plan.columns
+    if head.lse != NULL:
+        write_lse(tile, worker, head)
+    return finite
+
+
+cdef inline bint is_empty(const void *row_sum, Py_ssize_t bytes) noexcept nogil:
+    """Whether no row has attended to anything, as in the chunks before a window: all sums are 0."""
+    cdef Py_ssize_t i
+    for i in range(bytes):
+        if (<const char *>row_sum)[i] != 0:
+            return False
+    return True
+
+
+cdef inline void set_partial(cattn_softmax *partial, const Worker *worker, Py_ssize_t number) noexcept nogil:
+    """Where the partial result of this number lies."""
+    cdef const Plan *plan = worker.call.plan
+    partial.row_max = worker.call.partials + number * plan.partial_bytes
+    partial.row_sum = <char *>partial.row_max + CATTN_FEW_ROWS * plan.itemsize
+    partial.output = <char *>partial.row_sum + CATTN_FEW_ROWS * plan.itemsize
+
+
+cdef inline bint store_partial(Tile *tile, const Worker *worker, Py_ssize_t number) noexcept nogil:
+    """Of few rows, the softmax as it stands: the output is divided by nothing. Whether all of it is finite."""
+    cdef const Plan *plan = worker.call.plan
+    cdef Py_ssize_t row, start = 0, size = worker.call.problem.value_size, rows = tile.arrays.rows, item = plan.itemsize
+    cdef char *destination[CATTN_FEW_ROWS]
+    cdef cattn_row_tile undivided
+    cdef cattn_key_block columns
+    cdef cattn_softmax partial
+    cdef bint finite = True
+    set_partial(&partial, worker, number)
+    memcpy(partial.row_max, tile.arrays.softmax.row_max, rows * item)
+    memcpy(partial.row_sum, tile.arrays.softmax.row_sum, rows * item)
+    if is_empty(tile.arrays.softmax.row_sum, rows * item):
+        return True
+    memset(tile.arrays.row_scale, 0, CATTN_MAX_LANES * item)
+    undivided = tile.arrays
+    undivided.softmax.row_sum = tile.arrays.row_scale
+    undivided.destination = destination
+    while start < size:
+        columns.size = min(size - start, plan.columns)
+        if start > 0 and stopped(worker, MOVE_WORK * rows * columns.size):
+            break
+        for row in range(rows):
+            destination[row] = <char *>partial.output + (row * size + start) * item
+        finite &= tile.kernels.store(<char *>undivided.softmax.output + start * item, &undivided, &columns)
+        start += columns.size
+    return finite

@@ -1,0 +1,506 @@
+# The kernel table in typed loops: complete, portable, and the oracle of the others. What each function does stands in
+# tiles.h; here they are written once for float and double.
+#
+# The innermost loops run over the lanes, a constant number of them, without a branch: compilers turn each into a few
+# vector instructions and keep the small accumulator arrays in registers.
+#
+# Two passes of gcc are off for the sake of these loops, in the whole module. peephole2 turns "copy the factor, multiply it by
+# memory" into "load, multiply by the factor": 0.85 times as fast on Zen 3. Unroll-and-jam joins two turns of the outer
+# loop, whose sums then do not fit into the registers: 0.3 times.
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) && !defined(__clang__)
+    #pragma GCC optimize ("no-peephole2", "no-loop-unroll-and-jam")
+    #endif
+    """
+
+from libc.float cimport FLT_MAX
+from libc.math cimport INFINITY, isfinite, log, tanh
+from libc.stdint cimport uint32_t, uint64_t
+
+from tiles.tiles cimport *
+
+ctypedef fused real:
+    float
+    double
+
+cdef enum:
+    # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
+    # before it looks for vectors, and then finds the wrong ones.
+    PORTABLE_LANES = 32
+    PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
+    PORTABLE_LINK = 4        # terms that are summed, two and two, before they join a chain, which rounds once for the four
+    PORTABLE_CHAIN = 16      # links of a score's chain: 32 equal ones came to 2.4 κ
+    # Keys whose values are summed in one chain: a block of head size 128, half of one of 64. Why sums are chains of chains
+    # stands at RUN in tiles_template.h.
+    PORTABLE_RUN = 40
+
+
+cdef union FloatBits:
+    float value
+    uint32_t bits
+
+
+cdef union DoubleBits:
+    double value
+    uint64_t bits
+
+
+cdef inline real reduce(real x, real *power) noexcept nogil:
+    """f, and 2^n as `power`, with which 2^x = 2^n · 2^f: n is the integer nearest to x and f = x - n, exactly.
+
+    Adding `shift` rounds to an integer and leaves n plus the exponent's bias in the last bits of the sum, from where a
+    shift makes it the number 2^n.
+    """
+    cdef FloatBits float_power
+    cdef DoubleBits double_power
+    cdef real n, shift
+    if real is float:
+        shift = 12583039    # 1.5·2^23 + 127
+        float_power.value = x + shift
+        n = float_power.value - shift
+        float_power.bits <<= 23
+        power[0] = float_power.value
+    else:
+        shift = 6755399441056767     # 1.5·2^52 + 1023
+        double_power.value = x + shift
+        n = double_power.value - shift
+        double_power.bits <<= 52
+        power[0] = double_power.value
+    return x - n
+
+
+cdef inline real expand(real x, real f, real power) noexcept nogil:
+    """2^x for x <= 0 (and little above) from its parts; 0 where 2^n falls below the smallest normal number, NaN for NaN.
+
+    The polynomials are minimax ones of (2^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to 2^f - 1. Their even
+    and odd terms are two chains of half the length.
+    """
+    cdef real even, odd, lowest, g = f * f
+    if real is float:
+        lowest = -126.5
+        even = (<real>0.0013390867 * g + <real>0.05550357) * g + <real>0.6931472
+        odd = (<real>0.00015469735 * g + <real>0.009618031) * g + <real>0.2402265
+    else:
+        lowest = -1022.5
+        even = 4.456676030826705e-10 * g + 1.0178051724308302e-07
+        even = (even * g + 1.5252733853289477e-05) * g + 0.0013333558146395995
+        even = (even * g + 0.05550410866482166) * g + 0.6931471805599453
+        odd = 7.072586161230777e-09 * g + 1.3215442586728665e-06
+        odd = (odd * g + 0.00015403530441738291) * g + 0.009618129107606887
+        odd = odd * g + 0.24022650695910097
+    return 0 if x < lowest else ((odd * f + even) * f + <real>1) * power
+
+
+cdef inline real exponential(real x) noexcept nogil:
+    cdef real power
+    cdef real f = reduce(x, &power)
+    return expand(x, f, power)
+
+
+cdef inline real rescale(real sum, real scale) noexcept nogil:
+    """scale · sum; an infinity stays what it is, even when its weight came out as 0: that is a small positive number."""
+    return sum if scale == 0 and sum - sum != 0 else scale * sum
+
+
+cdef inline float to_float(double value) noexcept nogil:
+    """A finite number stays one: a bias that would become -infinity would mask."""
+    if isfinite(value):
+        value = min(max(value, -FLT_MAX), FLT_MAX)
+    return <float>value
+
+
+cdef inline real to_real(double value, real *unused) noexcept nogil:
+    return to_float(value) if real is float else value
+
+
+cdef struct Matrix:
+    Py_ssize_t lines, length, pitch
+
+
+cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    """Where the scores of a block stand, in either layout: a line is a key's or a row's."""
+    return (Matrix(block.count, tile.rows, tile.lanes) if tile.pitch == 0 else Matrix(tile.rows, block.count, tile.pitch))
+
+
+# Many rows: one row a lane.
+
+
+cdef inline int load(real *queries, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef Py_ssize_t c, r
+    cdef real scale = <real>tile.scale
+    for r in range(tile.rows):
+        for c in range(block.size):
+            queries[c * lanes + r] = scale * (<const real *>tile.source[r])[c]
+    for r in range(tile.rows, lanes):
+        for c in range(block.size):
+            queries[c * lanes + r] = 0
+    return True
+
+
+cdef inline int reset(real *row_max, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    """Of either layout."""
+    cdef real *row_sum = <real *>tile.softmax.row_sum
+    cdef Py_ssize_t r
+    for r in range(tile.lanes):
+        row_max[r] = -INFINITY
+        row_sum[r] = 0
+    for r in range(tile.rows if tile.sinks != NULL else 0):
+        if tile.sinks[r] != -INFINITY:
+            row_max[r] = to_real(tile.sinks[r], row_max)
+            row_sum[r] = 1
+    return True
+
+
+cdef inline void clear(real *sum) noexcept nogil:
+    cdef Py_ssize_t r
+    for r in range(PORTABLE_LANES // 2):   # by halves: all in one gcc makes a `rep stos`, 30 cycles
+        sum[r] = 0
+        sum[PORTABLE_LANES // 2 + r] = 0
+
+
+cdef inline const real *behind(const real *first, Py_ssize_t bytes) noexcept nogil:
+    return <const real *>(<const char *>first + bytes)
+
+
+cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *factor, const real *lanes, const real *x,
+                              Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
+    """total[r] = factor[r] · total[r] + Σ_i lanes[i][r] · x_i for r < width; without a factor the sum alone, and zeros
+    past the width. The x_i lie `stride` bytes apart.
+
+    A link at a time: wherever a compiler keeps the sums, it touches them once in four. That should be in registers: gcc
+    does so here, but not for the narrow width where the number of passes is plain to see.
+    """
+    cdef real[PORTABLE_LANES] sum, last
+    cdef const real *link
+    cdef real x0, x1, x2, x3
+    cdef Py_ssize_t i = 0, r
+    clear(sum)
+    while i + PORTABLE_LINK <= count:
+        x0 = x[0]
+        x1 = behind(x, stride)[0]
+        x2 = behind(x, 2 * stride)[0]
+        x3 = behind(x, 3 * stride)[0]
+        link = <const real *>CATTN_ALIGNED(lanes + i * PORTABLE_LANES)
+        for r in range(width):
+            sum[r] += ((link[r] * x0 + link[PORTABLE_LANES + r] * x1)
+                       + (link[2 * PORTABLE_LANES + r] * x2 + link[3 * PORTABLE_LANES + r] * x3))
+        x = behind(x, 4 * stride)
+        i += PORTABLE_LINK
+    if i < count:
+        clear(last)
+        while i < count:
+            x0 = x[0]
+            for r in range(width):
+                last[r] += lanes[i * PORTABLE_LANES + r] * x0
+            x = behind(x, stride)
+            i += 1
+        for r in range(width):
+            sum[r] += last[r]
+    if factor == NULL:
+        for r in range(width):
+            total[r] = sum[r]
+        for r in range(width, PORTABLE_LANES):
+            total[r] = 0
+    else:
+        for r in range(width):
+            total[r] = factor[r] * total[r] + sum[r]
+
+
+cdef inline void add_products(real *total, Py_ssize_t rows, const real *factor, const real *lanes, const real *x,
+                              Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
+    """The same for a tile of so many rows. Both widths are constants, so that the sums can stay in registers."""
+    if rows > PORTABLE_NARROW:
+        add_to_lanes(total, PORTABLE_LANES, factor, lanes, x, stride, count)
+    else:
+        add_to_lanes(total, PORTABLE_NARROW, factor, lanes, x, stride, count)
+
+
+cdef inline real softcapped(real score, double softcap) noexcept nogil:
+    return <real>(softcap * tanh(score / softcap))
+
+
+cdef inline bint is_masked(const cattn_score_mod *mod, Py_ssize_t row, Py_ssize_t j) noexcept nogil:
+    return (mod.has_interval and not mod.start[row] <= j < mod.stop[row]) or (mod.has_mask and not mod.mask[row][j])
+
+
+cdef inline real alibi(const cattn_score_mod *mod, Py_ssize_t row, Py_ssize_t j, real slope) noexcept nogil:
+    cdef real distance = <real>(mod.distance[row] - j)
+    return slope * (distance if distance > 0 else -distance)
+
+
+cdef inline const real *find_attn_bias(real *attn_bias, const cattn_row_tile *tile, Py_ssize_t count) noexcept nogil:
+    """What is added to the scores of a block, in the tile's room for it; NULL: nothing."""
+    cdef const cattn_score_mod *mod = tile.score_mod
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef Py_ssize_t j, r
+    cdef real added, slope
+    if mod == NULL or not mod.adds:
+        return NULL
+    for r in range(tile.rows):
+        slope = <real>mod.slope[r] if mod.has_alibi else 0
+        for j in range(count):
+            added = (<const real *>mod.bias[r])[j] if mod.has_bias else 0
+            if mod.has_alibi and added != -INFINITY:   # a bias masks whatever is added
+                added -= alibi(mod, r, j, slope)
+            attn_bias[j * lanes + r] = -INFINITY if is_masked(mod, r, j) else added
+    return attn_bias
+
+
+cdef inline void find_block_max(const real *scores, const cattn_row_tile *tile, Py_ssize_t count) noexcept nogil:
+    cdef real *block_max = <real *>tile.block_max
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] maximum
+    cdef const real *score
+    cdef Py_ssize_t j, r
+    for r in range(lanes):
+        maximum[r] = -INFINITY
+    for j in range(count):
+        score = scores + j * lanes
+        for r in range(lanes):
+            maximum[r] = score[r] if score[r] > maximum[r] else maximum[r]
+    for r in range(lanes):
+        block_max[r] = maximum[r]
+
+
+cdef inline int modify_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef const real *added = find_attn_bias(<real *>tile.attn_bias, tile, block.count)
+    cdef double softcap = 0 if tile.score_mod == NULL else tile.score_mod.softcap
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef Py_ssize_t j, r
+    if softcap != 0:
+        for j in range(block.count):
+            for r in range(tile.rows):
+                scores[j * lanes + r] = softcapped(scores[j * lanes + r], softcap)
+    if added != NULL:
+        for j in range(block.count * lanes):
+            scores[j] += added[j]
+    find_block_max(scores, tile, block.count)
+    return True
+
+
+cdef inline int scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] one
+    cdef const real *joined
+    cdef Py_ssize_t first, c, j, r, size = block.size, chain = PORTABLE_LINK * PORTABLE_CHAIN
+    for r in range(lanes):
+        one[r] = 1
+    for j in range(block.count):
+        cattn_prefetch_next(block.prefetch)
+        joined = NULL
+        for first in range((size + chain - 1) // chain):
+            c = first * chain
+            add_products(scores + j * lanes, tile.rows, joined, <const real *>tile.queries + c * lanes,
+                         <const real *>(block.rows + j * block.stride) + c, sizeof(real), min(size - c, chain))
+            joined = one
+    return modify_scores(scores, tile, block)
+
+
+cdef inline int add_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    """Of either layout."""
+    cdef const real *added = <const real *>tile.scores
+    cdef Matrix matrix = score_matrix(tile, block)
+    cdef Py_ssize_t line, at
+    for line in range(matrix.lines):
+        for at in range(line * matrix.pitch, line * matrix.pitch + matrix.length):
+            scores[at] += added[at]
+    return True
+
+
+cdef inline int mark_attended(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    """Of either layout."""
+    cdef const real *added = <const real *>tile.attn_bias
+    cdef bint selects = tile.pitch == 0 and tile.score_mod != NULL and tile.score_mod.adds   # few rows have done it
+    cdef unsigned char every = True
+    cdef Matrix matrix = score_matrix(tile, block)
+    cdef Py_ssize_t line, at
+    for line in range(matrix.lines):
+        for at in range(line * matrix.pitch, line * matrix.pitch + matrix.length):
+            if selects and added[at] == -INFINITY:
+                scores[at] = -INFINITY
+            tile.attended[at] = scores[at] != -INFINITY
+            every &= tile.attended[at]
+    return every
+
+
+cdef inline void advance_maximum(real *row_max, real *reference, real *row_scale, const real *block_max,
+                                 Py_ssize_t rows) noexcept nogil:
+    """The running maximum, what to subtract from each score, and what rescales all that came before."""
+    cdef Py_ssize_t r
+    cdef real new
+    for r in range(rows):
+        new = block_max[r] if block_max[r] > row_max[r] else row_max[r]
+        reference[r] = 0 if new == -INFINITY else new
+        row_scale[r] = exponential(<real>CATTN_LOG2E * (row_max[r] - reference[r]))
+        row_max[r] = new
+
+
+cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real *run) noexcept nogil:
+    """score[r] = exp(score[r] - reference[r]), added to run[r]. In two loops: the operations of a whole exponential,
+    each of which waits for the last, are more than a processor has in sight while it looks for others to start."""
+    cdef real[PORTABLE_LANES] rest, power
+    cdef Py_ssize_t r
+    for r in range(width):
+        score[r] = <real>CATTN_LOG2E * (score[r] - reference[r])
+        rest[r] = reduce(score[r], &power[r])
+    for r in range(width):
+        score[r] = expand(score[r], rest[r], power[r])
+        run[r] += score[r]
+
+
+cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cattn_key_block *keys) noexcept nogil:
+    cdef real *row_sum = <real *>tile.softmax.row_sum
+    cdef real *row_scale = <real *>tile.row_scale
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] reference, block
+    cdef real[PORTABLE_LINK * PORTABLE_LANES] run   # every fourth weight joins the same one: a chain is as short as a value's
+    cdef Py_ssize_t number, start, j, r
+    advance_maximum(<real *>tile.softmax.row_max, reference, row_scale, <const real *>tile.block_max, lanes)
+    clear(block)
+    for number in range((keys.count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+        start = number * PORTABLE_RUN
+        for j in range(PORTABLE_LINK):
+            clear(run + j * lanes)
+        for j in range(start, min(keys.count, start + PORTABLE_RUN)):
+            if tile.rows > PORTABLE_NARROW:
+                exponentiate(scores + j * lanes, PORTABLE_LANES, reference, run + j % PORTABLE_LINK * lanes)
+            else:
+                exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, run + j % PORTABLE_LINK * lanes)
+        for r in range(lanes):
+            block[r] += (run[r] + run[lanes + r]) + (run[2 * lanes + r] + run[3 * lanes + r])
+    for r in range(lanes):
+        row_sum[r] = row_scale[r] * row_sum[r] + block[r]
+    return True
+
+
+cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef const real *weights = <const real *>tile.scores
+    cdef real *row_scale = NULL if tile.is_new else <real *>tile.row_scale
+    cdef real *block_output = <real *>tile.block_output
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] one
+    cdef const real *joined = NULL
+    cdef Py_ssize_t number, start, c, r, runs = (block.count + PORTABLE_RUN - 1) // PORTABLE_RUN
+    for r in range(lanes):
+        one[r] = 1
+    for number in range(runs):
+        start = number * PORTABLE_RUN
+        for c in range(block.size):
+            add_products((block_output if runs > 1 else output) + c * lanes, tile.rows, joined if runs > 1 else row_scale,
+                         weights + start * lanes, <const real *>(block.rows + start * block.stride) + c, block.stride,
+                         min(block.count - start, <Py_ssize_t>PORTABLE_RUN))
+        joined = one
+    for c in range(block.size if runs > 1 else 0):
+        for r in range(lanes):
+            output[c * lanes + r] = ((0 if row_scale == NULL else row_scale[r] * output[c * lanes + r])
+                                     + block_output[c * lanes + r])
+    return True
+
+
+cdef inline real select_run(const real *weights, const unsigned char *attended, Py_ssize_t pitch, const char *values,
+                            Py_ssize_t stride, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t link_size) noexcept nogil:
+    """One element of a run's sum, in either layout: Σ_j weight_j · value_j over the attended keys. Pairs join a link one
+    after the other, links the run."""
+    cdef real run = 0, link = 0, pair = 0, value
+    cdef Py_ssize_t j
+    for j in range(start, stop):
+        if attended[j * pitch]:
+            value = (<const real *>(values + j * stride))[0]
+            if weights[j * pitch] == 0 and not isfinite(value):
+                pair += value
+            else:
+                pair += weights[j * pitch] * value
+        if (j - start) % 2 == 1 or j == stop - 1:
+            link += pair
+            pair = 0
+        if (j - start + 1) % link_size == 0 or j == stop - 1:
+            run += link
+            link = 0
+    return run
+
+
+cdef inline int select_values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef const real *row_scale = <const real *>tile.row_scale
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef Py_ssize_t number, start, c, r
+    cdef real total
+    for c in range(block.size):
+        for r in range(tile.rows):
+            total = 0
+            for number in range((block.count + PORTABLE_RUN - 1) // PORTABLE_RUN):
+                start = number * PORTABLE_RUN
+                total += select_run(<const real *>tile.scores + r, tile.attended + r, lanes, block.rows + c * sizeof(real),
+                                    block.stride, start, min(block.count, start + PORTABLE_RUN), PORTABLE_LINK)
+            if not tile.is_new:
+                total += rescale(output[c * lanes + r], row_scale[r])
+            output[c * lanes + r] = total
+    return True
+
+
+cdef inline void add_carrying(real *total, real *carry, real scale, real x) noexcept nogil:
+    """total + carry becomes scale · (total + carry) + x, but for one rounding of the products with the scale."""
+    cdef real before = rescale(total[0], scale)
+    cdef real sum = before + x
+    cdef real added = sum - before
+    cdef real lost = scale * carry[0] + ((before - (sum - added)) + (x - added))
+    cdef real all = sum + lost
+    cdef bint finite = sum - sum == 0
+    total[0] = all if finite else sum
+    carry[0] = lost - (all - sum) if finite else 0
+
+
+cdef inline void merge_rows(real *output, const cattn_row_tile *tile, Py_ssize_t rows, Py_ssize_t size, Py_ssize_t row_pitch,
+                            Py_ssize_t column_pitch) noexcept nogil:
+    """`merge` for either layout."""
+    cdef const cattn_softmax *total = &tile.total
+    cdef const real *x_max = <const real *>tile.softmax.row_max
+    cdef const real *x_sum = <const real *>tile.softmax.row_sum
+    cdef const real *x_output = <const real *>tile.softmax.output
+    cdef real[CATTN_MAX_LANES] reference, scale, x_scale
+    cdef real *carry = <real *>total.output_carry
+    cdef Py_ssize_t r, c, at
+    advance_maximum(<real *>total.row_max, reference, scale, x_max, rows)
+    for r in range(rows):
+        x_scale[r] = exponential(<real>CATTN_LOG2E * (x_max[r] - reference[r]))
+        add_carrying(<real *>total.row_sum + r, <real *>total.row_sum_carry + r, scale[r], x_scale[r] * x_sum[r])
+    for c in range(size):
+        for r in range(rows):
+            at = r * row_pitch + c * column_pitch
+            add_carrying(output + at, carry + at, scale[r], rescale(x_output[at], x_scale[r]))
+
+
+cdef inline int merge(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    merge_rows(output, tile, PORTABLE_LANES, block.size, 1, PORTABLE_LANES)
+    return True
+
+
+cdef inline int store(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef const real *row_sum = <const real *>tile.softmax.row_sum
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] divisor, quotient, residue
+    cdef Py_ssize_t c, r
+    cdef real residues = 0
+    for r in range(lanes):
+        divisor[r] = 1 if row_sum[r] == 0 else row_sum[r]
+        residue[r] = divisor[r] - divisor[r]
+    for c in range(block.size):
+        for r in range(lanes):
+            quotient[r] = output[c * lanes + r] / divisor[r]
+            residue[r] += quotient[r] - quotient[r]   # NaN for an infinity or a NaN, else 0
+        for r in range(tile.rows):
+            (<real *>tile.destination[r])[c] = quotient[r]
+    for r in range(tile.rows):
+        residues += residue[r]
+    return residues == 0
+
+
+cdef inline int logsumexp(real *row_sum, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    """Of either layout."""
+    cdef const real *row_max = <const real *>tile.softmax.row_max
+    cdef Py_ssize_t r
+    for r in range(tile.rows):
+        (<real *>tile.destination[r])[0] = <real>(-INFINITY if row_sum[r] == 0 else <double>row_max[r] + log(<double>row_sum[r]))
+    return True

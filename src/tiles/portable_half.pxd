@@ -1,0 +1,68 @@
+# The half types in typed loops: widened to float32, and narrowed back.
+
+from libc.stdint cimport uint16_t, uint32_t
+
+from problem cimport cattn_type, CATTN_FLOAT16
+from tiles.portable cimport FloatBits
+
+
+cdef inline float widen_half(uint16_t half) noexcept nogil:
+    """float16 → float32. The exponent's bias grows from 15 to 127; a subnormal is an integer times 2^-24."""
+    cdef FloatBits result
+    cdef uint32_t sign = <uint32_t>(half & 0x8000) << 16
+    cdef uint32_t exponent = (half >> 10) & 0x1f
+    cdef uint32_t fraction = half & 0x3ff
+    if exponent == 0:
+        result.value = fraction * <float>5.9604644775390625e-08
+        result.bits |= sign
+    elif exponent == 31:
+        result.bits = sign | 0x7f800000 | (fraction << 13)
+    else:
+        result.bits = sign | ((exponent + 112) << 23) | (fraction << 13)
+    return result.value
+
+
+cdef inline uint16_t narrow_half(float value) noexcept nogil:
+    """float32 → float16, to nearest, ties to even."""
+    cdef FloatBits x, rounded
+    cdef uint16_t sign
+    x.value = value
+    sign = <uint16_t>((x.bits >> 16) & 0x8000)
+    x.bits &= 0x7fffffff
+    if x.bits > 0x7f800000:
+        return sign | 0x7e00
+    if x.bits >= 0x477ff000:   # 65520, halfway between the largest float16 and the next step
+        return sign | 0x7c00
+    if x.bits < 0x38800000:   # 2^-14: adding 1/2 leaves the integer multiple of 2^-24, rounded, in the last bits
+        rounded.value = x.value + <float>0.5
+        return sign | <uint16_t>(rounded.bits - 0x3f000000)
+    x.bits += 0xfff + ((x.bits >> 13) & 1)
+    return sign | <uint16_t>((x.bits - 0x38000000) >> 13)
+
+
+cdef inline uint16_t narrow_brain(float value) noexcept nogil:
+    """float32 → bfloat16, to nearest, ties to even."""
+    cdef FloatBits x
+    x.value = value
+    if value != value:
+        return <uint16_t>((x.bits >> 16) | 0x40)
+    return <uint16_t>((x.bits + 0x7fff + ((x.bits >> 16) & 1)) >> 16)
+
+
+cdef inline void widen(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil:
+    cdef const uint16_t *halves = <const uint16_t *>source
+    cdef FloatBits x
+    cdef Py_ssize_t i
+    for i in range(count):
+        if type == CATTN_FLOAT16:
+            x.value = widen_half(halves[i])
+        else:
+            x.bits = <uint32_t>halves[i] << 16
+        (<float *>to)[i] = x.value
+
+
+cdef inline void narrow(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil:
+    cdef const float *values = <const float *>source
+    cdef Py_ssize_t i
+    for i in range(count):
+        (<uint16_t *>to)[i] = narrow_half(values[i]) if type == CATTN_FLOAT16 else narrow_brain(values[i])

@@ -1,0 +1,51 @@
+# The portable kernels as a table: complete, so that every other table replaces entries of it.
+
+from tiles.portable cimport *
+from tiles.portable_few cimport *
+from tiles.portable_half cimport narrow, widen
+
+
+cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unused) noexcept nogil:
+    """Those of `real`; the pointer only says which. Kernels are cast for the sake of their first argument's type."""
+    cdef cattn_type type = CATTN_FLOAT32 if real is float else CATTN_FLOAT64
+    many.lanes = many.half = PORTABLE_LANES
+    many.run = PORTABLE_RUN
+    # A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile. Merging chunks takes as long as
+    # 5 keys or so.
+    many.blocking = cattn_blocking(2 * PORTABLE_RUN, PORTABLE_RUN // 4, 0, 25600, 5, 100, PY_SSIZE_T_MAX)
+    many.load = <cattn_kernel>load[real]
+    many.scores = <cattn_kernel>scores[real]
+    many.modify_scores = <cattn_kernel>modify_scores[real]
+    many.exponentials = <cattn_kernel>exponentials[real]
+    many.values = <cattn_kernel>values[real]
+    many.select_values = <cattn_kernel>select_values[real]
+    many.merge = <cattn_kernel>merge[real]
+    many.store = <cattn_kernel>store[real]
+
+    few.lanes = few.half = CATTN_FEW_ROWS
+    few.run = PY_SSIZE_T_MAX   # calls begin with a block
+    # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values' bytes.
+    few.blocking = cattn_blocking(512, 64, 64, 262144, 8, 64, 2048)
+    few.load = <cattn_kernel>few_load[real]
+    few.scores = <cattn_kernel>few_scores[real]
+    few.modify_scores = <cattn_kernel>few_modify_scores[real]
+    few.exponentials = <cattn_kernel>few_exponentials[real]
+    few.values = <cattn_kernel>few_values[real]
+    few.select_values = <cattn_kernel>few_select_values[real]
+    few.merge = <cattn_kernel>few_merge[real]
+    few.store = <cattn_kernel>few_store[real]
+
+    many.itemsize = few.itemsize = sizeof(real)
+    many.reads = few.reads = 1u << type
+    many.reset = few.reset = <cattn_kernel>reset[real]
+    many.add_scores = few.add_scores = <cattn_kernel>add_scores[real]
+    many.mark_attended = few.mark_attended = <cattn_kernel>mark_attended[real]
+    many.logsumexp = few.logsumexp = <cattn_kernel>logsumexp[real]
+
+
+cdef inline void fill_portable(cattn_table *table) noexcept nogil:
+    table.name = "portable"
+    fill_kernels[float](&table.kernels[0][CATTN_MANY], &table.kernels[0][CATTN_FEW], NULL)
+    fill_kernels[double](&table.kernels[1][CATTN_MANY], &table.kernels[1][CATTN_FEW], NULL)
+    table.widen = widen
+    table.narrow = narrow

@@ -1,0 +1,90 @@
+# What tiles.h declares, in Cython's words.
+
+from problem cimport cattn_type, CATTN_FLOAT32, CATTN_FLOAT64
+
+cdef extern from "Python.h":
+    enum:
+        PY_SSIZE_T_MAX
+
+cdef extern from "tiles/tiles.h" nogil:
+    enum:
+        CATTN_ALIGNMENT
+        CATTN_MAX_LANES
+        CATTN_HALVES
+        CATTN_FEW_ROWS
+        CATTN_MANY
+        CATTN_FEW
+        CATTN_LAYOUTS
+        CATTN_REALS
+    double CATTN_LOG2E
+
+    const void *CATTN_ALIGNED(const void *pointer)
+
+    void CATTN_PREFETCH(const void *address)
+    void CATTN_PREFETCH_L2(const void *address)
+    void CATTN_PREFETCH_WRITE(const void *address)
+
+    ctypedef struct cattn_prefetch:
+        const void *const *rows
+        Py_ssize_t offset, bytes, next, count
+
+    void cattn_prefetch_next(cattn_prefetch *prefetch)
+
+    ctypedef struct cattn_score_mod:
+        double softcap
+        const void *bias[CATTN_MAX_LANES]
+        double slope[CATTN_MAX_LANES]
+        double distance[CATTN_MAX_LANES]
+        const unsigned char *mask[CATTN_MAX_LANES]
+        Py_ssize_t start[CATTN_MAX_LANES]
+        Py_ssize_t stop[CATTN_MAX_LANES]
+        int has_bias, has_alibi, has_mask, has_interval, adds
+
+    ctypedef struct cattn_softmax:
+        void *row_max
+        void *row_sum
+        void *output
+        void *row_sum_carry
+        void *output_carry
+
+    ctypedef struct cattn_row_tile:
+        Py_ssize_t rows, lanes, pitch, output_pitch
+        double scale
+        const char *const *source
+        char *const *destination
+        const double *sinks
+        const cattn_score_mod *score_mod
+        void *queries
+        void *scores
+        void *attn_bias
+        unsigned char *attended
+        void *block_max
+        void *row_scale
+        void *block_output
+        cattn_softmax softmax, total
+        int is_new, selecting
+
+    ctypedef struct cattn_key_block:
+        const char *rows
+        Py_ssize_t stride, count, size
+        cattn_type type
+        cattn_prefetch *prefetch
+
+    ctypedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil
+
+    ctypedef struct cattn_blocking:
+        Py_ssize_t most, least, step, bytes
+        Py_ssize_t chunk_blocks, least_chunk, most_chunk
+
+    ctypedef struct cattn_kernels:
+        Py_ssize_t lanes, half, itemsize, run
+        unsigned int reads
+        cattn_blocking blocking
+        cattn_kernel load, reset, scores, add_scores, modify_scores, mark_attended, exponentials
+        cattn_kernel values, select_values, merge, store, logsumexp
+
+    ctypedef struct cattn_table:
+        const char *name
+        cattn_kernels kernels[CATTN_REALS][CATTN_LAYOUTS]
+        void (*widen)(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil
+        void (*narrow)(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil

@@ -1,0 +1,75 @@
+# What one task of attention_weights does: the scores at the stage asked for; the weights in two passes, sums first.
+
+from libc.string cimport memcpy, memset
+
+from attend cimport score_huge
+from keys cimport *
+from plan cimport *
+from problem cimport *
+from score_mod cimport *
+from tile cimport *
+from tiles.tiles cimport *
+from worker cimport *
+
+
+cdef inline void store_scores(Tile *tile, const Worker *worker, const KeyHead *head, const Block *block, void *divisor,
+                              bint masked) noexcept nogil:
+    """A block of scores or weights into the rows of the result. What is masked has weight 0, whatever its row's sum."""
+    cdef Py_ssize_t item = worker.call.plan.itemsize, row, j
+    cdef char *rows[CATTN_MAX_LANES]
+    cdef cattn_row_tile scores = tile.arrays
+    cdef cattn_key_block columns
+    for row in range(tile.arrays.rows):
+        rows[row] = row_of(&worker.call.problem.out, head.out, tile, row) + block.start * item
+    scores.softmax.row_sum = divisor
+    scores.destination = rows
+    columns.size = block.stop - block.start
+    tile.kernels.store(scores.scores, &scores, &columns)
+    for row in range(tile.arrays.rows if masked else 0):
+        for j in range(columns.size):
+            if not scores.attended[j * scores.lanes + row]:
+                memset(rows[row] + j * item, 0, item)
+
+
+cdef inline bint score_block(Tile *tile, const Worker *worker, const Strategy *strategy, const KeyHead *head,
+                             Block *block) noexcept nogil:
+    """The scores of all rows of a tile with a block of keys; whether all are attended to."""
+    cdef Region region
+    cdef cattn_score_mod mod
+    set_region(&region, 0, tile.arrays.rows, tile.arrays.lanes, block.start, block.stop)
+    set_score_mod(&mod, worker, head, tile, &region)
+    tile.arrays.score_mod = &mod if mod.softcap != 0 or mod.adds else NULL
+    block.keys.count = block.stop - block.start
+    if worker.call.plan.huge:
+        score_huge(tile, &tile.arrays, worker, strategy, head, &region)
+    else:
+        tile.kernels.scores(tile.arrays.scores, &tile.arrays, &block.keys)
+    return tile.kernels.mark_attended(tile.arrays.scores, &tile.arrays, &block.keys)
+
+
+cdef inline void find_weights(const Worker *worker, const Task *task) noexcept nogil:
+    cdef const Plan *plan = worker.call.plan
+    cdef const Strategy *strategy = task.strategy
+    cdef Py_ssize_t lanes = strategy.kernels.lanes, vector = CATTN_MAX_LANES * plan.itemsize, t
+    cdef Tile *tile = <Tile *>(worker.workspace + plan.tiles_at)
+    cdef void *divisor = worker.workspace + plan.vectors_at + 2 * vector
+    cdef int pass_number, passes = 2 if plan.stage == STAGE_WEIGHTS else 1
+    cdef bint every
+    cdef KeyHead head
+    cdef Block block
+    open_head(&head, worker, task)
+    for t in range((task.rows + lanes - 1) // lanes):
+        open_tile(tile, worker, task, &head, t)
+        reset_softmax(tile, worker, &head, True)
+        memset(divisor, 0, vector)   # scores are divided by nothing
+        for pass_number in range(passes):
+            begin_blocks(&block, 0, task.key_stop)
+            while next_block(&block, worker, strategy, &head, lanes):
+                every = score_block(tile, worker, strategy, &head, &block)
+                if passes == 2:
+                    tile.kernels.exponentials(tile.arrays.scores, &tile.arrays, &block.keys)
+                if pass_number + 1 == passes:   # the maximum stays, so that these are exp(score - maximum)
+                    store_scores(tile, worker, &head, &block, divisor, passes == 2 and not every)
+            if worker.call.stopped:
+                return
+            memcpy(divisor, tile.arrays.softmax.row_sum, vector)

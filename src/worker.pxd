@@ -1,0 +1,63 @@
+# Who does a task: what it works for, and whether to go on.
+
+from libc.stdint cimport int64_t
+
+from plan cimport *
+from problem cimport cattn_problem
+from system.system cimport *
+
+cdef enum:
+    # Scores × head size between two looks at the clock: under 10 ms at 2 GFLOP/s.
+    CLOCK_WORK = 8388608
+    # What a task and a row cost without any keys, in the same unit: about 400 and 20 ns.
+    TASK_WORK = 1024
+    ROW_WORK = 64
+    # And a number that is moved: memory that is new costs up to 1 ns a number.
+    MOVE_WORK = 4
+    POLL_NANOSECONDS = 20000000
+
+
+# One call while it is computed.
+cdef struct Call:
+    const cattn_problem *problem
+    const Plan *plan
+    const Start *starts          # of packed sequences; NULL: there are none
+    char *workspaces
+    char *partials
+    int threads
+    cattn_shared stopped         # the caller wants no more
+    Py_ssize_t work              # of the caller, since it last looked at the clock
+    int64_t polled               # when the caller was last asked, in ns
+    Caller caller
+    unsigned int callers_mode    # of floating point: what its signal handlers run in
+
+
+cdef struct Worker:
+    Call *call
+    char *workspace
+    int number                   # 0 is the caller
+
+
+cdef inline void poll(void *context) noexcept nogil:
+    """Asks the caller, now and then, whether to stop."""
+    cdef Call *call = <Call *>context
+    cdef int64_t nanoseconds = cattn_now()
+    cdef unsigned int mode
+    if call.polled == 0:
+        call.polled = nanoseconds
+    elif (not call.stopped and not 0 <= nanoseconds - call.polled < POLL_NANOSECONDS
+            and call.caller.wants_to_stop != NULL):
+        call.polled = nanoseconds
+        mode = cattn_change_float_mode(call.callers_mode)
+        call.stopped = call.caller.wants_to_stop(call.caller.context)
+        cattn_change_float_mode(mode)
+
+
+cdef inline bint stopped(const Worker *worker, Py_ssize_t work) noexcept nogil:
+    """Whether to give up, before so much work."""
+    if worker.number == 0:
+        worker.call.work += work
+        if worker.call.work > CLOCK_WORK:
+            worker.call.work = 0
+            poll(worker.call)
+    return worker.call.stopped
