@@ -1,5 +1,5 @@
-/* What pool.c needs of the system: mutexes, conditions, counters, a clock, threads. POSIX threads, or Windows behind the
- * same few names. Defines _GNU_SOURCE: included before any system header. */
+/* What pool.c needs of the system: mutexes, conditions, counters, a clock, threads. POSIX threads, or Windows behind
+ * the same few names. Defines _GNU_SOURCE: included before any system header. */
 #ifndef CATTN_THREADS_H
 #define CATTN_THREADS_H
 
