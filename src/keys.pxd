@@ -77,8 +77,8 @@ cdef inline bint next_block(Block *block, const Worker *worker, const Strategy *
 
 
 # Memory that is asked for before it is needed: rows that lie far apart; and, where the processor does not foresee them,
-# those that come from beyond L2. A problem whose keys and values all stay there is small: to ask for anything took 9%
-# of its time.
+# those that come from beyond L2. A problem whose keys and values all stay there is small: to ask for anything
+# would cost more than it brings.
 
 
 # What comes before and after the tiles and blocks of a task.

@@ -19,7 +19,7 @@ int cattn_override(cattn_table *table, const char *isa);
 ptrdiff_t cattn_l2_bytes(void);
 
 /* Whether this processor's own prefetchers follow rows well that lie behind one another. Intel's do: to ask for such
- * rows beforehand took 2 to 6% of the time where it saves 2 to 7% on AMD's Zen 4 and 5. */
+ * rows beforehand costs time there, and saves time on AMD's. */
 int cattn_prefetches_rows(void);
 
 #endif

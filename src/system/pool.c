@@ -15,11 +15,9 @@
 
 #define MAX_WORKERS 1023             /* more than a machine has use for: nobody fills the process table by a slip */
 
-/* How long, in nanoseconds, a worker without work and a caller whose workers are not done look out before they
- * sleep. Waking a sleeper keeps its waker for 8 to 18 µs, and a cold call takes 30 to 55 µs more than a hot one
- * (2 µs; medians, two virtual cores). Whoever runs out of tasks waits up to the length of one, some 80 µs, for the
- * others; one that falls asleep in each such gap wakes ever more slowly, for its processor is halted: 0.5 ms calls
- * after a rest went at 101 GFLOP/s with 30 µs, at 186 with 100 and at 170 with 200. */
+/* How long, in nanoseconds, a worker without work and a caller whose workers are not done look out before they sleep.
+ * Whoever runs out of tasks waits up to the length of one, some 80 µs, for the others: one that falls asleep in each
+ * such gap wakes ever more slowly, for its processor is halted. Longer than that robs the neighbours. */
 #define SPIN 100000
 
 struct seat {
@@ -125,8 +123,8 @@ static int64_t take(struct job *job, int seat, int worker)
     return task;
 }
 
-/* First the seat's own tasks: in calls that are alike they find their data in this processor's cache (2 to 4% at 128
- * to 197 rows a head). Then what others have not come to. */
+/* First the seat's own tasks: in calls that are alike they find their data in this processor's cache. Then what
+ * others have not come to. */
 static void do_tasks(struct job *job, int worker)
 {
     for (int i = 0; i < job->threads; i++)

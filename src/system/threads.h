@@ -114,7 +114,7 @@ static int start_thread(void *(*body)(void *))
 #define this_processor() sched_getcpu()
 
 /* A worker that wakes on its caller's processor takes turns with it, for milliseconds, before the system sees that
- * another one is idle (a call of 0.5 ms took 1.2 after a rest). So it goes elsewhere, and is free to come back. */
+ * another one is idle. So it goes elsewhere, and is free to come back. */
 static void migrate(int processor)
 {
     cpu_set_t all, others;

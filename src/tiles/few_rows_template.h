@@ -1,9 +1,8 @@
 /* Few rows: head size, or keys, in the lanes. For tiles_template.h. */
 
 /* Few rows are bound by memory. It is faster where keys, and then values, come from FEW_STREAMS places of a block in
- * turn (18 to 22 GB/s, with the processor's own prefetching) than one after the other (12 to 16), and faster still
- * where what comes next is asked for: with four rows, the processor sees too few loads ahead to keep the memory busy
- * (24 GB/s, 32 so, of 44, avx512).
+ * turn, for the processor's own prefetchers follow several streams at a time, and faster still where what comes next is
+ * asked for: with four rows, the processor sees too few loads ahead to keep the memory busy.
  *
  * Values are summed in this order: the first keys of all streams (a quarter of the block apart), the second ones, ...;
  * FEW_STEPS of each are a run. */
@@ -18,8 +17,7 @@ INLINE ptrdiff_t F(few_ahead)(ptrdiff_t stride, ptrdiff_t size, const cattn_type
 }
 
 /* Asks for the line of memory that the vector at column c begins, if it begins one. Only into L2: of what L1 misses,
- * less may be on its way at a time, and asked for into L1 a Zen 4 read at 20 GB/s of its 30. What comes from L3 gains
- * less by it, or loses. */
+ * less may be on its way at a time. What comes from L3 gains less by it, or loses. */
 INLINE void F(prefetch_stored)(const char *row, ptrdiff_t c, const cattn_type type)
 {
     const ptrdiff_t at = c * F(stored_size)(type);

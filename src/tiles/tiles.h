@@ -115,7 +115,7 @@ typedef struct {
     cattn_prefetch *prefetch;   /* NULL: there is nothing to ask for */
 } cattn_key_block;
 
-/* Out of the way of the loops, which rarely come here. */
+/* Not inlined: the loops, which rarely come here, would lose registers to it. */
 #if defined(__GNUC__) || defined(__clang__)
 __attribute__((noinline, unused))
 #endif
