@@ -5,8 +5,8 @@
 # vector instructions and keep the small accumulator arrays in registers.
 #
 # Two passes of gcc are off for the sake of these loops, in the whole module. peephole2 turns "copy the factor, multiply
-# it by memory" into "load, multiply by the factor", which lengthens the chain of each sum. Unroll-and-jam joins two turns
-# of the outer loop, whose sums then do not fit into the registers.
+# it by memory" into "load, multiply by the factor", which lengthens the chain of each sum. Unroll-and-jam joins two
+# turns of the outer loop, whose sums then do not fit into the registers.
 
 cdef extern from *:
     """
