@@ -1,6 +1,7 @@
 """One argument, whatever came: the array, number or flag that it stands for, or an error that names it."""
 
 import math
+import operator
 import reprlib
 
 import numpy as np
@@ -72,6 +73,19 @@ def as_number(name, argument, positive=False):
     if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(f"{expected}, got {shown(argument)}")
     return number
+
+
+def as_count(name, argument, optional=False):
+    expected = f"{name}: expected an integer of 1 or more{', or None' if optional else ''}"
+    try:
+        if isinstance(argument, (bool, np.bool_)):
+            raise TypeError
+        count = operator.index(argument)
+    except TypeError:
+        raise TypeError(f"{expected}, got {shown(argument)}") from None
+    if count < 1:
+        raise ValueError(f"{expected}, got {shown(count)}")
+    return count
 
 
 def as_flag(name, argument):

@@ -1,14 +1,13 @@
 """Self-attention from the embeddings: projections, attention of every head, output projection."""
 
 import math
-import operator
 
 import numpy as np
 
 import cattn
 
 from ._arguments import explained
-from ._read import arithmetic, as_array, as_floats, check_same_type, native
+from ._read import arithmetic, as_array, as_count, as_floats, check_same_type, native
 
 
 @explained
@@ -116,8 +115,8 @@ def self_attention(
     """
     if w_output is None and b_output is not None:
         raise TypeError("b_output: expected None without w_output, got a bias")
-    num_heads = _count("num_heads", num_heads)
-    num_kv_heads = num_heads if num_kv_heads is None else _count("num_kv_heads", num_kv_heads)
+    num_heads = as_count("num_heads", num_heads)
+    num_kv_heads = num_heads if num_kv_heads is None else as_count("num_kv_heads", num_kv_heads, optional=True)
     if num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads: expected a divisor of num_heads={num_heads}, got {num_kv_heads}")
 
@@ -234,13 +233,3 @@ def split_heads(projection, heads):
     """(..., L, heads * D) seen as (..., L, heads, D)."""
     *lead, columns = projection.shape
     return projection.reshape(*lead, heads, columns // heads)
-
-
-def _count(name, value):
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})") from None
-    if count < 1:
-        raise ValueError(f"{name}: expected at least 1, got {count}")
-    return count

@@ -70,13 +70,14 @@ def test_many_are_as_many_as_the_pool_has():
     [
         (0, ValueError, "0"),
         (np.int8(-2), ValueError, "-2"),
-        (2.0, TypeError, r"2\.0 \(float\)"),
-        ("2", TypeError, r"'2' \(str\)"),
-        (True, TypeError, r"True \(bool\)"),
-        (np.True_, TypeError, r"np\.True_ \(bool\w*\)"),
-        (np.array([2, 3]), TypeError, r"array\(\[2, 3\]\) \(ndarray\)"),
+        (-(10**5000), ValueError, "a very long int"),
+        (2.0, TypeError, r"2\.0"),
+        ("2", TypeError, "'2'"),
+        (True, TypeError, "True"),
+        (np.True_, TypeError, r"np\.True_"),
+        (np.array([2, 3]), TypeError, r"ndarray of shape \(2,\) and type int\d+"),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_refused(number, error, came):
     cattn.set_num_threads(3)
