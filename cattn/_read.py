@@ -99,6 +99,18 @@ def as_text(argument):
     return str.__str__(argument) if issubclass(type(argument), str) else None
 
 
+def broadcast(name, array, shape, axes, advise=None):
+    if array.shape == shape:
+        return array
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        advice = "" if advise is None else advise(name, array.shape, shape)
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {shape} ({axes}), got {array.shape}{advice}"
+        ) from None
+
+
 def is_integer(argument):
     return isinstance(argument, (int, np.integer)) and not isinstance(argument, bool)
 

@@ -335,6 +335,28 @@ def test_a_thread_that_reshapes_an_array_meanwhile(dtype, name, arguments, other
     assert (done.returncode, done.stdout, done.stderr) == (0, "True 0\n", "")
 
 
+def test_modifiers_of_plain_arrays():
+    """What a call whose arrays are plain asks for is what any other call gets."""
+    given = {"scale": 3, "causal": True, "query_offset": "end", "key_lengths": [7, 3], "sinks": [1, 2, 3, 4]}
+    for shapes, batch, headless in (
+        (((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 3)), (2,), False),
+        (((5, 8), (7, 8), (7, 3)), (), True),
+    ):
+        if headless:
+            given |= {"scale": None, "key_lengths": 3, "sinks": [1], "key_range": (2, None), "mask": [True] * 7}
+        heads = 1 if headless else 4
+        found = _arguments.plain_modifiers(batch, heads, 5, 7, 8, np.dtype(np.float32), headless, given)
+        for name, expected in problem(*shapes, **given).modifiers._asdict().items():
+            np.testing.assert_array_equal(getattr(found, name), expected)
+            assert np.shape(getattr(found, name)) == np.shape(expected)
+    for wrong, message in (
+        ({"scale": 1e-100}, r"^scale: .*float32"),
+        ({"mask": [True] * 6}, r"^mask: .*\(5, 7\) \(query length, key length\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _arguments.plain_modifiers((), 1, 5, 7, 8, np.dtype(np.float32), True, wrong)
+
+
 # ---- numbers ----
 
 

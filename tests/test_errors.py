@@ -359,6 +359,13 @@ def test_calls(function, positional, named, message):
         function.__call__(*positional, **named)
 
 
+@pytest.mark.parametrize("function", [cattn.attention, cattn.self_attention, cattn.trace])
+def test_wrong_names_come_first(function):
+    """Before anything is computed, and whatever else is wrong."""
+    with pytest.raises(TypeError, match=r"^attn_mask: not an argument of"):
+        function(*[zeros(8)] * (3 if function is cattn.attention else 4), attn_mask=None)
+
+
 @pytest.mark.parametrize("function", [cattn.attention, cattn.trace])
 def test_calls_that_lack_an_argument(function):
     """Python says it; and nothing that fails further inside is taken for a wrong call."""
