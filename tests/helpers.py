@@ -38,6 +38,12 @@ def problem(rows=5, keys=5, dtype=np.float32, *, batch=(2,), heads=4, key_heads=
     return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 
+def work(seed=0, heads=3, rows=150, keys=150, dtype=np.float32):
+    """The same in a list, and more of it than one thread is given alone."""
+    sizes = {"heads": heads, "key_heads": heads, "size": 64, "value_size": 64}
+    return list(problem(rows, keys, dtype, batch=(), **sizes, seed=seed).values())
+
+
 # Bits
 
 
