@@ -23,6 +23,10 @@ EVERY_TABLE = pytest.mark.parametrize(
 )
 
 
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
 def normal(*shape, dtype=np.float32, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
@@ -44,7 +48,16 @@ def work(seed=0, heads=3, rows=150, keys=150, dtype=np.float32):
     return list(problem(rows, keys, dtype, batch=(), **sizes, seed=seed).values())
 
 
-# Bits
+# Comparisons
+
+
+def same_memory(a, b):
+    """Whether a and b are the same elements in the same order."""
+
+    def description(x):
+        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
+
+    return description(a) == description(b)
 
 
 def bits(x):
