@@ -1,4 +1,8 @@
-"""Where the semantics of PyTorch's and JAX's attention are ours, their answers are ours, to what rounding excuses."""
+"""Where the semantics of PyTorch's and JAX's attention are ours, their answers are ours, to what rounding excuses.
+
+Neither is among the requirements of the tests: `.ci/run` installs both in an environment of their own, by hand it takes
+`pip install torch jax`.
+"""
 
 import functools
 import importlib.util
