@@ -164,7 +164,9 @@ def shown(argument):
     kind = type(argument)
     if hasattr(kind, "shape") and hasattr(kind, "dtype") and argument.shape != ():  # an array, or a tensor of others
         return f"{kind.__name__} of shape {tuple(argument.shape)} and type {argument.dtype}"
+    if isinstance(argument, int) and argument.bit_length() > 2000:  # Python may be set to print 640 digits at most
+        return f"a very long {kind.__name__}"
     try:
         return reprlib.repr(argument)
-    except ValueError:  # Python does not print integers of thousands of digits
-        return f"a very long {type(argument).__name__}"
+    except ValueError:  # one of them inside
+        return f"a very long {kind.__name__}"

@@ -2,6 +2,7 @@
 
 import cases
 import helpers
+import kappa
 import numpy as np
 import pytest
 from helpers import EVERY_TYPE, assert_same_bits
@@ -51,9 +52,7 @@ def constraints(heads, rows):
 
 def attended(case):
     """(2, heads, rows, KEYS): who attends to whom."""
-    arguments = {name: x for name, x in case.items() if name != "value"}
-    return np.broadcast_to(reference.attention_weights(**arguments, stage="biased") != -np.inf,
-                           (*case["query"].shape[:-1], case["key"].shape[-2]))  # fmt: skip
+    return np.broadcast_to(kappa.attended(case), (*case["query"].shape[:-1], case["key"].shape[-2]))
 
 
 @EVERY_TYPE
