@@ -9,7 +9,7 @@ from kappa import assert_accurate
 
 import cattn
 
-LARGEST_WHOLE = 16384  # of plan.pxi
+LARGEST_WHOLE = 16384  # of plan.pxd
 HUGE = [(LARGEST_WHOLE + 1, 3), (3, LARGEST_WHOLE + 1), (18_431, 17_000)]
 
 
