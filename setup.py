@@ -15,7 +15,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", "tiles/vec128.c", "tiles/avx2.c", "tiles/avx512.c"]
+SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", "tiles/vec128.c", "tiles/avx2.c", "tiles/avx512.c", "tiles/avx512bf16.c"]
 # What they include or cimport: where one of these changes, all are built anew.
 INCLUDED = sorted(str(path) for path in Path("src").rglob("*") if path.suffix in (".pxd", ".h"))
 

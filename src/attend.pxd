@@ -27,7 +27,7 @@ cdef inline void score_huge(Tile *tile, const cattn_row_tile *arrays, const Work
         keys.size = min(size - start, worker.call.plan.columns)
         if stopped(worker, arrays.rows * keys.count * keys.size):
             return
-        load_queries(tile, worker, head, start, keys.size)
+        load_queries(tile, worker, strategy, head, start, keys.size)
         prepare_keys(&keys, worker, strategy, head, region.low, start)
         if start > 0:
             slice_arrays.scores = worker.workspace + worker.call.plan.slice_scores_at
@@ -74,6 +74,7 @@ cdef inline const cattn_row_tile *half_of(cattn_row_tile *half, const Tile *tile
     half.block_output = <char *>half.block_output + at
     half.softmax.row_max = <char *>half.softmax.row_max + at
     half.softmax.row_sum = <char *>half.softmax.row_sum + at
+    half.softmax.lse_sum = <char *>half.softmax.lse_sum + at
     half.softmax.output = <char *>half.softmax.output + at
     return half
 

@@ -1,7 +1,8 @@
 # Storage types and strange strides: rows of any type, stride, alignment and byte order → contiguous rows of the
 # arithmetic type, and back. Only what the tiles cannot read in place passes through here, a block at a time.
 
-from libc.string cimport memcpy
+from libc.stdint cimport uint16_t
+from libc.string cimport memcpy, memset
 
 from problem cimport *
 from tiles.portable cimport to_float
@@ -103,6 +104,29 @@ cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *ar
         rows, count = 1, rows * count
     for i in range(rows):
         gather_row(to + i * count * item_size(to_type), to_type, array, row + i * array.row, count, table)
+
+
+cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row,
+                                 Py_ssize_t rows, Py_ssize_t count, const cattn_table *table) noexcept nogil:
+    """Pairs of rows of bfloat16, as words that hold a number of each; behind an odd number of rows, of zeros."""
+    cdef uint16_t[PIECE] one, other
+    cdef bint direct = is_direct(array, row) and is_multiple(array.row, 2)
+    cdef Py_ssize_t i, number, start, size
+    for i in range(0, rows, 2):
+        if direct and i + 1 < rows:
+            table.interleave(to, row, row + array.row, count)
+        else:
+            for number in range((count + PIECE - 1) // PIECE):
+                start = number * PIECE
+                size = min(<Py_ssize_t>PIECE, count - start)
+                gather_row(<char *>one, to_type, array, row + start * array.column, size, table)
+                if i + 1 < rows:
+                    gather_row(<char *>other, to_type, array, row + array.row + start * array.column, size, table)
+                else:
+                    memset(other, 0, sizeof(other))
+                table.interleave(to + start * 4, one, other, size)
+        to += count * 4
+        row += 2 * array.row
 
 
 cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type,

@@ -15,7 +15,7 @@ from calls cimport explain_calls
 from door cimport check, compute, note_ending_thread, wants_to_stop
 from plan cimport *
 from problem cimport *
-from system.system cimport cattn_isa_name, cattn_l2_bytes, cattn_override, cattn_prefetches_rows
+from system.system cimport cattn_best_isa, cattn_isa_name, cattn_l2_bytes, cattn_override, cattn_prefetches_rows
 from tiles.portable_table cimport fill_portable
 from tiles.tiles cimport *
 
@@ -40,8 +40,7 @@ def _open_machine(name):
     machine.l2_bytes = cattn_l2_bytes()
     machine.prefetches_rows = cattn_prefetches_rows()
     fill_portable(&machine.table)
-    chosen = runnable_isas()[0] if name is None else name
-    status = cattn_override(&machine.table, os.fsencode(chosen))
+    status = cattn_override(&machine.table, cattn_best_isa() if name is None else os.fsencode(name))
     if status == -1:
         *others, last = reversed(isas())
         raise ImportError(f"CATTN_ISA: expected {', '.join(others)} or {last}, got {name!r}")

@@ -21,7 +21,7 @@ cdef inline void prepare(cattn_key_block *rows, const Storage *storage, const Wo
     else:
         storage.prepare(scratch, storage.type, array, first, rows.count, rows.size, worker.call.plan.table)
         rows.rows = scratch
-        rows.stride = rows.size * worker.call.plan.itemsize
+        rows.stride = rows.size * item_size(storage.type)   # of pairs, what one key takes
 
 
 cdef inline void prepare_keys(cattn_key_block *rows, const Worker *worker, const Strategy *strategy,

@@ -4,7 +4,7 @@
 # What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
 
-from convert cimport gather_rows, gather_rows_function, in_place, item_size
+from convert cimport gather_rows, gather_rows_function, in_place, interleave_rows, item_size
 from problem cimport *
 from tiles.tiles cimport *
 
@@ -55,6 +55,7 @@ cdef struct Strategy:
     bint splits_keys                 # each chunk is a task, which leaves a partial result
     bint prefetches                  # keys, values, queries and outputs: they come from beyond L2, unforeseen
     Storage key, value
+    bint query_in_place
 
 
 cdef struct Plan:
@@ -70,7 +71,7 @@ cdef struct Plan:
     Py_ssize_t columns                   # of queries, keys and values that are in the workspace at a time, if they are
     bint heads_inside                    # tasks of the same rows follow each other, head by head
     bint head_fits_l2                    # its keys and values, which then stay from task to task
-    bint query_in_place, out_in_place, mask_in_place, bias_in_place
+    bint out_in_place, mask_in_place, bias_in_place
     Py_ssize_t tasks, partials, partial_bytes
     Py_ssize_t tasks_of_entry            # all have as many, unless packed
     # Where each array of a worker's workspace begins, and its size.
@@ -174,14 +175,13 @@ cdef inline bint is_stopped(const Caller *caller, Py_ssize_t entry) noexcept nog
             and caller.wants_to_stop(caller.context))
 
 
-cdef inline void set_storage(Storage *storage, const cattn_array *array, const Strategy *strategy,
-                             cattn_type arithmetic, int batch_ndim) noexcept nogil:
-    if strategy.kernels.reads >> array.type & 1 and in_place(array, array.type, batch_ndim):
+cdef inline void set_storage(Storage *storage, const cattn_array *array, const cattn_kernels *kernels, bint pairs,
+                             int batch_ndim) noexcept nogil:
+    storage.type = kernels.type
+    storage.prepare = interleave_rows if pairs else gather_rows
+    if not pairs and kernels.reads >> array.type & 1 and in_place(array, array.type, batch_ndim):
         storage.type = array.type
         storage.prepare = NULL
-    else:
-        storage.type = arithmetic
-        storage.prepare = gather_rows
 
 
 cdef inline void open_strategy(Strategy *strategy, const cattn_kernels *kernels, bint splits_keys) noexcept nogil:
@@ -191,10 +191,10 @@ cdef inline void open_strategy(Strategy *strategy, const cattn_kernels *kernels,
     strategy.splits_keys = splits_keys
     strategy.prefetches = False
     strategy.key.prepare = strategy.value.prepare = NULL
+    strategy.query_in_place = True
 
 
-cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, cattn_type arithmetic,
-                              Py_ssize_t depth) noexcept nogil:
+cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, Py_ssize_t depth) noexcept nogil:
     """What depends on the kernels: blocks, chunk, storage. Huge heads take the largest block: they load their queries
     anew for each."""
     cdef const cattn_blocking *blocking = &strategy.kernels.blocking
@@ -206,9 +206,10 @@ cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, 
             block //= 2
     strategy.key_block = block
     strategy.chunk = min(blocking.most_chunk, max(blocking.least_chunk, blocking.chunk_blocks * block))
-    set_storage(&strategy.key, &problem.key, strategy, arithmetic, problem.batch_ndim)
+    strategy.query_in_place = in_place(&problem.query, strategy.kernels.type, problem.batch_ndim)
+    set_storage(&strategy.key, &problem.key, strategy.kernels, False, problem.batch_ndim)
     if problem.value.data != NULL:
-        set_storage(&strategy.value, &problem.value, strategy, arithmetic, problem.batch_ndim)
+        set_storage(&strategy.value, &problem.value, strategy.kernels, strategy.kernels.pairs, problem.batch_ndim)
 
 
 cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, const Caller *caller,
@@ -266,24 +267,24 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     prepares_keys = many.key.prepare != NULL or plan.few.key.prepare != NULL
     prepares_values = many.value.prepare != NULL or plan.few.value.prepare != NULL
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
-    plan.vectors_at = reserve(&bytes, (2 * tile_count + 3) * CATTN_MAX_LANES * item)
+    plan.vectors_at = reserve(&bytes, (3 * tile_count + 3) * CATTN_MAX_LANES * item)
     plan.queries_at = reserve(&bytes, tile_count * tile_rows * min(problem.head_size, plan.columns) * item)
     plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
     plan.block_output_at = reserve(&bytes, 0 if key_block <= many.kernels.run else lanes * problem.value_size * item)
     plan.totals_at = reserve(&bytes, 0 if not has_chunks(plan, problem.key_length) else
-                             tile_count * (3 * CATTN_MAX_LANES + 2 * tile_rows * problem.value_size) * item)
+                             tile_count * (5 * CATTN_MAX_LANES + 2 * tile_rows * problem.value_size) * item)
     plan.scores_at = reserve(&bytes, block * tile_rows * item)
     plan.attn_bias_at = reserve(&bytes, min(key_block, problem.key_length) * lanes * item)
     plan.attended_at = reserve(&bytes, block * tile_rows)
     plan.slice_scores_at = reserve(&bytes, block * tile_rows * item if plan.huge else 0)
     plan.key_at = reserve(&bytes, block * min(problem.head_size, plan.columns) * item if prepares_keys else 0)
     plan.value_at = reserve(&bytes, block * min(problem.value_size, plan.columns) * item if prepares_values else 0)
-    plan.row_at = reserve(&bytes, 0 if plan.query_in_place and plan.out_in_place else
+    plan.row_at = reserve(&bytes, 0 if many.query_in_place and plan.few.query_in_place and plan.out_in_place else
                           tile_rows * max(plan.columns, block) * item)
     plan.bias_at = reserve(&bytes, 0 if plan.bias_in_place else tile_rows * block * item)
     plan.mask_at = reserve(&bytes, 0 if plan.mask_in_place else tile_rows * block)
     plan.workspace_bytes = bytes
-    plan.partial_bytes = CATTN_FEW_ROWS * (2 + problem.value_size) * item
+    plan.partial_bytes = CATTN_FEW_ROWS * (3 + problem.value_size) * item
 
 
 cdef inline Py_ssize_t rows_of_task(const Strategy *strategy) noexcept nogil:
@@ -341,6 +342,7 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     cdef Py_ssize_t depth = max(problem.head_size, problem.value_size, <Py_ssize_t>1), tiles
     cdef const cattn_kernels *kernels
     cdef cattn_status status
+    cdef bint one_type
     cdef int axis
     plan.stage = stage
     plan.table = &machine.table
@@ -352,7 +354,9 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     plan.entries = 1
     for axis in range(problem.batch_ndim):
         plan.entries = times(plan.entries, problem.batch_shape[axis])
-    kernels = &machine.table.kernels[<int>plan.arithmetic][0]
+    # Scores and weights that are asked for are not rounded.
+    one_type = stage == STAGE_OUTPUT and problem.key.type == problem.query.type
+    kernels = &machine.table.kernels[<int>problem.query.type if one_type else <int>plan.arithmetic][0]
     open_strategy(&plan.many, &kernels[CATTN_MANY], False)
     open_strategy(&plan.few, &kernels[CATTN_FEW], True)
     status = count_rows(plan, problem, caller, &tiles)
@@ -360,11 +364,10 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
         return status
     plan.heads_inside = False
     if plan.has_many:
-        set_strategy(&plan.many, problem, plan.arithmetic, depth)
+        set_strategy(&plan.many, problem, depth)
         share_blocks(plan, problem, machine, tiles)
     if plan.has_few or not plan.has_many:
-        set_strategy(&plan.few, problem, plan.arithmetic, depth)
-    plan.query_in_place = in_place(&problem.query, plan.arithmetic, problem.batch_ndim)
+        set_strategy(&plan.few, problem, depth)
     plan.out_in_place = in_place(&problem.out, plan.arithmetic, problem.batch_ndim)
     plan.mask_in_place = problem.mask.data == NULL or problem.mask.column == 1
     plan.bias_in_place = problem.bias.data == NULL or in_place(&problem.bias, plan.arithmetic, problem.batch_ndim)

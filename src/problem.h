@@ -17,7 +17,8 @@ typedef enum {
     CATTN_FLOAT64,
     CATTN_FLOAT16,
     CATTN_BFLOAT16,
-    CATTN_BOOL,
+    CATTN_FLOATS,   /* so many are floating types */
+    CATTN_BOOL = CATTN_FLOATS,
     CATTN_INT64
 } cattn_type;
 

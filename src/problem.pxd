@@ -18,6 +18,7 @@ cdef extern from "problem.h" nogil:
         CATTN_FLOAT64
         CATTN_FLOAT16
         CATTN_BFLOAT16
+        CATTN_FLOATS
         CATTN_BOOL
         CATTN_INT64
 

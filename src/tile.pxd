@@ -155,7 +155,7 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     cdef char *workspace = worker.workspace
     cdef Py_ssize_t item = plan.itemsize, vector = CATTN_MAX_LANES * item
     cdef Py_ssize_t output = arrays.lanes * problem.value_size * item
-    cdef bint few = task.strategy == &plan.few
+    cdef bint few = task.strategy == &plan.few, pairs = task.strategy.kernels.pairs
     cdef char *vectors = workspace + plan.vectors_at
     arrays.pitch = task.strategy.key_block if few else 0
     arrays.output_pitch = problem.value_size if few else 0
@@ -165,8 +165,9 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     arrays.selecting = False
     arrays.row_scale = vectors
     arrays.block_max = vectors + vector
-    arrays.softmax.row_max = vectors + (3 + 2 * number) * vector
-    arrays.softmax.row_sum = vectors + (4 + 2 * number) * vector
+    arrays.softmax.row_max = vectors + (3 + 3 * number) * vector
+    arrays.softmax.row_sum = vectors + (4 + 3 * number) * vector
+    arrays.softmax.lse_sum = vectors + (5 + 3 * number) * vector if pairs else arrays.softmax.row_sum
     arrays.queries = workspace + plan.queries_at + number * arrays.lanes * min(problem.head_size, plan.columns) * item
     arrays.softmax.output = workspace + plan.output_at + number * output
     arrays.block_output = workspace + plan.block_output_at
@@ -174,18 +175,19 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     arrays.attn_bias = workspace + plan.attn_bias_at
     arrays.attended = <unsigned char *>workspace + plan.attended_at
     if plan.totals_at < plan.scores_at:
-        vectors = workspace + plan.totals_at + number * (3 * vector + 2 * output)
+        vectors = workspace + plan.totals_at + number * (5 * vector + 2 * output)
         arrays.total.row_max = vectors
         arrays.total.row_sum = vectors + vector
-        arrays.total.row_sum_carry = vectors + 2 * vector
-        arrays.total.output_carry = vectors + 3 * vector
-        arrays.total.output = vectors + 3 * vector + output
-        arrays.softmax.row_sum_carry = arrays.total.row_sum_carry   # whichever of the two is the total
-        arrays.softmax.output_carry = arrays.total.output_carry
+        arrays.total.lse_sum = vectors + 2 * vector if pairs else arrays.total.row_sum
+        arrays.total.output = vectors + 5 * vector
+        # Whichever of the two is the total.
+        arrays.softmax.row_sum_carry = arrays.total.row_sum_carry = vectors + 3 * vector
+        arrays.softmax.lse_sum_carry = arrays.total.lse_sum_carry = vectors + 4 * vector
+        arrays.softmax.output_carry = arrays.total.output_carry = vectors + 5 * vector + output
 
 
-cdef inline void load_queries(Tile *tile, const Worker *worker, const KeyHead *head, Py_ssize_t start,
-                              Py_ssize_t count) noexcept nogil:
+cdef inline void load_queries(Tile *tile, const Worker *worker, const Strategy *strategy, const KeyHead *head,
+                              Py_ssize_t start, Py_ssize_t count) noexcept nogil:
     """Columns start, start + 1, ... of the tile's queries."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Plan *plan = worker.call.plan
@@ -195,8 +197,8 @@ cdef inline void load_queries(Tile *tile, const Worker *worker, const KeyHead *h
     cdef Py_ssize_t row
     for row in range(tile.arrays.rows):
         rows[row] = row_of(&problem.query, head.query, tile, row) + start * problem.query.column
-        if not plan.query_in_place:
-            gather_row(scratch + row * count * plan.itemsize, plan.arithmetic, &problem.query, rows[row], count,
+        if not strategy.query_in_place:
+            gather_row(scratch + row * count * plan.itemsize, tile.kernels.type, &problem.query, rows[row], count,
                        plan.table)
             rows[row] = scratch + row * count * plan.itemsize
     columns.size = count
@@ -218,7 +220,7 @@ cdef inline void open_tile(Tile *tile, const Worker *worker, const Task *task, c
     find_rows(tile, plan, head, first_row)
     find_intervals(tile, worker.call.problem, head, task.key_start, task.key_stop)
     if not plan.huge:
-        load_queries(tile, worker, head, 0, worker.call.problem.head_size)
+        load_queries(tile, worker, task.strategy, head, 0, worker.call.problem.head_size)
 
 
 cdef inline void reset_softmax(Tile *tile, const Worker *worker, const KeyHead *head, bint with_sinks) noexcept nogil:
@@ -276,6 +278,7 @@ cdef inline void begin_total(cattn_row_tile *arrays, Py_ssize_t size, Py_ssize_t
     """The total is what the tile has attended to so far, and nothing is lost."""
     swap_total(arrays)
     memset(arrays.total.row_sum_carry, 0, CATTN_MAX_LANES * item)
+    memset(arrays.total.lse_sum_carry, 0, CATTN_MAX_LANES * item)
     memset(arrays.total.output_carry, 0, arrays.lanes * size * item)
 
 
@@ -292,7 +295,7 @@ cdef inline void write_lse(Tile *tile, const Worker *worker, const KeyHead *head
     for row in range(tile.arrays.rows):
         rows[row] = row_of(&worker.call.problem.lse, head.lse, tile, row)
     tile.arrays.destination = rows
-    tile.kernels.logsumexp(tile.arrays.softmax.row_sum, &tile.arrays, NULL)
+    tile.kernels.logsumexp(tile.arrays.softmax.lse_sum, &tile.arrays, NULL)
 
 
 cdef inline bint store_output(Tile *tile, const Worker *worker, const KeyHead *head) noexcept nogil:
@@ -337,7 +340,8 @@ cdef inline void set_partial(cattn_softmax *partial, const Worker *worker, Py_ss
     cdef const Plan *plan = worker.call.plan
     partial.row_max = worker.call.partials + number * plan.partial_bytes
     partial.row_sum = <char *>partial.row_max + CATTN_FEW_ROWS * plan.itemsize
-    partial.output = <char *>partial.row_sum + CATTN_FEW_ROWS * plan.itemsize
+    partial.lse_sum = <char *>partial.row_sum + CATTN_FEW_ROWS * plan.itemsize
+    partial.output = <char *>partial.lse_sum + CATTN_FEW_ROWS * plan.itemsize
 
 
 cdef inline bint store_partial(Tile *tile, const Worker *worker, Py_ssize_t number) noexcept nogil:
@@ -352,6 +356,7 @@ cdef inline bint store_partial(Tile *tile, const Worker *worker, Py_ssize_t numb
     set_partial(&partial, worker, number)
     memcpy(partial.row_max, tile.arrays.softmax.row_max, rows * item)
     memcpy(partial.row_sum, tile.arrays.softmax.row_sum, rows * item)
+    memcpy(partial.lse_sum, tile.arrays.softmax.lse_sum, rows * item)
     if is_empty(tile.arrays.softmax.row_sum, rows * item):
         return True
     memset(tile.arrays.row_scale, 0, CATTN_MAX_LANES * item)

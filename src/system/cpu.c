@@ -41,6 +41,16 @@ static int has(unsigned leaf_1, unsigned leaf_7, unsigned saves)
 }
 #endif
 
+static int is_intel(void)
+{
+#if CATTN_HAS_VEC128 && defined(__x86_64__)
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx;
+#else
+    return 0;
+#endif
+}
+
 static int runs_avx2(void)
 {
 #if CATTN_HAS_AVX
@@ -59,6 +69,17 @@ static int runs_avx512(void)
 #endif
 }
 
+/* Leaf 7, subleaf 1. */
+static int runs_avx512bf16(void)
+{
+#if CATTN_HAS_AVX
+    unsigned eax, ebx, ecx, edx;
+    return runs_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 5) != 0;
+#else
+    return 0;
+#endif
+}
+
 static int runs_vec128(void)
 {
     return CATTN_HAS_VEC128;   /* 128 bits are the baseline wherever it compiles */
@@ -69,10 +90,12 @@ static const struct {
     const char *name;
     int (*runs)(void);
     void (*override)(cattn_table *);
+    int by_name;   /* on Intel's processors: VDPBF16PS may have half of an FMA's throughput there, or less */
 } tables[] = {
-    {"avx512", runs_avx512, cattn_override_avx512},
-    {"avx2", runs_avx2, cattn_override_avx2},
-    {"vec128", runs_vec128, cattn_override_vec128},
+    {"avx512bf16", runs_avx512bf16, cattn_override_avx512bf16, 1},
+    {"avx512", runs_avx512, cattn_override_avx512, 0},
+    {"avx2", runs_avx2, cattn_override_avx2, 0},
+    {"vec128", runs_vec128, cattn_override_vec128, 0},
 };
 
 enum { TABLES = sizeof tables / sizeof tables[0] };
@@ -80,6 +103,14 @@ enum { TABLES = sizeof tables / sizeof tables[0] };
 const char *cattn_isa_name(int number)
 {
     return number < TABLES ? tables[number].name : number == TABLES ? "portable" : NULL;
+}
+
+const char *cattn_best_isa(void)
+{
+    for (int i = 0; i < TABLES; i++)
+        if (tables[i].runs() && !(tables[i].by_name && is_intel()))
+            return tables[i].name;
+    return "portable";
 }
 
 int cattn_override(cattn_table *table, const char *isa)
@@ -147,10 +178,5 @@ ptrdiff_t cattn_l2_bytes(void)
 
 int cattn_prefetches_rows(void)
 {
-#if CATTN_HAS_VEC128 && defined(__x86_64__)
-    unsigned eax, ebx, ecx, edx;
-    return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx;
-#else
-    return 0;
-#endif
+    return is_intel();
 }

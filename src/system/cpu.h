@@ -10,6 +10,9 @@
 /* The kernel tables by name, best first, "portable" last; NULL behind it. */
 const char *cattn_isa_name(int number);
 
+/* The table to take where nobody names one: the best that this build has and this processor runs well. */
+const char *cattn_best_isa(void);
+
 /* Replaces the entries of a complete `table` (and its name) by those of `isa`; "portable" leaves it as it is. Answers
  * 0; -1 where no table has that name; -2 where this build or this processor lacks it. */
 int cattn_override(cattn_table *table, const char *isa);

@@ -6,6 +6,7 @@ from tiles.tiles cimport cattn_table
 
 cdef extern from "system/cpu.h" nogil:
     const char *cattn_isa_name(int number)
+    const char *cattn_best_isa()
     int cattn_override(cattn_table *table, const char *isa)
     Py_ssize_t cattn_l2_bytes()
     int cattn_prefetches_rows()

@@ -435,6 +435,7 @@ static int F(few_merge)(void *output, const cattn_row_tile *tile, const cattn_ke
         F(merge_sums)(&tile->total, v, F(load_up_to)(x_max + at, rows - at), F(load_up_to)(x_sum + at, rows - at),
                       &scale[v].v,
                       &x_scale[v].v, 1);
+        F(merge_lse_sums)(tile, v, scale[v].v, x_scale[v].v);
     }
     for (ptrdiff_t r = 0; r < rows; r++)
         F(few_merge_row)((REAL *)output + r * pitch, (REAL *)tile->total.output_carry + r * pitch, x_output + r * pitch,

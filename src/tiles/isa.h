@@ -24,9 +24,12 @@
 #define CATTN_HAS_AVX 1
 #endif
 
+#define CATTN_HAS_AVX512BF16 CATTN_HAS_AVX
+
 /* Each replaces the entries that it improves. Entries that depend on `lanes` are replaced together. */
 void cattn_override_vec128(cattn_table *table);
 void cattn_override_avx2(cattn_table *table);
 void cattn_override_avx512(cattn_table *table);
+void cattn_override_avx512bf16(cattn_table *table);
 
 #endif

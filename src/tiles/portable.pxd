@@ -144,14 +144,15 @@ cdef inline int load(real *queries, const cattn_row_tile *tile, const cattn_key_
 cdef inline int reset(real *row_max, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Of either layout."""
     cdef real *row_sum = <real *>tile.softmax.row_sum
+    cdef real *lse_sum = <real *>tile.softmax.lse_sum
     cdef Py_ssize_t r
     for r in range(tile.lanes):
         row_max[r] = -INFINITY
-        row_sum[r] = 0
+        row_sum[r] = lse_sum[r] = 0
     for r in range(tile.rows if tile.sinks != NULL else 0):
         if tile.sinks[r] != -INFINITY:
             row_max[r] = to_real(tile.sinks[r], row_max)
-            row_sum[r] = 1
+            row_sum[r] = lse_sum[r] = 1
     return True
 
 
@@ -501,11 +502,11 @@ cdef inline int store(real *output, const cattn_row_tile *tile, const cattn_key_
     return residues == 0
 
 
-cdef inline int logsumexp(real *row_sum, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int logsumexp(real *lse_sum, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Of either layout."""
     cdef const real *row_max = <const real *>tile.softmax.row_max
     cdef Py_ssize_t r
     for r in range(tile.rows):
-        (<real *>tile.destination[r])[0] = <real>(-INFINITY if row_sum[r] == 0 else <double>row_max[r]
-                                                  + log(<double>row_sum[r]))
+        (<real *>tile.destination[r])[0] = <real>(-INFINITY if lse_sum[r] == 0 else <double>row_max[r]
+                                                  + log(<double>lse_sum[r]))
     return True

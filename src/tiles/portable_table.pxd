@@ -37,7 +37,9 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     few.store = <cattn_kernel>few_store[real]
 
     many.itemsize = few.itemsize = sizeof(real)
+    many.type = few.type = type
     many.reads = few.reads = 1u << type
+    many.pairs = few.pairs = False
     many.reset = few.reset = <cattn_kernel>reset[real]
     many.add_scores = few.add_scores = <cattn_kernel>add_scores[real]
     many.mark_attended = few.mark_attended = <cattn_kernel>mark_attended[real]
@@ -46,7 +48,12 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
 
 cdef inline void fill_portable(cattn_table *table) noexcept nogil:
     table.name = "portable"
-    fill_kernels[float](&table.kernels[0][CATTN_MANY], &table.kernels[0][CATTN_FEW], NULL)
-    fill_kernels[double](&table.kernels[1][CATTN_MANY], &table.kernels[1][CATTN_FEW], NULL)
+    cdef int type
+    for type in range(<int>CATTN_FLOATS):
+        if type == <int>CATTN_FLOAT64:
+            fill_kernels[double](&table.kernels[type][CATTN_MANY], &table.kernels[type][CATTN_FEW], NULL)
+        else:
+            fill_kernels[float](&table.kernels[type][CATTN_MANY], &table.kernels[type][CATTN_FEW], NULL)
+    table.interleave = NULL
     table.widen = widen
     table.narrow = narrow

@@ -89,7 +89,7 @@ static void F(cap_scores)(vector *scores, const cattn_row_tile *tile, const vect
 }
 
 /* The same without a softcap, for scores that lie there already. */
-static void F(add_to_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count)
+INLINE void F(add_to_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count)
 {
     for (int v = 0; v * WIDTH < tile->rows; v++) {
         vector maximum = F(splat)(-INFINITE);

@@ -72,10 +72,12 @@ typedef struct {
     int adds;                                     /* any of these four */
 } cattn_score_mod;
 
-/* The softmax of a tile's rows over some of their keys. Outputs are not yet divided by the sums. */
+/* The softmax of a tile's rows over some of their keys. Outputs are not yet divided by the sums. Where weights are
+ * rounded before they meet the values, row_sum is that of the rounded ones, and lse_sum that of the others; else both
+ * are one. */
 typedef struct {
-    void *row_max, *row_sum, *output;
-    void *row_sum_carry, *output_carry;   /* of a total: what its sums have lost to rounding */
+    void *row_max, *row_sum, *lse_sum, *output;
+    void *row_sum_carry, *lse_sum_carry, *output_carry;   /* of a total: what its sums have lost to rounding */
 } cattn_softmax;
 
 /* The arrays of a tile, or of a half of one. Kernels change what the pointers lead to. */
@@ -151,13 +153,16 @@ typedef struct {
     ptrdiff_t half;       /* rows of a half of one: lanes / CATTN_HALVES, or `lanes` where a tile is not divided */
     ptrdiff_t itemsize;   /* of real */
     ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain */
-    unsigned reads;       /* storage types of keys and values that are read where they lie: bits 1 << cattn_type */
+    cattn_type type;      /* of queries, keys and values as these kernels take them */
+    unsigned reads;       /* and of keys and values that they read where they lie: bits 1 << cattn_type */
+    int pairs;            /* weights are rounded to bfloat16, and values come interleaved, in words of two keys */
     cattn_blocking blocking;
 
-    /* queries = scale · source for each row, and 0 in the lanes behind; block->size columns. */
+    /* queries = scale · source for each row, and 0 in the lanes behind; block->size columns. Pairs: words of two
+     * columns, without the scale, which `scores` applies. */
     cattn_kernel load;
 
-    /* row_max = -infinity and row_sum = 0; the sink and 1 in rows that have one. About row_max. */
+    /* row_max = -infinity and the sums 0; the sink and 1 in rows that have one. About row_max. */
     cattn_kernel reset;
 
     /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod; block_max[r] = max_j scores[j][r], a NaN not
@@ -175,7 +180,8 @@ typedef struct {
     /* The online softmax. With new = max(row_max, block_max), and 0 in its place where it is -infinity: row_scale =
      * exp(row_max - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN; row_sum = row_scale
      * · row_sum + Σ_j scores[j], in runs;  row_max = the new one. log2(e), for powers of two, enters behind the
-     * difference: in the scores it would make some finite ones infinite. */
+     * difference: in the scores it would make some finite ones infinite. Pairs: scores[j / 2] are words of two rounded
+     * weights then. */
     cattn_kernel exponentials;
 
     /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c], runs summed first, in order. */
@@ -195,21 +201,25 @@ typedef struct {
      * that was written is finite, and the sums. About output. */
     cattn_kernel store;
 
-    /* destination = row_max + log(row_sum), -infinity where that is 0, one real for each row. About row_sum. */
+    /* destination = row_max + log(lse_sum), -infinity where that is 0, one real for each row. About lse_sum. */
     cattn_kernel logsumexp;
 } cattn_kernels;
 
-/* float32 and float64 are types 0 and 1. */
-enum { CATTN_MANY, CATTN_FEW, CATTN_LAYOUTS, CATTN_REALS = 2 };
+enum { CATTN_MANY, CATTN_FEW, CATTN_LAYOUTS };
 
+/* By the type of query, key and value where that is one; else, and for scores and weights, by the arithmetic type. The
+ * half types share float32's kernels where a table has none of their own. */
 typedef struct {
     const char *name;
-    cattn_kernels kernels[CATTN_REALS][CATTN_LAYOUTS];
+    cattn_kernels kernels[CATTN_FLOATS][CATTN_LAYOUTS];
 
     /* float to[i] = from[i], and back (to nearest, ties to even; NaN stays NaN), for `count` contiguous elements of
      * CATTN_FLOAT16 or CATTN_BFLOAT16. */
     void (*widen)(void *to, const char *from, cattn_type type, ptrdiff_t count);
     void (*narrow)(char *to, const void *from, cattn_type type, ptrdiff_t count);
+
+    /* to[c] = one[c] | other[c] << 16: a row of pairs. NULL where no kernels take them. */
+    void (*interleave)(void *to, const void *one, const void *other, ptrdiff_t count);
 } cattn_table;
 
 #endif

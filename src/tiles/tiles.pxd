@@ -1,6 +1,6 @@
 # What tiles.h declares, in Cython's words.
 
-from problem cimport cattn_type, CATTN_FLOAT32, CATTN_FLOAT64
+from problem cimport cattn_type, CATTN_BFLOAT16, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS
 
 cdef extern from "Python.h":
     enum:
@@ -15,7 +15,6 @@ cdef extern from "tiles/tiles.h" nogil:
         CATTN_MANY
         CATTN_FEW
         CATTN_LAYOUTS
-        CATTN_REALS
     double CATTN_LOG2E
 
     const void *CATTN_ALIGNED(const void *pointer)
@@ -43,8 +42,10 @@ cdef extern from "tiles/tiles.h" nogil:
     ctypedef struct cattn_softmax:
         void *row_max
         void *row_sum
+        void *lse_sum
         void *output
         void *row_sum_carry
+        void *lse_sum_carry
         void *output_carry
 
     ctypedef struct cattn_row_tile:
@@ -78,13 +79,16 @@ cdef extern from "tiles/tiles.h" nogil:
 
     ctypedef struct cattn_kernels:
         Py_ssize_t lanes, half, itemsize, run
+        cattn_type type
         unsigned int reads
+        int pairs
         cattn_blocking blocking
         cattn_kernel load, reset, scores, add_scores, modify_scores, mark_attended, exponentials
         cattn_kernel values, select_values, merge, store, logsumexp
 
     ctypedef struct cattn_table:
         const char *name
-        cattn_kernels kernels[CATTN_REALS][CATTN_LAYOUTS]
+        cattn_kernels kernels[CATTN_FLOATS][CATTN_LAYOUTS]
         void (*widen)(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil
         void (*narrow)(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil
+        void (*interleave)(void *to, const void *one, const void *other, Py_ssize_t count) noexcept nogil

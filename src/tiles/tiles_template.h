@@ -19,12 +19,7 @@
  * of products that decide a row's bits go through F(muladd): left to the compiler, whether a·b + c becomes one FMA
  * depends on the code around it (gcc moves half of it out of a branch), and a remainder would round differently. */
 
-/* ---- names: F(x) is x for this type ---- */
-
-#ifndef TILES_PASTE
-#define TILES_PASTE_(a, b) a##_##b
-#define TILES_PASTE(a, b) TILES_PASTE_(a, b)
-#define INLINE static inline __attribute__((always_inline))
+#ifndef RUN
 /* Equal terms round the same way each time, so that a long chain of them drifts. Sums over keys are taken in chains of
  * chains: the RUN keys of a run, the runs of a block, the blocks of a chunk, while chunks are joined with
  * compensation. A run of 24 equal values comes out up to 3.25 eps off, which runs and blocks, four at a time, hardly
@@ -43,55 +38,10 @@
  * where the processor foresees more by itself. */
 #define FEW_AHEAD 8192
 #define FEW_COLUMNS 16       /* vectors of value columns summed at a time */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define UNROLL_EIGHT _Pragma("clang loop unroll_count(8)")
-#else
-#define UNROLL _Pragma("GCC unroll 64")
-#define UNROLL_EIGHT _Pragma("GCC unroll 8")
 #endif
-/* Hides how an address came about. gcc, knowing it, derives one address from another in each turn of a loop, or
- * computes many beforehand and runs out of registers for them. */
-#define OPAQUE(address) __asm__("" : "+r"(address))
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(indices, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(indices, a, b, ...) __builtin_shuffle(a, b, (indices){__VA_ARGS__})
-#endif
-#endif
-
-#define F(name) TILES_PASTE(name, REAL_BITS)
-
-#if REAL_BITS == 32
-#define REAL float
-#define INT int32_t
-#define MANTISSA 23
-#define EXPONENT_BIAS 127
-#else
-#define REAL double
-#define INT int64_t
-#define MANTISSA 52
-#define EXPONENT_BIAS 1023
-#endif
-
-#define WIDTH (VECTOR_BYTES * 8 / REAL_BITS)   /* reals a vector */
-#define LANES (TILE_VECTORS * WIDTH)           /* rows of a many-row tile */
-#define HALF (2 * WIDTH)                       /* and of a half of one */
-#define QUAD (16 / (REAL_BITS / 8))            /* reals in 128 bits: what most shuffles stay inside */
-#define FEW_SUMS (WIDTH > 8 ? WIDTH : 8)       /* accumulators of the few-row tiles: 2 FMAs a cycle · latency 4 */
-
-/* may_alias: tiles are plain reals to everyone else. */
-typedef REAL F(vector) __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef REAL F(unaligned) __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(REAL_BITS / 8)));
-typedef INT F(integers) __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef union {
-    F(vector) v;
-    REAL lane[WIDTH];
-} F(lanes);
-#define vector F(vector)
-#define integers F(integers)
 
 #include "vectors_template.h"
+#include "register_tile_template.h"
 
 /* ---- many rows: load, scores ---- */
 
@@ -116,73 +66,6 @@ static int F(load_queries)(void *queries_, const cattn_row_tile *tile, const cat
         }
     }
     return 1;
-}
-
-/* How wide the next register tile is: the largest while two fit, then two equal ones for what is left, because a narrow
- * tile has too few accumulators to hide the latency of its FMAs (6 + 1 columns take longer than 4 + 3). */
-INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
-{
-    return left >= 2 * widest ? widest : left > widest ? (left + 1) / 2 : left;
-}
-
-/* Call `tile` with a constant width, `many` with a constant number of vectors: the compiler makes a register tile of
- * its own for each. */
-#define AT_MOST(n, most) ((n) < (most) ? (n) : (most))
-#define WITH_WIDTH(width, widest, tile)               \
-    switch (width) {                                  \
-    case 1: tile(AT_MOST(1, widest)); break;          \
-    case 2: tile(AT_MOST(2, widest)); break;          \
-    case 3: tile(AT_MOST(3, widest)); break;          \
-    case 4: tile(AT_MOST(4, widest)); break;          \
-    case 5: tile(AT_MOST(5, widest)); break;          \
-    case 6: tile(AT_MOST(6, widest)); break;          \
-    case 7: tile(AT_MOST(7, widest)); break;          \
-    case 8: tile(AT_MOST(8, widest)); break;          \
-    case 9: tile(AT_MOST(9, widest)); break;          \
-    case 10: tile(AT_MOST(10, widest)); break;        \
-    case 11: tile(AT_MOST(11, widest)); break;        \
-    default: tile(widest); break;                     \
-    }
-#define WITH_VECTORS(rows, many)                      \
-    if ((rows) <= WIDTH) {                            \
-        many(1);                                      \
-    } else if (TILE_VECTORS == 2 || (rows) <= HALF) { \
-        many(2);                                      \
-    } else {                                          \
-        many(TILE_VECTORS);                           \
-    }
-
-/* `count` steps, each of which advances its own operands. A loop of 16 or 24 turns ends in a branch that the processor
- * cannot foresee, at 15 cycles of 100. */
-#if TILE_IN_A_ROW
-#define STEPS(step, count, run)                                    \
-    if ((count) == (run)) {                                        \
-        UNROLL for (int i = 0; i < (run); i++) {                   \
-            step                                                   \
-        }                                                          \
-    } else {                                                       \
-        for (ptrdiff_t i = 0; i < (count); i++) {                  \
-            step                                                   \
-        }                                                          \
-    }
-#else
-#define STEPS(step, count, run)                                    \
-    UNROLL_EIGHT for (ptrdiff_t i = 0; i < (count); i++) {         \
-        step                                                       \
-    }
-#endif
-
-/* How wide a register tile of so many vectors can be. */
-INLINE int F(widest)(const int vectors)
-{
-    return AT_MOST(TILE_SUMS / vectors, TILE_WIDE);
-}
-
-INLINE void F(clear)(vector sum[TILE_WIDE][TILE_VECTORS], const int wide, const int vectors)
-{
-    UNROLL for (int w = 0; w < wide; w++)
-        UNROLL for (int v = 0; v < vectors; v++)
-            sum[w][v] = (vector){0};
 }
 
 /* wide keys × the lanes in use: a column of queries against one broadcast element of each key. */
@@ -284,22 +167,6 @@ static int F(modify_scores)(void *scores, const cattn_row_tile *tile, const catt
 }
 
 /* ---- many rows: softmax, values ---- */
-
-/* The step from one maximum to the next: what to take from scores, and the scale of what was summed before. */
-INLINE vector F(advance)(vector *row_max, vector *row_scale, vector block_max)
-{
-    vector next = F(larger)(block_max, *row_max);
-    vector shift = F(select)(next == -INFINITE, (vector){0}, next);   /* -inf - -inf would be NaN */
-    *row_scale = (*row_max - shift) * (REAL)CATTN_LOG2E;
-    F(exponential)(row_scale, 1);
-    *row_max = next;
-    return shift;
-}
-
-INLINE ptrdiff_t F(run_end)(ptrdiff_t start, ptrdiff_t count, const ptrdiff_t run)
-{
-    return count - start < run ? count : start + run;
-}
 
 INLINE void F(exponentials_of)(vector *scores, const cattn_row_tile *tile, ptrdiff_t count, const int vectors)
 {
@@ -417,12 +284,6 @@ static int F(values)(void *output, const cattn_row_tile *tile, const cattn_key_b
     return 1;
 }
 
-/* The scale of a total, for totals that may be infinite: they stay, even when what they are worth came out as 0. */
-INLINE vector F(lasting)(vector scale, vector total)
-{
-    return F(select)((scale == 0) & (total - total != 0), F(splat)(1), scale);
-}
-
 /* What an infinity or NaN adds in the lanes that attend to it: with a weight of 0 it counts with 1 (0·inf would be NaN,
  * and a weight that came out as 0 is a small positive number). Finite values go the way of values_tile. */
 static int F(select_values)(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
@@ -487,13 +348,25 @@ INLINE void F(merge_sums)(const cattn_softmax *total, ptrdiff_t v, vector x_max,
                     selecting);
 }
 
+/* The same of sums for logarithms, where they are others. */
+INLINE void F(merge_lse_sums)(const cattn_row_tile *tile, ptrdiff_t v, vector scale, vector x_scale)
+{
+    const cattn_softmax *total = &tile->total;
+    const REAL *x = (const REAL *)tile->softmax.lse_sum + v * WIDTH;
+    if (total->lse_sum != total->row_sum)
+        F(add_carrying)((vector *)total->lse_sum + v, (vector *)total->lse_sum_carry + v, scale, x_scale,
+                        F(load_up_to)(x, tile->rows - v * WIDTH), 1);
+}
+
 INLINE void F(merge_of)(vector *output, const cattn_row_tile *tile, ptrdiff_t size, const int selecting)
 {
     const vector *x_max = tile->softmax.row_max, *x_sum = tile->softmax.row_sum, *x_output = tile->softmax.output;
     vector *carry = tile->total.output_carry;
     vector scale[TILE_VECTORS], x_scale[TILE_VECTORS];
-    for (int v = 0; v * WIDTH < tile->rows; v++)
+    for (int v = 0; v * WIDTH < tile->rows; v++) {
         F(merge_sums)(&tile->total, v, x_max[v], x_sum[v], &scale[v], &x_scale[v], selecting);
+        F(merge_lse_sums)(tile, v, scale[v], x_scale[v]);
+    }
     for (ptrdiff_t c = 0; c < size; c++)
         for (int v = 0; v * WIDTH < tile->rows; v++) {
             const ptrdiff_t at = c * TILE_VECTORS + v;
@@ -609,7 +482,8 @@ static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 
 
 static void F(override)(cattn_table *table)
 {
-    cattn_kernels *many = &table->kernels[REAL_BITS / 64][CATTN_MANY];
+    const cattn_type type = REAL_BITS == 32 ? CATTN_FLOAT32 : CATTN_FLOAT64;
+    cattn_kernels *many = &table->kernels[type][CATTN_MANY];
     many->lanes = LANES;
     many->half = HALF;
     many->run = RUN;
@@ -622,7 +496,11 @@ static void F(override)(cattn_table *table)
     many->select_values = F(select_values);
     many->merge = F(merge);
     many->store = F(store_rows);
-    F(override_few)(&table->kernels[REAL_BITS / 64][CATTN_FEW]);
+    F(override_few)(&table->kernels[type][CATTN_FEW]);
+#if REAL_BITS == 32
+    for (int layout = 0; layout < CATTN_LAYOUTS; layout++)
+        table->kernels[CATTN_FLOAT16][layout] = table->kernels[CATTN_BFLOAT16][layout] = table->kernels[type][layout];
+#endif
 #if defined(READS_HALVES)
     table->widen = widen;
     table->narrow = narrow;

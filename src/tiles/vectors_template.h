@@ -1,4 +1,58 @@
-/* Vectors of one type and width, for tiles_template.h: loads, shuffles, exponentials. */
+/* Vectors of one type and width, for the templates beside: names, loads, shuffles, exponentials. */
+
+/* ---- names: F(x) is x for this type ---- */
+
+#ifndef TILES_PASTE
+#define TILES_PASTE_(a, b) a##_##b
+#define TILES_PASTE(a, b) TILES_PASTE_(a, b)
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_EIGHT _Pragma("clang loop unroll_count(8)")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#define UNROLL_EIGHT _Pragma("GCC unroll 8")
+#endif
+/* Hides how an address came about. gcc, knowing it, derives one address from another in each turn of a loop, or
+ * computes many beforehand and runs out of registers for them. */
+#define OPAQUE(address) __asm__("" : "+r"(address))
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(indices, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(indices, a, b, ...) __builtin_shuffle(a, b, (indices){__VA_ARGS__})
+#endif
+#endif
+
+#define F(name) TILES_PASTE(name, REAL_BITS)
+
+#if REAL_BITS == 32
+#define REAL float
+#define INT int32_t
+#define MANTISSA 23
+#define EXPONENT_BIAS 127
+#else
+#define REAL double
+#define INT int64_t
+#define MANTISSA 52
+#define EXPONENT_BIAS 1023
+#endif
+
+#define WIDTH (VECTOR_BYTES * 8 / REAL_BITS)   /* reals a vector */
+#define LANES (TILE_VECTORS * WIDTH)           /* rows of a many-row tile */
+#define HALF (2 * WIDTH)                       /* and of a half of one */
+#define QUAD (16 / (REAL_BITS / 8))            /* reals in 128 bits: what most shuffles stay inside */
+#define FEW_SUMS (WIDTH > 8 ? WIDTH : 8)       /* accumulators of the few-row tiles: 2 FMAs a cycle · latency 4 */
+
+/* may_alias: tiles are plain reals to everyone else. */
+typedef REAL F(vector) __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef REAL F(unaligned) __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(REAL_BITS / 8)));
+typedef INT F(integers) __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef union {
+    F(vector) v;
+    REAL lane[WIDTH];
+} F(lanes);
+#define vector F(vector)
+#define integers F(integers)
 
 /* ---- the intrinsic helpers ---- */
 

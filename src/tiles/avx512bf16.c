@@ -1,0 +1,29 @@
+/* The kernel table for avx512bf16: avx512's, and bfloat16 on its own units. */
+#include "isa.h"
+
+#if CATTN_HAS_AVX512BF16
+#define TILES_AVX512
+#define TILES_AVX512BF16
+#define VECTOR_BYTES 64
+#define TILE_VECTORS 4   /* vectors over the rows of a many-row tile: a broadcast serves four products */
+#define TILE_WIDE 12     /* keys, or value columns, of a register tile of one or two vectors */
+#define TILE_SUMS 24     /* accumulators */
+#define TILE_IN_A_ROW 0  /* whether the steps of a whole run stand in a row */
+#define RUN 20           /* keys of a run of weights, as in tiles_template.h */
+#include "target_begin.h"
+#define REAL_BITS 32
+#include "vectors_template.h"
+#include "register_tile_template.h"
+#include "score_mod_template.h"
+#include "bfloat16_template.h"
+#include "target_end.h"
+#endif
+
+void cattn_override_avx512bf16(cattn_table *table)
+{
+    cattn_override_avx512(table);
+#if CATTN_HAS_AVX512BF16
+    override_pairs(table);
+    table->name = "avx512bf16";
+#endif
+}

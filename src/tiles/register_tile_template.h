@@ -1,0 +1,90 @@
+/* Register tiles of many rows, for the templates beside: their widths and steps, and the online softmax's. */
+
+/* How wide the next register tile is: the largest while two fit, then two equal ones for what is left, because a narrow
+ * tile has too few accumulators to hide the latency of its FMAs (6 + 1 columns take longer than 4 + 3). */
+INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
+{
+    return left >= 2 * widest ? widest : left > widest ? (left + 1) / 2 : left;
+}
+
+/* Call `tile` with a constant width, `many` with a constant number of vectors: the compiler makes a register tile of
+ * its own for each. */
+#define AT_MOST(n, most) ((n) < (most) ? (n) : (most))
+#define WITH_WIDTH(width, widest, tile)               \
+    switch (width) {                                  \
+    case 1: tile(AT_MOST(1, widest)); break;          \
+    case 2: tile(AT_MOST(2, widest)); break;          \
+    case 3: tile(AT_MOST(3, widest)); break;          \
+    case 4: tile(AT_MOST(4, widest)); break;          \
+    case 5: tile(AT_MOST(5, widest)); break;          \
+    case 6: tile(AT_MOST(6, widest)); break;          \
+    case 7: tile(AT_MOST(7, widest)); break;          \
+    case 8: tile(AT_MOST(8, widest)); break;          \
+    case 9: tile(AT_MOST(9, widest)); break;          \
+    case 10: tile(AT_MOST(10, widest)); break;        \
+    case 11: tile(AT_MOST(11, widest)); break;        \
+    default: tile(widest); break;                     \
+    }
+#define WITH_VECTORS(rows, many)                      \
+    if ((rows) <= WIDTH) {                            \
+        many(1);                                      \
+    } else if (TILE_VECTORS == 2 || (rows) <= HALF) { \
+        many(2);                                      \
+    } else {                                          \
+        many(TILE_VECTORS);                           \
+    }
+
+/* `count` steps, each of which advances its own operands. A loop of 16 or 24 turns ends in a branch that the processor
+ * cannot foresee, at 15 cycles of 100. */
+#if TILE_IN_A_ROW
+#define STEPS(step, count, run)                                    \
+    if ((count) == (run)) {                                        \
+        UNROLL for (int i = 0; i < (run); i++) {                   \
+            step                                                   \
+        }                                                          \
+    } else {                                                       \
+        for (ptrdiff_t i = 0; i < (count); i++) {                  \
+            step                                                   \
+        }                                                          \
+    }
+#else
+#define STEPS(step, count, run)                                    \
+    UNROLL_EIGHT for (ptrdiff_t i = 0; i < (count); i++) {         \
+        step                                                       \
+    }
+#endif
+
+/* How wide a register tile of so many vectors can be. */
+INLINE int F(widest)(const int vectors)
+{
+    return AT_MOST(TILE_SUMS / vectors, TILE_WIDE);
+}
+
+INLINE void F(clear)(vector sum[TILE_WIDE][TILE_VECTORS], const int wide, const int vectors)
+{
+    UNROLL for (int w = 0; w < wide; w++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sum[w][v] = (vector){0};
+}
+
+/* The step from one maximum to the next: what to take from scores, and the scale of what was summed before. */
+INLINE vector F(advance)(vector *row_max, vector *row_scale, vector block_max)
+{
+    vector next = F(larger)(block_max, *row_max);
+    vector shift = F(select)(next == -INFINITE, (vector){0}, next);   /* -inf - -inf would be NaN */
+    *row_scale = (*row_max - shift) * (REAL)CATTN_LOG2E;
+    F(exponential)(row_scale, 1);
+    *row_max = next;
+    return shift;
+}
+
+INLINE ptrdiff_t F(run_end)(ptrdiff_t start, ptrdiff_t count, const ptrdiff_t run)
+{
+    return count - start < run ? count : start + run;
+}
+
+/* The scale of a total, for totals that may be infinite: they stay, even when what they are worth came out as 0. */
+INLINE vector F(lasting)(vector scale, vector total)
+{
+    return F(select)((scale == 0) & (total - total != 0), F(splat)(1), scale);
+}
