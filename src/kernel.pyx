@@ -40,7 +40,8 @@ def _open_machine(name):
     machine.l2_bytes = cattn_l2_bytes()
     machine.prefetches_rows = cattn_prefetches_rows()
     fill_portable(&machine.table)
-    status = cattn_override(&machine.table, cattn_best_isa() if name is None else os.fsencode(name))
+    chosen = <bytes>cattn_best_isa() if name is None else os.fsencode(name)
+    status = cattn_override(&machine.table, chosen)
     if status == -1:
         *others, last = reversed(isas())
         raise ImportError(f"CATTN_ISA: expected {', '.join(others)} or {last}, got {name!r}")
