@@ -175,11 +175,11 @@ cdef inline bint is_stopped(const Caller *caller, Py_ssize_t entry) noexcept nog
             and caller.wants_to_stop(caller.context))
 
 
-cdef inline void set_storage(Storage *storage, const cattn_array *array, const cattn_kernels *kernels, bint pairs,
+cdef inline void set_storage(Storage *storage, const cattn_array *array, const cattn_kernels *kernels, bint interleaves,
                              int batch_ndim) noexcept nogil:
     storage.type = kernels.type
-    storage.prepare = interleave_rows if pairs else gather_rows
-    if not pairs and kernels.reads >> array.type & 1 and in_place(array, array.type, batch_ndim):
+    storage.prepare = interleave_rows if interleaves else gather_rows
+    if not interleaves and kernels.reads >> array.type & 1 and in_place(array, array.type, batch_ndim):
         storage.type = array.type
         storage.prepare = NULL
 
@@ -209,7 +209,8 @@ cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, 
     strategy.query_in_place = in_place(&problem.query, strategy.kernels.type, problem.batch_ndim)
     set_storage(&strategy.key, &problem.key, strategy.kernels, False, problem.batch_ndim)
     if problem.value.data != NULL:
-        set_storage(&strategy.value, &problem.value, strategy.kernels, strategy.kernels.pairs, problem.batch_ndim)
+        set_storage(&strategy.value, &problem.value, strategy.kernels, strategy.kernels.interleaves,
+                    problem.batch_ndim)
 
 
 cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, const Caller *caller,
@@ -268,7 +269,8 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     prepares_values = many.value.prepare != NULL or plan.few.value.prepare != NULL
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (3 * tile_count + 3) * CATTN_MAX_LANES * item)
-    plan.queries_at = reserve(&bytes, tile_count * tile_rows * min(problem.head_size, plan.columns) * item)
+    # Rows of few queries may end in a whole vector, of 64 bytes at most.
+    plan.queries_at = reserve(&bytes, tile_count * tile_rows * round_up(min(problem.head_size, plan.columns), 16) * item)
     plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
     plan.block_output_at = reserve(&bytes, 0 if key_block <= many.kernels.run else lanes * problem.value_size * item)
     plan.totals_at = reserve(&bytes, 0 if not has_chunks(plan, problem.key_length) else

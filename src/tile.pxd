@@ -155,7 +155,7 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     cdef char *workspace = worker.workspace
     cdef Py_ssize_t item = plan.itemsize, vector = CATTN_MAX_LANES * item
     cdef Py_ssize_t output = arrays.lanes * problem.value_size * item
-    cdef bint few = task.strategy == &plan.few, pairs = task.strategy.kernels.pairs
+    cdef bint few = task.strategy == &plan.few, rounds = task.strategy.kernels.rounds_weights
     cdef char *vectors = workspace + plan.vectors_at
     arrays.pitch = task.strategy.key_block if few else 0
     arrays.output_pitch = problem.value_size if few else 0
@@ -167,7 +167,7 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     arrays.block_max = vectors + vector
     arrays.softmax.row_max = vectors + (3 + 3 * number) * vector
     arrays.softmax.row_sum = vectors + (4 + 3 * number) * vector
-    arrays.softmax.lse_sum = vectors + (5 + 3 * number) * vector if pairs else arrays.softmax.row_sum
+    arrays.softmax.lse_sum = vectors + (5 + 3 * number) * vector if rounds else arrays.softmax.row_sum
     arrays.queries = workspace + plan.queries_at + number * arrays.lanes * min(problem.head_size, plan.columns) * item
     arrays.softmax.output = workspace + plan.output_at + number * output
     arrays.block_output = workspace + plan.block_output_at
@@ -178,7 +178,7 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
         vectors = workspace + plan.totals_at + number * (5 * vector + 2 * output)
         arrays.total.row_max = vectors
         arrays.total.row_sum = vectors + vector
-        arrays.total.lse_sum = vectors + 2 * vector if pairs else arrays.total.row_sum
+        arrays.total.lse_sum = vectors + 2 * vector if rounds else arrays.total.row_sum
         arrays.total.output = vectors + 5 * vector
         # Whichever of the two is the total.
         arrays.softmax.row_sum_carry = arrays.total.row_sum_carry = vectors + 3 * vector

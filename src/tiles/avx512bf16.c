@@ -16,6 +16,7 @@
 #include "register_tile_template.h"
 #include "score_mod_template.h"
 #include "bfloat16_template.h"
+#include "few_bfloat16_template.h"
 #include "target_end.h"
 #endif
 
@@ -24,6 +25,7 @@ void cattn_override_avx512bf16(cattn_table *table)
     cattn_override_avx512(table);
 #if CATTN_HAS_AVX512BF16
     override_pairs(table);
+    override_few_pairs(table);
     table->name = "avx512bf16";
 #endif
 }

@@ -278,14 +278,22 @@ static int pair_values(void *output, const cattn_row_tile *tile, const cattn_key
     return 1;
 }
 
-/* What a non-finite value adds to a sum in the lanes that attend to it: with a weight of 0 it counts with 1. */
-INLINE vector add_selected(vector sum, vector weight, float value, const unsigned char *attended)
+/* A pair of numbers, each in the upper half of its word; 0 in the place of those that are not finite. */
+INLINE words finite_pair(words low, words high)
 {
-    weight = F(select)(weight == 0, F(splat)(1), weight);
-    return F(select)(F(mask_vector)(attended), F(muladd)(weight, F(splat)(value), sum), sum);
+    const words low_finite = (words)((vector)low - (vector)low == 0), high_finite = (words)((vector)high - (vector)high == 0);
+    return (low & low_finite) >> 16 | (high & high_finite);
 }
 
-/* Finite values go the way of pair_values_tile; beside one that is not, its neighbour in the pair does so too. */
+/* What a value that is not finite adds to a sum in the lanes that attend to it: with a weight of 0 it counts with 1. */
+INLINE vector add_selected(vector sum, vector weight, vector value, const unsigned char *attended)
+{
+    const integers counts = F(mask_vector)(attended) & (value - value != 0);
+    weight = F(select)(weight == 0, F(splat)(1), weight);
+    return F(select)(counts, F(muladd)(weight, value, sum), sum);
+}
+
+/* Finite values go the way of pair_values_tile. */
 static int pair_select_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     const words *weights = tile->scores;
@@ -295,20 +303,13 @@ static int pair_select_values(void *output_, const cattn_row_tile *tile, const c
             vector *out = (vector *)output_ + c * TILE_VECTORS + v, sum = {0};
             for (ptrdiff_t j = 0; j < block->count; j += 2) {
                 const words weight = weights[j / 2 * TILE_VECTORS + v];
+                const words pair = splat_pair(block->rows + j * block->stride + c * 4), low = pair << 16;
+                const words high = pair & 0xffff0000;
                 const unsigned char *attended = tile->attended + j * LANES + v * WIDTH;
-                uint32_t pair;
-                __builtin_memcpy(&pair, block->rows + j * block->stride + c * 4, 4);
-                const uint32_t low_bits = pair << 16, high_bits = pair & 0xffff0000;
-                float low, high;
-                __builtin_memcpy(&low, &low_bits, 4);
-                __builtin_memcpy(&high, &high_bits, 4);
-                const int low_finite = __builtin_isfinite(low), high_finite = __builtin_isfinite(high);
-                pair &= (low_finite ? 0xffff : 0) | (high_finite ? 0xffff0000 : 0);
-                sum = dot_pairs(sum, weight, pair - (words){0});
-                if (!low_finite)
-                    sum = add_selected(sum, (vector)(weight << 16), low, attended);
-                if (!high_finite)
-                    sum = add_selected(sum, (vector)(weight & 0xffff0000), high, attended + LANES);
+                sum = dot_pairs(sum, weight, finite_pair(low, high));
+                sum = add_selected(sum, (vector)(weight << 16), (vector)low, attended);
+                if (j + 1 < block->count)
+                    sum = add_selected(sum, (vector)(weight & 0xffff0000), (vector)high, attended + LANES);
             }
             *out = tile->is_new ? sum : F(muladd)(F(lasting)(row_scale[v], *out), *out, sum);
         }
@@ -328,7 +329,7 @@ static void override_pairs(cattn_table *table)
     cattn_kernels *many = &table->kernels[CATTN_BFLOAT16][CATTN_MANY];
     many->type = CATTN_BFLOAT16;
     many->reads = 1u << CATTN_BFLOAT16;
-    many->pairs = 1;
+    many->rounds_weights = many->interleaves = 1;
     many->blocking.bytes *= 2;   /* of numbers of half the size */
     many->load = load_pairs;
     many->scores = pair_scores;

@@ -39,7 +39,7 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     many.itemsize = few.itemsize = sizeof(real)
     many.type = few.type = type
     many.reads = few.reads = 1u << type
-    many.pairs = few.pairs = False
+    many.rounds_weights = few.rounds_weights = many.interleaves = few.interleaves = False
     many.reset = few.reset = <cattn_kernel>reset[real]
     many.add_scores = few.add_scores = <cattn_kernel>add_scores[real]
     many.mark_attended = few.mark_attended = <cattn_kernel>mark_attended[real]

@@ -155,11 +155,12 @@ typedef struct {
     ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain */
     cattn_type type;      /* of queries, keys and values as these kernels take them */
     unsigned reads;       /* and of keys and values that they read where they lie: bits 1 << cattn_type */
-    int pairs;            /* weights are rounded to bfloat16, and values come interleaved, in words of two keys */
+    int rounds_weights;   /* to bfloat16: pairs of them are words, and sums for logarithms others than for outputs */
+    int interleaves;      /* values come interleaved, in words of two keys */
     cattn_blocking blocking;
 
-    /* queries = scale · source for each row, and 0 in the lanes behind; block->size columns. Pairs: words of two
-     * columns, without the scale, which `scores` applies. */
+    /* queries = scale · source for each row, and 0 in the lanes behind; block->size columns. Of bfloat16:
+     * as they are, in pairs of columns; `scores` applies the scale. */
     cattn_kernel load;
 
     /* row_max = -infinity and the sums 0; the sink and 1 in rows that have one. About row_max. */
@@ -180,8 +181,8 @@ typedef struct {
     /* The online softmax. With new = max(row_max, block_max), and 0 in its place where it is -infinity: row_scale =
      * exp(row_max - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN; row_sum = row_scale
      * · row_sum + Σ_j scores[j], in runs;  row_max = the new one. log2(e), for powers of two, enters behind the
-     * difference: in the scores it would make some finite ones infinite. Pairs: scores[j / 2] are words of two rounded
-     * weights then. */
+     * difference: in the scores it would make some finite ones infinite. Rounded, scores[j / 2] (few rows:
+     * scores[r], one behind the other) are pairs of weights then, 0 behind the last one. */
     cattn_kernel exponentials;
 
     /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c], runs summed first, in order. */

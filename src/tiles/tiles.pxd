@@ -81,7 +81,7 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t lanes, half, itemsize, run
         cattn_type type
         unsigned int reads
-        int pairs
+        int rounds_weights, interleaves
         cattn_blocking blocking
         cattn_kernel load, reset, scores, add_scores, modify_scores, mark_attended, exponentials
         cattn_kernel values, select_values, merge, store, logsumexp

@@ -1,0 +1,331 @@
+/* bfloat16 on units that multiply pairs of it: few rows. For avx512bf16.c, behind bfloat16_template.h.
+ *
+ * Keys are read where they lie, against pairs of columns of the queries. Values are unpacked two rows at a time, and summed
+ * in the order of columns that this leaves, which the last step undoes. Rows come from FEW_STREAMS places of a block in turn,
+ * as in few_rows_template.h: the first FEW_KEYS keys of all streams (a quarter of the block apart), the next ones, ... */
+
+#define FEW_STREAMS 4
+#define FEW_KEYS 4            /* of each stream, before the next one's turn */
+#define FEW_BYTES_AHEAD 4096  /* of each stream, asked for ahead of those being read */
+#define NUMBERS 32            /* bfloat16 numbers a vector */
+#define FEW_VECTORS 8         /* of values that are summed at a time: their sums lie in the first-level cache */
+
+/* The first n numbers, zeros behind them. */
+INLINE words load_numbers(const void *from, ptrdiff_t n)
+{
+    words x = {0};
+    if (n >= NUMBERS)
+        __builtin_memcpy(&x, from, sizeof x);
+    else
+#if defined(TILES_AVX512BF16)
+        x = (words)_mm512_maskz_loadu_epi16((__mmask32)((1u << n) - 1), from);
+#else
+        __builtin_memcpy(&x, from, (size_t)n * 2);
+#endif
+    return x;
+}
+
+/* Bytes from a row to the one to ask for meanwhile. */
+INLINE ptrdiff_t pairs_ahead(ptrdiff_t stride, ptrdiff_t size)
+{
+    return (FEW_BYTES_AHEAD / 2 / size > FEW_KEYS ? FEW_BYTES_AHEAD / 2 / size : FEW_KEYS) * stride;
+}
+
+/* queries[r] = row r, zeros behind it up to a whole vector. */
+static int few_load_pairs(void *queries, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    words *to = queries;
+    for (ptrdiff_t r = 0; r < tile->rows; r++)
+        for (ptrdiff_t c = 0; c < block->size; c += NUMBERS)
+            *to++ = load_numbers(tile->source[r] + c * 2, block->size - c);
+    return 1;
+}
+
+/* rows × (`steps` keys from each of `wide` streams, `apart` keys from one another). */
+INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, const words *queries, const char *keys,
+                                 const cattn_key_block *block, ptrdiff_t apart, const int rows, const int wide,
+                                 const int steps)
+{
+    const ptrdiff_t size = block->size, stride = block->stride, vectors = (size + NUMBERS - 1) / NUMBERS;
+    const ptrdiff_t ahead = apart > 0 ? pairs_ahead(stride, size) : 0;
+    vector sum[WIDTH];
+    UNROLL for (int i = 0; i < WIDTH; i++)
+        sum[i] = (vector){0};
+    UNROLL for (int i = 0; i < steps; i++)
+        for (ptrdiff_t c = 0; c < vectors; c++) {
+            words query[4];
+            UNROLL for (int r = 0; r < rows; r++)
+                query[r] = queries[r * vectors + c];
+            UNROLL for (int w = 0; w < wide; w++) {
+                const char *from = keys + (i + w * apart) * stride + c * 2 * NUMBERS;
+                const words key = load_numbers(from, size - c * NUMBERS);
+                if (ahead != 0)
+                    CATTN_PREFETCH_L2(from + ahead);
+                UNROLL for (int r = 0; r < rows; r++)
+                    sum[(i * rows + r) * wide + w] = dot_pairs(sum[(i * rows + r) * wide + w], query[r], key);
+            }
+        }
+    F(lanes) score = {F(fold)(sum, 0) * (float)tile->scale};
+    UNROLL for (int i = 0; i < steps; i++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int w = 0; w < wide; w++)
+                scores[r * tile->pitch + w * apart + i] = score.lane[(i * rows + r) * wide + w];
+}
+
+/* Four rows at most: from `row` on. */
+INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
+                                 const int rows)
+{
+    const words *queries = (const words *)tile->queries + row * ((block->size + NUMBERS - 1) / NUMBERS);
+    const int steps = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+    const ptrdiff_t apart = block->count / (FEW_STREAMS * steps) * steps;
+    for (ptrdiff_t j = 0; j < apart; j += steps)
+        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * block->stride, block, apart, rows, FEW_STREAMS,
+                             steps);
+    for (ptrdiff_t j = apart * FEW_STREAMS; j < block->count; j++)
+        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * block->stride, block, 0, rows, 1, 1);
+}
+
+/* One function for each number of rows: together they have more addresses than there are registers. */
+#define FEW_FUNCTION(name, n)                                                                                       \
+    static __attribute__((noinline)) void name##_of_##n(float *array, const cattn_row_tile *tile,                   \
+                                                        const cattn_key_block *block, ptrdiff_t row)                \
+    {                                                                                                               \
+        name##_rows(array, tile, block, row, n);                                                                    \
+    }
+#define FEW_FUNCTIONS(name, array, pitch)                                                                           \
+    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {                                                           \
+        float *first = (float *)(array) + row * (pitch);                                                            \
+        switch (tile->rows - row) {                                                                                 \
+        case 1: name##_of_1(first, tile, block, row); break;                                                        \
+        case 2: name##_of_2(first, tile, block, row); break;                                                        \
+        case 3: name##_of_3(first, tile, block, row); break;                                                        \
+        default: name##_of_4(first, tile, block, row); break;                                                       \
+        }                                                                                                           \
+    }
+
+FEW_FUNCTION(few_pair_scores, 1)
+FEW_FUNCTION(few_pair_scores, 2)
+FEW_FUNCTION(few_pair_scores, 3)
+FEW_FUNCTION(few_pair_scores, 4)
+
+static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    FEW_FUNCTIONS(few_pair_scores, scores, tile->pitch)
+    if (tile->score_mod != NULL)
+        F(few_modify_scores)(scores, tile, block);
+    else
+        F(few_maximum)(scores, tile, block->count);
+    return 1;
+}
+
+/* Two vectors of weights as a vector of rounded numbers, in their order. */
+INLINE words round_numbers(vector first, vector second)
+{
+#if defined(TILES_AVX512BF16)
+    return (words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+    union { words all; uint16_t number[NUMBERS]; } x;
+    const union { words pairs; uint16_t number[NUMBERS]; } pairs = {round_pairs(first, second)};
+    for (int i = 0; i < NUMBERS; i++)
+        x.number[i] = pairs.number[i % WIDTH * 2 + i / WIDTH];
+    return x.all;
+#endif
+}
+
+/* The scores of a row become rounded weights, one behind the other, and zeros up to a whole vector. */
+static int few_pair_exponentials(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    vector *row_max = tile->softmax.row_max, *row_scale = tile->row_scale;
+    const words one = 0x3f803f80 - (words){0};
+    F(lanes) shift = {F(advance)(row_max, row_scale, *(const vector *)tile->block_max)};
+    vector sum[WIDTH], exact[WIDTH];
+    for (int r = 0; r < WIDTH; r++)
+        sum[r] = exact[r] = (vector){0};
+    for (ptrdiff_t r = 0; r < tile->rows; r++) {
+        float *row = (float *)scores + r * tile->pitch;
+        words *weights = (words *)row;
+        for (ptrdiff_t j = 0; j < block->count; j += NUMBERS) {
+            vector weight[2];
+            for (int half = 0; half < 2; half++) {
+                const ptrdiff_t keys = block->count - j - half * WIDTH;
+                weight[half] = (vector){0};
+                if (keys > 0) {
+                    weight[half] = (F(load_up_to)(row + j + half * WIDTH, keys) - shift.lane[r]) * (REAL)CATTN_LOG2E;
+                    F(exponential)(&weight[half], 1);
+                    if (keys < WIDTH)
+                        weight[half] = F(select)(F(iota)() < (INT)keys, weight[half], (vector){0});
+                }
+            }
+            const words rounded = round_numbers(weight[0], weight[1]);
+            sum[r] = dot_pairs(sum[r], rounded, one);
+            exact[r] += weight[0] + weight[1];
+            weights[j / NUMBERS] = rounded;
+        }
+    }
+    vector *row_sum = tile->softmax.row_sum, *lse_sum = tile->softmax.lse_sum;
+    *row_sum = F(muladd)(*row_scale, *row_sum, F(fold)(sum, 0));
+    *lse_sum = F(muladd)(*row_scale, *lse_sum, F(fold)(exact, 0));
+    return 1;
+}
+
+/* Words of two rows: their numbers 0 to 3 of each 128 bits, and 4 to 7. */
+INLINE void unpack_rows(words *low, words *high, words one, words other)
+{
+#if defined(TILES_AVX512BF16)
+    *low = (words)_mm512_unpacklo_epi16((__m512i)one, (__m512i)other);
+    *high = (words)_mm512_unpackhi_epi16((__m512i)one, (__m512i)other);
+#else
+    const union { words all; uint16_t number[NUMBERS]; } x = {one}, y = {other};
+    for (int i = 0; i < WIDTH; i++) {
+        const int at = i / 4 * 8 + i % 4;
+        (*low)[i] = x.number[at] | (uint32_t)y.number[at] << 16;
+        (*high)[i] = x.number[at + 4] | (uint32_t)y.number[at + 4] << 16;
+    }
+#endif
+}
+
+/* Pairs of keys of `wide` streams, `pairs` of each, into the sums of one vector of columns. The other key of the last pair
+ * may be missing: its weight is 0. */
+INLINE void few_pair_values_step(vector sum[2], ptrdiff_t sums_apart, const char *weights, ptrdiff_t pitch,
+                                 const char *values, ptrdiff_t stride, ptrdiff_t other, ptrdiff_t apart, ptrdiff_t ahead,
+                                 ptrdiff_t numbers, const int rows, const int wide, const int pairs)
+{
+    vector total[4][2];
+    UNROLL for (int r = 0; r < rows; r++) {
+        total[r][0] = sum[r * sums_apart];
+        total[r][1] = sum[r * sums_apart + 1];
+    }
+    UNROLL for (int w = 0; w < wide; w++)
+        UNROLL for (int p = 0; p < pairs; p++) {
+            const ptrdiff_t key = w * apart + 2 * p;
+            const char *from = values + key * stride;
+            words low, high;
+            unpack_rows(&low, &high, load_numbers(from, numbers), load_numbers(from + other, numbers));
+            if (ahead != 0) {
+                CATTN_PREFETCH_L2(from + ahead);
+                CATTN_PREFETCH_L2(from + other + ahead);
+            }
+            UNROLL for (int r = 0; r < rows; r++) {
+                const words weight = splat_pair(weights + r * pitch + key * 2);
+                total[r][0] = dot_pairs(total[r][0], low, weight);
+                total[r][1] = dot_pairs(total[r][1], high, weight);
+            }
+        }
+    UNROLL for (int r = 0; r < rows; r++) {
+        sum[r * sums_apart] = total[r][0];
+        sum[r * sums_apart + 1] = total[r][1];
+    }
+}
+
+/* Columns of at most FEW_VECTORS vectors. */
+INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
+                                    ptrdiff_t first, ptrdiff_t columns, const int rows)
+{
+    const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count, stride = block->stride;
+    const ptrdiff_t ahead = pairs_ahead(stride, block->size), pitch = tile->pitch * 4;
+    const char *weights = (const char *)tile->scores + row * pitch;
+    vector sum[4][2 * FEW_VECTORS];
+    for (int r = 0; r < rows; r++)
+        for (ptrdiff_t c = 0; c < columns; c += NUMBERS)
+            sum[r][c / NUMBERS * 2] = sum[r][c / NUMBERS * 2 + 1] = (vector){0};
+    for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
+        const int whole = i + FEW_KEYS <= apart && (FEW_STREAMS - 1) * apart + i + FEW_KEYS <= count;
+        for (ptrdiff_t c = 0; c < columns; c += NUMBERS) {
+            const char *from = block->rows + i * stride + (first + c) * 2;
+            vector *sums = &sum[0][c / NUMBERS * 2];
+#define FEW_STEP(key, other, ahead, wide, pairs)                                                                      \
+            few_pair_values_step(sums, 2 * FEW_VECTORS, weights + (i + (key)) * 2, pitch, from + (key) * stride,      \
+                                 stride, other, apart, ahead, columns - c, rows, wide, pairs)
+            if (whole) {
+                FEW_STEP(0, stride, ahead, FEW_STREAMS, FEW_KEYS / 2);
+                continue;
+            }
+            for (ptrdiff_t w = 0; w < FEW_STREAMS; w++)
+                for (ptrdiff_t k = w * apart; k < w * apart + FEW_KEYS && i + k < count && i + k < (w + 1) * apart; k += 2)
+                    FEW_STEP(k, i + k + 1 < count ? stride : 0, 0, 1, 1);
+#undef FEW_STEP
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (ptrdiff_t c = 0; c < columns; c += WIDTH) {
+            const vector *halves = &sum[r][c / NUMBERS * 2];
+            float *out = output + r * tile->output_pitch + first + c;
+            vector total;
+            if (c / WIDTH % 2 == 0)
+                total = SHUFFLE(integers, halves[0], halves[1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+            else
+                total = SHUFFLE(integers, halves[0], halves[1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+            if (!tile->is_new)
+                total = F(muladd)(F(splat)(((const float *)tile->row_scale)[row + r]), F(load_up_to)(out, columns - c), total);
+            F(store_up_to)(out, total, columns - c);
+        }
+}
+
+INLINE void few_pair_values_rows(float *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
+                                 const int rows)
+{
+    for (ptrdiff_t c = 0; c < block->size; c += FEW_VECTORS * NUMBERS)
+        few_pair_values_columns(output, tile, block, row, c, AT_MOST(block->size - c, FEW_VECTORS * NUMBERS), rows);
+}
+
+FEW_FUNCTION(few_pair_values, 1)
+FEW_FUNCTION(few_pair_values, 2)
+FEW_FUNCTION(few_pair_values, 3)
+FEW_FUNCTION(few_pair_values, 4)
+
+static int few_pair_values(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    FEW_FUNCTIONS(few_pair_values, output, tile->output_pitch)
+    return 1;
+}
+
+/* The same of one column, in all lanes; what is not finite counts where it is attended to. */
+INLINE vector add_selected_pair(vector sum, words weight, const char *value, ptrdiff_t other, unsigned char attended,
+                                unsigned char other_attended)
+{
+    const words low = splat_last(value) << 16, high = splat_last(value + other) << 16;
+    const unsigned char both[2][WIDTH] = {{attended}, {other_attended}};
+    sum = dot_pairs(sum, weight, finite_pair(low, high));
+    sum = add_selected(sum, (vector)(weight << 16), (vector)low, both[0]);
+    return add_selected(sum, (vector)(weight & 0xffff0000), (vector)high, both[1]);
+}
+
+/* The sums of few_pair_values, in their order, column by column. */
+static int few_pair_select_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count;
+    for (ptrdiff_t r = 0; r < tile->rows; r++)
+        for (ptrdiff_t c = 0; c < block->size; c++) {
+            const char *weights = (const char *)tile->scores + r * tile->pitch * 4;
+            const unsigned char *attended = tile->attended + r * tile->pitch;
+            float *out = (float *)output_ + r * tile->output_pitch + c;
+            vector sum = {0};
+            for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS)
+                for (ptrdiff_t w = 0; w < FEW_STREAMS; w++)
+                    for (ptrdiff_t j = i + w * apart; j < AT_MOST(i + w * apart + FEW_KEYS, AT_MOST(count, (w + 1) * apart));
+                         j += 2)
+                        sum = add_selected_pair(sum, splat_pair(weights + j * 2), block->rows + j * block->stride + c * 2,
+                                                j + 1 < count ? block->stride : 0, attended[j],
+                                                j + 1 < count && attended[j + 1]);
+            vector before = tile->is_new ? (vector){0} : F(splat)(*out);
+            const vector scale = tile->is_new ? (vector){0} : F(splat)(((const float *)tile->row_scale)[r]);
+            sum = F(muladd)(F(lasting)(scale, before), before, sum);
+            *out = sum[0];
+        }
+    return 1;
+}
+
+static void override_few_pairs(cattn_table *table)
+{
+    cattn_kernels *few = &table->kernels[CATTN_BFLOAT16][CATTN_FEW];
+    few->type = CATTN_BFLOAT16;
+    few->reads = 1u << CATTN_BFLOAT16;
+    few->rounds_weights = 1;
+    few->blocking.bytes *= 2;   /* of numbers of half the size */
+    few->load = few_load_pairs;
+    few->scores = few_pair_scores;
+    few->exponentials = few_pair_exponentials;
+    few->values = few_pair_values;
+    few->select_values = few_pair_select_values;
+}
