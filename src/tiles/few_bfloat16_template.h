@@ -25,10 +25,11 @@ INLINE words load_numbers(const void *from, ptrdiff_t n)
     return x;
 }
 
-/* Bytes from a row to the one to ask for meanwhile. */
-INLINE ptrdiff_t pairs_ahead(ptrdiff_t stride, ptrdiff_t size)
+/* Bytes from a row to the one to ask for meanwhile: half as far with one row, where the processor foresees more. */
+INLINE ptrdiff_t pairs_ahead(ptrdiff_t stride, ptrdiff_t size, const int rows)
 {
-    return (FEW_BYTES_AHEAD / 2 / size > FEW_KEYS ? FEW_BYTES_AHEAD / 2 / size : FEW_KEYS) * stride;
+    const ptrdiff_t ahead = (rows == 1 ? FEW_BYTES_AHEAD / 2 : FEW_BYTES_AHEAD) / 2 / size;
+    return (ahead > FEW_KEYS ? ahead : FEW_KEYS) * stride;
 }
 
 /* queries[r] = row r, zeros behind it up to a whole vector. */
@@ -41,30 +42,42 @@ static int few_load_pairs(void *queries, const cattn_row_tile *tile, const cattn
     return 1;
 }
 
-/* rows × (`steps` keys from each of `wide` streams, `apart` keys from one another). */
+/* rows × `wide` keys, `apart` bytes from one another, at a vector of columns, of which n numbers are there. */
+INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t vectors, const char *keys, ptrdiff_t apart,
+                                 ptrdiff_t ahead, const ptrdiff_t n, const int rows, const int wide)
+{
+    words query[4];
+    UNROLL for (int r = 0; r < rows; r++)
+        query[r] = queries[r * vectors];
+    UNROLL for (int w = 0; w < wide; w++) {
+        const words key = load_numbers(keys + w * apart, n);
+        if (ahead != 0)
+            CATTN_PREFETCH_L2(keys + w * apart + ahead);
+        UNROLL for (int r = 0; r < rows; r++)
+            sum[r * wide + w] = dot_pairs(sum[r * wide + w], query[r], key);
+    }
+}
+
+/* rows × (`steps` keys from each of `wide` streams, `apart` keys from one another): dot products lane by lane, then one
+ * fold for all of them. */
 INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, const words *queries, const char *keys,
-                                 const cattn_key_block *block, ptrdiff_t apart, const int rows, const int wide,
-                                 const int steps)
+                                 const cattn_key_block *block, ptrdiff_t apart, ptrdiff_t ahead, const int rows,
+                                 const int wide, const int steps)
 {
     const ptrdiff_t size = block->size, stride = block->stride, vectors = (size + NUMBERS - 1) / NUMBERS;
-    const ptrdiff_t ahead = apart > 0 ? pairs_ahead(stride, size) : 0;
     vector sum[WIDTH];
     UNROLL for (int i = 0; i < WIDTH; i++)
         sum[i] = (vector){0};
-    UNROLL for (int i = 0; i < steps; i++)
-        for (ptrdiff_t c = 0; c < vectors; c++) {
-            words query[4];
-            UNROLL for (int r = 0; r < rows; r++)
-                query[r] = queries[r * vectors + c];
-            UNROLL for (int w = 0; w < wide; w++) {
-                const char *from = keys + (i + w * apart) * stride + c * 2 * NUMBERS;
-                const words key = load_numbers(from, size - c * NUMBERS);
-                if (ahead != 0)
-                    CATTN_PREFETCH_L2(from + ahead);
-                UNROLL for (int r = 0; r < rows; r++)
-                    sum[(i * rows + r) * wide + w] = dot_pairs(sum[(i * rows + r) * wide + w], query[r], key);
-            }
-        }
+    UNROLL for (int i = 0; i < steps; i++) {
+        const char *key = keys + i * stride;
+        ptrdiff_t c = 0;
+        for (; c < size / NUMBERS; c++)
+            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride, ahead,
+                                 NUMBERS, rows, wide);
+        if (c < vectors)
+            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride, ahead,
+                                 size % NUMBERS, rows, wide);
+    }
     F(lanes) score = {F(fold)(sum, 0) * (float)tile->scale};
     UNROLL for (int i = 0; i < steps; i++)
         UNROLL for (int r = 0; r < rows; r++)
@@ -78,12 +91,13 @@ INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, cons
 {
     const words *queries = (const words *)tile->queries + row * ((block->size + NUMBERS - 1) / NUMBERS);
     const int steps = rows == 1 ? 4 : rows == 2 ? 2 : 1;
-    const ptrdiff_t apart = block->count / (FEW_STREAMS * steps) * steps;
+    const ptrdiff_t apart = block->count / (FEW_STREAMS * steps) * steps, stride = block->stride;
+    const ptrdiff_t ahead = apart > 0 ? pairs_ahead(stride, block->size, rows) : 0;
     for (ptrdiff_t j = 0; j < apart; j += steps)
-        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * block->stride, block, apart, rows, FEW_STREAMS,
+        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, apart, ahead, rows, FEW_STREAMS,
                              steps);
     for (ptrdiff_t j = apart * FEW_STREAMS; j < block->count; j++)
-        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * block->stride, block, 0, rows, 1, 1);
+        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, 0, 0, rows, 1, 1);
 }
 
 /* One function for each number of rows: together they have more addresses than there are registers. */
@@ -147,16 +161,13 @@ static int few_pair_exponentials(void *scores, const cattn_row_tile *tile, const
         words *weights = (words *)row;
         for (ptrdiff_t j = 0; j < block->count; j += NUMBERS) {
             vector weight[2];
-            for (int half = 0; half < 2; half++) {
-                const ptrdiff_t keys = block->count - j - half * WIDTH;
-                weight[half] = (vector){0};
-                if (keys > 0) {
-                    weight[half] = (F(load_up_to)(row + j + half * WIDTH, keys) - shift.lane[r]) * (REAL)CATTN_LOG2E;
-                    F(exponential)(&weight[half], 1);
-                    if (keys < WIDTH)
-                        weight[half] = F(select)(F(iota)() < (INT)keys, weight[half], (vector){0});
-                }
-            }
+            const ptrdiff_t keys = block->count - j;
+            UNROLL for (int i = 0; i < 2; i++)   /* the row ends in a whole vector of room */
+                weight[i] = (F(load)(row + j + i * WIDTH) - shift.lane[r]) * (REAL)CATTN_LOG2E;
+            F(exponential)(weight, 2);
+            if (keys < NUMBERS)
+                UNROLL for (int i = 0; i < 2; i++)
+                    weight[i] = F(select)(F(iota)() < (INT)(keys - i * WIDTH), weight[i], (vector){0});
             const words rounded = round_numbers(weight[0], weight[1]);
             sum[r] = dot_pairs(sum[r], rounded, one);
             exact[r] += weight[0] + weight[1];
@@ -185,37 +196,38 @@ INLINE void unpack_rows(words *low, words *high, words one, words other)
 #endif
 }
 
-/* Pairs of keys of `wide` streams, `pairs` of each, into the sums of one vector of columns. The other key of the last pair
- * may be missing: its weight is 0. */
-INLINE void few_pair_values_step(vector sum[2], ptrdiff_t sums_apart, const char *weights, ptrdiff_t pitch,
-                                 const char *values, ptrdiff_t stride, ptrdiff_t other, ptrdiff_t apart, ptrdiff_t ahead,
-                                 ptrdiff_t numbers, const int rows, const int wide, const int pairs)
+/* Pairs of keys of `wide` streams, `pairs` of each, into the sums of `wide_columns` vectors of columns. The other key of
+ * the last pair may be missing: its weight is 0. */
+INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pitch, const char *values, ptrdiff_t stride,
+                                 ptrdiff_t other, ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t numbers, const int rows,
+                                 const int wide, const int pairs, const int vectors)
 {
-    vector total[4][2];
-    UNROLL for (int r = 0; r < rows; r++) {
-        total[r][0] = sum[r * sums_apart];
-        total[r][1] = sum[r * sums_apart + 1];
-    }
+    vector total[4][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < 2 * vectors; v++)
+            total[r][v] = sum[r * 2 * FEW_VECTORS + v];
     UNROLL for (int w = 0; w < wide; w++)
         UNROLL for (int p = 0; p < pairs; p++) {
             const ptrdiff_t key = w * apart + 2 * p;
-            const char *from = values + key * stride;
-            words low, high;
-            unpack_rows(&low, &high, load_numbers(from, numbers), load_numbers(from + other, numbers));
-            if (ahead != 0) {
-                CATTN_PREFETCH_L2(from + ahead);
-                CATTN_PREFETCH_L2(from + other + ahead);
+            words value[4];
+            UNROLL for (int v = 0; v < vectors; v++) {
+                const char *from = values + key * stride + v * 2 * NUMBERS;
+                unpack_rows(&value[2 * v], &value[2 * v + 1], load_numbers(from, numbers - v * NUMBERS),
+                            load_numbers(from + other, numbers - v * NUMBERS));
+                if (ahead != 0) {
+                    CATTN_PREFETCH_L2(from + ahead);
+                    CATTN_PREFETCH_L2(from + other + ahead);
+                }
             }
             UNROLL for (int r = 0; r < rows; r++) {
                 const words weight = splat_pair(weights + r * pitch + key * 2);
-                total[r][0] = dot_pairs(total[r][0], low, weight);
-                total[r][1] = dot_pairs(total[r][1], high, weight);
+                UNROLL for (int v = 0; v < 2 * vectors; v++)
+                    total[r][v] = dot_pairs(total[r][v], value[v], weight);
             }
         }
-    UNROLL for (int r = 0; r < rows; r++) {
-        sum[r * sums_apart] = total[r][0];
-        sum[r * sums_apart + 1] = total[r][1];
-    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < 2 * vectors; v++)
+            sum[r * 2 * FEW_VECTORS + v] = total[r][v];
 }
 
 /* Columns of at most FEW_VECTORS vectors. */
@@ -223,7 +235,7 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
                                     ptrdiff_t first, ptrdiff_t columns, const int rows)
 {
     const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count, stride = block->stride;
-    const ptrdiff_t ahead = pairs_ahead(stride, block->size), pitch = tile->pitch * 4;
+    const ptrdiff_t ahead = pairs_ahead(stride, block->size, rows), pitch = tile->pitch * 4;
     const char *weights = (const char *)tile->scores + row * pitch;
     vector sum[4][2 * FEW_VECTORS];
     for (int r = 0; r < rows; r++)
@@ -231,19 +243,25 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
             sum[r][c / NUMBERS * 2] = sum[r][c / NUMBERS * 2 + 1] = (vector){0};
     for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
         const int whole = i + FEW_KEYS <= apart && (FEW_STREAMS - 1) * apart + i + FEW_KEYS <= count;
-        for (ptrdiff_t c = 0; c < columns; c += NUMBERS) {
+        for (ptrdiff_t c = 0, vectors; c < columns; c += vectors * NUMBERS) {
             const char *from = block->rows + i * stride + (first + c) * 2;
             vector *sums = &sum[0][c / NUMBERS * 2];
-#define FEW_STEP(key, other, ahead, wide, pairs)                                                                      \
-            few_pair_values_step(sums, 2 * FEW_VECTORS, weights + (i + (key)) * 2, pitch, from + (key) * stride,      \
-                                 stride, other, apart, ahead, columns - c, rows, wide, pairs)
+            vectors = columns - c > NUMBERS ? 2 : 1;
+#define FEW_STEP(key, other, ahead, wide, pairs, vectors)                                                             \
+            few_pair_values_step(sums, weights + (i + (key)) * 2, pitch, from + (key) * stride, stride, other, apart, \
+                                 ahead, columns - c, rows, wide, pairs, vectors)
+            if (whole && vectors == 2) {
+                FEW_STEP(0, stride, ahead, FEW_STREAMS, FEW_KEYS / 2, 2);
+                continue;
+            }
+            vectors = 1;
             if (whole) {
-                FEW_STEP(0, stride, ahead, FEW_STREAMS, FEW_KEYS / 2);
+                FEW_STEP(0, stride, ahead, FEW_STREAMS, FEW_KEYS / 2, 1);
                 continue;
             }
             for (ptrdiff_t w = 0; w < FEW_STREAMS; w++)
-                for (ptrdiff_t k = w * apart; k < w * apart + FEW_KEYS && i + k < count && i + k < (w + 1) * apart; k += 2)
-                    FEW_STEP(k, i + k + 1 < count ? stride : 0, 0, 1, 1);
+                for (ptrdiff_t k = w * apart; k < AT_MOST(w * apart + FEW_KEYS, AT_MOST(count, (w + 1) * apart) - i); k += 2)
+                    FEW_STEP(k, i + k + 1 < count ? stride : 0, 0, 1, 1, 1);
 #undef FEW_STEP
         }
     }
@@ -255,9 +273,11 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
             if (c / WIDTH % 2 == 0)
                 total = SHUFFLE(integers, halves[0], halves[1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
             else
-                total = SHUFFLE(integers, halves[0], halves[1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+                total = SHUFFLE(integers, halves[0], halves[1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30,
+                                31);
             if (!tile->is_new)
-                total = F(muladd)(F(splat)(((const float *)tile->row_scale)[row + r]), F(load_up_to)(out, columns - c), total);
+                total = F(muladd)(F(splat)(((const float *)tile->row_scale)[row + r]), F(load_up_to)(out, columns - c),
+                                  total);
             F(store_up_to)(out, total, columns - c);
         }
 }
