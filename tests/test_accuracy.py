@@ -33,6 +33,13 @@ def test_all_modifiers(start):
         check(seed)
 
 
+@pytest.mark.parametrize("key_type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("start", DEFAULT[::5])
+def test_float32_queries_over_half_types(start, key_type):
+    for seed in range(start, start + CHUNK):
+        check(seed, types=["float32"], key_type=key_type)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", SLOW)
 def test_more_core_modifiers(start):
@@ -45,6 +52,14 @@ def test_more_core_modifiers(start):
 def test_more_of_all_modifiers(start):
     for seed in range(start, start + CHUNK):
         check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key_type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("start", SLOW[::5])
+def test_more_float32_queries_over_half_types(start, key_type):
+    for seed in range(start, start + CHUNK):
+        check(seed, types=["float32"], key_type=key_type)
 
 
 @pytest.mark.parametrize("name", cases.TYPES)
