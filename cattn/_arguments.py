@@ -305,9 +305,11 @@ def _empty(name, shape, dtype, advice=""):
 
 
 def _check_out(out, shape, dtype, read):
-    """Refuse an `out` that is not what would have been allocated, or that shares memory with one of `read`."""
-    if out.dtype != dtype:
-        raise TypeError(f"out: expected type {dtype}, got {type_shown(out.dtype)}")
+    """Refuse an `out` that is not what would have been allocated, or its float32 sibling, or that shares memory with
+    one of `read`."""
+    types = [dtype, arithmetic(dtype)] if type_name(dtype) in HALF_TYPES else [dtype]
+    if out.dtype not in types:
+        raise TypeError(f"out: expected type {' or '.join(map(str, types))}, got {type_shown(out.dtype)}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:

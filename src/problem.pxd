@@ -230,10 +230,11 @@ cdef inline bint is_apart(cnp.ndarray out, cnp.ndarray other) noexcept:
                  or cnp.PyArray_BYTES(other) + cnp.PyArray_NBYTES(other) <= cnp.PyArray_BYTES(out)))
 
 
-cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value, int ndim,
-                              const cnp.npy_intp *shape) noexcept:
+cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value, cattn_type type,
+                              int ndim, const cnp.npy_intp *shape) noexcept:
     return (cnp.PyArray_CheckExact(out) and cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
-            and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(query)
+            and (cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(query)
+                 or (cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_FLOAT and type != CATTN_FLOAT64))
             and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim
             and memcmp(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim * sizeof(cnp.npy_intp)) == 0
             and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
@@ -243,6 +244,7 @@ cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.
                                  bint heads_inside, object given):
     """The output for plain inputs: `given`, or a new one; None where there is anything to look at more closely."""
     cdef int ndim = cnp.PyArray_NDIM(query)
+    cdef cattn_type type = problem.query.type
     cdef cnp.npy_intp shape[CATTN_MAX_BATCH_NDIM + 3]
     memcpy(shape, cnp.PyArray_DIMS(query), ndim * sizeof(cnp.npy_intp))
     shape[ndim - 1] = problem.value_size
@@ -251,9 +253,11 @@ cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.
             given = cnp.PyArray_EMPTY(ndim, shape, cnp.PyArray_TYPE(query), 0)
         except (MemoryError, ValueError):   # too large: _arguments says it in words
             return None
-    elif not is_plain_out(given, query, key, value, ndim, shape):
+    elif not is_plain_out(given, query, key, value, type, ndim, shape):
         return None
-    set_plain(&problem.out, <cnp.ndarray>given, problem.query.type, problem.batch_ndim, heads_inside and ndim > 2)
+    elif cnp.PyArray_TYPE(<cnp.ndarray>given) == cnp.NPY_FLOAT:   # beside half types, too
+        type = CATTN_FLOAT32
+    set_plain(&problem.out, <cnp.ndarray>given, type, problem.batch_ndim, heads_inside and ndim > 2)
     return given
 
 

@@ -151,3 +151,54 @@ def test_plain_float32_queries(half, rows, layout, given, request):
     if "key_lengths" not in given:
         assert cattn.attention(**case, **given, layout=layout, out=out) is out
         assert_same_bits(out, found[0])
+
+
+@HALF_TYPE
+@MANY_AND_FEW
+@pytest.mark.parametrize("keys", [9, 100, 4100])
+def test_float32_out(half, rows, keys):
+    """Not rounded: the bits of a float32 query that holds the same numbers."""
+    case = problem(rows, keys, half)
+    expected, expected_lse = cattn.attention(**case | {"query": case["query"].astype(np.float32)}, return_lse=True)
+    out = np.full_like(expected, np.nan)
+    found, lse = cattn.attention(**case, out=out, return_lse=True)
+    assert found is out
+    assert_same_bits((out, lse), (expected, expected_lse))
+
+
+@HALF_TYPE
+@MANY_AND_FEW
+def test_float32_out_with_every_modifier(half, rows):
+    case = problem(rows, 100, half)
+    for given in modifiers(rows, 100):
+        expected = cattn.attention(**case, **given)
+        wide = np.full((*expected.shape[:-1], 7), 9, np.float32)
+        out = wide[..., 5::-2]
+        assert cattn.attention(**case, **given, out=out) is out
+        assert_same_bits(out.astype(half), expected)
+        assert np.all(wide[..., ::2] == 9)
+
+
+@HALF_TYPE
+def test_float32_out_of_packed_sequences(half):
+    arrays = [x.astype(half) for x in (normal(60, 4, 9), normal(100, 2, 9, seed=1), normal(100, 2, 5, seed=2))]
+    expected = cattn.attention_varlen(arrays[0].astype(np.float32), *arrays[1:], [0, 3, 60], [0, 26, 100])
+    out = np.full_like(expected, np.nan)
+    assert cattn.attention_varlen(*arrays, [0, 3, 60], [0, 26, 100], out=out) is out
+    assert_same_bits(out, expected)
+
+
+@HALF_TYPE
+@MANY_AND_FEW
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+def test_plain_float32_out(half, rows, layout, request):
+    case = problem(rows, 60, half)
+    if layout == "blhd":
+        case = {name: np.ascontiguousarray(x.swapaxes(1, 2)) for name, x in case.items()}
+    others = {name: in_other_memory(x) for name, x in case.items()}
+    out = np.zeros((*case["query"].shape[:-1], 3), np.float32)
+    expected, expected_lse = cattn.attention(**others, layout=layout, out=out.copy(), return_lse=True)
+    request.getfixturevalue("plain_only")
+    found, lse = cattn.attention(**case, layout=layout, out=out, return_lse=True)
+    assert found is out
+    assert_same_bits((out, lse), (expected, expected_lse))
