@@ -145,7 +145,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
         True where a query may attend to a key.
     bias : array_like, broadcastable to (..., Hq, Lq, Lk), optional
         Added to the scores. -inf masks; a finite bias never does.
-    alibi_slopes : array_like, shape (Hq,), optional
+    alibi_slopes : array_like, shape (Hq,), or (..., Hq) over the leading axes, optional
         Adds ``-slope · |p_i - j|`` (Press et al. 2022, section 3).
     softcap : float, optional
         Scores become ``softcap · tanh(score / softcap)`` before bias and ALiBi (Gemma 2, section 2).
@@ -220,7 +220,8 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
     query_indptr, key_indptr : int array_like, shape (sequences + 1,)
         Ascending, from 0 to the total.
     query_offset : {"start", "end"}, int, or int array of shape (sequences,), optional
-    scale, causal, window, alibi_slopes, softcap, sinks, out, return_lse, num_threads
+    alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
+    scale, causal, window, softcap, sinks, out, return_lse, num_threads
         As in `attention`.
 
     Returns

@@ -97,7 +97,7 @@ cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
     set_array(&problem.query_offset, given.query_offset, batch_ndim, 0)
     set_array(&problem.query_lengths, given.query_lengths, batch_ndim, 0)
     set_array(&problem.key_lengths, given.key_lengths, batch_ndim, 0)
-    set_array(&problem.alibi_slopes, given.alibi_slopes, 0, 1)
+    set_array(&problem.alibi_slopes, given.alibi_slopes, batch_ndim, 1)
     set_array(&problem.sinks, given.sinks, 0, 1)
     problem.scale = given.scale
     # A subnormal one would count as 0, none, in the tasks' floating-point mode.

@@ -76,6 +76,7 @@ def describe(case):
 class _Draw:
     def __init__(self, seed, modifiers, types, key_type):
         self.random = np.random.default_rng(seed)
+        self.apart = np.random.default_rng([seed, 1])  # for what no other choice depends on
         self.modifiers = modifiers
         self.dtype = TYPES[self.one_of(types, p=[4 if name == "float32" else 1 for name in types])]
         self.key_dtype = self.dtype if key_type is None else TYPES[key_type]
@@ -181,6 +182,9 @@ class _Draw:
             result["window"] = (self.side(), self.side())
         if self.wants("alibi_slopes"):
             slopes = 2.0 ** -self.random.uniform(0, 8, self.heads) * self.one_of([1, 1, 1, -0.01, 0])
+            if self.batch and self.apart.random() < 0.5:
+                entries = [1 if self.apart.random() < 0.2 else n for n in self.batch]
+                slopes = slopes * self.apart.uniform(0.3, 1, (*entries, 1))
             result["alibi_slopes"] = slopes.astype(self.some_type())
         placed = "causal" in result or "window" in result or "alibi_slopes" in result
         if self.wants("query_offset") or (placed and self.rows != self.keys_count):

@@ -234,8 +234,18 @@ CASES = [
     ("bias: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (7, 5)",
      ValueError, {"bias": zeros(7, 5)}),
     # heads
-    ("alibi_slopes: expected shape (4,), one number for each head of query, got (2,)", ValueError,
-     {"alibi_slopes": [0.5, 0.25], "query_offset": 0}),
+    ("alibi_slopes: expected shape (4,), one number for each head of query, or one that broadcasts to (2, 4) (leading "
+     "axes, heads), got (2,)", ValueError, {"alibi_slopes": [0.5, 0.25], "query_offset": 0}),
+    ("alibi_slopes: expected shape (4,), one number for each head of query, or one that broadcasts to (2, 4) (leading "
+     "axes, heads), got (3, 4)", ValueError, {"alibi_slopes": zeros(3, 4), "query_offset": 0}),
+    ("alibi_slopes: expected shape (4,), one number for each head of query, or one that broadcasts to (2, 4) (leading "
+     "axes, heads), got (2, 1)", ValueError, {"alibi_slopes": zeros(2, 1), "query_offset": 0}),
+    ("alibi_slopes: expected shape (4,), one number for each head of query, or one that broadcasts to (2, 4) (leading "
+     "axes, heads), got ()", ValueError, {"alibi_slopes": 0.5, "query_offset": 0}),
+    ("alibi_slopes: expected shape (4,), one number for each head of query, got (1, 4)", ValueError,
+     {"query": QUERY[0], "key": KEY[0], "value": VALUE[0], "alibi_slopes": zeros(1, 4), "query_offset": 0}),
+    ("alibi_slopes: expected shape (1,), one number for each head of query, got (1, 1)", ValueError,
+     {"query": QUERY[0, 0], "key": KEY[0, 0], "value": VALUE[0, 0], "alibi_slopes": zeros(1, 1), "query_offset": 0}),
     (f"alibi_slopes: {FOUR_TYPES}, got complex128", TypeError, {"alibi_slopes": [1j] * 4}),
     ("sinks: expected shape (4,), one number for each head of query, got ()", ValueError, {"sinks": 0.5}),
     ("sinks: expected shape (4,), one number for each head of query, got (4, 1)", ValueError, {"sinks": zeros(4, 1)}),
@@ -547,6 +557,8 @@ VARLEN_CASES = [
      {"key_indptr": [0, 2, 3, 9]}),
     ((f"query_offset: expected {WORDS}, because causal is given and the lengths of query and key differ "
      "(4 and 7 in sequence 1), got None"), ValueError, {"causal": True}),
+    ("alibi_slopes: expected shape (4,), one number for each head of query, or one that broadcasts to (2, 4) "
+     "(sequences, heads), got (3, 4)", ValueError, {"alibi_slopes": zeros(3, 4), "query_offset": 0}),
     ("query_offset: expected a shape that broadcasts to (2,) (sequences), got (3,)", ValueError,
      {"query_offset": [1, 2, 3]}),
     ("window: expected", TypeError, {"window": 2}),
