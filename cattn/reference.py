@@ -63,6 +63,23 @@ def attention(
     lse : ndarray, ``out.shape[:-1]``
         Only if `return_lse`. A row that attends to nothing has the sink's logit, or -inf.
 
+    Notes
+    -----
+    An output of `cattn.attention` is no further from this one than
+
+    .. math:: \kappa\,\varepsilon\,(1 + A_i) \sum_j p_j |v_j| + \text{the smallest normal number}
+
+    with the weights :math:`p_j`, :math:`\varepsilon` of the type that is computed in, float64 or float32, and
+    :math:`A_i = \max_j |scale| \sum_c |q_c k_{jc}| + |bias_{ij}| + slope\,|p_i - j|`, at least :math:`|sink|`.
+    :math:`\kappa` is 2, or 1.5 times that of plain NumPy in the same type plus 0.5 if that is more; 4 where the values
+    of a column are all equal under nearly flat weights. To this come
+
+    - where the output is float16 or bfloat16: one unit in its last place;
+    - where query, key and value are bfloat16: :math:`(1 + 2^{-6})\,u \sum_j p_j |v_j - out|` over the keys, with
+      :math:`u = 2^{-8}`, half of bfloat16's epsilon. Weights may be rounded to bfloat16, to nearest, and are divided by
+      the sum of the rounded ones then, so that what all values share cancels: equal values come out as they are, where
+      there is no sink and nothing underflows.
+
     References
     ----------
     .. [1] Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1. https://arxiv.org/abs/1706.03762
