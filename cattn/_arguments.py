@@ -20,6 +20,7 @@ import numpy as np
 from ._calls import explain_call as explain_call
 from ._modifiers import FAR, Modifiers, Sizes, modifiers
 from ._read import (
+    HALF_TYPES,
     arithmetic,
     as_array,
     as_flag,
@@ -31,6 +32,7 @@ from ._read import (
     class_shown,
     native,
     shown,
+    type_name,
     type_shown,
 )
 from ._threads import resolve
@@ -179,8 +181,7 @@ def _inputs(layout, **given):
                 f"{name}: expected {expected} like query of shape {query.shape}, got shape {array.shape} "
                 "(either all inputs are 2-D, or none)"
             )
-        if array.dtype is not query.dtype:
-            check_same_type(name, given[name].dtype, "query", given["query"].dtype)
+    _check_types({name: array.dtype for name, array in given.items()})
 
     views = {name: _canonical(array, layout) for name, array in arrays.items()}
     query_heads, query_length, head_size = views["query"].shape[-3:]
@@ -223,6 +224,20 @@ def _inputs(layout, **given):
     return views, Sizes(
         batch, query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2
     )
+
+
+def _check_types(came):
+    """key and value share one type: query's, or a half type beside float32 queries. Types as they came."""
+    query, key, value = came["query"], came["key"], came.get("value")
+    if query is key and (value is None or value is key):
+        return
+    first, expected = "key", key
+    if type_name(query) != "float32" or type_name(key) not in HALF_TYPES:
+        first, expected = "query", query
+        or_else = ", float16 or bfloat16" if type_name(query) == "float32" else ""
+        check_same_type("key", key, "query", query, or_else)
+    if value is not None:
+        check_same_type("value", value, first, expected)
 
 
 def _layout(layout):
@@ -290,9 +305,11 @@ def _empty(name, shape, dtype, advice=""):
 
 
 def _check_out(out, shape, dtype, read):
-    """Refuse an `out` that is not what would have been allocated, or that shares memory with one of `read`."""
-    if out.dtype != dtype:
-        raise TypeError(f"out: expected type {dtype}, got {type_shown(out.dtype)}")
+    """Refuse an `out` that is not what would have been allocated, or its float32 sibling, or that shares memory with
+    one of `read`."""
+    types = [dtype, arithmetic(dtype)] if type_name(dtype) in HALF_TYPES else [dtype]
+    if out.dtype not in types:
+        raise TypeError(f"out: expected type {' or '.join(map(str, types))}, got {type_shown(out.dtype)}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:

@@ -33,8 +33,8 @@ class Modifiers(NamedTuple):
     softcap: float  # 0.0: none
     window_left: int  # -1: unlimited
     window_right: int  # -1: unlimited; causal is 0
-    alibi_slopes: np.ndarray | None  # (Hq,), contiguous float64
-    sinks: np.ndarray | None  # (Hq,), contiguous float64
+    alibi_slopes: np.ndarray | None  # (Hq,) or (*batch, Hq), float64
+    sinks: np.ndarray | None  # (Hq,), float64
     query_offset: np.ndarray | None  # batch or (), int64; None: 0
     query_lengths: np.ndarray | None = None  # batch or (), int64
     key_lengths: np.ndarray | None = None  # batch or (), int64
@@ -94,7 +94,7 @@ def modifiers(
     scale = 1.0 / math.sqrt(sizes.head_size) if scale is None else _scale(scale, sizes.arithmetic)
     softcap = 0.0 if softcap is None else as_number("softcap", softcap, positive=True)
     causal = as_flag("causal", causal)
-    alibi_slopes = _per_head("alibi_slopes", alibi_slopes, sizes.query_heads)
+    alibi_slopes = _alibi_slopes(alibi_slopes, sizes)
     sinks = _sinks(sinks, sizes.query_heads)
     query_lengths = _lengths("query_lengths", query_lengths, sizes.batch, "query", sizes.query_length)
     key_lengths = _lengths("key_lengths", key_lengths, sizes.batch, "key", sizes.key_length)
@@ -243,17 +243,30 @@ def _broadcasts(came, shape):
     return len(came) <= len(shape) and all(map(lambda one, size: one in (1, size), reversed(came), reversed(shape)))
 
 
-def _per_head(name, argument, heads):
-    if argument is None:
+def _alibi_slopes(slopes, sizes):
+    if slopes is None:
         return None
-    array = as_floats(name, argument)
-    if array.shape != (heads,):
-        raise ValueError(f"{name}: expected shape {(heads,)}, one number for each head of query, got {array.shape}")
-    return array.astype(np.float64, order="C")
+    slopes = as_floats("alibi_slopes", slopes)
+    heads = (sizes.query_heads,)
+    shape = (*sizes.batch, *heads)
+    if slopes.shape == heads:
+        shape = heads
+    elif slopes.shape[-1:] != heads or not _broadcasts(slopes.shape, shape):
+        axes = "sequences" if sizes.packed else "leading axes"
+        or_else = f", or one that broadcasts to {shape} ({axes}, heads)" if sizes.batch else ""
+        raise ValueError(
+            f"alibi_slopes: expected shape {heads}, one number for each head of query{or_else}, got {slopes.shape}"
+        )
+    return np.broadcast_to(slopes.astype(np.float64), shape)
 
 
 def _sinks(sinks, heads):
-    sinks = _per_head("sinks", sinks, heads)
-    if sinks is not None and not np.all(sinks < np.inf):
+    if sinks is None:
+        return None
+    sinks = as_floats("sinks", sinks)
+    if sinks.shape != (heads,):
+        raise ValueError(f"sinks: expected shape {(heads,)}, one number for each head of query, got {sinks.shape}")
+    sinks = sinks.astype(np.float64)
+    if not np.all(sinks < np.inf):
         raise ValueError(f"sinks: expected finite numbers, or -inf for none, got {sinks[~(sinks < np.inf)][0]}")
     return sinks

@@ -7,6 +7,7 @@ import reprlib
 import numpy as np
 
 TYPES = "float16, bfloat16, float32 or float64"
+HALF_TYPES = ("float16", "bfloat16")
 # By character: longdouble has one of its own even where it is no wider than float64.
 _NUMPY_TYPES = {"e": "float16", "f": "float32", "d": "float64"}
 
@@ -131,13 +132,13 @@ def arithmetic(dtype):
     return np.dtype(np.float64 if dtype.char == "d" else np.float32)
 
 
-def check_same_type(name, dtype, first, expected):
+def check_same_type(name, dtype, first, expected, or_else=""):
     """Refuse one of several arrays that are to share the type of the first. Types as they came: integers are refused or
-    count as float64."""
+    count as float64. `or_else` says what else the caller takes."""
     counts, expected_counts = (type_name(came) or "float64" for came in (dtype, expected))
     if counts == expected_counts:
         return
-    message = f"{name}: expected type {expected_counts} like {first}, got {type_shown(dtype)}"
+    message = f"{name}: expected type {expected_counts} like {first}{or_else}, got {type_shown(dtype)}"
     if type_name(expected) is None:
         raise TypeError(f"{message}; {type_shown(expected)} counts as float64: write {_cast(first, counts)}")
     if type_name(dtype) is None:

@@ -125,7 +125,9 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
         computed. Any strides and byte order; int32 and int64 count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
         Hq is a multiple of Hkv, and query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
+        Of the type of query; beside float32 queries also float16 or bfloat16.
     value : array_like, shape (..., Hkv, Lk, Dv)
+        Of the type of key.
     scale : float, optional
         Factor of each q·k. Default ``1 / sqrt(D)``.
     causal : bool
@@ -143,7 +145,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
         True where a query may attend to a key.
     bias : array_like, broadcastable to (..., Hq, Lq, Lk), optional
         Added to the scores. -inf masks; a finite bias never does.
-    alibi_slopes : array_like, shape (Hq,), optional
+    alibi_slopes : array_like, shape (Hq,), or (..., Hq) over the leading axes, optional
         Adds ``-slope · |p_i - j|`` (Press et al. 2022, section 3).
     softcap : float, optional
         Scores become ``softcap · tanh(score / softcap)`` before bias and ALiBi (Gemma 2, section 2).
@@ -152,7 +154,8 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     layout : {"bhld", "blhd"}
         "blhd": query, key, value and out are (..., L, H, D), lse is (..., L, H). Modifiers keep their shapes.
     out : ndarray, optional
-        Where to write the output: its shape and type, no overlap with an input or with itself.
+        Where to write the output: its shape and type, no overlap with an input or with itself. For float16 and bfloat16
+        queries it may be float32: the result is not rounded then, as parts that are to be merged want it.
     return_lse : bool
         Also return the logarithm of each row's softmax denominator.
     num_threads : int, optional
@@ -160,7 +163,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
 
     Returns
     -------
-    out : ndarray, shape (..., Hq, Lq, Dv), type of query
+    out : ndarray, shape (..., Hq, Lq, Dv), type of query, unless `out` was given
         Zeros in rows that may attend to nothing.
     lse : ndarray, shape ``out.shape[:-1]``
         Only with return_lse; float64 for float64 inputs, else float32; -inf in rows that may attend to nothing.
@@ -217,7 +220,8 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
     query_indptr, key_indptr : int array_like, shape (sequences + 1,)
         Ascending, from 0 to the total.
     query_offset : {"start", "end"}, int, or int array of shape (sequences,), optional
-    scale, causal, window, alibi_slopes, softcap, sinks, out, return_lse, num_threads
+    alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
+    scale, causal, window, softcap, sinks, out, return_lse, num_threads
         As in `attention`.
 
     Returns

@@ -59,7 +59,7 @@ typedef struct {
     double scale;
     double softcap;              /* 0: none */
     cattn_array bias;            /* (batch..., query_heads, query_length, key_length), a floating type of its own */
-    cattn_array alibi_slopes;    /* (query_heads), float64 */
+    cattn_array alibi_slopes;    /* (batch..., query_heads), float64 */
     cattn_array sinks;           /* (query_heads), float64: one more logit a head, without a value */
 
     /* Row i may attend to key j where p_i - window_left <= j <= p_i + window_right, start_i <= j < stop_i,

@@ -98,7 +98,7 @@ cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
     set_array(&problem.query_offset, given.query_offset, batch_ndim, 0)
     set_array(&problem.query_lengths, given.query_lengths, batch_ndim, 0)
     set_array(&problem.key_lengths, given.key_lengths, batch_ndim, 0)
-    set_array(&problem.alibi_slopes, given.alibi_slopes, 0, 1)
+    set_array(&problem.alibi_slopes, given.alibi_slopes, batch_ndim, 1)
     set_array(&problem.sinks, given.sinks, 0, 1)
     problem.scale = given.scale
     # A subnormal one would count as 0, none, in the tasks' floating-point mode.
@@ -133,11 +133,18 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     return 0
 
 
-cdef inline bint is_float(int number) except -1:
-    """Whether NumPy's type of this number is one of the four. It does not know bfloat16: whoever defines that is given
-    a number for it."""
-    return (number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16)
+cdef inline bint is_half(int number) except -1:
+    """Whether NumPy's type of this number is float16 or bfloat16. It does not know the latter: whoever defines that is
+    given a number for it."""
+    return (number == cnp.NPY_FLOAT16
             or (cnp.PyTypeNum_ISUSERDEF(number) and cnp.PyArray_DescrFromType(number).name == "bfloat16"))
+
+
+cdef inline bint are_types(int query, int key) except -1:
+    """Whether queries may have the type of the one number, and keys and values that of the other."""
+    if query == cnp.NPY_FLOAT:
+        return key == query or is_half(key)
+    return key == query and (query == cnp.NPY_DOUBLE or is_half(query))
 
 
 cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type type, int batch_ndim,
@@ -156,21 +163,22 @@ cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type typ
 cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
                                   bint heads_inside) except -1:
     """Three arrays as most are, of matching shapes; False where there is anything to look at more closely."""
-    cdef int number, ndim, axis, batch_ndim, head_axis, row_axis
-    cdef cattn_type type
+    cdef int number, key_number, ndim, axis, batch_ndim, head_axis, row_axis
+    cdef cattn_type type, key_type
     cdef const cnp.npy_intp *query_shape
     cdef const cnp.npy_intp *key_shape
     cdef const cnp.npy_intp *value_shape
     # The name of a type is found by Python code, during which another thread may reshape the arrays. What follows runs
     # none.
     number = cnp.PyArray_TYPE(query)
-    if not (is_float(number) and cnp.PyArray_ISBEHAVED_RO(query) and cnp.PyArray_ISBEHAVED_RO(key)
+    key_number = cnp.PyArray_TYPE(key)
+    if not (are_types(number, key_number) and cnp.PyArray_ISBEHAVED_RO(query) and cnp.PyArray_ISBEHAVED_RO(key)
             and cnp.PyArray_ISBEHAVED_RO(value)):
         return False
     ndim = cnp.PyArray_NDIM(query)
-    if (ndim < 2 or cnp.PyArray_NDIM(key) != ndim or cnp.PyArray_NDIM(value) != ndim or cnp.PyArray_TYPE(query)
-        != number
-            or cnp.PyArray_TYPE(key) != number or cnp.PyArray_TYPE(value) != number):
+    if (ndim < 2 or cnp.PyArray_NDIM(key) != ndim or cnp.PyArray_NDIM(value) != ndim
+            or cnp.PyArray_TYPE(query) != number or cnp.PyArray_TYPE(key) != key_number
+            or cnp.PyArray_TYPE(value) != key_number):
         return False
     heads_inside = heads_inside and ndim > 2
     batch_ndim = ndim - 3 if ndim > 2 else 0
@@ -198,9 +206,10 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
             or max(problem.head_size, problem.value_size) > CATTN_LARGEST_SIZE):
         return False
     type = storage_type(query)
+    key_type = type if key_number == number else storage_type(key)
     set_plain(&problem.query, query, type, batch_ndim, heads_inside)
-    set_plain(&problem.key, key, type, batch_ndim, heads_inside)
-    set_plain(&problem.value, value, type, batch_ndim, heads_inside)
+    set_plain(&problem.key, key, key_type, batch_ndim, heads_inside)
+    set_plain(&problem.value, value, key_type, batch_ndim, heads_inside)
     problem.query_indptr = problem.key_indptr = NULL
     return True
 
@@ -222,10 +231,11 @@ cdef inline bint is_apart(cnp.ndarray out, cnp.ndarray other) noexcept:
                  or cnp.PyArray_BYTES(other) + cnp.PyArray_NBYTES(other) <= cnp.PyArray_BYTES(out)))
 
 
-cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value, int ndim,
-                              const cnp.npy_intp *shape) noexcept:
+cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value, cattn_type type,
+                              int ndim, const cnp.npy_intp *shape) noexcept:
     return (cnp.PyArray_CheckExact(out) and cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
-            and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(query)
+            and (cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(query)
+                 or (cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_FLOAT and type != CATTN_FLOAT64))
             and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim
             and memcmp(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim * sizeof(cnp.npy_intp)) == 0
             and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
@@ -235,6 +245,7 @@ cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.
                                  bint heads_inside, object given):
     """The output for plain inputs: `given`, or a new one; None where there is anything to look at more closely."""
     cdef int ndim = cnp.PyArray_NDIM(query)
+    cdef cattn_type type = problem.query.type
     cdef cnp.npy_intp shape[CATTN_MAX_BATCH_NDIM + 3]
     memcpy(shape, cnp.PyArray_DIMS(query), ndim * sizeof(cnp.npy_intp))
     shape[ndim - 1] = problem.value_size
@@ -243,9 +254,11 @@ cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.
             given = cnp.PyArray_EMPTY(ndim, shape, cnp.PyArray_TYPE(query), 0)
         except (MemoryError, ValueError):   # too large: _arguments says it in words
             return None
-    elif not is_plain_out(given, query, key, value, ndim, shape):
+    elif not is_plain_out(given, query, key, value, type, ndim, shape):
         return None
-    set_plain(&problem.out, <cnp.ndarray>given, problem.query.type, problem.batch_ndim, heads_inside and ndim > 2)
+    elif cnp.PyArray_TYPE(<cnp.ndarray>given) == cnp.NPY_FLOAT:   # beside half types, too
+        type = CATTN_FLOAT32
+    set_plain(&problem.out, <cnp.ndarray>given, type, problem.batch_ndim, heads_inside and ndim > 2)
     return given
 
 

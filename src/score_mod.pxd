@@ -75,13 +75,14 @@ cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const Ke
 cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
                             const Region *region) noexcept nogil:
     cdef const cattn_array *slopes = &worker.call.problem.alibi_slopes
+    cdef const char *first = first_row(worker.call.problem, slopes, head.entry, head.first_head, NULL)
     cdef Py_ssize_t row
     cdef double slope
     for row in range(region.lanes):
         mod.slope[row] = 0
         mod.distance[row] = 0
         if row < region.rows:
-            slope = (<const double *>(slopes.data + (head.first_head + tile.head[region.first + row]) * slopes.head))[0]
+            slope = (<const double *>(first + tile.head[region.first + row] * slopes.head))[0]
             mod.slope[row] = to_float(slope) if worker.call.plan.arithmetic == CATTN_FLOAT32 else slope
             mod.distance[row] = tile.position[region.first + row] - region.low
 

@@ -23,9 +23,10 @@ PRIMES = [2, 3, 5, 7, 11, 13, 19, 29, 37, 53, 71, 101, 149, 197, 251, 293]
 HEAD_SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 40, 47, 63, 64, 65, 80, 96, 127, 128, 129, 130]
 
 
-def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), work=500_000):
-    """A problem with any of `modifiers` and one of `types`, of about `work` multiplications at most."""
-    return _Draw(seed, modifiers, types).case(work)
+def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), key_type=None, work=500_000):
+    """A problem with any of `modifiers` and one of `types`, of about `work` multiplications at most. Key and value have
+    query's type, or `key_type`."""
+    return _Draw(seed, modifiers, types, key_type).case(work)
 
 
 def flat_case(seed, dtype, work=8_000_000):
@@ -73,10 +74,12 @@ def describe(case):
 
 
 class _Draw:
-    def __init__(self, seed, modifiers, types):
+    def __init__(self, seed, modifiers, types, key_type):
         self.random = np.random.default_rng(seed)
+        self.apart = np.random.default_rng([seed, 1])  # for what no other choice depends on
         self.modifiers = modifiers
         self.dtype = TYPES[self.one_of(types, p=[4 if name == "float32" else 1 for name in types])]
+        self.key_dtype = self.dtype if key_type is None else TYPES[key_type]
         self.density = self.one_of([0, 0.1, 0.2, 0.5])
         self.arithmetic = TYPES["float64"] if self.dtype == np.float64 else TYPES["float32"]
 
@@ -159,7 +162,7 @@ class _Draw:
                 x[...] = 0
             if name == "query":
                 x *= min(sigma, 3000 / max(1, np.abs(x).max(initial=0)))
-            result[name] = self.store(x.astype(self.dtype))
+            result[name] = self.store(x.astype(self.dtype if name == "query" else self.key_dtype))
         self.batch = np.broadcast_shapes(*(x.shape[:-3] for x in result.values()))
         self.row_shape = (self.rows,) if ndim == 2 else (*self.batch, self.heads, self.rows)
         return result
@@ -179,6 +182,9 @@ class _Draw:
             result["window"] = (self.side(), self.side())
         if self.wants("alibi_slopes"):
             slopes = 2.0 ** -self.random.uniform(0, 8, self.heads) * self.one_of([1, 1, 1, -0.01, 0])
+            if self.batch and self.apart.random() < 0.5:
+                entries = [1 if self.apart.random() < 0.2 else n for n in self.batch]
+                slopes = slopes * self.apart.uniform(0.3, 1, (*entries, 1))
             result["alibi_slopes"] = slopes.astype(self.some_type())
         placed = "causal" in result or "window" in result or "alibi_slopes" in result
         if self.wants("query_offset") or (placed and self.rows != self.keys_count):

@@ -7,7 +7,7 @@ over the keys j whose weight p_j is at least the smallest normal number: others 
 bound is what the same formulas in NumPy reach in the same precision, with half as much again:
 κ ≤ max(2, 1.5·κ_NumPy + 0.5), or κ ≤ 4 where the values of a column are all equal under nearly flat weights: then
 terms are equal, and round the same way each time. Results stored in a half type may be one unit in the last place
-further off.
+further off, and those of bfloat16 queries by (1 + 2⁻⁶)·2⁻⁸·Σ_j p_j |v_j - out| besides: their weights may be rounded.
 Logarithms of sums are held to max(8, ...): an error that all scores of a row share cancels in the output only.
 """
 
@@ -38,17 +38,13 @@ class Yardstick:
 
     def __init__(self, case):
         self.case = case
-        stored = np.asarray(case["query"]).dtype.newbyteorder("=")
-        self.arithmetic = np.dtype(np.float64 if stored == np.float64 else np.float32)
+        self.stored = np.asarray(case["query"]).dtype.newbyteorder("=")
+        self.arithmetic = np.dtype(np.float64 if self.stored == np.float64 else np.float32)
         self.eps, self.tiny = np.finfo(self.arithmetic).eps, np.finfo(self.arithmetic).smallest_normal
         wider = np.longdouble if self.arithmetic == np.float64 else np.float64
 
         self.out, self.lse = reference.attention(**case, dtype=wider, return_lse=True)
         magnitude, _ = reference.attention(**{**case, "value": np.abs(case["value"])}, return_lse=True)
-        self.ulp = 0
-        if stored.itemsize == 2:
-            with np.errstate(all="ignore"):
-                self.ulp = np.abs(np.spacing(self.out.astype(stored)).astype(wider))
         condition = self._condition()
         with np.errstate(over="ignore"):
             self.unit = self.eps * magnitude * (1 + condition[..., None]) + self.tiny
@@ -56,11 +52,15 @@ class Yardstick:
         self.empty = np.broadcast_to(self._rows(~attended(case).any(axis=-1)), self.lse.shape)
 
     def kappa(self, out):
-        """The largest κ of an output; infinity where a row that attends to nothing is not exactly 0."""
+        """The largest κ of an output beyond what half types excuse; infinity where a row that attends to nothing is not
+        exactly 0."""
         assert out.shape == self.out.shape
         if np.any(out[self.empty] != 0):
             return np.inf
-        return self._largest(np.maximum(np.abs(out.astype(self.out.dtype) - self.out) - self.ulp, 0) / self.unit)
+        error = np.abs(out.astype(self.out.dtype) - self.out) - self._last_place(out.dtype)
+        if self.stored.name == "bfloat16":
+            error -= self.rounded_weights
+        return self._largest(np.maximum(error, 0) / self.unit)
 
     def kappa_lse(self, lse):
         """The same for the logarithms of the sums, in units of eps · (1 + A_i + |lse|)."""
@@ -70,6 +70,40 @@ class Yardstick:
             return np.inf
         finite = ~infinite
         return self._largest(np.abs(lse[finite] - self.lse[finite]) / self.lse_unit[finite])
+
+    def _last_place(self, dtype):
+        """One unit of it, for each output, in a half type."""
+        if dtype.itemsize != 2:
+            return 0
+        with np.errstate(all="ignore"):
+            return np.abs(np.spacing(self.out.astype(dtype)).astype(self.out.dtype))
+
+    @functools.cached_property
+    def rounded_weights(self):
+        """How far off weights that are rounded to bfloat16, and divided by their own sum, may put each output: each is
+        off by at most 2⁻⁸ of itself, and what all values share cancels."""
+        weights, value, out = reference.attention_weights(**_without_value(self.case)), self.case["value"], self.out
+        if self.case.get("layout") == "blhd" and out.ndim > 2:
+            value, out = value.swapaxes(-2, -3), out.swapaxes(-2, -3)
+        value = value.astype(out.dtype)
+        if out.ndim > 2:
+            value = np.repeat(value, out.shape[-3] // value.shape[-3], axis=-3)
+        distance = np.empty_like(out)
+        for column in range(out.shape[-1]):
+            apart = np.abs(value[..., None, :, column] - out[..., column, None])
+            distance[..., column] = np.einsum("...j,...j->...", weights, apart)
+        if self.case.get("layout") == "blhd" and out.ndim > 2:
+            distance = distance.swapaxes(-2, -3)
+        return (1 + 2.0**-6) * 2.0**-8 * distance
+
+    def check(self, out, lse=None, equal_values=False):
+        """Fail unless out, in query's type or in float32, and lse are as accurate as is promised."""
+        found, bound = self.kappa(out), 4 if equal_values else self.bound
+        assert found <= bound, f"κ {found:.3g} exceeds {bound:.3g}"
+        if lse is not None:
+            assert lse.dtype == self.arithmetic
+            found = self.kappa_lse(lse)
+            assert found <= self.lse_bound, f"κ {found:.3g} of lse exceeds {self.lse_bound:.3g}"
 
     @functools.cached_property
     def _numpy(self):
@@ -123,10 +157,5 @@ def _without_value(case):
 def assert_accurate(out, case, lse=None, equal_values=False):
     """The promise of accuracy, and the result's shape and type with it."""
     yardstick = Yardstick(case)
-    assert out.dtype == np.asarray(case["query"]).dtype.newbyteorder("=")
-    found, bound = yardstick.kappa(out), 4 if equal_values else yardstick.bound
-    assert found <= bound, f"κ {found:.3g} exceeds {bound:.3g}"
-    if lse is not None:
-        assert lse.dtype == yardstick.arithmetic
-        found = yardstick.kappa_lse(lse)
-        assert found <= yardstick.lse_bound, f"κ {found:.3g} of lse exceeds {yardstick.lse_bound:.3g}"
+    assert out.dtype == yardstick.stored
+    yardstick.check(out, lse, equal_values)

@@ -3,20 +3,25 @@
 import cases
 import numpy as np
 import pytest
-from kappa import assert_accurate, bound, kappa
+from kappa import Yardstick, assert_accurate, bound, kappa
 
 import cattn
 
 CHUNK = 50
 DEFAULT = range(0, 1500, CHUNK)
 SLOW = range(1500, 8000, CHUNK)
+BFLOAT16 = range(0, 10_000, CHUNK)
 
 
 def check(seed, **options):
     case = cases.case(seed, **options)
     try:
         out, lse = cattn.attention(**case, return_lse=True)
-        assert_accurate(out, case, lse)
+        yardstick = Yardstick(case)
+        assert out.dtype == yardstick.stored
+        yardstick.check(out, lse)
+        if out.dtype.itemsize == 2:  # and before it is rounded
+            yardstick.check(cattn.attention(**case, out=np.empty(out.shape, np.float32)))
     except Exception as error:
         raise AssertionError(f"seed {seed}: {cases.describe(case)}") from error
 
@@ -33,6 +38,19 @@ def test_all_modifiers(start):
         check(seed)
 
 
+@pytest.mark.parametrize("key_type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("start", DEFAULT[::5])
+def test_float32_queries_over_half_types(start, key_type):
+    for seed in range(start, start + CHUNK):
+        check(seed, types=["float32"], key_type=key_type)
+
+
+@pytest.mark.parametrize("start", BFLOAT16[::40])
+def test_bfloat16(start):
+    for seed in range(start, start + CHUNK):
+        check(seed, types=["bfloat16"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", SLOW)
 def test_more_core_modifiers(start):
@@ -45,6 +63,28 @@ def test_more_core_modifiers(start):
 def test_more_of_all_modifiers(start):
     for seed in range(start, start + CHUNK):
         check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key_type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("start", SLOW[::5])
+def test_more_float32_queries_over_half_types(start, key_type):
+    for seed in range(start, start + CHUNK):
+        check(seed, types=["float32"], key_type=key_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", BFLOAT16[::8])
+def test_more_bfloat16(start):
+    for seed in range(start, start + CHUNK):
+        check(seed, types=["bfloat16"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("start", BFLOAT16)
+def test_all_bfloat16(start):
+    for seed in range(start, start + CHUNK):
+        check(seed, types=["bfloat16"])
 
 
 @pytest.mark.parametrize("name", cases.TYPES)

@@ -239,6 +239,30 @@ def test_alibi(rows, dtype):
 
 @MANY_AND_FEW
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("keys", [30, 2100])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 4), (2, 1, 4), (1, 1, 4), (1, 4)], ids=str)
+def test_alibi_slopes_of_each_entry(rows, dtype, keys, shape):
+    case = problem(rows, keys, batch=(2, 3), dtype=dtype)
+    slopes = np.random.default_rng(len(shape)).uniform(0, 1, shape).astype(dtype)
+    out, lse = check(**case, alibi_slopes=slopes, query_offset=[3, -2, 9])
+    query, key, _ = case.values()
+    weights = cattn.attention_weights(query, key, alibi_slopes=slopes, query_offset=[3, -2, 9])
+    for entry in np.ndindex(2, 3):
+        alone = {name: x[entry] for name, x in case.items()}
+        own = {"alibi_slopes": np.broadcast_to(slopes, (2, 3, 4))[entry], "query_offset": [3, -2, 9][entry[1]]}
+        found, found_lse = cattn.attention(**alone, **own, return_lse=True)
+        assert same_bits(found, out[entry]) and same_bits(found_lse, lse[entry])
+        assert same_bits(cattn.attention_weights(query[entry], key[entry], **own), weights[entry])
+
+
+def test_alibi_slopes_never_enlarge_the_result():
+    for batch, shape in (((1,), (3, 4)), ((), (1, 4)), ((3,), (1, 3, 4)), ((2, 3), (3, 1, 4))):
+        with pytest.raises(ValueError, match="alibi_slopes: expected shape"):
+            cattn.attention(**problem(batch=batch), alibi_slopes=np.ones(shape))
+
+
+@MANY_AND_FEW
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_sinks(rows, dtype):
     case = problem(rows, 30, dtype=dtype)
     check(**case, sinks=[0.5, -3.0, 40.0, -np.inf])

@@ -16,6 +16,8 @@ MODIFIERS = [
     {"causal": True, "query_offset": "end", "sinks": [0.5, 0.0, -np.inf, 2.0]},
     {"window": (4, 2), "query_offset": [0, 3, -2, 5, 40]},
     {"alibi_slopes": [0.5, 0.25, 0.125, 0.0], "query_offset": 2},
+    {"alibi_slopes": np.arange(20).reshape(5, 4) / 30, "query_offset": 2},
+    {"alibi_slopes": np.array([[0.5, 0.25, 0.125, 0.0]]), "query_offset": 2},
 ]
 
 
@@ -32,8 +34,11 @@ def alone(query, key, value, n, query_indptr=QUERY_INDPTR, key_indptr=KEY_INDPTR
 
 
 def modifiers_of(n, modifiers):
-    offset = modifiers.get("query_offset")
-    return modifiers | ({"query_offset": offset[n]} if isinstance(offset, list) else {})
+    offset, slopes = modifiers.get("query_offset"), modifiers.get("alibi_slopes")
+    own = {"query_offset": offset[n]} if isinstance(offset, list) else {}
+    if np.ndim(slopes) == 2:
+        own["alibi_slopes"] = np.broadcast_to(slopes, (5, 4))[n]
+    return modifiers | own
 
 
 @EVERY_TYPE
