@@ -1,5 +1,8 @@
 """The arguments of one call → Problem: every conversion, every check and every error message.
 
+What is said of one argument whatever it is for is in _read, what concerns modifiers in _modifiers, names that a
+function does not take in _calls.
+
 The compiled functions take plain calls themselves and hand all others over to the function of their name here.
 What comes back is a Problem, which needs no further check, and the arrays that the caller gets. Nothing is written
 before every argument has been accepted.
@@ -8,38 +11,31 @@ Canonical axis order is (*batch, heads, length, size), whatever the layout. Quer
 views of what was given, whatever its strides and byte order.
 """
 
-import functools
-import inspect
 import itertools
 import math
-import operator
 from typing import NamedTuple
 
 import numpy as np
 
+from ._calls import explain_call as explain_call
+from ._modifiers import FAR, Modifiers, Sizes, modifiers
 from ._read import (
-    TYPES,
     arithmetic,
     as_array,
     as_flag,
     as_floats,
     as_integers,
-    as_number,
     as_text,
+    broadcast,
     check_same_type,
     class_shown,
-    is_integer,
     native,
     shown,
-    type_name,
     type_shown,
 )
 from ._threads import resolve
 
-# Positions beyond this are as good as infinite, and sums of a few of them still fit an int64.
-_FAR = 2**60
 _LARGEST_SIZE = 2**40  # CATTN_LARGEST_SIZE in problem.h
-_UNLIMITED = -1
 
 _STAGES = ("scores", "softcapped", "biased", "weights")
 
@@ -53,24 +49,6 @@ _READINGS = {
 # so that they take 20 ms at most. An array has at most 64 axes, and 13 others are read: each check gets 2,600 or more.
 # Slices of one array that fit a call need one, as a rule, and were seen to need up to 1,000.
 _OVERLAP_WORK = 200_000
-
-
-class Modifiers(NamedTuple):
-    """What a score depends on beside its query and key, checked. Arrays that were not given are None."""
-
-    scale: float
-    softcap: float  # 0.0: none
-    window_left: int  # -1: unlimited
-    window_right: int  # -1: unlimited; causal is 0
-    alibi_slopes: np.ndarray | None  # (Hq,), contiguous float64
-    sinks: np.ndarray | None  # (Hq,), contiguous float64
-    query_offset: np.ndarray | None  # batch or (), int64; None: 0
-    query_lengths: np.ndarray | None = None  # batch or (), int64
-    key_lengths: np.ndarray | None = None  # batch or (), int64
-    key_start: np.ndarray | None = None  # (*batch, Hq, Lq), int64, within [0, Lk]
-    key_stop: np.ndarray | None = None  # (*batch, Hq, Lq), int64, within [0, Lk]
-    mask: np.ndarray | None = None  # (*batch, Hq, Lq, Lk), bool
-    bias: np.ndarray | None = None  # (*batch, Hq, Lq, Lk), any of the four types
 
 
 class Problem(NamedTuple):
@@ -89,16 +67,6 @@ class Problem(NamedTuple):
     key_indptr: np.ndarray | None = None
 
 
-class Sizes(NamedTuple):
-    batch: tuple
-    query_heads: int
-    query_length: int
-    key_length: int
-    head_size: int
-    arithmetic: np.dtype
-    headless: bool  # 2-D inputs: the head axis is ours, the caller never sees it
-
-
 def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **given):
     """→ (Problem, out, lse or None)"""
     return_lse = as_flag("return_lse", return_lse)
@@ -108,7 +76,7 @@ def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, n
     count = threads(num_threads)
 
     dtype = inputs["query"].dtype
-    rows = _rows_shape(sizes)
+    rows = sizes.rows
     if layout == "blhd" and not sizes.headless:
         rows = (*sizes.batch, sizes.query_length, sizes.query_heads)
     shape = (*rows, inputs["value"].shape[-1])
@@ -129,7 +97,7 @@ def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads
     checked = modifiers(sizes, **given)
     count = threads(num_threads)
 
-    shape = (*_rows_shape(sizes), sizes.key_length)
+    shape = (*sizes.rows, sizes.key_length)
     rows = "i:i + n, :, :" if layout == "blhd" and not sizes.headless else "i:i + n, :"
     advice = (
         f"; go over the queries in pieces: query[..., {rows}] with query_offset=i (more where it is given), and the "
@@ -148,22 +116,7 @@ def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads
 
 
 def attention_varlen(
-    query,
-    key,
-    value,
-    query_indptr,
-    key_indptr,
-    *,
-    scale=None,
-    causal=False,
-    window=None,
-    query_offset=None,
-    alibi_slopes=None,
-    softcap=None,
-    sinks=None,
-    out=None,
-    return_lse=False,
-    num_threads=None,
+    query, key, value, query_indptr, key_indptr, *, out=None, return_lse=False, num_threads=None, **given
 ):
     """→ (Problem, out, lse or None)"""
     return_lse = as_flag("return_lse", return_lse)
@@ -175,18 +128,9 @@ def attention_varlen(
             f"key_indptr: expected {len(query_indptr)} entries like query_indptr, one more than there are sequences, "
             f"got {len(key_indptr)}"
         )
-    sequences = (len(query_indptr) - 1,)
-
-    everywhere = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
-    query_lengths = query_indptr[1:] - query_indptr[:-1]
-    key_lengths = key_indptr[1:] - key_indptr[:-1]
-    ends = key_lengths - query_lengths
-    unequal = np.flatnonzero(ends)
-    lengths = ""
-    if unequal.size:
-        first = unequal[0]
-        lengths = f"{query_lengths[first]} and {key_lengths[first]} in sequence {first}"
-    offset = _query_offset(query_offset, sequences, ends, _positional(causal, everywhere), lengths, "sequences")
+    lengths = query_indptr[1:] - query_indptr[:-1], key_indptr[1:] - key_indptr[:-1]
+    sequences = Sizes((len(lengths[0]),), sizes.query_heads, *lengths, sizes.head_size, sizes.arithmetic, packed=True)
+    checked = modifiers(sequences, **given)
     count = threads(num_threads)
 
     dtype = inputs["query"].dtype
@@ -196,7 +140,7 @@ def attention_varlen(
         **inputs,
         out=_canonical(written, "packed"),
         lse=_canonical_lse(lse, "packed"),
-        modifiers=Modifiers(**everywhere, query_offset=offset),
+        modifiers=checked,
         num_threads=count,
         query_indptr=query_indptr,
         key_indptr=key_indptr,
@@ -204,7 +148,17 @@ def attention_varlen(
     return problem, out, lse
 
 
-# Inputs and outputs
+def plain_modifiers(batch, query_heads, query_length, key_length, head_size, dtype, headless, given):
+    """The modifiers of a call of `attention` whose arrays are plain: of these sizes and this type."""
+    sizes = Sizes(batch, query_heads, query_length, key_length, head_size, arithmetic(dtype), headless)
+    return modifiers(sizes, **given)
+
+
+def threads(num_threads):
+    return 0 if num_threads is None else resolve(num_threads)
+
+
+# Inputs
 
 
 def _inputs(layout, **given):
@@ -265,7 +219,7 @@ def _inputs(layout, **given):
                 )
             batch = tuple(other if one == 1 else one for one, other in reversed(pairs))
     for name, view in views.items():
-        views[name] = _broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
+        views[name] = broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
     return views, Sizes(
         batch, query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2
     )
@@ -290,6 +244,26 @@ def _canonical_lse(lse, layout):
     if lse.ndim == 1:
         return lse[None]
     return lse if layout == "bhld" else lse.swapaxes(-2, -1)
+
+
+def _indptr(name, argument, of, total):
+    indptr = as_integers(name, argument, -FAR, FAR)
+    if indptr.ndim != 1 or indptr.size == 0:
+        raise ValueError(f"{name}: expected shape (sequences + 1,), got {indptr.shape}")
+    if indptr[0] != 0:
+        raise ValueError(f"{name}: expected to begin with 0, got {indptr[0]}")
+    (falls,) = (indptr[1:] < indptr[:-1]).nonzero()
+    if falls.size:
+        first = falls[0]
+        raise ValueError(
+            f"{name}: expected ascending values, got {indptr[first]} before {indptr[first + 1]} (entry {first + 1})"
+        )
+    if indptr[-1] != total:
+        raise ValueError(f"{name}: expected to end with {total}, the total length of {of}, got {indptr[-1]}")
+    return indptr
+
+
+# Results
 
 
 def _results(out, shape, dtype, return_lse, read):
@@ -354,287 +328,3 @@ def _overlap(out, other, work, name):
             f"out: expected memory of its own, got strides {out.strides} of which it cannot be told in bounded time "
             f"whether they overlap {name}; pass a contiguous array"
         ) from None
-
-
-# Modifiers
-
-
-def modifiers(
-    sizes,
-    *,
-    scale=None,
-    causal=False,
-    window=None,
-    query_offset=None,
-    key_range=None,
-    query_lengths=None,
-    key_lengths=None,
-    mask=None,
-    bias=None,
-    alibi_slopes=None,
-    softcap=None,
-    sinks=None,
-):
-    everywhere = _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks)
-    batch, query_length, key_length = sizes.batch, sizes.query_length, sizes.key_length
-    query_lengths = _lengths("query_lengths", query_lengths, batch, "query", query_length)
-    key_lengths = _lengths("key_lengths", key_lengths, batch, "key", key_length)
-    end = None
-    if as_text(query_offset):
-        end = (key_length if key_lengths is None else key_lengths) - (
-            query_length if query_lengths is None else query_lengths
-        )
-    unequal = f"{query_length} and {key_length}" if query_length != key_length else ""
-    start, stop = _key_range(key_range, sizes)
-    return Modifiers(
-        **everywhere,
-        query_offset=_query_offset(query_offset, batch, end, _positional(causal, everywhere), unequal),
-        query_lengths=query_lengths,
-        key_lengths=key_lengths,
-        key_start=start,
-        key_stop=stop,
-        mask=None if mask is None else _mask(mask, sizes),
-        bias=None if bias is None else _bias(bias, sizes),
-    )
-
-
-def _everywhere(sizes, scale, softcap, causal, window, alibi_slopes, sinks):
-    """The modifiers that are the same for every batch entry, by name."""
-    left, right = _window(window)
-    return {
-        "scale": 1.0 / math.sqrt(sizes.head_size) if scale is None else _scale(scale, sizes.arithmetic),
-        "softcap": 0.0 if softcap is None else as_number("softcap", softcap, positive=True),
-        "window_left": left,
-        "window_right": 0 if as_flag("causal", causal) else right,
-        "alibi_slopes": _per_head("alibi_slopes", alibi_slopes, sizes.query_heads),
-        "sinks": _sinks(sinks, sizes.query_heads),
-    }
-
-
-def _positional(causal, everywhere):
-    """The name of a given modifier that asks where the queries stand, or None."""
-    if causal:
-        return "causal"
-    if everywhere["window_left"] != _UNLIMITED or everywhere["window_right"] != _UNLIMITED:
-        return "window"
-    return None if everywhere["alibi_slopes"] is None else "alibi_slopes"
-
-
-def _window(window):
-    if window is None:
-        return _UNLIMITED, _UNLIMITED
-    expected = "window: expected (left, right), each None or -1 (no limit) or an integer of 0 or more"
-    if is_integer(window):
-        raise TypeError(f"{expected}, got {window}; ({window}, 0) looks back only, ({window}, {window}) both ways")
-    sides = tuple(window) if isinstance(window, (tuple, list)) else (window,)
-    if not all(side is None or is_integer(side) for side in sides):
-        raise TypeError(f"{expected}, got {shown(window)}")
-    sides = [_UNLIMITED if side is None else min(operator.index(side), _FAR) for side in sides]
-    if len(sides) != 2 or min(sides) < _UNLIMITED:
-        raise ValueError(f"{expected}, got {shown(window)}")
-    return tuple(sides)
-
-
-def _query_offset(offset, batch, end, positional, unequal, axes="leading axes"):
-    """int64 per batch entry, or None for 0. `unequal` tells which lengths differ, empty where all are equal."""
-    words = '"start" (query row 0 stands at key 0) or "end" (the last query row stands at the last key)'
-    if offset is None:
-        if positional and unequal:
-            raise ValueError(
-                f"query_offset: expected {words}, or integers, because {positional} is given and the lengths "
-                f'of query and key differ ({unequal}), got None; decoding with a cache of keys wants "end"'
-            )
-        return None
-    if (word := as_text(offset)) is not None:
-        if word == "start":
-            return None
-        if word != "end":
-            raise ValueError(f"query_offset: expected {words}, or integers, got {word!r}")
-        offset = end
-    return _per_entry("query_offset", as_integers("query_offset", offset, -_FAR, _FAR), batch, axes)
-
-
-def _lengths(name, lengths, batch, of, longest):
-    if lengths is None:
-        return None
-    given = lengths if type(lengths) is int else as_array(name, lengths)
-    array = as_integers(name, given, -_FAR, _FAR)
-    if array.size and (array.min() < 0 or array.max() > longest):
-        wrong = np.asarray(given)[(array < 0) | (array > longest)].flat[0]
-        raise ValueError(f"{name}: expected 0 to {longest}, the length of {of}, got {wrong}")
-    return _per_entry(name, array, batch, "leading axes")
-
-
-def _per_entry(name, array, batch, axes):
-    return array if array.ndim == 0 else _broadcast(name, array, batch, axes)
-
-
-def _key_range(key_range, sizes):
-    if key_range is None:
-        return None, None
-    if not isinstance(key_range, (tuple, list)):
-        raise TypeError(f"key_range: expected (start, stop), each None or integers, got {shown(key_range)}")
-    if len(key_range) != 2:
-        raise ValueError(f"key_range: expected (start, stop), each None or integers, got {shown(key_range)}")
-    shape = _rows_shape(sizes)
-    bounds = []
-    for side, bound in zip(("start", "stop"), key_range, strict=True):
-        if bound is not None:
-            name = f"key_range {side}"
-            bound = as_integers(name, bound, 0, sizes.key_length)
-            bound = _broadcast(name, bound, shape, "query length" if sizes.headless else "..., heads, query length")
-            bound = bound[None] if sizes.headless else bound
-        bounds.append(bound)
-    return bounds
-
-
-def _mask(mask, sizes):
-    mask = as_array("mask", mask)
-    if mask.dtype != np.bool_:
-        advice = ""
-        if mask.dtype.kind in "iu":
-            advice = "; write mask.astype(bool) if nonzero means may attend"
-        elif type_name(mask.dtype):
-            advice = "; what is added to the scores goes to bias="
-        raise TypeError(f"mask: expected type bool (True: may attend), got {type_shown(mask.dtype)}{advice}")
-    return _scores_like("mask", mask, sizes)
-
-
-def _bias(bias, sizes):
-    bias = as_array("bias", bias)
-    if bias.dtype == np.bool_:
-        raise TypeError(f"bias: expected type {TYPES}, got bool; what may be attended to goes to mask=")
-    return _scores_like("bias", as_floats("bias", bias), sizes)
-
-
-def _per_head(name, argument, heads):
-    if argument is None:
-        return None
-    array = as_floats(name, argument)
-    if array.shape != (heads,):
-        raise ValueError(f"{name}: expected shape {(heads,)}, one number for each head of query, got {array.shape}")
-    return array.astype(np.float64, order="C")
-
-
-def _sinks(sinks, heads):
-    sinks = _per_head("sinks", sinks, heads)
-    if sinks is not None and not np.all(sinks < np.inf):
-        raise ValueError(f"sinks: expected finite numbers, or -inf for none, got {sinks[~(sinks < np.inf)][0]}")
-    return sinks
-
-
-def _indptr(name, argument, of, total):
-    indptr = as_integers(name, argument, -_FAR, _FAR)
-    if indptr.ndim != 1 or indptr.size == 0:
-        raise ValueError(f"{name}: expected shape (sequences + 1,), got {indptr.shape}")
-    if indptr[0] != 0:
-        raise ValueError(f"{name}: expected to begin with 0, got {indptr[0]}")
-    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
-    if falls.size:
-        first = falls[0]
-        raise ValueError(
-            f"{name}: expected ascending values, got {indptr[first]} before {indptr[first + 1]} (entry {first + 1})"
-        )
-    if indptr[-1] != total:
-        raise ValueError(f"{name}: expected to end with {total}, the total length of {of}, got {indptr[-1]}")
-    return indptr
-
-
-def threads(num_threads):
-    return 0 if num_threads is None else resolve(num_threads)
-
-
-def _scale(argument, arithmetic):
-    scale = as_number("scale", argument)
-    limits = np.finfo(arithmetic)
-    if scale and not float(limits.tiny) <= abs(scale) <= float(limits.max):
-        raise ValueError(f"scale: expected 0 or a number that {arithmetic} holds in full precision, got {scale}")
-    return scale
-
-
-def _broadcast(name, array, shape, axes, advise=None):
-    if array.shape == shape:
-        return array
-    try:
-        return np.broadcast_to(array, shape)
-    except ValueError:
-        advice = "" if advise is None else advise(name, array.shape, shape)
-        raise ValueError(
-            f"{name}: expected a shape that broadcasts to {shape} ({axes}), got {array.shape}{advice}"
-        ) from None
-
-
-def _rows_shape(sizes):
-    """(..., Hq, Lq) as the caller sees it."""
-    heads = () if sizes.headless else (sizes.query_heads,)
-    return (*sizes.batch, *heads, sizes.query_length)
-
-
-def _scores_like(name, array, sizes):
-    axes = "query length, key length" if sizes.headless else "..., heads, query length, key length"
-    shape = (*_rows_shape(sizes), sizes.key_length)
-    array = _broadcast(name, array, shape, axes, _missing_axes)
-    return array[None] if sizes.headless else array
-
-
-def _missing_axes(name, came, shape):
-    """What to write for a mask of (batch, query length, key length) or (batch, key length)."""
-    batch = ":" if len(shape) == 4 else "..."
-    if len(shape) > 3 and _broadcasts((*came[:-2], 1, *came[-2:]), shape):
-        return f"; without heads it wants {name}[{batch}, None{'' if batch == ':' else ', :, :'}]"
-    if len(shape) > 3 and _broadcasts((*came[:-1], 1, 1, *came[-1:]), shape):
-        lengths = ", or what is padding at the keys' end goes to key_lengths=" if name == "mask" else ""
-        return f"; of batch and keys only, it wants {name}[{batch}, None, None, :]{lengths}"
-    return ""
-
-
-def _broadcasts(came, shape):
-    return len(came) <= len(shape) and all(map(lambda one, size: one in (1, size), reversed(came), reversed(shape)))
-
-
-# Calls
-
-
-# Names that other houses give to what is here, or is not: what to write, where the function has it.
-_ELSEWHERE = {
-    "is_causal": ("causal", 'write causal=, with query_offset="start" where the lengths differ'),
-    "attn_mask": ("mask", "write mask= for booleans (True: may attend), bias= for what is added to the scores"),
-    "enable_gqa": (None, "leave it out: fewer heads of key and value than of query need no flag"),
-    "dropout_p": (None, "leave it out: there is no dropout"),
-}
-
-
-def explain_call(function, positional, names):
-    """What is wrong with a call that gave so many arguments by position and these by name; None: nothing that a look at
-    the function's parameters tells."""
-    parameters = inspect.signature(function).parameters
-    title = function.__name__
-    for name in names:
-        if name not in parameters:
-            there, advice = _ELSEWHERE.get(name, (name, ""))
-            if there is not None and there not in parameters:
-                advice = f"expected one of {', '.join(parameters)}"
-            return f"{name}: not an argument of {title}; {advice}"
-    first = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
-    if positional > len(first):
-        return (
-            f"{title}: expected at most {len(first)} arguments by position ({', '.join(first)}), got {positional}; "
-            "give all others by name, such as scale="
-        )
-    return None
-
-
-def explained(function):
-    """`function`, whose calls with wrong names or too many arguments are refused with advice."""
-
-    @functools.wraps(function)
-    def door(*given, **named):
-        try:
-            return function(*given, **named)
-        except TypeError:
-            message = explain_call(function, len(given), named)
-            if message is None:
-                raise
-            raise TypeError(message) from None
-
-    return door

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._read import as_floats, check_same_type, class_shown
+from ._read import arithmetic, as_floats, check_same_type, class_shown, native
 
 __all__ = ["merge_attention"]
 
@@ -33,7 +33,7 @@ def merge_attention(outputs, lses):
         raise ValueError("outputs: expected at least one part, got none")
     if len(lses) != len(outputs):
         raise ValueError(f"lses: expected {len(outputs)} parts like outputs, got {len(lses)}")
-    shape, stored = outputs[0].shape, outputs[0].dtype.newbyteorder("=")
+    shape, stored = outputs[0].shape, native(outputs[0].dtype)
     if not shape:
         raise ValueError("outputs[0]: expected at least one dimension, got a scalar")
     for n, (out, lse) in enumerate(zip(outputs, lses, strict=True)):
@@ -44,21 +44,21 @@ def merge_attention(outputs, lses):
             raise ValueError(f"lses[{n}]: expected shape {shape[:-1]}, that of outputs[{n}] less its last axis, "
                              f"got {lse.shape}")  # fmt: skip
 
-    arithmetic = np.float64 if stored == np.float64 else np.float32
-    lses = [_narrowed(lse, arithmetic)[..., None] for lse in lses]
+    computed = arithmetic(stored)
+    lses = [_narrowed(lse, computed)[..., None] for lse in lses]
     maximum = lses[0]
     for lse in lses[1:]:
         maximum = np.maximum(maximum, lse)
-    shift = np.where(maximum == -np.inf, arithmetic(0), maximum)
-    merged, total = np.zeros(shape, arithmetic), np.zeros_like(maximum)
+    shift = np.where(maximum == -np.inf, 0, maximum)
+    merged, total = np.zeros(shape, computed), np.zeros_like(maximum)
     with np.errstate(all="ignore"):
         for out, lse in zip(outputs, lses, strict=True):
             weight = np.exp(lse - shift)
             total += weight
-            out = out.astype(arithmetic)
+            out = out.astype(computed)
             # What is not finite stays what it is, even when its weight came out as 0.
-            merged += np.where(lse == -np.inf, arithmetic(0), np.where(np.isfinite(out), weight * out, out))
-        merged /= np.where(total == 0, arithmetic(1), total)
+            merged += np.where(lse == -np.inf, 0, np.where(np.isfinite(out), weight * out, out))
+        merged /= np.where(total == 0, 1, total)
         return merged.astype(stored), (maximum + np.log(total))[..., 0]
 
 
@@ -70,7 +70,7 @@ def _parts(name, parts):
     return [as_floats(f"{name}[{n}]", part) for n, part in enumerate(parts)]
 
 
-def _narrowed(lse, arithmetic):
+def _narrowed(lse, dtype):
     """What is finite stays finite."""
-    largest = np.finfo(arithmetic).max
-    return np.where(np.isfinite(lse), np.clip(lse, -largest, largest), lse).astype(arithmetic)
+    largest = np.finfo(dtype).max
+    return np.where(np.isfinite(lse), np.clip(lse, -largest, largest), lse).astype(dtype)

@@ -1,6 +1,7 @@
 """One argument, whatever came: the array, number or flag that it stands for, or an error that names it."""
 
 import math
+import operator
 import reprlib
 
 import numpy as np
@@ -74,6 +75,19 @@ def as_number(name, argument, positive=False):
     return number
 
 
+def as_count(name, argument, optional=False):
+    expected = f"{name}: expected an integer of 1 or more{', or None' if optional else ''}"
+    try:
+        if isinstance(argument, (bool, np.bool_)):
+            raise TypeError
+        count = operator.index(argument)
+    except TypeError:
+        raise TypeError(f"{expected}, got {shown(argument)}") from None
+    if count < 1:
+        raise ValueError(f"{expected}, got {shown(count)}")
+    return count
+
+
 def as_flag(name, argument):
     if not isinstance(argument, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {shown(argument)}")
@@ -83,6 +97,18 @@ def as_flag(name, argument):
 def as_text(argument):
     """A str without any method of a subclass, or None."""
     return str.__str__(argument) if issubclass(type(argument), str) else None
+
+
+def broadcast(name, array, shape, axes, advise=None):
+    if array.shape == shape:
+        return array
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        advice = "" if advise is None else advise(name, array.shape, shape)
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {shape} ({axes}), got {array.shape}{advice}"
+        ) from None
 
 
 def is_integer(argument):
@@ -138,7 +164,9 @@ def shown(argument):
     kind = type(argument)
     if hasattr(kind, "shape") and hasattr(kind, "dtype") and argument.shape != ():  # an array, or a tensor of others
         return f"{kind.__name__} of shape {tuple(argument.shape)} and type {argument.dtype}"
+    if isinstance(argument, int) and argument.bit_length() > 2000:  # Python may be set to print 640 digits at most
+        return f"a very long {kind.__name__}"
     try:
         return reprlib.repr(argument)
-    except ValueError:  # Python does not print integers of thousands of digits
-        return f"a very long {type(argument).__name__}"
+    except ValueError:  # one of them inside
+        return f"a very long {kind.__name__}"

@@ -1,17 +1,16 @@
 """Self-attention from the embeddings: projections, attention of every head, output projection."""
 
 import math
-import operator
 
 import numpy as np
 
-import cattn
-
-from ._arguments import explained
-from ._read import arithmetic, as_array, as_floats, check_same_type, native
+from ._calls import explained, forwarding
+from ._kernel import attention
+from ._read import arithmetic, as_array, as_count, as_floats, check_same_type, native
 
 
 @explained
+@forwarding(attention, without=("layout", "out"))
 def self_attention(
     x,
     w_query,
@@ -25,20 +24,8 @@ def self_attention(
     b_output=None,
     num_heads=1,
     num_kv_heads=None,
-    scale=None,
-    causal=False,
-    window=None,
-    query_offset=None,
-    key_range=None,
-    query_lengths=None,
-    key_lengths=None,
-    mask=None,
-    bias=None,
-    alibi_slopes=None,
-    softcap=None,
-    sinks=None,
     return_lse=False,
-    num_threads=None,
+    **options,
 ):
     """Multi-head self-attention of a sequence of embeddings.
 
@@ -116,8 +103,8 @@ def self_attention(
     """
     if w_output is None and b_output is not None:
         raise TypeError("b_output: expected None without w_output, got a bias")
-    num_heads = _count("num_heads", num_heads)
-    num_kv_heads = num_heads if num_kv_heads is None else _count("num_kv_heads", num_kv_heads)
+    num_heads = as_count("num_heads", num_heads)
+    num_kv_heads = num_heads if num_kv_heads is None else as_count("num_kv_heads", num_kv_heads, optional=True)
     if num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads: expected a divisor of num_heads={num_heads}, got {num_kv_heads}")
 
@@ -140,26 +127,7 @@ def self_attention(
             split_heads(project(x, arrays[f"w_{name}"], arrays.get(f"b_{name}")), heads)
             for name, heads in (("query", num_heads), ("key", num_kv_heads), ("value", num_kv_heads))
         )
-        output = cattn.attention(
-            query,
-            key,
-            value,
-            scale=scale,
-            causal=causal,
-            window=window,
-            query_offset=query_offset,
-            key_range=key_range,
-            query_lengths=query_lengths,
-            key_lengths=key_lengths,
-            mask=mask,
-            bias=bias,
-            alibi_slopes=alibi_slopes,
-            softcap=softcap,
-            sinks=sinks,
-            layout="blhd",
-            return_lse=return_lse,
-            num_threads=num_threads,
-        )
+        output = attention(query, key, value, layout="blhd", return_lse=return_lse, **options)
         if return_lse:
             output, lse = output
         output = output.reshape(*x.shape[:-1], num_heads * value.shape[-1])
@@ -234,13 +202,3 @@ def split_heads(projection, heads):
     """(..., L, heads * D) seen as (..., L, heads, D)."""
     *lead, columns = projection.shape
     return projection.reshape(*lead, heads, columns // heads)
-
-
-def _count(name, value):
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})") from None
-    if count < 1:
-        raise ValueError(f"{name}: expected at least 1, got {count}")
-    return count

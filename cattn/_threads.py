@@ -5,11 +5,9 @@ process may use. Nothing is read before it is needed.
 """
 
 import math
-import operator
 import os
-import reprlib
 
-import numpy as np
+from ._read import as_count
 
 _MOST = 1024  # what pool.c brings together at most; more would only cost workspace
 
@@ -36,7 +34,7 @@ def set_num_threads(n):
     get_num_threads
     """
     global _setting, _default
-    setting = None if n is None else _count("n", n)
+    setting = None if n is None else min(as_count("n", n, optional=True), _MOST)
     _default = []
     _setting = setting
 
@@ -68,7 +66,9 @@ def get_num_threads():
 
 def resolve(num_threads):
     """The number of threads of a call with this ``num_threads=``."""
-    return get_num_threads() if num_threads is None else _count("num_threads", num_threads)
+    if num_threads is None:
+        return get_num_threads()
+    return min(as_count("num_threads", num_threads, optional=True), _MOST)
 
 
 def default_num_threads(root="/"):
@@ -80,19 +80,6 @@ def default_num_threads(root="/"):
     else:  # one number for each level of nested parallelism: the outermost is ours
         number = _positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])
     return min(number or _usable_cpus(root), _MOST)
-
-
-def _count(name, number):
-    expected = f"{name}: expected an integer of 1 or more, or None"
-    try:
-        if isinstance(number, (bool, np.bool_)):
-            raise TypeError
-        value = operator.index(number)
-    except TypeError:
-        raise TypeError(f"{expected}, got {reprlib.repr(number)} ({type(number).__name__})") from None
-    if value < 1:
-        raise ValueError(f"{expected}, got {value}")
-    return min(value, _MOST)
 
 
 def _positive(text):

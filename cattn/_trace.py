@@ -7,9 +7,8 @@ import unicodedata
 
 import numpy as np
 
-import cattn
-
-from ._arguments import explained
+from ._calls import explained, forwarding
+from ._kernel import attention, attention_weights
 from ._read import as_number
 from ._self_attention import check_shapes, float_arrays, project, widened
 
@@ -19,6 +18,7 @@ MAX_LABEL, MAX_TICK_LABEL = 14, 18  # characters of a token name, in print and i
 
 
 @explained
+@forwarding(attention, without=("layout", "out", "return_lse", "num_threads"))
 def trace(
     x,
     w_query,
@@ -27,17 +27,7 @@ def trace(
     *,
     tokens=None,
     scale=None,
-    causal=False,
-    window=None,
-    query_offset=None,
-    key_range=None,
-    query_lengths=None,
-    key_lengths=None,
-    mask=None,
-    bias=None,
-    alibi_slopes=None,
-    softcap=None,
-    sinks=None,
+    **modifiers,
 ):
     """Self-attention of one head, step by step.
 
@@ -92,34 +82,21 @@ def trace(
     wide = widened(arrays)
     with np.errstate(over="ignore", invalid="ignore"):
         query, key, value = (project(wide["x"], wide[f"w_{name}"]) for name in ("query", "key", "value"))
-    modifiers = dict(
-        causal=causal,
-        window=window,
-        query_offset=query_offset,
-        key_range=key_range,
-        query_lengths=query_lengths,
-        key_lengths=key_lengths,
-        mask=mask,
-        bias=bias,
-        alibi_slopes=alibi_slopes,
-        softcap=softcap,
-        sinks=sinks,
-    )
-    scaled_scores = cattn.attention_weights(query, key, stage="scores", scale=scale)
+    scaled_scores = attention_weights(query, key, stage="scores", scale=scale)
     final_scores = scaled_scores
     if any(modifier is not None and modifier is not False for modifier in modifiers.values()):
-        final_scores = cattn.attention_weights(query, key, stage="biased", scale=scale, **modifiers)
+        final_scores = attention_weights(query, key, stage="biased", scale=scale, **modifiers)
     with np.errstate(over="ignore"):
-        context = cattn.attention(query, key, value, scale=scale, **modifiers).astype(x.dtype, copy=False)
+        context = attention(query, key, value, scale=scale, **modifiers).astype(x.dtype, copy=False)
     return AttentionTrace(
         x=x,
         query=query,
         key=key,
         value=value,
-        scores=cattn.attention_weights(query, key, stage="scores", scale=1.0),
+        scores=attention_weights(query, key, stage="scores", scale=1.0),
         scaled_scores=scaled_scores,
         final_scores=final_scores,
-        weights=cattn.attention_weights(query, key, scale=scale, **modifiers),
+        weights=attention_weights(query, key, scale=scale, **modifiers),
         context=context,
         scale=1 / math.sqrt(query.shape[1]) if scale is None else as_number("scale", scale),
         tokens=tokens,

@@ -11,12 +11,8 @@
 #   divide by the sums and store                    tile.pxd
 
 from keys cimport *
-from plan cimport *
-from problem cimport *
 from score_mod cimport *
 from tile cimport *
-from tiles.tiles cimport *
-from worker cimport *
 
 
 cdef inline void score_huge(Tile *tile, const cattn_row_tile *arrays, const Worker *worker, const Strategy *strategy,
@@ -83,7 +79,8 @@ cdef inline const cattn_row_tile *half_of(cattn_row_tile *half, const Tile *tile
 
 
 cdef inline void attend_region(Tile *tile, const Worker *worker, const Strategy *strategy, const KeyHead *head,
-                               const Block *block, Region *region, cattn_prefetch *prefetch, bint selecting) noexcept nogil:
+                               const Block *block, Region *region, cattn_prefetch *prefetch,
+                               bint selecting) noexcept nogil:
     """Some rows of a tile and some keys of a block."""
     cdef const cattn_kernels *kernels = tile.kernels
     cdef Py_ssize_t skipped = region.low - block.start, number = region.first // tile.half
@@ -125,7 +122,8 @@ cdef inline void attend_block(Tile *tile, const Worker *worker, const Strategy *
     cdef Region region
     cdef Py_ssize_t half
     if not halves_differ(tile, block.start, block.stop):
-        set_region(&region, 0, tile.arrays.rows, tile.arrays.lanes, max(block.start, tile.low), min(block.stop, tile.high))
+        set_region(&region, 0, tile.arrays.rows, tile.arrays.lanes, max(block.start, tile.low),
+                   min(block.stop, tile.high))
         attend_region(tile, worker, strategy, head, block, &region, prefetch, selecting)
         return
     for half in range(CATTN_HALVES):
@@ -135,8 +133,8 @@ cdef inline void attend_block(Tile *tile, const Worker *worker, const Strategy *
             attend_region(tile, worker, strategy, head, block, &region, prefetch, selecting)
 
 
-cdef inline void attend_blocks(Tile *tiles, Py_ssize_t tile_count, const Worker *worker, const Task *task, const KeyHead *head,
-                               Py_ssize_t chunk_start, bint selecting) noexcept nogil:
+cdef inline void attend_blocks(Tile *tiles, Py_ssize_t tile_count, const Worker *worker, const Task *task,
+                               const KeyHead *head, Py_ssize_t chunk_start, bint selecting) noexcept nogil:
     """All blocks of a chunk of keys that some row of the tiles may attend to, each shared by the tiles in turn."""
     cdef const Strategy *strategy = task.strategy
     cdef Py_ssize_t low = PY_SSIZE_T_MAX, high = 0, t
@@ -159,12 +157,13 @@ cdef inline void attend_blocks(Tile *tiles, Py_ssize_t tile_count, const Worker 
             if t + 1 < tile_count:
                 ahead = look_ahead(&prefetch, worker, head, &tiles[t + 1], block.start, block.stop)
             else:
-                ahead = look_ahead(&prefetch, worker, head, tiles, block.stop, min(block.next_start + strategy.key_block, block.end))
+                ahead = look_ahead(&prefetch, worker, head, tiles, block.stop,
+                                   min(block.next_start + strategy.key_block, block.end))
             attend_block(&tiles[t], worker, strategy, head, &block, ahead, selecting)
 
 
-cdef inline void attend_chunks(Tile *tiles, Py_ssize_t tile_count, const Worker *worker, const Task *task, const KeyHead *head,
-                               bint selecting) noexcept nogil:
+cdef inline void attend_chunks(Tile *tiles, Py_ssize_t tile_count, const Worker *worker, const Task *task,
+                               const KeyHead *head, bint selecting) noexcept nogil:
     """All keys, chunk by chunk; what the rows have attended to is then in the tiles."""
     cdef Py_ssize_t keys = task.strategy.chunk, size = worker.call.problem.value_size, item = worker.call.plan.itemsize
     cdef Py_ssize_t begin = divided(task.key_start, keys), chunk = begin, first = PY_SSIZE_T_MAX, stop = begin + 1, t
@@ -205,8 +204,8 @@ cdef inline void attend(const Worker *worker, const Task *task) noexcept nogil:
     attend_chunks(tiles, tile_count, worker, task, &head, False)
     for t in range(tile_count):
         if not store_result(&tiles[t], worker, task, &head):
-            # Perhaps a masked value was not finite, which weight 0 does not silence, or a masked score. Again, leaving out
-            # what is masked.
+            # Perhaps a masked value was not finite, which weight 0 does not silence, or a masked score. Again, leaving
+            # out what is masked.
             attend_chunks(&tiles[t], 1, worker, task, &head, True)
             store_result(&tiles[t], worker, task, &head)
 

@@ -1,6 +1,7 @@
-# What is said about a call with a wrong name or too many arguments. Cython refuses it before any code of the function runs,
-# so the advice comes after: each function carries the pointer through which it is called (PEP 590), and a step of ours there
-# looks at calls that failed. One that succeeds pays a jump for it; a parameter that takes what is left over, a dict a call.
+# What is said about a call with a wrong name or too many arguments. Cython refuses it before any code of the function
+# runs, so the advice comes after: each function carries the pointer through which it is called (PEP 590), and a step of
+# ours there looks at calls that failed. One that succeeds pays a jump for it; a parameter that takes what is left over,
+# a dict a call.
 
 from cpython.exc cimport PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore
 from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
@@ -50,7 +51,7 @@ cdef inline PyObject *call(PyObject *function, PyObject *const *arguments, size_
 
 
 cdef inline int explain_calls(object function, object explain_call) except -1:
-    """Of `function`: explain_call(function, number of arguments by position, names of the others) answers a message or None."""
+    """Of `function`: explain_call(function, number of arguments by position, names of others) is a message or None."""
     global cattn_parse_and_run, cattn_explain_call
     cdef PyObject *given = <PyObject *>function
     cdef vectorcallfunc own = PyVectorcall_Function(given)

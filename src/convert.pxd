@@ -34,7 +34,7 @@ cdef inline bint in_place(const cattn_array *array, cattn_type type, int batch_n
 
 
 cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,
-                  const cattn_table *table) noexcept nogil:
+                         const cattn_table *table) noexcept nogil:
     """Contiguous, aligned elements of one type into those of another; half types go through float."""
     cdef float[PIECE] middle
     cdef Py_ssize_t i, number, start, size
@@ -74,7 +74,7 @@ cdef inline bint is_direct(const cattn_array *array, const char *row) noexcept n
 
 
 cdef inline void gather_row(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t count,
-                    const cattn_table *table) noexcept nogil:
+                            const cattn_table *table) noexcept nogil:
     """`count` elements of `array` from `row` on, along its last axis."""
     cdef double[PIECE] buffer
     cdef char *piece = <char *>buffer
@@ -91,8 +91,8 @@ cdef inline void gather_row(char *to, cattn_type to_type, const cattn_array *arr
         convert(to + start * to_item, to_type, piece, array.type, size, table)
 
 
-ctypedef void (*gather_rows_function)(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t rows,
-                                      Py_ssize_t count, const cattn_table *table) noexcept nogil
+ctypedef void (*gather_rows_function)(char *to, cattn_type to_type, const cattn_array *array, const char *row,
+                                      Py_ssize_t rows, Py_ssize_t count, const cattn_table *table) noexcept nogil
 
 
 cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t rows,
@@ -105,8 +105,8 @@ cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *ar
         gather_row(to + i * count * item_size(to_type), to_type, array, row + i * array.row, count, table)
 
 
-cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type, Py_ssize_t count,
-                      const cattn_table *table) noexcept nogil:
+cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type,
+                             Py_ssize_t count, const cattn_table *table) noexcept nogil:
     """The way back: contiguous reals into `count` elements of `array` from `row` on."""
     cdef double[PIECE] buffer
     cdef char *piece = <char *>buffer

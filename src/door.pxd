@@ -1,4 +1,5 @@
-# What stands between Python and a call: the GIL, signals, the number of threads, and exceptions in the place of a status.
+# What stands between Python and a call: the GIL, signals, the number of threads, and exceptions in the place of a
+# status.
 
 from libc.stdint cimport int64_t
 
@@ -16,8 +17,8 @@ cdef extern from *:
     static cattn_shared cattn_ending_thread = 0;
     """
     int cattn_handlers   # of signals, which run in this thread inside of calls
-    # The thread that ends Python, once one does: no other may ask for the GIL then. Python ends a thread that does, or holds it
-    # for ever, and crashes when it is gone itself.
+    # The thread that ends Python, once one does: no other may ask for the GIL then. Python ends a thread that does, or
+    # holds it for ever, and crashes when it is gone itself.
     int64_t cattn_ending_thread
 
 cdef extern from "Python.h":
@@ -29,8 +30,8 @@ cdef enum:
     # Multiply-adds below which letting go of the GIL, or waking a worker, costs more than it brings: about 2 and 50 µs.
     GIL_WORK = 65536
     THREADS_WORK = 2097152
-    # Signal handlers that may call cattn, each inside a call that the one before made. A level takes 64 KiB of stack at most,
-    # Python's own included, and the smallest stack that signal handlers usually run on is 1 MiB.
+    # Signal handlers that may call cattn, each inside a call that the one before made. A level takes 64 KiB of stack at
+    # most, Python's own included, and the smallest stack that signal handlers usually run on is 1 MiB.
     MOST_HANDLERS = 8
 
 

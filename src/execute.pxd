@@ -1,13 +1,9 @@
-# Plan → result: the memory of a call, and its tasks one by one. It knows nothing of Python: who may want to stop is a callback,
-# and how it went a status.
+# Plan → result: the memory of a call, and its tasks one by one. It knows nothing of Python: who may want to stop is a
+# callback, and how it went a status.
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 from attend cimport attend, merge_partials
-from plan cimport *
-from problem cimport *
-from system.system cimport *
-from tiles.tiles cimport *
 from weights cimport find_weights
 from worker cimport *
 
@@ -31,12 +27,6 @@ cdef struct SharedCall:
     Call call
     Plan plan
     cattn_problem problem
-
-
-cdef inline void open_worker(Worker *worker, Call *call, int number) noexcept nogil:
-    worker.call = call
-    worker.workspace = call.workspaces + number * call.plan.workspace_bytes
-    worker.number = number
 
 
 cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noexcept nogil:

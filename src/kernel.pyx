@@ -102,10 +102,9 @@ cdef object attend_plain(cattn_problem *problem, object query, object key, objec
     if modifiers is None:
         set_unmodified(problem, 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale, causal)
     else:   # out is new, and nobody else's
-        sizes = _arguments.Sizes(
-            out.shape[:problem.batch_ndim], problem.query_heads, problem.query_length, problem.key_length, problem.head_size,
-            _arguments.arithmetic(out.dtype), out.ndim == 2)
-        checked = _arguments.modifiers(sizes, **modifiers)   # it owns its arrays
+        checked = _arguments.plain_modifiers(
+            out.shape[:problem.batch_ndim], problem.query_heads, problem.query_length, problem.key_length,
+            problem.head_size, out.dtype, out.ndim == 2, modifiers)   # it owns its arrays
         set_modifiers(problem, checked)
     if num_threads is not None:
         threads = _arguments.threads(num_threads)
@@ -191,7 +190,8 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
             query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
             softcap=softcap, sinks=sinks)
     if type(layout) is str and layout in ("bhld", "blhd") and (return_lse is False or return_lse is True):
-        result = attend_plain(&problem, query, key, value, scale, causal is True, modifiers, layout == "blhd", out, return_lse,
+        result = attend_plain(&problem, query, key, value, scale, causal is True, modifiers, layout == "blhd", out,
+                              return_lse,
                               num_threads)
         if result is not None:
             return result

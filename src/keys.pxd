@@ -1,11 +1,7 @@
-# The keys and values of a head, block by block: where the next block lies, what it must become for the kernels, and what is
-# asked for before it is needed.
+# The keys and values of a head, block by block: where the next block lies, what it must become for the kernels, and
+# what is asked for before it is needed.
 
-from plan cimport *
-from problem cimport *
 from tile cimport *
-from tiles.tiles cimport *
-from worker cimport *
 
 
 cdef struct Block:
@@ -28,16 +24,16 @@ cdef inline void prepare(cattn_key_block *rows, const Storage *storage, const Wo
         rows.stride = rows.size * worker.call.plan.itemsize
 
 
-cdef inline void prepare_keys(cattn_key_block *rows, const Worker *worker, const Strategy *strategy, const KeyHead *head,
-                              Py_ssize_t low, Py_ssize_t column) noexcept nogil:
+cdef inline void prepare_keys(cattn_key_block *rows, const Worker *worker, const Strategy *strategy,
+                              const KeyHead *head, Py_ssize_t low, Py_ssize_t column) noexcept nogil:
     """Keys low, low + 1, ..., in columns from `column` on."""
     cdef const cattn_array *array = &worker.call.problem.key
     prepare(rows, &strategy.key, worker, array, head.key + low * array.row + column * array.column,
             worker.workspace + worker.call.plan.key_at)
 
 
-cdef inline void prepare_values(cattn_key_block *rows, const Worker *worker, const Strategy *strategy, const KeyHead *head,
-                                Py_ssize_t low, Py_ssize_t column) noexcept nogil:
+cdef inline void prepare_values(cattn_key_block *rows, const Worker *worker, const Strategy *strategy,
+                                const KeyHead *head, Py_ssize_t low, Py_ssize_t column) noexcept nogil:
     cdef const cattn_array *array = &worker.call.problem.value
     prepare(rows, &strategy.value, worker, array, head.value + low * array.row + column * array.column,
             worker.workspace + worker.call.plan.value_at)
@@ -80,8 +76,9 @@ cdef inline bint next_block(Block *block, const Worker *worker, const Strategy *
     return True
 
 
-# Memory that is asked for before it is needed: rows that lie far apart; and, where the processor does not foresee them, those
-# that come from beyond L2. A problem whose keys and values all stay there is small: to ask for anything took 9% of its time.
+# Memory that is asked for before it is needed: rows that lie far apart; and, where the processor does not foresee them,
+# those that come from beyond L2. A problem whose keys and values all stay there is small: to ask for anything
+# would cost more than it brings.
 
 
 # What comes before and after the tiles and blocks of a task.
@@ -95,13 +92,15 @@ cdef struct Prefetch:
     const void *row[CATTN_MAX_LANES]
 
 
-cdef inline void open_prefetch(Prefetch *prefetch, const Worker *worker, const Task *task, Py_ssize_t end) noexcept nogil:
+cdef inline void open_prefetch(Prefetch *prefetch, const Worker *worker, const Task *task,
+                               Py_ssize_t end) noexcept nogil:
     cdef const Call *call = worker.call
     prefetch.task = task
     prefetch.previous = prefetch.next = NULL
     prefetch.end = end
     if task.strategy.prefetches:
-        prefetch.previous = find_task(&prefetch.previous_task, call.plan, call.problem, call.starts, task.number - call.threads)
+        prefetch.previous = find_task(&prefetch.previous_task, call.plan, call.problem, call.starts,
+                                      task.number - call.threads)
         prefetch.next = find_task(&prefetch.next_task, call.plan, call.problem, call.starts, task.number + call.threads)
 
 
@@ -117,7 +116,8 @@ cdef inline void prefetch_queries(const Prefetch *prefetch, const Worker *worker
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Plan *plan = worker.call.plan
     cdef const Task *task = prefetch.next
-    cdef const char *queries = first_row(problem, &problem.query, task.entry, task.key_head * plan.group, problem.query_indptr)
+    cdef const char *queries = first_row(problem, &problem.query, task.entry, task.key_head * plan.group,
+                                         problem.query_indptr)
     cdef Py_ssize_t row
     for row in range(task.first_row + first, task.first_row + min(first + count, task.rows)):
         prefetch_lines(queries + row % plan.group * problem.query.head + row // plan.group * problem.query.row,
@@ -137,8 +137,8 @@ cdef inline bint same_keys(const Task *one, const Task *other) noexcept nogil:
     return one.key_head == other.key_head and one.entry == other.entry
 
 
-cdef inline void prefetch_share(const cattn_array *array, const char *first, Py_ssize_t low, Py_ssize_t count, Py_ssize_t share,
-                                Py_ssize_t shares, Py_ssize_t size) noexcept nogil:
+cdef inline void prefetch_share(const cattn_array *array, const char *first, Py_ssize_t low, Py_ssize_t count,
+                                Py_ssize_t share, Py_ssize_t shares, Py_ssize_t size) noexcept nogil:
     """One of so many shares of rows low, low + 1, ..., into L2."""
     cdef Py_ssize_t row, line, bytes = size * item_size(array.type)
     for row in range(low + count * share // shares, low + count * (share + 1) // shares):
@@ -183,7 +183,7 @@ cdef inline void prefetch_beside(Prefetch *prefetch, const Worker *worker, const
 
 cdef inline cattn_prefetch *look_ahead(Prefetch *prefetch, const Worker *worker, const KeyHead *head, const Tile *tile,
                                        Py_ssize_t low, Py_ssize_t high) noexcept nogil:
-    """What the tile that comes next reads of its bias, or else of its mask, for the keys low <= j < high; NULL: nothing."""
+    """What the tile that comes next reads of its bias, or else of its mask, for keys low <= j < high; NULL: nothing."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef bint has_bias = problem.bias.data != NULL
     cdef const cattn_array *array = &problem.bias if has_bias else &problem.mask
@@ -191,7 +191,8 @@ cdef inline cattn_prefetch *look_ahead(Prefetch *prefetch, const Worker *worker,
     cdef Py_ssize_t row
     low = max(low, tile.low)
     high = min(high, tile.high)
-    if low >= high or first == NULL or not (worker.call.plan.bias_in_place if has_bias else worker.call.plan.mask_in_place):
+    if low >= high or first == NULL or not (worker.call.plan.bias_in_place if has_bias
+                                            else worker.call.plan.mask_in_place):
         return NULL
     for row in range(tile.arrays.rows):
         prefetch.row[row] = row_of(array, first, tile, row)

@@ -1,5 +1,5 @@
-# Problem → Plan: strategy, blocks, tasks, workspace. A pure function of the problem, the kernel table and what is known of the
-# processor, never of the number of threads.
+# Problem → Plan: strategy, blocks, tasks, workspace. A pure function of the problem, the kernel table and what is known
+# of the processor, never of the number of threads.
 #
 # What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
@@ -9,9 +9,9 @@ from problem cimport *
 from tiles.tiles cimport *
 
 cdef enum:
-    # Heads and values of more columns are huge: a tile of many rows with a block of keys, or its load, would be too long to
-    # wait for. They go a slice at a time, which a block of keys shares with its rows in L2, and by few rows, for an output
-    # takes memory that takes time to be freed. A slice is a multiple of what any table sums at a time.
+    # Heads and values of more columns are huge: a tile of many rows with a block of keys, or its load, would be too
+    # long to wait for. They go a slice at a time, which a block of keys shares with its rows in L2, and by few rows,
+    # for an output takes memory that takes time to be freed. A slice is a multiple of what any table sums at a time.
     LARGEST_WHOLE = 16384
     SLICE = 2048
     POLL_ENTRIES = 32768   # between two looks at signals: 1 to 3 ms
@@ -136,7 +136,7 @@ cdef inline const Strategy *strategy_of(const Plan *plan, Py_ssize_t rows) noexc
 
 
 cdef inline Py_ssize_t times(Py_ssize_t one, Py_ssize_t other) noexcept nogil:
-    """The product of two counts; of those beyond 2^61, which no memory holds, 2^61: three of them can still be added up."""
+    """The product of two counts; beyond 2^61, which no memory holds, 2^61: three of these can be added up."""
     cdef Py_ssize_t most = PY_SSIZE_T_MAX // 4 + 1
     if one | other < 1 << 30:   # no division
         return one * other
@@ -160,7 +160,8 @@ cdef inline Py_ssize_t reserve(Py_ssize_t *bytes, Py_ssize_t size) noexcept nogi
     return at
 
 
-cdef inline double bytes_beside(const cattn_array *array, const cattn_problem *problem, bint of_all_heads) noexcept nogil:
+cdef inline double bytes_beside(const cattn_array *array, const cattn_problem *problem,
+                                bint of_all_heads) noexcept nogil:
     """What one head reads of a mask or a bias, if it is there (and, of_all_heads, the same for all heads)."""
     if array.data == NULL or of_all_heads and array.head != 0:
         return 0
@@ -169,11 +170,12 @@ cdef inline double bytes_beside(const cattn_array *array, const cattn_problem *p
 
 cdef inline bint is_stopped(const Caller *caller, Py_ssize_t entry) noexcept nogil:
     """Asked once in so many entries, of which packed sequences may have millions."""
-    return entry % POLL_ENTRIES == POLL_ENTRIES - 1 and caller.wants_to_stop != NULL and caller.wants_to_stop(caller.context)
+    return (entry % POLL_ENTRIES == POLL_ENTRIES - 1 and caller.wants_to_stop != NULL
+            and caller.wants_to_stop(caller.context))
 
 
-cdef inline void set_storage(Storage *storage, const cattn_array *array, const Strategy *strategy, cattn_type arithmetic,
-                             int batch_ndim) noexcept nogil:
+cdef inline void set_storage(Storage *storage, const cattn_array *array, const Strategy *strategy,
+                             cattn_type arithmetic, int batch_ndim) noexcept nogil:
     if strategy.kernels.reads >> array.type & 1 and in_place(array, array.type, batch_ndim):
         storage.type = array.type
         storage.prepare = NULL
@@ -193,8 +195,8 @@ cdef inline void open_strategy(Strategy *strategy, const cattn_kernels *kernels,
 
 cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, cattn_type arithmetic,
                               Py_ssize_t depth) noexcept nogil:
-    """What depends on the kernels: blocks, chunk, storage. Huge heads take the largest block: they load the queries anew for
-    each."""
+    """What depends on the kernels: blocks, chunk, storage. Huge heads take the largest block: they load their queries
+    anew for each."""
     cdef const cattn_blocking *blocking = &strategy.kernels.blocking
     cdef Py_ssize_t block = blocking.most, bytes = depth * strategy.kernels.itemsize
     if blocking.step > 0:
@@ -231,7 +233,8 @@ cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, co
     return CATTN_DONE
 
 
-cdef inline void share_blocks(Plan *plan, const cattn_problem *problem, const Machine *machine, Py_ssize_t tiles) noexcept nogil:
+cdef inline void share_blocks(Plan *plan, const cattn_problem *problem, const Machine *machine,
+                              Py_ssize_t tiles) noexcept nogil:
     """What many rows share: the tiles of a task live in L2 together with a block of keys and one of values."""
     cdef Py_ssize_t lanes = plan.many.kernels.lanes, largest, tiles_of_head
     cdef Py_ssize_t tile_bytes = lanes * plan.itemsize * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
@@ -297,7 +300,8 @@ cdef inline Py_ssize_t count_splits(const Strategy *strategy, Py_ssize_t keys) n
     return count_chunks(keys, strategy.chunk) if strategy.splits_keys else 1
 
 
-cdef inline cattn_status count_packed(Plan *plan, const cattn_problem *problem, const Caller *caller, Start *starts) noexcept nogil:
+cdef inline cattn_status count_packed(Plan *plan, const cattn_problem *problem, const Caller *caller,
+                                      Start *starts) noexcept nogil:
     """The numbers of tasks and of partial results of packed sequences, and where those of each begin, if asked to."""
     cdef Py_ssize_t entry, rows, splits, count
     cdef const Strategy *strategy
@@ -368,13 +372,13 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     return count_tasks(plan, problem, caller)
 
 
-cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *problem, Py_ssize_t number, Py_ssize_t entry,
-                           const Start *start) noexcept nogil:
+cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *problem, Py_ssize_t number,
+                           Py_ssize_t entry, const Start *start) noexcept nogil:
     """The task of this number, which is one of the entry that starts so.
 
-    The last rows come first: under a causal mask they see the most keys, and what is light is left for the end. Tasks of one
-    key head follow each other, so that its keys stay in a cache; but those of the same rows do where the heads share what is
-    larger: a mask or a bias.
+    The last rows come first: under a causal mask they see the most keys, and what is light is left for the end. Tasks
+    of one key head follow each other, so that its keys stay in a cache; but those of the same rows do where the heads
+    share what is larger: a mask or a bias.
     """
     cdef Py_ssize_t rows = entry_query_length(problem, entry) * plan.group, keys = entry_key_length(problem, entry)
     cdef const Strategy *strategy = strategy_of(plan, rows)

@@ -1,5 +1,5 @@
-# What problem.h declares, and NumPy arrays → cattn_problem. Arrays as most are, and calls without modifiers, are taken as they
-# come; _arguments looks at all others.
+# What problem.h declares, and NumPy arrays → cattn_problem. Arrays as most are, and calls without modifiers, are taken
+# as they come; _arguments looks at all others.
 
 from libc.float cimport DBL_MIN
 from libc.stdint cimport int64_t
@@ -133,13 +133,14 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
 
 
 cdef inline bint is_float(int number) except -1:
-    """Whether NumPy's type of this number is one of the four. It does not know bfloat16: whoever defines that is given a
-    number for it."""
+    """Whether NumPy's type of this number is one of the four. It does not know bfloat16: whoever defines that is given
+    a number for it."""
     return (number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16)
             or (cnp.PyTypeNum_ISUSERDEF(number) and cnp.PyArray_DescrFromType(number).name == "bfloat16"))
 
 
-cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type type, int batch_ndim, bint heads_inside) noexcept:
+cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type type, int batch_ndim,
+                           bint heads_inside) noexcept:
     cdef int axis, ndim = cnp.PyArray_NDIM(given)
     array.data = cnp.PyArray_BYTES(given)
     array.type = type
@@ -152,20 +153,22 @@ cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type typ
 
 
 cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
-                           bint heads_inside) except -1:
+                                  bint heads_inside) except -1:
     """Three arrays as most are, of matching shapes; False where there is anything to look at more closely."""
     cdef int number, ndim, axis, batch_ndim, head_axis, row_axis
     cdef cattn_type type
     cdef const cnp.npy_intp *query_shape
     cdef const cnp.npy_intp *key_shape
     cdef const cnp.npy_intp *value_shape
-    # The name of a type is found by Python code, during which another thread may reshape the arrays. What follows runs none.
+    # The name of a type is found by Python code, during which another thread may reshape the arrays. What follows runs
+    # none.
     number = cnp.PyArray_TYPE(query)
     if not (is_float(number) and cnp.PyArray_ISBEHAVED_RO(query) and cnp.PyArray_ISBEHAVED_RO(key)
             and cnp.PyArray_ISBEHAVED_RO(value)):
         return False
     ndim = cnp.PyArray_NDIM(query)
-    if (ndim < 2 or cnp.PyArray_NDIM(key) != ndim or cnp.PyArray_NDIM(value) != ndim or cnp.PyArray_TYPE(query) != number
+    if (ndim < 2 or cnp.PyArray_NDIM(key) != ndim or cnp.PyArray_NDIM(value) != ndim or cnp.PyArray_TYPE(query)
+        != number
             or cnp.PyArray_TYPE(key) != number or cnp.PyArray_TYPE(value) != number):
         return False
     heads_inside = heads_inside and ndim > 2
@@ -228,7 +231,7 @@ cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cn
 
 
 cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
-                          bint heads_inside, object given):
+                                 bint heads_inside, object given):
     """The output for plain inputs: `given`, or a new one; None where there is anything to look at more closely."""
     cdef int ndim = cnp.PyArray_NDIM(query)
     cdef cnp.npy_intp shape[CATTN_MAX_BATCH_NDIM + 3]
@@ -248,7 +251,8 @@ cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.
 cdef inline object set_plain_lse(cattn_problem *problem, cnp.ndarray out, bint heads_inside):
     """A new array for the logarithms, of a plain output's shape without its last axis."""
     cdef int ndim = cnp.PyArray_NDIM(out) - 1
-    cdef cnp.ndarray lse = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(out), cnp.NPY_DOUBLE if problem.out.type == CATTN_FLOAT64
+    cdef cnp.ndarray lse = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(out),
+                                             cnp.NPY_DOUBLE if problem.out.type == CATTN_FLOAT64
                                              else cnp.NPY_FLOAT, 0)
     set_array(&problem.lse, lse, problem.batch_ndim, ndim - problem.batch_ndim)
     if heads_inside or ndim == 1:

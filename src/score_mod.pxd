@@ -1,12 +1,8 @@
 # What happens to the scores of a block: softcap, bias, ALiBi, masks and intervals, as the kernels want them.
 
 from convert cimport gather_row
-from plan cimport *
-from problem cimport *
 from tile cimport *
 from tiles.portable cimport to_float
-from tiles.tiles cimport *
-from worker cimport *
 
 
 # Rows first, first + 1, ... of a tile, in so many lanes, and keys low <= j < high.

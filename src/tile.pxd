@@ -5,9 +5,6 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from convert cimport gather_row, scatter_row
-from plan cimport *
-from problem cimport *
-from tiles.tiles cimport *
 from worker cimport *
 
 
@@ -64,7 +61,8 @@ cdef inline void open_head(KeyHead *head, const Worker *worker, const Task *task
     head.key_start = first_row(problem, &problem.key_start, entry, query_head, NULL)
     head.key_stop = first_row(problem, &problem.key_stop, entry, query_head, NULL)
     head.offset = entry_integer(problem, &problem.query_offset, entry, 0)
-    head.query_limit = <Py_ssize_t>entry_integer(problem, &problem.query_lengths, entry, entry_query_length(problem, entry))
+    head.query_limit = <Py_ssize_t>entry_integer(problem, &problem.query_lengths, entry,
+                                                 entry_query_length(problem, entry))
     head.key_limit = <Py_ssize_t>entry_integer(problem, &problem.key_lengths, entry, entry_key_length(problem, entry))
 
 
@@ -80,8 +78,13 @@ cdef inline void find_rows(Tile *tile, const Plan *plan, const KeyHead *key_head
             i += 1
 
 
-cdef inline void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const KeyHead *key_head, int64_t low,
-                               int64_t high) noexcept nogil:
+cdef inline int64_t integer_of(const cattn_array *array, const char *first, Py_ssize_t head,
+                               Py_ssize_t i) noexcept nogil:
+    return (<const int64_t *>(first + head * array.head + i * array.row))[0]
+
+
+cdef inline void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const KeyHead *key_head,
+                               int64_t low, int64_t high) noexcept nogil:
     """The keys [start, stop) that a row may attend to, masks and biases aside, of keys [low, high)."""
     cdef Py_ssize_t head = tile.head[row], i = tile.index[row]
     cdef int64_t position = key_head.offset + i
@@ -90,9 +93,9 @@ cdef inline void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *
     if problem.window_right != CATTN_UNLIMITED:
         high = min(high, position + problem.window_right + 1)
     if key_head.key_start != NULL:
-        low = max(low, (<const int64_t *>(key_head.key_start + head * problem.key_start.head + i * problem.key_start.row))[0])
+        low = max(low, integer_of(&problem.key_start, key_head.key_start, head, i))
     if key_head.key_stop != NULL:
-        high = min(high, (<const int64_t *>(key_head.key_stop + head * problem.key_stop.head + i * problem.key_stop.row))[0])
+        high = min(high, integer_of(&problem.key_stop, key_head.key_stop, head, i))
     if i >= key_head.query_limit or low >= high:
         low = high = 0
     tile.start[row] = <Py_ssize_t>low
@@ -145,12 +148,13 @@ cdef inline char *row_of(const cattn_array *array, const char *first, const Tile
 
 
 cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task, Py_ssize_t number) noexcept nogil:
-    """Tile number `number` of a task in the worker's workspace. Scores are there once: the next tile's take their place."""
+    """Tile number `number` of a task in the worker's workspace, where all tiles have the same place for scores."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Plan *plan = worker.call.plan
     cdef cattn_row_tile *arrays = &tile.arrays
     cdef char *workspace = worker.workspace
-    cdef Py_ssize_t item = plan.itemsize, vector = CATTN_MAX_LANES * item, output = arrays.lanes * problem.value_size * item
+    cdef Py_ssize_t item = plan.itemsize, vector = CATTN_MAX_LANES * item
+    cdef Py_ssize_t output = arrays.lanes * problem.value_size * item
     cdef bint few = task.strategy == &plan.few
     cdef char *vectors = workspace + plan.vectors_at
     arrays.pitch = task.strategy.key_block if few else 0
@@ -176,6 +180,8 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
         arrays.total.row_sum_carry = vectors + 2 * vector
         arrays.total.output_carry = vectors + 3 * vector
         arrays.total.output = vectors + 3 * vector + output
+        arrays.softmax.row_sum_carry = arrays.total.row_sum_carry   # whichever of the two is the total
+        arrays.softmax.output_carry = arrays.total.output_carry
 
 
 cdef inline void load_queries(Tile *tile, const Worker *worker, const KeyHead *head, Py_ssize_t start,
@@ -190,7 +196,8 @@ cdef inline void load_queries(Tile *tile, const Worker *worker, const KeyHead *h
     for row in range(tile.arrays.rows):
         rows[row] = row_of(&problem.query, head.query, tile, row) + start * problem.query.column
         if not plan.query_in_place:
-            gather_row(scratch + row * count * plan.itemsize, plan.arithmetic, &problem.query, rows[row], count, plan.table)
+            gather_row(scratch + row * count * plan.itemsize, plan.arithmetic, &problem.query, rows[row], count,
+                       plan.table)
             rows[row] = scratch + row * count * plan.itemsize
     columns.size = count
     tile.arrays.source = rows
@@ -254,20 +261,15 @@ cdef inline void fill_new(Tile *tile, const Worker *worker) noexcept nogil:
                 fill_rows(tile, worker)
             else:
                 for column in range(worker.call.problem.value_size):
-                    memset(<char *>tile.arrays.softmax.output + (column * lanes + half * tile.half) * item, 0, tile.half * item)
+                    memset(<char *>tile.arrays.softmax.output + (column * lanes + half * tile.half) * item, 0,
+                           tile.half * item)
         tile.is_new[half] = False
 
 
-cdef inline void swap(void **one, void **other) noexcept nogil:
-    cdef void *kept = one[0]
-    one[0] = other[0]
-    other[0] = kept
-
-
 cdef inline void swap_total(cattn_row_tile *arrays) noexcept nogil:
-    swap(&arrays.softmax.row_max, &arrays.total.row_max)
-    swap(&arrays.softmax.row_sum, &arrays.total.row_sum)
-    swap(&arrays.softmax.output, &arrays.total.output)
+    cdef cattn_softmax total = arrays.total
+    arrays.total = arrays.softmax
+    arrays.softmax = total
 
 
 cdef inline void begin_total(cattn_row_tile *arrays, Py_ssize_t size, Py_ssize_t item) noexcept nogil:

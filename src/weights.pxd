@@ -4,12 +4,8 @@ from libc.string cimport memcpy, memset
 
 from attend cimport score_huge
 from keys cimport *
-from plan cimport *
-from problem cimport *
 from score_mod cimport *
 from tile cimport *
-from tiles.tiles cimport *
-from worker cimport *
 
 
 cdef inline void store_scores(Tile *tile, const Worker *worker, const KeyHead *head, const Block *block, void *divisor,

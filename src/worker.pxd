@@ -3,7 +3,6 @@
 from libc.stdint cimport int64_t
 
 from plan cimport *
-from problem cimport cattn_problem
 from system.system cimport *
 
 cdef enum:
@@ -36,6 +35,12 @@ cdef struct Worker:
     Call *call
     char *workspace
     int number                   # 0 is the caller
+
+
+cdef inline void open_worker(Worker *worker, Call *call, int number) noexcept nogil:
+    worker.call = call
+    worker.workspace = call.workspaces + number * call.plan.workspace_bytes
+    worker.number = number
 
 
 cdef inline void poll(void *context) noexcept nogil:

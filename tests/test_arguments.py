@@ -4,15 +4,11 @@ A Problem holds views: nothing that is as large as an input is copied on the way
 """
 
 import math
-import os
-import subprocess
-import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import same_memory, zeros
 
 import cattn
 from cattn import _arguments
@@ -21,24 +17,11 @@ FAR = 2**60
 TYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
 
-def zeros(*shape, dtype=np.float32):
-    return np.zeros(shape, dtype)
-
-
 def problem(query=(2, 4, 5, 8), key=(2, 2, 7, 8), value=(2, 2, 7, 3), **arguments):
     return _arguments.attention(zeros(*query), zeros(*key), zeros(*value), **arguments)[0]
 
 
-def same_memory(a, b):
-    """Whether a and b are the same elements in the same order."""
-
-    def description(x):
-        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
-
-    return description(a) == description(b)
-
-
-# ---- shapes and views ----
+# Shapes and views
 
 
 def test_plain():
@@ -158,7 +141,7 @@ def test_any_strides():
     assert p.value.strides == (0, 0, 4, 28)
 
 
-# ---- types ----
+# Types
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -216,126 +199,29 @@ def test_subclasses_and_read_only_inputs():
     assert result.shape == (3, 4)
 
 
-class Flags:
-    writeable = c_contiguous = aligned = True
-
-
-def lies(**attributes):
-    """A subclass of ndarray whose attributes and conversions are these, whatever there is in memory."""
-
-    def convert(self, *_, **__):
-        return np.zeros((3, 4), np.float32)
-
-    attributes |= {"__array__": convert, "view": convert, "astype": convert}
-    return type("Lies", (np.ndarray,), attributes)
-
-
-def test_out_that_lies():
-    query = np.ones((3, 4), np.float32)
-    memory = bytes(48)
-    for out, error, message in (
-        (np.frombuffer(memory, np.float32).reshape(3, 4).view(lies(flags=Flags())), ValueError, "read-only"),
-        (np.zeros((3, 3), np.float32).view(lies(shape=(3, 4))), ValueError, r"expected shape \(3, 4\), got \(3, 3\)"),
-        (np.zeros((3, 4), np.float16).view(lies(dtype=np.dtype(np.float32))), TypeError, "got float16"),
-        (np.broadcast_to(np.zeros(4, np.float32), (3, 4)).view(lies(flags=Flags())), ValueError, "read-only"),
+def test_modifiers_of_plain_arrays():
+    """What a call whose arrays are plain asks for is what any other call gets."""
+    given = {"scale": 3, "causal": True, "query_offset": "end", "key_lengths": [7, 3], "sinks": [1, 2, 3, 4]}
+    for shapes, batch, headless in (
+        (((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 3)), (2,), False),
+        (((5, 8), (7, 8), (7, 3)), (), True),
     ):
-        with pytest.raises(error, match=f"^out: .*{message}"):
-            cattn.attention(query, query, query, out=out)
-    assert memory == bytes(48)
-    with pytest.raises(ValueError, match=r"^out: .*overlaps query$"):
-        cattn.attention(query, query, query, out=query.view(lies(strides=(0, 0), __array_interface__={})))
-    out = np.zeros((3, 4), np.float32).view(lies(shape=(1,), dtype=np.dtype(bool), flags=None, strides=None))
-    assert cattn.attention(query, query, query, out=out) is out
-    assert (np.ndarray.view(out, np.ndarray) == 1).all()
-
-
-def test_inputs_that_lie():
-    array = np.random.default_rng(0).standard_normal((4, 4, 4), np.float32)
-    mask, numbers = np.tri(4, dtype=bool), np.arange(4)
-    lie = lies(shape=(2**20, 2**20), strides=(1, 1), dtype=np.dtype(np.int64), ndim=7, size=10**9)
-    modifiers = {"mask": mask, "bias": array[0], "sinks": array[0, 0], "alibi_slopes": array[0, 1],
-                 "key_range": (numbers, numbers + 2)}  # fmt: skip
-    lying = {name: x.view(lie) for name, x in modifiers.items() if name != "key_range"}
-    lying["key_range"] = tuple(x.view(lie) for x in modifiers["key_range"])
-    for name in modifiers:
-        expected = cattn.attention(array, array, array, **{name: modifiers[name]})
-        np.testing.assert_array_equal(cattn.attention(array, array, array, **{name: lying[name]}), expected)
-    given = array.view(lie)
-    np.testing.assert_array_equal(cattn.attention(given, given, given), cattn.attention(array, array, array))
-    np.testing.assert_array_equal(cattn.attention_weights(given, given), cattn.attention_weights(array, array))
-    indptr = np.array([0, 1, 4])
-    np.testing.assert_array_equal(
-        cattn.attention_varlen(given, given, given, indptr.view(lie), indptr.view(lie)),
-        cattn.attention_varlen(array, array, array, indptr, indptr),
-    )
-    x, *weights = array
-    np.testing.assert_array_equal(
-        cattn.self_attention(x.view(lie), *(w.view(lie) for w in weights)), cattn.self_attention(x, *weights)
-    )
-    assert str(cattn.trace(x.view(lie), *(w.view(lie) for w in weights))) == str(cattn.trace(x, *weights))
-    for ours, expected in zip(
-        cattn.merge_attention([given, given], [array[0].view(lie)] * 2),
-        cattn.merge_attention([array, array], [array[0]] * 2),
-        strict=True,
+        if headless:
+            given |= {"scale": None, "key_lengths": 3, "sinks": [1], "key_range": (2, None), "mask": [True] * 7}
+        heads = 1 if headless else 4
+        found = _arguments.plain_modifiers(batch, heads, 5, 7, 8, np.dtype(np.float32), headless, given)
+        for name, expected in problem(*shapes, **given).modifiers._asdict().items():
+            np.testing.assert_array_equal(getattr(found, name), expected)
+            assert np.shape(getattr(found, name)) == np.shape(expected)
+    for wrong, message in (
+        ({"scale": 1e-100}, r"^scale: .*float32"),
+        ({"mask": [True] * 6}, r"^mask: .*\(5, 7\) \(query length, key length\)"),
     ):
-        np.testing.assert_array_equal(ours, expected)
+        with pytest.raises(ValueError, match=message):
+            _arguments.plain_modifiers((), 1, 5, 7, 8, np.dtype(np.float32), True, wrong)
 
 
-RESHAPED = """
-import itertools, sys, threading, time, warnings
-import ml_dtypes, numpy as np
-import cattn
-warnings.simplefilter("ignore")  # NumPy would rather have nobody set a shape
-sys.setswitchinterval(1e-6)
-dtype, name, arguments, other = sys.argv[1], sys.argv[2], eval(sys.argv[3]), eval(sys.argv[4])
-random = np.random.default_rng(0)
-memory = random.standard_normal((4, 20, 192)).astype(dtype)
-query, key, value, out = memory[:, 1].reshape(4, 4, 6, 8)
-expected = cattn.attention(query, key, value, **arguments)
-if name == "out":
-    arguments["out"] = out
-    memory[3] = 0
-before = memory.copy()
-reshaped = {"query": query, "out": out}[name]
-done = threading.Event()
-def reshape():
-    for shape in itertools.cycle([other, (4, 6, 8)]):
-        reshaped.shape = shape
-        if done.is_set():
-            break
-thread = threading.Thread(target=reshape)
-thread.start()
-right = wrong = 0
-end = time.monotonic() + 1.5
-while time.monotonic() < end and not wrong:
-    try:
-        result = cattn.attention(query, key, value, **arguments)
-    except ValueError:
-        continue
-    right += np.array_equal(result.ravel(), expected.ravel())
-    wrong += not np.array_equal(result.ravel(), expected.ravel())
-    before[3, 1] = memory[3, 1]
-    wrong += not np.array_equal(before, memory)
-done.set()
-thread.join()
-print(right > 0, wrong)
-"""
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name", "arguments", "other"),
-    [("float32", "out", {"softcap": 50.0}, (1, 192)), ("bfloat16", "query", {}, (48, 4))],
-)
-def test_a_thread_that_reshapes_an_array_meanwhile(dtype, name, arguments, other):
-    """Each call sees one of its shapes: it is refused, or right."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", RESHAPED, dtype, name, repr(arguments), repr(other)]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True 0\n", "")
-
-
-# ---- numbers ----
+# Numbers
 
 
 @pytest.mark.parametrize("number_type", [float, np.longdouble, np.array, *TYPES])
@@ -368,7 +254,7 @@ def test_num_threads():
     assert problem(num_threads=3).num_threads == 3
 
 
-# ---- positions ----
+# Positions
 
 
 @pytest.mark.parametrize(
@@ -467,7 +353,7 @@ def test_key_range():
     assert (p.modifiers.key_stop == 7).all()
 
 
-# ---- scores ----
+# Scores
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 7), (4, 5, 7), (5, 7), (7,), (), (1, 1, 1, 7), (2, 1, 5, 1), (1, 4, 1, 1)])
@@ -496,102 +382,7 @@ def test_lists():
     assert p.modifiers.bias.tolist() == [[[1.0] * 3, [2.0] * 3]]
 
 
-# ---- out ----
-
-
-def test_out_is_returned():
-    out = np.full((2, 4, 5, 3), np.nan, np.float32)
-    p, result, _ = _arguments.attention(zeros(2, 4, 5, 8), zeros(2, 2, 7, 8), zeros(2, 2, 7, 3), out=out)
-    assert result is out
-    assert same_memory(p.out, out)
-    result, lse = cattn.attention(zeros(2, 4, 5, 8), zeros(2, 2, 7, 8), zeros(2, 2, 7, 3), out=out, return_lse=True)
-    assert result is out
-    assert not out.any()
-    assert lse.shape == (2, 4, 5)
-
-
-@pytest.mark.parametrize("layout", ["bhld", "blhd"])
-def test_out_between_other_elements(layout):
-    memory = np.full((6, 20, 12, 7), 7, np.float32)
-    out = memory[4::-2, 1::3, ::-3, 1::2]
-    random = np.random.default_rng(1)
-    query, key, value = (random.standard_normal((3, 7, 4, size), np.float32) for size in (8, 8, 3))
-    expected = cattn.attention(query, key, value, layout=layout)
-    result = cattn.attention(query, key, value, layout=layout, out=out)
-    assert result is out
-    assert np.array_equal(out, expected)
-    out[...] = 7
-    assert (memory == 7).all()
-
-
-def test_out_beside_an_input():
-    memory = np.random.default_rng(2).standard_normal((2, 3, 2, 5, 8), np.float32)
-    query, out = memory[:, :, 0], memory[:, :, 1]
-    key = query.copy()
-    expected = cattn.attention(query, key, key)
-    cattn.attention(query, key, key, out=out)
-    assert np.array_equal(out, expected)
-    assert np.array_equal(query, key)
-    # one column of the output beside each column of the query
-    memory = np.random.default_rng(3).standard_normal((2, 3, 5, 8, 2), np.float32)
-    query, out = memory[..., 0], memory[..., 1]
-    cattn.attention(query.copy(), query, query, out=out)
-    assert np.array_equal(out, cattn.attention(query, query, query))
-
-
-def test_out_may_be_a_subclass(tmp_path):
-    out = np.memmap(tmp_path / "out", np.float32, "w+", shape=(3, 5, 8))
-    query = np.ones((3, 5, 8), np.float32)
-    assert cattn.attention(query, query, query, out=out) is out
-    assert np.allclose(out, 1)
-
-
-def test_empty_out():
-    out = zeros(0, 4, 5, 3)
-    assert cattn.attention(zeros(0, 4, 5, 8), zeros(0, 2, 7, 8), zeros(0, 2, 7, 3), out=out) is out
-
-
-@settings(max_examples=1000, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 4), st.integers(-24, 24)), min_size=1, max_size=4),
-    st.sampled_from([np.uint8, np.float16, np.float32]),
-)
-def test_self_overlap_is_exact(axes, dtype):
-    shape, strides = zip(*axes, strict=True)
-    size = np.dtype(dtype).itemsize
-    memory = np.zeros(1024, np.uint8)
-    array = np.ndarray(shape, dtype, memory, 512, strides)
-    starts = [int(np.dot(index, strides)) for index in np.ndindex(*shape)]
-    touched = [start + byte for start in starts for byte in range(size)]
-    assert _arguments._overlaps_itself(array, 1000) == (len(set(touched)) < len(touched))
-
-
-def test_self_overlap_of_interleaved_rows():
-    memory = np.zeros(100, np.float32)
-    brick = np.lib.stride_tricks.as_strided(memory, (3, 4), (4 * 4, 3 * 4))  # 0 3 6 9, 4 7 10 13, 8 11 14 17
-    assert not _arguments._overlaps_itself(brick, 1000)
-    brick = np.lib.stride_tricks.as_strided(memory, (4, 4), (4 * 4, 3 * 4))  # and 12 15 18 21
-    assert not _arguments._overlaps_itself(brick, 1000)
-    brick = np.lib.stride_tricks.as_strided(memory, (4, 5), (4 * 4, 3 * 4))  # 12 twice
-    assert _arguments._overlaps_itself(brick, 1000)
-
-
-def test_interleaved_views_are_told_apart():
-    """Every second, sixth or seventh of some axes: NumPy looks at hundreds of pairs of elements before it knows."""
-    random = np.random.default_rng(4)
-    memory = random.standard_normal((28, 35, 30, 5), np.float32)
-    before = memory.copy()
-    rows = memory.transpose(3, 0, 1, 2)
-    key, out = rows[:, 5::6, :, ::2], rows[:, 1::7, ::2, :]
-    query, value = (random.standard_normal(shape, np.float32) for shape in ((5, 4, 18, 15), (5, 4, 35, 30)))
-    expected = cattn.attention(query, key, value)
-    assert cattn.attention(query, key, value, out=out) is out
-    np.testing.assert_array_equal(out, expected)
-    out[...] = before.transpose(3, 0, 1, 2)[:, 1::7, ::2, :]
-    np.testing.assert_array_equal(memory, before)
-
-
-# ---- attention_weights ----
+# attention_weights
 
 
 @pytest.mark.parametrize("stage", ["scores", "softcapped", "biased", "weights"])
@@ -618,7 +409,7 @@ def test_weights_of_one_head():
     assert p.modifiers.mask.shape == (1, 5, 7)
 
 
-# ---- attention_varlen ----
+# attention_varlen
 
 
 def varlen(query_indptr, key_indptr, **arguments):
@@ -677,25 +468,3 @@ def test_varlen_out_and_modifiers():
         3.0,
         2,
     )
-
-
-@pytest.mark.parametrize("name", ["num_threads", "mask"])
-@pytest.mark.parametrize("plain", [True, False])
-def test_an_argument_that_reshapes_another(plain, name):
-    """Arguments are converted by anyone's code: what has been looked at by then stays as it was."""
-    query, key, value = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
-    query = query.copy()
-    if not plain:
-        value = value[..., ::-1]
-
-    class Reshaping:
-        def convert(self, *_, **__):
-            query.resize((1, 256), refcheck=False)
-            return np.ones((8, 8), bool) if name == "mask" else 1
-
-        __array__ = __index__ = convert
-
-    expected = cattn.attention(query.copy(), key, value)
-    out = cattn.attention(query, key, value, **{name: Reshaping()})
-    assert query.shape == (1, 256)
-    np.testing.assert_array_equal(out, expected)

@@ -4,31 +4,20 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import environment, run_python
 
 import cattn
 from cattn.__main__ import main
-
-PACKAGE = Path(cattn.__file__).parent.parent
 
 
 @pytest.fixture
 def run(tmp_path):
     def run(*arguments, **environment):
-        # An editable or in-place build is found from elsewhere too.
-        path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "cattn", *map(str, arguments)],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"} | environment,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=120,
-            check=False,
-        )
+        environment = {"PYTHONIOENCODING": "utf-8"} | environment
+        return run_python("-W", "error", "-m", "cattn", *arguments, cwd=tmp_path, **environment)
 
     return run
 
@@ -239,10 +228,9 @@ def test_plot_without_matplotlib(monkeypatch, capsys):
 def test_a_reader_that_leaves_early(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
-    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
     command = [sys.executable, "-m", "cattn", "demo"]
     result = subprocess.run(
-        command, cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=120
+        command, cwd=tmp_path, env=environment(), stdout=writing, stderr=subprocess.PIPE, timeout=120
     )
     os.close(writing)
     assert result.stderr == b""

@@ -1,24 +1,21 @@
 """Heads and values of very many columns, which are dealt with a slice at a time."""
 
 import cases
+import helpers
 import numpy as np
 import pytest
+from helpers import assert_same_bits
 from kappa import assert_accurate
 
 import cattn
 
-LARGEST_WHOLE = 16384  # of plan.pxi
+LARGEST_WHOLE = 16384  # of plan.pxd
 HUGE = [(LARGEST_WHOLE + 1, 3), (3, LARGEST_WHOLE + 1), (18_431, 17_000)]
 
 
-def case(seed, rows, keys, size, value_size, dtype=np.float32, heads=1, key_heads=1):
-    random = np.random.default_rng(seed)
-    arrays = {
-        "query": random.standard_normal((heads, rows, size)),
-        "key": random.standard_normal((key_heads, keys, size)),
-        "value": random.standard_normal((key_heads, keys, value_size)),
-    }
-    return {name: array.astype(dtype) for name, array in arrays.items()}
+def problem(rows, keys, size, value_size, dtype=np.float32, heads=1):
+    sizes = {"size": size, "value_size": value_size}
+    return helpers.problem(rows, keys, dtype, batch=(), heads=heads, key_heads=1, **sizes)
 
 
 def check(case):
@@ -31,21 +28,21 @@ def check(case):
 @pytest.mark.parametrize("rows, keys", [(1, 70), (20, 9)])
 @pytest.mark.parametrize("sizes", HUGE, ids=str)
 def test_types(sizes, rows, keys, name):
-    check(case(1, rows, keys, *sizes, cases.TYPES[name]))
+    check(problem(rows, keys, *sizes, cases.TYPES[name]))
 
 
 @pytest.mark.parametrize("sizes", HUGE, ids=str)
 def test_strides(sizes):
-    given = case(2, 12, 66, *sizes)
+    given = problem(12, 66, *sizes)
     expected = cattn.attention(**given)
     given = {name: array[..., ::-1].astype(">f4")[..., ::-1] for name, array in given.items()}
-    assert cattn.attention(**given).tobytes() == expected.tobytes()
+    assert_same_bits(cattn.attention(**given), expected)
 
 
 @pytest.mark.parametrize("rows", [3, 12])
 def test_chunks(rows):
     """So many keys that each part of the rows is merged from partial results."""
-    given = case(3, rows, 2100, 3, LARGEST_WHOLE + 1)
+    given = problem(rows, 2100, 3, LARGEST_WHOLE + 1)
     out, lse = cattn.attention(**given, return_lse=True, num_threads=3)
     assert_accurate(out, given, lse)
 
@@ -54,7 +51,7 @@ def test_chunks(rows):
 @pytest.mark.parametrize("sizes", HUGE, ids=str)
 def test_modifiers(sizes, rows):
     random = np.random.default_rng(5)
-    given = case(4, rows, 66, *sizes, heads=2) | {
+    given = problem(rows, 66, *sizes, heads=2) | {
         "mask": random.random((2, rows, 66)) < 0.8,
         "bias": random.standard_normal((2, rows, 66)).astype(np.float16),
         "alibi_slopes": np.array([0.25, 0.5], np.float32),
@@ -67,13 +64,13 @@ def test_modifiers(sizes, rows):
     check(given)
     expected = cattn.attention(**given)
     given["key"][:, 60:] = given["value"][:, 60:] = np.nan
-    assert cattn.attention(**given).tobytes() == expected.tobytes()
+    assert_same_bits(cattn.attention(**given), expected)
     given["value"][:, 0] = np.inf  # the selecting way
     assert np.array_equal(np.isfinite(cattn.attention(**given)[..., 0]), ~given["mask"][..., 0])
 
 
 def test_packed_sequences():
-    given = case(6, 40, 90, *HUGE[2])
+    given = problem(40, 90, *HUGE[2])
     query, key, value = (array.swapaxes(0, 1) for array in given.values())
     rows, keys = [0, 20, 20, 23, 40], [0, 5, 40, 80, 90]
     out = cattn.attention_varlen(query, key, value, rows, keys, num_threads=3)
@@ -81,14 +78,14 @@ def test_packed_sequences():
         one = slice(rows[i], rows[i + 1])
         own = slice(keys[i], keys[i + 1])
         expected = cattn.attention(given["query"][:, one], given["key"][:, own], given["value"][:, own])
-        assert out[one].tobytes() == expected.tobytes()
+        assert_same_bits(out[one].swapaxes(0, 1), expected)
 
 
 @pytest.mark.parametrize("stage", ["scores", "softcapped", "biased", "weights"])
 @pytest.mark.parametrize("modified", [False, True])
 @pytest.mark.parametrize("name", ["float32", "float64", "bfloat16"])
 def test_weights(stage, modified, name):
-    given = case(7, 50, 120, LARGEST_WHOLE + 1, 1, cases.TYPES[name])
+    given = problem(50, 120, LARGEST_WHOLE + 1, 1, cases.TYPES[name])
     del given["value"]
     if modified:
         given |= {"bias": np.linspace(-1, 1, 120), "mask": np.arange(120) % 7 > 0, "softcap": 2.0}

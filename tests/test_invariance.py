@@ -1,38 +1,26 @@
 """The same row gets the same bits whatever surrounds it."""
 
+import functools
+
 import cases
+import helpers
 import numpy as np
 import pytest
+from helpers import EVERY_TYPE, assert_same_bits
 
 import cattn
 
-TYPES = pytest.mark.parametrize("dtype", list(cases.TYPES.values()), ids=str)
 ROWS = pytest.mark.parametrize("rows", [1, 2, 5, 7, 8, 16, 17, 50, 130])
 
 
-def problem(rows, keys, dtype, *, batch=(3,), heads=6, key_heads=2, size=20, value_size=13):
-    random = np.random.default_rng([rows, keys])
-    shapes = {
-        "query": (*batch, heads, rows, size),
-        "key": (*batch, key_heads, keys, size),
-        "value": (*batch, key_heads, keys, value_size),
-    }
-    return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
-
-
-def assert_same_bits(found, expected):
-    """For two pairs of output and lse."""
-    for x, y in zip(found, expected, strict=True):
-        assert x.shape == y.shape and x.dtype == y.dtype
-        bits = f"u{x.dtype.itemsize}"
-        np.testing.assert_array_equal(np.ascontiguousarray(x).view(bits), np.ascontiguousarray(y).view(bits))
+problem = functools.partial(helpers.problem, batch=(3,), heads=6, key_heads=2, size=20, value_size=13)
 
 
 def attention(**case):
     return cattn.attention(**case, return_lse=True)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @pytest.mark.parametrize("modifiers", [{}, {"causal": True, "query_offset": 9}, {"softcap": 3.0}], ids=str)
 def test_alone_or_in_a_batch(dtype, rows, modifiers):
@@ -63,7 +51,7 @@ def test_a_larger_batch_moves_no_row_to_another_tile(rows):
         assert_same_bits([part[:1] for part in attend(batch)], (out, lse))
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 def test_broadcast_or_copied(dtype, rows):
     case = problem(rows, 100, dtype)
@@ -87,7 +75,7 @@ def in_another_memory(x):
         yield x.astype(x.dtype.newbyteorder("S"))
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @pytest.mark.parametrize("which", ["query", "key", "value", "mask", "bias"])
 def test_any_memory(dtype, rows, which):
@@ -100,7 +88,7 @@ def test_any_memory(dtype, rows, which):
         assert_same_bits(attention(**case | {which: x}), expected)
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("layout", ["bhld", "blhd"])
 @pytest.mark.parametrize("ndim", [2, 3, 4, 5])
 @pytest.mark.parametrize(
@@ -126,7 +114,7 @@ def test_plain_arrays_or_others(dtype, layout, ndim, modifiers):
         assert_same_bits((out, out), (given, cattn.attention(**case, layout=layout)))
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 def test_any_memory_of_the_output(dtype, rows):
     case = problem(rows, 60, dtype)
@@ -138,7 +126,7 @@ def test_any_memory_of_the_output(dtype, rows):
             assert_same_bits(found, expected)
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("start", range(0, 100, 50))
 def test_random_cases_in_any_memory(dtype, start):
     for seed in range(start, start + 50):
@@ -153,7 +141,7 @@ def test_random_cases_in_any_memory(dtype, start):
             raise AssertionError(f"seed {seed}: {cases.describe(case)}") from error
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @pytest.mark.parametrize("keys", [1, 6, 31, 32, 64, 95, 96, 97, 200])
 @pytest.mark.parametrize("causal", [False, True])
@@ -174,7 +162,7 @@ def test_padded_keys(dtype, rows, keys, causal):
             assert_same_bits(masked, expected)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 def test_ragged_batch(dtype, rows):
     case = problem(rows, 200, dtype)
@@ -185,7 +173,7 @@ def test_ragged_batch(dtype, rows):
         assert_same_bits(attention(**alone), (out[b], lse[b]))
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 def test_layouts(dtype, rows):
     case = problem(rows, 100, dtype) | {"causal": True, "query_offset": 30}
@@ -194,7 +182,7 @@ def test_layouts(dtype, rows):
     assert_same_bits((out.swapaxes(1, 2), lse.swapaxes(1, 2)), attention(**case))
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @pytest.mark.parametrize("keys", [100, 3000])
 def test_threads(dtype, rows, keys):
@@ -204,21 +192,20 @@ def test_threads(dtype, rows, keys):
         assert_same_bits(attention(**case, num_threads=number), expected)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 def test_again(dtype, rows):
     case = problem(rows, 100, dtype)
     assert_same_bits(attention(**case), attention(**case))
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("rows", [3, 20, 70])
 @pytest.mark.parametrize("keys", [97, 500, 4100])
 @pytest.mark.parametrize("sinks", [None, [0.5, -1.0]])
 def test_neighbours_that_see_other_keys(dtype, rows, keys, sinks):
     random = np.random.default_rng([rows, keys])
-    query = random.standard_normal((2, rows, 20)).astype(dtype)
-    key, value = (random.standard_normal((1, keys, 20)).astype(dtype) for _ in range(2))
+    query, key, value = problem(rows, keys, dtype, batch=(), heads=2, key_heads=1, value_size=20).values()
     start = random.integers(0, keys, (2, rows))
     stop = start + random.integers(0, keys, (2, rows))
     out, lse = attention(query=query, key=key, value=value, key_range=(start, stop), sinks=sinks)
@@ -231,7 +218,7 @@ def test_neighbours_that_see_other_keys(dtype, rows, keys, sinks):
         assert_same_bits([x[h, i] for x in found], (out[h, i], lse[h, i]))
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("size", [20, 64, 128])
 @pytest.mark.parametrize("start", [1, 23, 24, 25, 47, 48, 50, 71, 95])
 def test_a_neighbour_that_sees_earlier_keys(dtype, size, start):
@@ -244,25 +231,23 @@ def test_a_neighbour_that_sees_earlier_keys(dtype, size, start):
     assert_same_bits(attention(**case, key_range=(starts[1:], None)), (out[1:], lse[1:]))
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("stage", ["scores", "softcapped", "biased", "weights"])
 @pytest.mark.parametrize("rows", [1, 9, 130])
 def test_weights_keep_their_bits(dtype, stage, rows):
-    random = np.random.default_rng(rows)
-    query = random.standard_normal((3, 6, rows, 20)).astype(dtype)
-    key = random.standard_normal((3, 2, 200, 20)).astype(dtype)
-    mask = random.random((rows, 200)) < 0.7
+    query, key, _ = problem(rows, 200, dtype).values()
+    mask = np.random.default_rng(rows).random((rows, 200)) < 0.7
     options = {"stage": stage, "mask": mask, "softcap": 3.0}
     expected = cattn.attention_weights(query, key, **options)
     for threads in (1, 2, 3, 7):
-        assert cattn.attention_weights(query, key, **options, num_threads=threads).tobytes() == expected.tobytes()
-    assert cattn.attention_weights(query[1], key[1], **options).tobytes() == expected[1].tobytes()
+        assert_same_bits(cattn.attention_weights(query, key, **options, num_threads=threads), expected)
+    assert_same_bits(cattn.attention_weights(query[1], key[1], **options), expected[1])
     wide = np.repeat(key, 2, axis=-1)[..., ::2]
-    assert cattn.attention_weights(query, wide, **options).tobytes() == expected.tobytes()
+    assert_same_bits(cattn.attention_weights(query, wide, **options), expected)
     padded = np.pad(key, [(0, 0), (0, 0), (0, 70), (0, 0)], constant_values=np.nan)
     options["mask"] = np.pad(mask, [(0, 0), (0, 70)])
     found = cattn.attention_weights(query, padded, **options, key_lengths=200)
-    assert found[..., :200].tobytes() == expected.tobytes()
+    assert_same_bits(found[..., :200], expected)
     if stage in ("biased", "weights"):
         assert np.all(found[..., 200:] == (0 if stage == "weights" else -np.inf))
 

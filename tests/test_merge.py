@@ -2,22 +2,13 @@
 
 import itertools
 
-import cases
 import numpy as np
 import pytest
+from helpers import EVERY_TYPE, problem
 from kappa import Yardstick
 
 import cattn
 from cattn import merge_attention
-
-TYPES = pytest.mark.parametrize("dtype", list(cases.TYPES.values()), ids=str)
-
-
-def problem(rows=9, keys=50, dtype=np.float32):
-    random = np.random.default_rng(rows)
-    shapes = (2, 4, rows, 6), (2, 2, keys, 6), (2, 2, keys, 5)
-    query, key, value = (random.standard_normal(shape).astype(dtype) for shape in shapes)
-    return {"query": query, "key": key, "value": value}
 
 
 def parts(case, edges, **modifiers):
@@ -29,10 +20,10 @@ def parts(case, edges, **modifiers):
     return [out for out, _ in results], [lse for _, lse in results]
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("edges", [[0, 50], [0, 20, 50], [0, 0, 1, 17, 17, 30, 50], list(range(51))], ids=len)
 def test_parts_make_the_whole(dtype, edges):
-    case = problem(dtype=dtype)
+    case = problem(9, 50, dtype)
     out, lse = merge_attention(*parts(case, edges))
     yardstick = Yardstick(case)
     assert out.dtype == dtype and lse.dtype == yardstick.arithmetic
@@ -45,7 +36,7 @@ def test_parts_make_the_whole(dtype, edges):
 
 
 def test_sinks_in_one_part():
-    case, sinks = problem(), np.array([1.0, -np.inf, 0.0, 3.0])
+    case, sinks = problem(9, 50), np.array([1.0, -np.inf, 0.0, 3.0])
     outputs, lses = parts(case, [0, 20, 50])
     with_sinks, with_sinks_lse = parts(case, [0, 20], sinks=sinks)
     out, lse = merge_attention(with_sinks + outputs[1:], with_sinks_lse + lses[1:])
@@ -83,7 +74,7 @@ def test_not_finite():
 
 
 def test_order_does_not_matter():
-    outputs, lses = parts(problem(), [0, 3, 20, 50])
+    outputs, lses = parts(problem(9, 50), [0, 3, 20, 50])
     out, lse = merge_attention(outputs, lses)
     out_reversed, lse_reversed = merge_attention(outputs[::-1], lses[::-1])
     np.testing.assert_allclose(out, out_reversed, rtol=1e-6, atol=1e-7)
@@ -91,7 +82,7 @@ def test_order_does_not_matter():
 
 
 def test_inputs_stay_as_they_are():
-    outputs, lses = parts(problem(), [0, 3, 20, 50])
+    outputs, lses = parts(problem(9, 50), [0, 3, 20, 50])
     copies = [x.copy() for x in outputs + lses]
     for x in outputs + lses:
         x.flags.writeable = False
@@ -102,7 +93,7 @@ def test_inputs_stay_as_they_are():
 
 
 def test_stacked_arrays_and_other_byte_orders():
-    outputs, lses = parts(problem(), [0, 3, 20, 50])
+    outputs, lses = parts(problem(9, 50), [0, 3, 20, 50])
     expected = merge_attention(outputs, lses)
     stacked = merge_attention(np.stack(outputs).astype(">f4"), np.stack(lses).astype(">f4"))
     for x, y in zip(stacked, expected, strict=True):

@@ -1,19 +1,20 @@
 """What is masked never reaches the output; what is attended always does."""
 
 import cases
+import helpers
+import kappa
 import numpy as np
 import pytest
+from helpers import EVERY_TYPE, assert_same_bits
 
 import cattn
 from cattn import reference
 
 SIZE, VALUE_SIZE, KEYS = 7, 5, 75
-TYPES = pytest.mark.parametrize("dtype", list(cases.TYPES.values()), ids=str)
 # Few and many rows that share their keys, alone or as heads of a group.
 ROWS = pytest.mark.parametrize(("heads", "rows"), [(1, 1), (2, 3), (1, 30), (3, 20)])
 SPECIAL = pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 
-BITS = {"float32": np.uint32, "float64": np.uint64, "float16": np.uint16, "bfloat16": np.uint16}
 PAYLOADS = {
     "float32": [0x7FC00001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFC00000, 0x7F800001, 0x7FBFFFFF, 0x7F80FFFF],
     "float64": [0x7FF8000000000001, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 0xFFF8000000000000, 0x7FF0000000000001],
@@ -23,9 +24,7 @@ PAYLOADS = {
 
 
 def problem(heads, rows, dtype, keys=KEYS):
-    random = np.random.default_rng([heads, rows, keys])
-    shapes = {"query": (2, heads, rows, SIZE), "key": (2, 1, keys, SIZE), "value": (2, 1, keys, VALUE_SIZE)}
-    return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    return helpers.problem(rows, keys, dtype, heads=heads, key_heads=1, size=SIZE, value_size=VALUE_SIZE)
 
 
 def constraints(heads, rows):
@@ -53,21 +52,10 @@ def constraints(heads, rows):
 
 def attended(case):
     """(2, heads, rows, KEYS): who attends to whom."""
-    arguments = {name: x for name, x in case.items() if name != "value"}
-    return np.broadcast_to(reference.attention_weights(**arguments, stage="biased") != -np.inf,
-                           (*case["query"].shape[:-1], case["key"].shape[-2]))  # fmt: skip
+    return np.broadcast_to(kappa.attended(case), (*case["query"].shape[:-1], case["key"].shape[-2]))
 
 
-def bits(x):
-    return x.view(BITS[x.dtype.name])
-
-
-def assert_same_bits(found, expected, where):
-    where = np.broadcast_to(where, found.shape)
-    np.testing.assert_array_equal(bits(found)[where], bits(expected)[where])
-
-
-@TYPES
+@EVERY_TYPE
 @ROWS
 @SPECIAL
 @pytest.mark.parametrize("name", constraints(1, 1))
@@ -88,7 +76,7 @@ def test_keys_and_values_reach_only_the_rows_that_attend_to_them(dtype, heads, r
             assert np.all(np.isnan(out[reached])) and np.all(np.isnan(lse[reached]))
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @SPECIAL
 @pytest.mark.parametrize("name", constraints(1, 1))
@@ -103,11 +91,11 @@ def test_values_reach_only_their_column(dtype, heads, rows, special, name):
         bad["value"][..., poisoned, 2] = special
         out, lse = cattn.attention(**bad, return_lse=True)
         assert_same_bits(out, clean, ~reached)
-        assert_same_bits(lse, clean_lse, True)
+        assert_same_bits(lse, clean_lse)
         np.testing.assert_array_equal(out[reached].astype(float), special)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @SPECIAL
 def test_masked_bias(dtype, heads, rows, special):
@@ -119,10 +107,10 @@ def test_masked_bias(dtype, heads, rows, special):
         case = problem(heads, rows, dtype) | modifiers | {"bias": bias}
         clean = cattn.attention(**case)
         bad = case | {"bias": np.where(attended(case), bias, special).astype(np.float32)}
-        assert_same_bits(cattn.attention(**bad), clean, True)
+        assert_same_bits(cattn.attention(**bad), clean)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @pytest.mark.parametrize("slope", [np.nan, np.inf, -np.inf, -3e38])
 def test_a_bias_masks_whatever_alibi_adds(dtype, heads, rows, slope):
@@ -133,7 +121,7 @@ def test_a_bias_masks_whatever_alibi_adds(dtype, heads, rows, slope):
     assert np.all(out[..., ::2, :] == 0) and np.all(lse[..., ::2] == -np.inf)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @SPECIAL
 def test_padding_of_queries(dtype, heads, rows, special):
@@ -141,11 +129,11 @@ def test_padding_of_queries(dtype, heads, rows, special):
     clean = cattn.attention(**case)
     bad = case | {"query": case["query"].copy()}
     bad["query"][0, :, rows // 2 :] = special
-    assert_same_bits(cattn.attention(**bad), clean, True)
+    assert_same_bits(cattn.attention(**bad), clean)
     assert np.all(clean[0, :, rows // 2 :] == 0)
 
 
-@TYPES
+@EVERY_TYPE
 def test_a_row_that_attends_to_nothing_stays_zero(dtype):
     case = {name: np.full_like(x, np.nan) for name, x in problem(2, 20, dtype).items()}
     for nothing in ({"mask": np.zeros((20, KEYS), bool)}, {"bias": np.full(KEYS, -np.inf)}, {"key_lengths": 0},
@@ -154,7 +142,7 @@ def test_a_row_that_attends_to_nothing_stays_zero(dtype):
         assert np.all(out == 0) and np.all(lse == -np.inf)
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("length", range(1, 71))
 def test_an_attended_nan_shows_at_every_length(dtype, length):
     """In the outputs that depend on it, and in no other."""
@@ -179,7 +167,7 @@ def test_an_attended_nan_shows_at_every_length(dtype, length):
             assert_same_bits(out, clean, ~expected)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 def test_an_attended_nan_in_the_score(dtype, heads, rows):
     case = problem(heads, rows, dtype)
@@ -199,13 +187,13 @@ def test_an_attended_nan_in_the_score(dtype, heads, rows):
 def test_any_payload_is_a_nan(heads, rows, name, payload):
     for which in ("query", "key", "value"):
         case = problem(heads, rows, cases.TYPES[name])
-        bits(case[which])[1, 0, -1, -1] = payload
+        case[which].view(f"u{case[which].itemsize}")[1, 0, -1, -1] = payload
         for modifiers in ({}, {"causal": True, "query_offset": "start"}):
             found, expected = cattn.attention(**case, **modifiers), reference.attention(**case, **modifiers)
             np.testing.assert_array_equal(np.isnan(found), np.isnan(expected), which)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @pytest.mark.parametrize("name", ["none", *constraints(1, 1)])
 @pytest.mark.parametrize("seed", range(3))
@@ -224,7 +212,7 @@ def test_attended_infinities_match_the_reference(dtype, heads, rows, name, seed)
         np.testing.assert_allclose(lse, expected_lse, rtol=1e-5, atol=1e-5, err_msg=which)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @SPECIAL
 def test_an_attended_value_counts_even_when_its_weight_underflows(dtype, heads, rows, special):
@@ -251,7 +239,7 @@ def test_masked_keys_without_any_value_column(rows):
     np.testing.assert_array_equal(lse, expected)
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 def test_attention_weights(dtype, heads, rows):
     case = problem(heads, rows, dtype) | constraints(heads, rows)["mask"]
@@ -265,25 +253,22 @@ def test_attention_weights(dtype, heads, rows):
     np.testing.assert_array_equal(np.isnan(weights), reached[..., None] & case["mask"])
 
 
-@TYPES
+@EVERY_TYPE
 @ROWS
 @SPECIAL
 @pytest.mark.parametrize("keys", [97, 257, 4200])
 def test_masked_poison_in_every_block_and_chunk(dtype, heads, rows, special, keys):
     random = np.random.default_rng([heads, rows, keys])
-    query = random.standard_normal((heads, rows, 7)).astype(dtype)
-    key = random.standard_normal((1, keys, 7)).astype(dtype)
-    value = random.standard_normal((1, keys, 5)).astype(dtype)
+    query, key, value = problem(heads, rows, dtype, keys).values()
     mask = random.random((heads, rows, keys)) < 0.5
     poisoned = np.arange(keys) % 3 == 1
     mask[..., poisoned] = False
     clean = cattn.attention(query, key, value, mask=mask, return_lse=True)
-    key[:, poisoned], value[:, poisoned] = special, special
-    for x, y in zip(cattn.attention(query, key, value, mask=mask, return_lse=True), clean, strict=True):
-        assert x.tobytes() == y.tobytes()
+    key[..., poisoned, :], value[..., poisoned, :] = special, special
+    assert_same_bits(cattn.attention(query, key, value, mask=mask, return_lse=True), clean)
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize("special", [np.inf, -np.inf])
 @pytest.mark.parametrize(("keys", "at"), [(75, 60), (200, 150), (400, 300), (4200, 3000)])
@@ -295,7 +280,7 @@ def test_an_attended_infinity_counts_when_a_later_key_outweighs_it(dtype, rows, 
     np.testing.assert_array_equal(out.astype(float), np.broadcast_to([special, 0.0], out.shape))
 
 
-@TYPES
+@EVERY_TYPE
 def test_a_masked_nan_key_has_weight_zero_in_every_block(dtype):
     query, key = np.ones((20, 4), dtype), np.ones((300, 4), dtype)
     mask = np.arange(300) % 3 != 0

@@ -10,23 +10,16 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from helpers import PACKAGE, python, run_python
 
 import cattn
 
-PACKAGE = Path(cattn.__file__).parent
 ROOT = Path(__file__).parents[1]
 REPRODUCIBLE = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
 
 
 def run(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)
-
-
-def python(code):
-    """What `code` prints in a fresh process that imports the same cattn."""
-    done = run("-c", f"import sys; sys.path[:0] = {[str(PACKAGE.parent)]!r}\n{code}", timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def copy_checkout(folder):
@@ -156,8 +149,7 @@ def test_other_flags_build_anew(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="the environment is text there")
 @pytest.mark.parametrize("name", [b"avx1024", b"\xff"])
 def test_an_unknown_kernel_table(name):
-    code = f"import sys; sys.path[:0] = {[str(PACKAGE.parent)]!r}; import cattn"
-    done = run("-c", code, env={**os.environb, b"CATTN_ISA": name}, timeout=60)
+    done = run_python("-c", "import cattn", CATTN_ISA=os.fsdecode(name))
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     expected = f"ImportError: CATTN_ISA: expected portable, vec128, avx2 or avx512, got {os.fsdecode(name)!r}"
@@ -165,7 +157,7 @@ def test_an_unknown_kernel_table(name):
 
 
 def test_import_needs_numpy_only():
-    new = python("import numpy\nbefore = set(sys.modules)\nimport cattn\nprint(*set(sys.modules) - before)")
+    new = python("import sys, numpy\nbefore = set(sys.modules)\nimport cattn\nprint(*set(sys.modules) - before)")
     tops = {name.partition(".")[0] for name in new.split()} - sys.stdlib_module_names
     tops = {name for name in tops if "cython" not in name}  # two modules that Cython makes up, without a file
     assert tops == {"cattn"}

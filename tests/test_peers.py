@@ -1,13 +1,17 @@
-"""Where the semantics of PyTorch's and JAX's attention are ours, their answers are ours, to what rounding excuses."""
+"""Where the semantics of PyTorch's and JAX's attention are ours, their answers are ours, to what rounding excuses.
+
+Neither is among the requirements of the tests: `.ci/run` installs both in an environment of their own, by hand it takes
+`pip install torch jax`.
+"""
 
 import functools
 import importlib.util
 import pickle
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from helpers import problem, run_python
 from kappa import Yardstick
 
 import cattn
@@ -20,8 +24,8 @@ def cases(dtype):
     bias = rng.standard_normal((1, 6, 50, 70))
 
     def case(queries=50, keys=70, heads=6, kv_heads=6, **modifiers):
-        shapes = {"query": (2, heads, queries, 40), "key": (2, kv_heads, keys, 40), "value": (2, kv_heads, keys, 40)}
-        return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()} | modifiers
+        arrays = problem(queries, keys, dtype, heads=heads, key_heads=kv_heads, size=40, value_size=40)
+        return arrays | modifiers
 
     return {
         "plain": case(),
@@ -73,7 +77,9 @@ def answers(peer):
     """Asked in a process of its own: a peer's threads, and what it does at a fork, would disturb other tests."""
     if importlib.util.find_spec(peer) is None:
         pytest.skip(f"no {peer} here")
-    return pickle.loads(subprocess.run([sys.executable, __file__, peer], check=True, stdout=subprocess.PIPE).stdout)
+    done = run_python(__file__, peer, encoding=None)
+    assert done.returncode == 0, done.stderr.decode()
+    return pickle.loads(done.stdout)
 
 
 @pytest.mark.parametrize("peer, dtype, name", COMPARED)

@@ -2,18 +2,15 @@
 
 import dataclasses
 import itertools
-import os
-import subprocess
-import sys
 
 import cases
 import numpy as np
 import pytest
+from helpers import EVERY_TABLE, python
 
 import cattn
 
 TYPES = list(cases.TYPES.values())
-TABLES = pytest.mark.parametrize("isa", ["portable", "vec128", "avx2", "avx512"])
 SIZES = [1, 3, 16, 64, 80, 128, 200, 255, 256]
 # Query heads, key heads, query length, key length.
 LENGTHS = [
@@ -76,24 +73,10 @@ def check_bounds():
             assert fits or plan.key_block == LEAST_BLOCK, (arguments, plan)
 
 
-def run_with(isa, code):
-    """The output of `code` in a process with that kernel table."""
-    environment = {**os.environ, "CATTN_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    # Not in the root of a checkout, whose folder cattn/ would be found first.
-    here = os.path.dirname(os.path.abspath(__file__))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True, timeout=300
-    )
-    if "cannot run" in done.stderr:
-        pytest.skip(f"{isa} does not run here")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@TABLES
+@EVERY_TABLE
 def test_bounds(isa):
     """At most 1 MiB a thread for head sizes up to 256; a block of keys that stays in L1."""
-    run_with(isa, "import test_plan; test_plan.check_bounds()")
+    python("import test_plan; test_plan.check_bounds()", CATTN_ISA=isa)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -113,10 +96,10 @@ def test_no_partials_where_one_chunk_is_enough():
     assert cattn.plan(*problem(4, 4, 100, 10 * chunk, 64, 64, np.float32)).partial_bytes == 0
 
 
-@TABLES
+@EVERY_TABLE
 def test_names_the_kernel_table(isa):
     code = "import cattn, numpy; x = numpy.ones((9, 4)); print(cattn.plan(x, x, x).isa)"
-    assert run_with(isa, code).strip() == isa
+    assert python(code, CATTN_ISA=isa).strip() == isa
 
 
 def test_is_frozen_and_whole():

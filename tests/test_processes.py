@@ -1,14 +1,18 @@
 """Processes that end, and that fork, while calls are under way."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
+import threading
+import warnings
 
 import pytest
+from helpers import python, same_bits, work
 
 import cattn
 
 NO_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+NO_PROC = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc here")
 
 BEGINNING = """
 import os, signal, sys, threading, time, warnings
@@ -16,19 +20,6 @@ import numpy as np
 import cattn
 warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12 warns of a fork beside threads
 """
-
-
-def run(code, beginning=BEGINNING, seconds=240):
-    """What Python prints for `code`, with the cattn of this test; fails unless it ends by itself, in time and well."""
-    paths = [os.path.dirname(os.path.dirname(cattn.__file__)), os.environ.get("PYTHONPATH")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    # Not in the root of a checkout, whose folder cattn/ would be found first.
-    here = os.path.dirname(os.path.abspath(__file__))
-    command = [sys.executable, "-W", "error", "-c", beginning + code]
-    done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, timeout=seconds)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    assert done.stderr == ""
-    return done.stdout
 
 
 # Python ends
@@ -49,7 +40,7 @@ for _ in range({callers}):
 time.sleep(0.2)
 """
     for _ in range(2):
-        assert run(code) == ""
+        assert python(BEGINNING + code) == ""
 
 
 def test_calls_after_python_began_to_end():
@@ -76,7 +67,7 @@ class Last:
 last = Last()
 atexit.register(call, "later")
 """
-    assert run(code, beginning=BEGINNING.replace("import cattn\n", "")) == "later\nearlier\nfinalizer 1.0\n"
+    assert python(BEGINNING.replace("import cattn\n", "") + code) == "later\nearlier\nfinalizer 1.0\n"
 
 
 # Signal handlers that fork during a call
@@ -134,7 +125,7 @@ def fork_during(name, in_child="pass", threads=3):
     """What the child prints, and then its parent: the result of the interrupted call, and of others after it."""
     arguments = f"def arguments():\n    {CALLS[name]}\n"
     in_child = f"def in_child():\n    {in_child}\n"
-    return run(arguments + in_child + CALLING + GOING_ON.replace("THREADS", str(threads)))
+    return python(BEGINNING + arguments + in_child + CALLING + GOING_ON.replace("THREADS", str(threads)))
 
 
 @NO_FORK
@@ -161,3 +152,86 @@ def test_the_child_forks_in_the_handler():
     """Three processes end the call."""
     grandchild = "grandchild = os.fork(); assert grandchild == 0 or os.waitpid(grandchild, 0)[1] == 0"
     assert fork_during("few rows", grandchild) == "True True True\n" * 2 + "0 True True\n"
+
+
+# Children forked between calls, and during calls of other threads
+
+
+def in_a_fork(function):
+    """Whether it returns something true in a forked child, in time."""
+    with warnings.catch_warnings():  # Python >= 3.12 warns of a fork beside threads, which is what is tested here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(30)
+            status = 0 if function() else 2
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@NO_FORK
+def test_fork_after_use():
+    arrays = work()
+    expected = cattn.attention(*arrays, num_threads=3)
+
+    def works():
+        return all(same_bits(cattn.attention(*arrays, num_threads=n), expected) for n in (3, 2, 4, 1))
+
+    assert in_a_fork(works)
+    assert in_a_fork(lambda: in_a_fork(works))
+    assert in_a_fork(lambda: works() and in_a_fork(works) and works())
+    assert works()
+
+
+@NO_FORK
+def test_fork_during_calls_of_others():
+    arrays = work()
+    expected = cattn.attention(*arrays, num_threads=3)
+    ended = threading.Event()
+
+    def works():
+        return same_bits(cattn.attention(*arrays, num_threads=3), expected)
+
+    def call():
+        while not ended.is_set():
+            works()
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    try:
+        assert all(in_a_fork(works) for _ in range(30))
+    finally:
+        ended.set()
+        for caller in callers:
+            caller.join()
+
+
+@NO_FORK
+@NO_PROC
+def test_fork_has_threads_of_its_own():
+    cattn.attention(*work(), num_threads=3)
+
+    def started():
+        before = len(os.listdir("/proc/self/task"))
+        cattn.attention(*work(), num_threads=3)
+        return (before, len(os.listdir("/proc/self/task"))) == (1, 3)
+
+    assert in_a_fork(started)
+
+
+def called_by_multiprocessing(seed):
+    return cattn.attention(*work(seed), num_threads=2)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_multiprocessing():
+    expected = [called_by_multiprocessing(seed) for seed in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            found = pool.map_async(called_by_multiprocessing, range(4)).get(60)
+    assert all(map(same_bits, found, expected))

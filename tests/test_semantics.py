@@ -6,6 +6,7 @@ import cases
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import normal, problem, same_bits
 from kappa import assert_accurate
 
 import cattn
@@ -15,27 +16,11 @@ TYPES = list(cases.TYPES.values())
 MANY_AND_FEW = pytest.mark.parametrize("rows", [2, 20])
 
 
-def normal(*shape, dtype=np.float32, seed=0):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
-
-
-def problem(rows=5, keys=5, *, batch=(2,), heads=4, key_heads=2, size=6, value_size=3, dtype=np.float32):
-    return {
-        "query": normal(*batch, heads, rows, size, dtype=dtype, seed=1),
-        "key": normal(*batch, key_heads, keys, size, dtype=dtype, seed=2),
-        "value": normal(*batch, key_heads, keys, value_size, dtype=dtype, seed=3),
-    }
-
-
 def check(**case):
     """The result, after it was found to match the reference."""
     out, lse = cattn.attention(**case, return_lse=True)
     assert_accurate(out, case, lse)
     return out, lse
-
-
-def same_bits(a, b):
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("ndim", [2, 3, 4, 5, 6])
@@ -448,11 +433,7 @@ def test_weights_of_the_seed_example():
 def test_modifiers_beyond_one_chunk(dtype, rows, keys):
     """Chunks of 2048 keys are merged: each modifier knows where it is."""
     random = np.random.default_rng([rows, keys])
-    case = {
-        "query": random.standard_normal((2, 4, rows, 6)).astype(dtype),
-        "key": random.standard_normal((2, 2, keys, 6)).astype(dtype),
-        "value": random.standard_normal((2, 2, keys, 3)).astype(dtype),
-    }
+    case = problem(rows, keys, dtype)
     start = random.integers(0, keys, (2, 4, rows))
     for modifiers in (
         {"sinks": [8.0, 7.0, -np.inf, 0.0]},

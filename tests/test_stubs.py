@@ -1,13 +1,16 @@
-"""The stubs say what is really there: names, kinds and defaults of all parameters."""
+"""The stubs say what is really there: names, kinds and defaults of all parameters. All functions take the same
+modifiers."""
 
 import ast
 import dataclasses
 import inspect
 from pathlib import Path
 
+import cases
 import pytest
 
 import cattn
+from cattn import reference
 
 STUB = Path(cattn.__file__).with_name("__init__.pyi")
 TREE = ast.parse(STUB.read_text(encoding="utf-8"))
@@ -105,3 +108,61 @@ def test_has_a_docstring(name):
 
 def test_plan_takes_what_attention_takes():
     assert real_parameters(cattn.plan) == real_parameters(cattn.attention)
+
+
+MODIFIERS = {
+    "scale": None,
+    "causal": False,
+    "window": None,
+    "query_offset": None,
+    "key_range": None,
+    "query_lengths": None,
+    "key_lengths": None,
+    "mask": None,
+    "bias": None,
+    "alibi_slopes": None,
+    "softcap": None,
+    "sinks": None,
+}
+TAKE_MODIFIERS = {
+    "attention": cattn.attention,
+    "attention_weights": cattn.attention_weights,
+    "plan": cattn.plan,
+    "self_attention": cattn.self_attention,
+    "trace": cattn.trace,
+    "reference.attention": reference.attention,
+    "reference.attention_weights": reference.attention_weights,
+}
+
+
+def modifiers_among(parameters):
+    """(name, default) of each, from the first to the last: they stand together, and by name only."""
+    parameters = list(parameters)
+    names = [name for name, _, _ in parameters]
+    found = parameters[names.index("scale") : names.index("sinks") + 1]
+    assert {kind for _, kind, _ in found} == {inspect.Parameter.KEYWORD_ONLY}
+    return [(name, default) for name, _, default in found]
+
+
+@pytest.mark.parametrize("function", TAKE_MODIFIERS.values(), ids=TAKE_MODIFIERS)
+def test_modifiers(function):
+    assert modifiers_among(real_parameters(function)) == list(MODIFIERS.items())
+
+
+@pytest.mark.parametrize("name", [name for name in TAKE_MODIFIERS if "." not in name])
+def test_modifiers_of_the_stub(name):
+    nodes = [node for node in FUNCTIONS if node.name == name]
+    assert nodes
+    for node in nodes:
+        assert modifiers_among(stub_parameters(node)) == list(MODIFIERS.items())
+
+
+def test_modifiers_of_packed_sequences():
+    """Those that need no array over batch, heads, queries or keys."""
+    without = {"key_range", "query_lengths", "key_lengths", "mask", "bias"}
+    expected = [(name, default) for name, default in MODIFIERS.items() if name not in without]
+    assert modifiers_among(real_parameters(cattn.attention_varlen)) == expected
+
+
+def test_generated_cases_draw_every_modifier():
+    assert cases.MODIFIERS - {"layout"} == set(MODIFIERS)

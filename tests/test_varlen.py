@@ -1,14 +1,13 @@
 """Packed sequences: each as if it were alone."""
 
-import cases
 import numpy as np
 import pytest
+from helpers import EVERY_TYPE, assert_same_bits
 from kappa import assert_accurate
 
 import cattn
 from cattn import reference
 
-TYPES = pytest.mark.parametrize("dtype", list(cases.TYPES.values()), ids=str)
 QUERY_INDPTR, KEY_INDPTR = [0, 3, 3, 20, 21, 60], [0, 5, 9, 26, 26, 100]
 MODIFIERS = [
     {},
@@ -37,7 +36,7 @@ def modifiers_of(n, modifiers):
     return modifiers | ({"query_offset": offset[n]} if isinstance(offset, list) else {})
 
 
-@TYPES
+@EVERY_TYPE
 @pytest.mark.parametrize("modifiers", MODIFIERS, ids=lambda x: "-".join(x))
 def test_matches_the_reference_and_attention_alone(dtype, modifiers):
     arrays = packed(dtype)
@@ -50,9 +49,7 @@ def test_matches_the_reference_and_attention_alone(dtype, modifiers):
         rows = slice(*QUERY_INDPTR[n : n + 2])
         case = alone(*arrays, n) | modifiers_of(n, modifiers)
         assert_accurate(out[rows], case, lse[rows])
-        out_alone, lse_alone = cattn.attention(**case, return_lse=True)
-        assert out_alone.tobytes() == out[rows].tobytes()
-        assert lse_alone.tobytes() == lse[rows].tobytes()
+        assert_same_bits(cattn.attention(**case, return_lse=True), (out[rows], lse[rows]))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
@@ -68,7 +65,7 @@ def test_a_sequence_without_keys_gives_zeros():
     assert np.all(out[:20] != 0) and np.all(out[21:] != 0)
 
 
-@TYPES
+@EVERY_TYPE
 def test_sequences_do_not_touch(dtype):
     query, key, value = packed(dtype)
     clean = cattn.attention_varlen(query, key, value, QUERY_INDPTR, KEY_INDPTR)
@@ -76,7 +73,7 @@ def test_sequences_do_not_touch(dtype):
         x[rows] = np.nan
         out = cattn.attention_varlen(query, key, value, QUERY_INDPTR, KEY_INDPTR)
         assert np.all(np.isnan(out[3:20]))
-        assert out[:3].tobytes() == clean[:3].tobytes() and out[20:].tobytes() == clean[20:].tobytes()
+        assert_same_bits((out[:3], out[20:]), (clean[:3], clean[20:]))
 
 
 def test_no_sequences_and_no_rows():

@@ -18,8 +18,8 @@
 #endif
 
 #if CATTN_HAS_AVX
-/* What the operating system saves of a thread's registers, as XGETBV says it: the 128 and 256 bits that AVX has, and the
- * mask registers, the upper halves and the upper sixteen that AVX-512 adds. */
+/* What the operating system saves of a thread's registers, as XGETBV says it: the 128 and 256 bits that AVX has, and
+ * the mask registers, the upper halves and the upper sixteen that AVX-512 adds. */
 #define SAVES_AVX 0x06u
 #define SAVES_AVX512 (SAVES_AVX | 0xe0u)
 

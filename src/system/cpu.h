@@ -10,16 +10,16 @@
 /* The kernel tables by name, best first, "portable" last; NULL behind it. */
 const char *cattn_isa_name(int number);
 
-/* Replaces the entries of a complete `table` (and its name) by those of `isa`; "portable" leaves it as it is. Answers 0; -1
- * where no table has that name; -2 where this build or this processor lacks it. */
+/* Replaces the entries of a complete `table` (and its name) by those of `isa`; "portable" leaves it as it is. Answers
+ * 0; -1 where no table has that name; -2 where this build or this processor lacks it. */
 int cattn_override(cattn_table *table, const char *isa);
 
-/* Bytes of the second-level cache of one core, or a sane default where the system does not say. It may read files: to be
- * called once. */
+/* Bytes of the second-level cache of one core, or a sane default where the system does not say. It may read files: to
+ * be called once. */
 ptrdiff_t cattn_l2_bytes(void);
 
-/* Whether this processor's own prefetchers follow rows well that lie behind one another. Intel's do: to ask for such rows
- * beforehand took 2 to 6% of the time where it saves 2 to 7% on AMD's Zen 4 and 5. */
+/* Whether this processor's own prefetchers follow rows well that lie behind one another. Intel's do: to ask for such
+ * rows beforehand costs time there, and saves time on AMD's. */
 int cattn_prefetches_rows(void);
 
 #endif

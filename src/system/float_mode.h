@@ -1,8 +1,7 @@
 /* The floating-point mode that tasks run in, whatever the caller's: round to nearest, no traps, and numbers below the
- * smallest normal one count as 0. Weights fall smoothly to 0, and on the way their products with values pass through the
- * subnormal numbers, where Intel's processors take 150 cycles for a multiply-add: ALiBi took 1.5 times as long as plain
- * attention. Elsewhere than on x86, where subnormal numbers cost little, the mode is what it is.
- */
+ * smallest normal one count as 0. Weights fall smoothly to 0, and on the way their products with values pass through
+ * the subnormal numbers, where Intel's processors take some 150 cycles for a multiply-add. Elsewhere than on
+ * x86, where subnormal numbers cost little, the mode is what it is. */
 #ifndef CATTN_FLOAT_MODE_H
 #define CATTN_FLOAT_MODE_H
 

@@ -2,12 +2,11 @@
  *
  * A job is one call of cattn_pool_run. It is listed while it has free seats for workers. A worker sits down at the
  * oldest listed job, does tasks until none is left to start, and looks for the next job. Whoever finds that no task is
- * left takes the job off the list: no worker can come to it from then on, and its caller waits only for those who still
- * sit there, each in the middle of a task.
- * One mutex guards everything but the seats.
+ * left takes the job off the list: no worker can come to it from then on, and its caller waits only for those who
+ * still sit there, each in the middle of a task. One mutex guards everything but the seats.
  *
- * The caller frees the job. Where it never comes back, because Python ended its thread while it asked for the GIL, nobody
- * does: the process is about to end. */
+ * The caller frees the job. Where it never comes back, because Python ended its thread while it asked for the GIL,
+ * nobody does: the process is about to end. */
 
 #include "threads.h"
 
@@ -16,11 +15,9 @@
 
 #define MAX_WORKERS 1023             /* more than a machine has use for: nobody fills the process table by a slip */
 
-/* How long, in nanoseconds, a worker without work and a caller whose workers are not done look out before they
- * sleep. Waking a sleeper keeps its waker for 8 to 18 µs, and a cold call takes 30 to 55 µs more than a hot one
- * (2 µs; medians, two virtual cores). Whoever runs out of tasks waits up to the length of one, some 80 µs, for the
- * others; one that falls asleep in each such gap wakes ever more slowly, for its processor is halted: 0.5 ms calls
- * after a rest went at 101 GFLOP/s with 30 µs, at 186 with 100 and at 170 with 200. */
+/* How long, in nanoseconds, a worker without work and a caller whose workers are not done look out before they sleep.
+ * Whoever runs out of tasks waits up to the length of one, some 80 µs, for the others: one that falls asleep in each
+ * such gap wakes ever more slowly, for its processor is halted. Longer than that robs the neighbours. */
 #define SPIN 100000
 
 struct seat {
@@ -111,8 +108,8 @@ static void withdraw(struct job *job)
     job->free_seats = 0;
 }
 
-/* The next task of a seat, for a worker of any; -1: none is left. Announced before it is taken, so that a forked child knows
- * of every task that a worker may be in the middle of. */
+/* The next task of a seat, for a worker of any; -1: none is left. Announced before it is taken, so that a forked child
+ * knows of every task that a worker may be in the middle of. */
 static int64_t take(struct job *job, int seat, int worker)
 {
     cattn_shared *taken = &job->seats[seat].taken;
@@ -126,8 +123,8 @@ static int64_t take(struct job *job, int seat, int worker)
     return task;
 }
 
-/* First the seat's own tasks: in calls that are alike they find their data in this processor's cache (2 to 4% at 128 to 197
- * rows a head). Then what others have not come to. */
+/* First the seat's own tasks: in calls that are alike they find their data in this processor's cache. Then what
+ * others have not come to. */
 static void do_tasks(struct job *job, int worker)
 {
     for (int i = 0; i < job->threads; i++)
@@ -196,8 +193,9 @@ static void wait_for_workers(struct job *job, void (*meanwhile)(void *context))
     destroy(&job->done);
 }
 
-/* In a child forked during the job. Every task has been taken; those that workers of the parent have not finished here are
- * among their last ones. What a thread wrote before a fork is there in the child, in the order in which it was written. */
+/* In a child forked during the job. Every task has been taken; those that workers of the parent have not finished here
+ * are among their last ones. What a thread wrote before a fork is there in the child, in the order in which it was
+ * written. */
 static void finish_alone(struct job *job)
 {
     for (int seat = 1; seat < job->threads; seat++)

@@ -1,5 +1,5 @@
-/* What pool.c needs of the system: mutexes, conditions, counters, a clock, threads. POSIX threads, or Windows behind the
- * same few names. Defines _GNU_SOURCE: included before any system header. */
+/* What pool.c needs of the system: mutexes, conditions, counters, a clock, threads. POSIX threads, or Windows behind
+ * the same few names. Defines _GNU_SOURCE: included before any system header. */
 #ifndef CATTN_THREADS_H
 #define CATTN_THREADS_H
 
@@ -114,7 +114,7 @@ static int start_thread(void *(*body)(void *))
 #define this_processor() sched_getcpu()
 
 /* A worker that wakes on its caller's processor takes turns with it, for milliseconds, before the system sees that
- * another one is idle (a call of 0.5 ms took 1.2 after a rest). So it goes elsewhere, and is free to come back. */
+ * another one is idle. So it goes elsewhere, and is free to come back. */
 static void migrate(int processor)
 {
     cpu_set_t all, others;

@@ -1,24 +1,23 @@
 /* Few rows: head size, or keys, in the lanes. For tiles_template.h. */
 
-/* Few rows are bound by memory. It is faster where keys, and then values, come from FEW_STREAMS places of a block in turn
- * (18 to 22 GB/s, with the processor's own prefetching) than one after the other (12 to 16), and faster still where what
- * comes next is asked for: with four rows, the processor sees too few loads ahead to keep the memory busy (24 GB/s, 32 so,
- * of 44, avx512).
+/* Few rows are bound by memory. It is faster where keys, and then values, come from FEW_STREAMS places of a block in
+ * turn, for the processor's own prefetchers follow several streams at a time, and faster still where what comes next is
+ * asked for: with four rows, the processor sees too few loads ahead to keep the memory busy.
  *
  * Values are summed in this order: the first keys of all streams (a quarter of the block apart), the second ones, ...;
  * FEW_STEPS of each are a run. */
 
 /* Bytes from a row of keys or values to the one to ask for meanwhile, in each of so many streams. */
-INLINE ptrdiff_t F(few_ahead)(ptrdiff_t stride, ptrdiff_t size, const cattn_type type, const int streams, const int rows)
+INLINE ptrdiff_t F(few_ahead)(ptrdiff_t stride, ptrdiff_t size, const cattn_type type, const int streams,
+                              const int rows)
 {
     const ptrdiff_t bytes = size * F(stored_size)(type);
     const ptrdiff_t ahead = (rows == 1 ? FEW_AHEAD / 2 : FEW_AHEAD) / streams / (bytes > 0 ? bytes : 1);
     return (ahead > 0 ? ahead : 1) * stride;
 }
 
-/* Asks for the line of memory that the vector at column c begins, if it begins one. Only into L2: of what L1 misses, less may
- * be on its way at a time, and asked for into L1 a Zen 4 read at 20 GB/s of its 30. What comes from L3 gains less by
- * it, or loses. */
+/* Asks for the line of memory that the vector at column c begins, if it begins one. Only into L2: of what L1 misses,
+ * less may be on its way at a time. What comes from L3 gains less by it, or loses. */
 INLINE void F(prefetch_stored)(const char *row, ptrdiff_t c, const cattn_type type)
 {
     const ptrdiff_t at = c * F(stored_size)(type);
@@ -62,7 +61,8 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
             for (; c + WIDTH <= end; c += WIDTH)
                 F(few_scores_step)(step, queries, size, key, streams_apart * stride, ahead, c, WIDTH, type, rows, wide);
             if (c < end)
-                F(few_scores_step)(step, queries, size, key, streams_apart * stride, ahead, c, size - c, type, rows, wide);
+                F(few_scores_step)(step, queries, size, key, streams_apart * stride, ahead, c, size - c, type, rows,
+                                   wide);
         }
         UNROLL for (int i = 0; i < FEW_SUMS; i++)
             total[i] += sum[i];
@@ -98,18 +98,6 @@ static void F(few_maximum)(const REAL *scores, const cattn_row_tile *tile, ptrdi
     }
 }
 
-INLINE void F(few_scores_rows)(REAL *scores, ptrdiff_t pitch, const REAL *queries, const char *keys, ptrdiff_t stride,
-                               ptrdiff_t count, ptrdiff_t size, const cattn_type type, const int rows, const int wide)
-{
-    const int steps = FEW_SUMS / ((rows == 3 ? 4 : rows) * wide);
-    const ptrdiff_t apart = count / (wide * steps) * steps;
-    const ptrdiff_t ahead = apart > 0 ? F(few_ahead)(stride, size, type, wide, rows) : 0;
-    for (ptrdiff_t j = 0; j < apart; j += steps)
-        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, apart, ahead, type, rows, wide, steps);
-    for (ptrdiff_t j = apart * wide; j < count; j++)
-        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, 0, 0, type, rows, 1, 1);
-}
-
 /* Calls `few` with a constant type. */
 #if defined(READS_HALVES)
 #define WITH_TYPE(type, few)                                     \
@@ -122,22 +110,49 @@ INLINE void F(few_scores_rows)(REAL *scores, ptrdiff_t pitch, const REAL *querie
 #define WITH_TYPE(type, few) (void)(type), few(CATTN_FLOAT32);   /* or 64: no half type */
 #endif
 
+INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
+                               const cattn_type type, const int rows, const int wide)
+{
+    const REAL *queries = (const REAL *)tile->queries + row * block->size;
+    const char *keys = block->rows;
+    const ptrdiff_t pitch = tile->pitch, stride = block->stride, count = block->count, size = block->size;
+    const int steps = FEW_SUMS / ((rows == 3 ? 4 : rows) * wide);
+    const ptrdiff_t apart = count / (wide * steps) * steps;
+    const ptrdiff_t ahead = apart > 0 ? F(few_ahead)(stride, size, type, wide, rows) : 0;
+    for (ptrdiff_t j = 0; j < apart; j += steps)
+        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, apart, ahead, type, rows, wide,
+                           steps);
+    for (ptrdiff_t j = apart * wide; j < count; j++)
+        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, 0, 0, type, rows, 1, 1);
+}
+
 /* One function for each number of rows, not inlined: together they have more addresses than there are registers. */
-#define FEW_SCORES(rows, wide)                                                                                     \
-    static __attribute__((noinline)) void F(few_scores_of_##rows)(                                                 \
-        REAL *scores, ptrdiff_t pitch, const REAL *queries, const char *keys, ptrdiff_t stride, ptrdiff_t count,   \
-        ptrdiff_t size, cattn_type type)                                                                           \
-    {                                                                                                              \
-        enum { ROWS = rows, WIDE = wide };                                                                         \
-        WITH_TYPE(type, FEW_SCORES_ROWS)                                                                           \
+#define FEW_FUNCTION(name, n, ...)                                                                                   \
+    static __attribute__((noinline)) void F(name##_of_##n)(REAL *array, const cattn_row_tile *tile,                  \
+                                                           const cattn_key_block *block, ptrdiff_t row)              \
+    {                                                                                                                \
+        WITH_TYPE(block->type, __VA_ARGS__)                                                                          \
     }
-#define FEW_SCORES_ROWS(type) F(few_scores_rows)(scores, pitch, queries, keys, stride, count, size, type, ROWS, WIDE)
-FEW_SCORES(1, 4)
-FEW_SCORES(2, 4)
-FEW_SCORES(3, FEW_SUMS / 4)
-FEW_SCORES(4, FEW_SUMS / 4)
-#undef FEW_SCORES
-#undef FEW_SCORES_ROWS
+/* Calls those of all rows of a tile, four at a time; the rows of the array lie so far apart. */
+#define FEW_FUNCTIONS(name, array, pitch)                                                                            \
+    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {                                                            \
+        REAL *first = (REAL *)(array) + row * (pitch);                                                               \
+        switch (tile->rows - row) {                                                                                  \
+        case 1: F(name##_of_1)(first, tile, block, row); break;                                                      \
+        case 2: F(name##_of_2)(first, tile, block, row); break;                                                      \
+        case 3: F(name##_of_3)(first, tile, block, row); break;                                                      \
+        default: F(name##_of_4)(first, tile, block, row); break;                                                     \
+        }                                                                                                            \
+    }
+
+#define FEW_SCORES_1(type) F(few_scores_rows)(array, tile, block, row, type, 1, 4)
+#define FEW_SCORES_2(type) F(few_scores_rows)(array, tile, block, row, type, 2, 4)
+#define FEW_SCORES_3(type) F(few_scores_rows)(array, tile, block, row, type, 3, FEW_SUMS / 4)
+#define FEW_SCORES_4(type) F(few_scores_rows)(array, tile, block, row, type, 4, FEW_SUMS / 4)
+FEW_FUNCTION(few_scores, 1, FEW_SCORES_1)
+FEW_FUNCTION(few_scores, 2, FEW_SCORES_2)
+FEW_FUNCTION(few_scores, 3, FEW_SCORES_3)
+FEW_FUNCTION(few_scores, 4, FEW_SCORES_4)
 
 static int F(few_modify_scores)(void *scores_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
@@ -182,19 +197,7 @@ static int F(few_modify_scores)(void *scores_, const cattn_row_tile *tile, const
 
 static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {
-        REAL *score = (REAL *)scores + row * tile->pitch;
-        const REAL *query = (const REAL *)tile->queries + row * block->size;
-#define FEW_SCORES(n)                                                                                                  \
-        F(few_scores_of_##n)(score, tile->pitch, query, block->rows, block->stride, block->count, block->size, block->type)
-        switch (tile->rows - row) {
-        case 1: FEW_SCORES(1); break;
-        case 2: FEW_SCORES(2); break;
-        case 3: FEW_SCORES(3); break;
-        default: FEW_SCORES(4); break;
-        }
-#undef FEW_SCORES
-    }
+    FEW_FUNCTIONS(few_scores, scores, tile->pitch)
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else
@@ -202,8 +205,8 @@ static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_k
     return 1;
 }
 
-/* Runs of weights, and of values, join one of FEW_TOTALS totals in turn, and these the sums so far: a block has 22 runs of
- * values, which in one chain of equal sums rounded beyond the promised bound. */
+/* Runs of weights, and of values, join one of FEW_TOTALS totals in turn, and these the sums so far: a block has 22
+ * runs of values, which in one chain of equal sums rounded beyond the promised bound. */
 INLINE vector F(few_total)(const vector *total, ptrdiff_t apart)
 {
     return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart]);
@@ -260,7 +263,8 @@ static int F(few_exponentials)(void *scores, const cattn_row_tile *tile, const c
 
 /* The values of `wide` keys, `apart` keys from one another, into the sums at columns c of a vector, or of the last
  * n < WIDTH ones. */
-INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_STREAMS], const char *values, ptrdiff_t apart,
+INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_STREAMS], const char *values,
+                               ptrdiff_t apart,
                                ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t n, const cattn_type type, const int rows,
                                const int wide)
 {
@@ -294,9 +298,8 @@ INLINE void F(few_values_tile)(vector sum[][FEW_COLUMNS], const REAL *weights, p
 
 /* At most FEW_COLUMNS vectors of columns. The sums do not fit the registers: they lie in the first-level cache. */
 INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const REAL *row_scale, const REAL *weights,
-                                  ptrdiff_t pitch,
-                                  const char *values, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t columns, const cattn_type type,
-                                  const int rows)
+                                  ptrdiff_t pitch, const char *values, ptrdiff_t stride, ptrdiff_t count,
+                                  ptrdiff_t columns, const cattn_type type, const int rows)
 {
     const ptrdiff_t apart = pitch / FEW_STREAMS, vectors = (columns + WIDTH - 1) / WIDTH;
     const ptrdiff_t ahead = count > FEW_STREAMS ? F(few_ahead)(stride, columns, type, FEW_STREAMS, rows) : 0;
@@ -364,34 +367,18 @@ INLINE void F(few_values_rows)(REAL *output, const cattn_row_tile *tile, const c
     }
 }
 
-#define FEW_VALUES(rows)                                                                                                \
-    static __attribute__((noinline)) void F(few_values_of_##rows)(                                                      \
-        REAL *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row)                          \
-    {                                                                                                                   \
-        enum { ROWS = rows };                                                                                           \
-        WITH_TYPE(block->type, FEW_VALUES_ROWS)                                                                         \
-    }
-#define FEW_VALUES_ROWS(type) F(few_values_rows)(output, tile, block, row, type, ROWS)
-FEW_VALUES(1)
-FEW_VALUES(2)
-FEW_VALUES(3)
-FEW_VALUES(4)
-#undef FEW_VALUES
-#undef FEW_VALUES_ROWS
+#define FEW_VALUES_1(type) F(few_values_rows)(array, tile, block, row, type, 1)
+#define FEW_VALUES_2(type) F(few_values_rows)(array, tile, block, row, type, 2)
+#define FEW_VALUES_3(type) F(few_values_rows)(array, tile, block, row, type, 3)
+#define FEW_VALUES_4(type) F(few_values_rows)(array, tile, block, row, type, 4)
+FEW_FUNCTION(few_values, 1, FEW_VALUES_1)
+FEW_FUNCTION(few_values, 2, FEW_VALUES_2)
+FEW_FUNCTION(few_values, 3, FEW_VALUES_3)
+FEW_FUNCTION(few_values, 4, FEW_VALUES_4)
 
-static int F(few_values)(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
+static int F(few_values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {
-        REAL *output = (REAL *)output_ + row * tile->output_pitch;
-#define FEW_VALUES(n) F(few_values_of_##n)(output, tile, block, row)
-        switch (tile->rows - row) {
-        case 1: FEW_VALUES(1); break;
-        case 2: FEW_VALUES(2); break;
-        case 3: FEW_VALUES(3); break;
-        default: FEW_VALUES(4); break;
-        }
-#undef FEW_VALUES
-    }
+    FEW_FUNCTIONS(few_values, output, tile->output_pitch)
     return 1;
 }
 
@@ -445,18 +432,20 @@ static int F(few_merge)(void *output, const cattn_row_tile *tile, const cattn_ke
     F(lanes) scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH], x_scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH];
     for (ptrdiff_t v = 0; v * WIDTH < rows; v++) {
         const ptrdiff_t at = v * WIDTH;
-        F(merge_sums)(&tile->total, v, F(load_up_to)(x_max + at, rows - at), F(load_up_to)(x_sum + at, rows - at), &scale[v].v,
+        F(merge_sums)(&tile->total, v, F(load_up_to)(x_max + at, rows - at), F(load_up_to)(x_sum + at, rows - at),
+                      &scale[v].v,
                       &x_scale[v].v, 1);
     }
     for (ptrdiff_t r = 0; r < rows; r++)
         F(few_merge_row)((REAL *)output + r * pitch, (REAL *)tile->total.output_carry + r * pitch, x_output + r * pitch,
-                         block->size, F(splat)(scale[r / WIDTH].lane[r % WIDTH]), F(splat)(x_scale[r / WIDTH].lane[r % WIDTH]));
+                         block->size, F(splat)(scale[r / WIDTH].lane[r % WIDTH]),
+                         F(splat)(x_scale[r / WIDTH].lane[r % WIDTH]));
     return 1;
 }
 
-/* Long streams, of which one stays in L2; more blocks a chunk than many rows have, for each chunk is a task: the partial
- * results of 8 rows are at most 0.8% of the bytes of their keys and values where a chunk has 512 keys, and 2048 are few enough
- * for many threads. */
+/* Long streams, of which one stays in L2; more blocks a chunk than many rows have, for each chunk is a task: the
+ * partial results of 8 rows are at most 0.8% of the bytes of their keys and values where a chunk has 512 keys, and
+ * 2048 are few enough for many threads. */
 static const cattn_blocking F(few_blocking) = {.most = 512, .least = 64, .step = 64, .bytes = 262144,
                                                .chunk_blocks = 8, .least_chunk = 64, .most_chunk = 2048};
 

@@ -4,16 +4,16 @@
 
 #include "tiles.h"
 
-/* Which of them this build can hold. Others compile to nothing. clang-cl, Clang in the place of MSVC, has the extensions but
- * does not define __GNUC__. */
+/* Which of them this build can hold. Others compile to nothing. clang-cl, Clang in the place of MSVC, has the
+ * extensions but does not define __GNUC__. */
 #if defined(__GNUC__) || defined(__clang__)
 #define CATTN_HAS_VEC128 1
 #else
 #define CATTN_HAS_VEC128 0
 #endif
 
-/* gcc on 64-bit Windows aligns the stack to 16 bytes only and spills wider vectors to it all the same (its bug 54412). Before
- * version 19, clang-cl's <immintrin.h> leaves out what the command line does not enable. */
+/* gcc on 64-bit Windows aligns the stack to 16 bytes only and spills wider vectors to it all the same (its bug 54412).
+ * Before version 19, clang-cl's <immintrin.h> leaves out what the command line does not enable. */
 #if !CATTN_HAS_VEC128 || !defined(__x86_64__)
 #define CATTN_HAS_AVX 0
 #elif defined(_WIN32) && !defined(__clang__)

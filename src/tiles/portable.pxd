@@ -4,9 +4,9 @@
 # The innermost loops run over the lanes, a constant number of them, without a branch: compilers turn each into a few
 # vector instructions and keep the small accumulator arrays in registers.
 #
-# Two passes of gcc are off for the sake of these loops, in the whole module. peephole2 turns "copy the factor, multiply it by
-# memory" into "load, multiply by the factor": 0.85 times as fast on Zen 3. Unroll-and-jam joins two turns of the outer
-# loop, whose sums then do not fit into the registers: 0.3 times.
+# Two passes of gcc are off for the sake of these loops, in the whole module. peephole2 turns "copy the factor, multiply
+# it by memory" into "load, multiply by the factor", which lengthens the chain of each sum. Unroll-and-jam joins two
+# turns of the outer loop, whose sums then do not fit into the registers.
 
 cdef extern from *:
     """
@@ -26,14 +26,14 @@ ctypedef fused real:
     double
 
 cdef enum:
-    # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc unrolls
-    # before it looks for vectors, and then finds the wrong ones.
+    # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc
+    # unrolls before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
-    PORTABLE_NARROW = 16     # for so many rows at most, the loops that cost most (and are too large to unroll) take no more
-    PORTABLE_LINK = 4        # terms that are summed, two and two, before they join a chain, which rounds once for the four
+    PORTABLE_NARROW = 16     # lanes of the loops that cost most (and are too large to unroll) for so many rows at most
+    PORTABLE_LINK = 4        # terms that are summed, two and two, and then join a chain, which rounds once for the four
     PORTABLE_CHAIN = 16      # links of a score's chain: 32 equal ones came to 2.4 κ
-    # Keys whose values are summed in one chain: a block of head size 128, half of one of 64. Why sums are chains of chains
-    # stands at RUN in tiles_template.h.
+    # Keys whose values are summed in one chain: a block of head size 128, half of one of 64. Why sums are chains of
+    # chains stands at RUN in tiles_template.h.
     PORTABLE_RUN = 40
 
 
@@ -72,7 +72,7 @@ cdef inline real reduce(real x, real *power) noexcept nogil:
 
 
 cdef inline real expand(real x, real f, real power) noexcept nogil:
-    """2^x for x <= 0 (and little above) from its parts; 0 where 2^n falls below the smallest normal number, NaN for NaN.
+    """2^x for x <= 0 (and little above) from its parts; 0 where 2^n is below the smallest normal number, NaN for NaN.
 
     The polynomials are minimax ones of (2^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to 2^f - 1. Their even
     and odd terms are two chains of half the length.
@@ -100,7 +100,7 @@ cdef inline real exponential(real x) noexcept nogil:
 
 
 cdef inline real rescale(real sum, real scale) noexcept nogil:
-    """scale · sum; an infinity stays what it is, even when its weight came out as 0: that is a small positive number."""
+    """scale · sum; an infinity stays, even when its weight came out as 0, which is a small positive number."""
     return sum if scale == 0 and sum - sum != 0 else scale * sum
 
 
@@ -121,7 +121,8 @@ cdef struct Matrix:
 
 cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Where the scores of a block stand, in either layout: a line is a key's or a row's."""
-    return (Matrix(block.count, tile.rows, tile.lanes) if tile.pitch == 0 else Matrix(tile.rows, block.count, tile.pitch))
+    return (Matrix(block.count, tile.rows, tile.lanes) if tile.pitch == 0
+            else Matrix(tile.rows, block.count, tile.pitch))
 
 
 # Many rows: one row a lane.
@@ -356,7 +357,8 @@ cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cat
     cdef real *row_scale = <real *>tile.row_scale
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] reference, block
-    cdef real[PORTABLE_LINK * PORTABLE_LANES] run   # every fourth weight joins the same one: a chain is as short as a value's
+    cdef real[PORTABLE_LINK
+              * PORTABLE_LANES] run   # every fourth weight joins the same one: a chain is as short as a value's
     cdef Py_ssize_t number, start, j, r
     advance_maximum(<real *>tile.softmax.row_max, reference, row_scale, <const real *>tile.block_max, lanes)
     clear(block)
@@ -389,7 +391,8 @@ cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key
     for number in range(runs):
         start = number * PORTABLE_RUN
         for c in range(block.size):
-            add_products((block_output if runs > 1 else output) + c * lanes, tile.rows, joined if runs > 1 else row_scale,
+            add_products((block_output if runs > 1 else output) + c * lanes, tile.rows,
+                         joined if runs > 1 else row_scale,
                          weights + start * lanes, <const real *>(block.rows + start * block.stride) + c, block.stride,
                          min(block.count - start, <Py_ssize_t>PORTABLE_RUN))
         joined = one
@@ -402,8 +405,8 @@ cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key
 
 cdef inline real select_run(const real *weights, const unsigned char *attended, Py_ssize_t pitch, const char *values,
                             Py_ssize_t stride, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t link_size) noexcept nogil:
-    """One element of a run's sum, in either layout: Σ_j weight_j · value_j over the attended keys. Pairs join a link one
-    after the other, links the run."""
+    """One element of a run's sum, in either layout: Σ_j weight_j · value_j over the attended keys. Pairs join a link
+    one after the other, links the run."""
     cdef real run = 0, link = 0, pair = 0, value
     cdef Py_ssize_t j
     for j in range(start, stop):
@@ -432,7 +435,8 @@ cdef inline int select_values(real *output, const cattn_row_tile *tile, const ca
             total = 0
             for number in range((block.count + PORTABLE_RUN - 1) // PORTABLE_RUN):
                 start = number * PORTABLE_RUN
-                total += select_run(<const real *>tile.scores + r, tile.attended + r, lanes, block.rows + c * sizeof(real),
+                total += select_run(<const real *>tile.scores + r, tile.attended + r, lanes,
+                                    block.rows + c * sizeof(real),
                                     block.stride, start, min(block.count, start + PORTABLE_RUN), PORTABLE_LINK)
             if not tile.is_new:
                 total += rescale(output[c * lanes + r], row_scale[r])
@@ -452,8 +456,8 @@ cdef inline void add_carrying(real *total, real *carry, real scale, real x) noex
     carry[0] = lost - (all - sum) if finite else 0
 
 
-cdef inline void merge_rows(real *output, const cattn_row_tile *tile, Py_ssize_t rows, Py_ssize_t size, Py_ssize_t row_pitch,
-                            Py_ssize_t column_pitch) noexcept nogil:
+cdef inline void merge_rows(real *output, const cattn_row_tile *tile, Py_ssize_t rows, Py_ssize_t size,
+                            Py_ssize_t row_pitch, Py_ssize_t column_pitch) noexcept nogil:
     """`merge` for either layout."""
     cdef const cattn_softmax *total = &tile.total
     cdef const real *x_max = <const real *>tile.softmax.row_max
@@ -502,5 +506,6 @@ cdef inline int logsumexp(real *row_sum, const cattn_row_tile *tile, const cattn
     cdef const real *row_max = <const real *>tile.softmax.row_max
     cdef Py_ssize_t r
     for r in range(tile.rows):
-        (<real *>tile.destination[r])[0] = <real>(-INFINITY if row_sum[r] == 0 else <double>row_max[r] + log(<double>row_sum[r]))
+        (<real *>tile.destination[r])[0] = <real>(-INFINITY if row_sum[r] == 0 else <double>row_max[r]
+                                                  + log(<double>row_sum[r]))
     return True

@@ -5,11 +5,11 @@ from libc.math cimport INFINITY
 from tiles.portable cimport *
 
 cdef enum:
-    PORTABLE_FEW_LANES = 8   # terms of a score summed side by side for few rows: of four keys, half of the SSE2 registers
+    PORTABLE_FEW_LANES = 8   # terms of a score summed side by side: of four keys, half of the SSE2 registers
     PORTABLE_FEW_CHAINS = PORTABLE_FEW_LANES * PORTABLE_CHAIN
     PORTABLE_COLUMNS = 128   # value columns summed at a time for few rows
     PORTABLE_AHEAD = 8192    # bytes asked for ahead of those read: see FEW_AHEAD in tiles_template.h
-    PORTABLE_FEW_RUN = 8     # keys of a run there: their weights fill half of the SSE2 registers, and short chains round less
+    PORTABLE_FEW_RUN = 8     # keys of a run: their weights fill half of the SSE2 registers, and short chains round less
 
 
 cdef inline Py_ssize_t bytes_ahead(Py_ssize_t stride, Py_ssize_t bytes) noexcept nogil:
@@ -18,15 +18,15 @@ cdef inline Py_ssize_t bytes_ahead(Py_ssize_t stride, Py_ssize_t bytes) noexcept
 
 
 cdef inline void ask_ahead(const real *row, Py_ssize_t c, Py_ssize_t ahead) noexcept nogil:
-    """Asks for the line of memory that column c begins, if it begins one, so many bytes ahead: into L2, as prefetch_stored
-    does."""
+    """Asks for the line of memory that column c begins, if it begins one, so many bytes ahead: into L2, as
+    prefetch_stored does."""
     if ahead != 0 and c * sizeof(real) % 64 == 0:
         CATTN_PREFETCH_L2(<const char *>(row + c) + ahead)
 
 
 cdef inline void add_dot(real *lanes, const real *query, const real *key, Py_ssize_t size) noexcept nogil:
-    """lanes[c mod PORTABLE_FEW_LANES] = Σ_c query[c] · key[c], of at most PORTABLE_FEW_CHAINS elements, so that no chain is longer
-    than PORTABLE_CHAIN."""
+    """lanes[c mod PORTABLE_FEW_LANES] = Σ_c query[c] · key[c], of at most PORTABLE_FEW_CHAINS elements, so that no
+    chain is longer than PORTABLE_CHAIN."""
     cdef Py_ssize_t step, first, lane, c
     for lane in range(PORTABLE_FEW_LANES):
         lanes[lane] = 0
@@ -81,7 +81,8 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
-cdef inline int few_modify_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int few_modify_scores(real *scores, const cattn_row_tile *tile,
+                                  const cattn_key_block *block) noexcept nogil:
     cdef const cattn_score_mod *mod = tile.score_mod
     cdef real *block_max = <real *>tile.block_max
     cdef Py_ssize_t j, r
@@ -107,8 +108,8 @@ cdef inline int few_modify_scores(real *scores, const cattn_row_tile *tile, cons
 
 
 cdef inline int few_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    # Two keys from each of four places of the block in turn: processors read four streams faster than one. Sums of lanes
-    # wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
+    # Two keys from each of four places of the block in turn: processors read four streams faster than one. Sums of
+    # lanes wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
     cdef real[8 * PORTABLE_FEW_LANES] lanes
     cdef real *block_max = <real *>tile.block_max
     cdef const real *queries = <const real *>tile.queries
@@ -129,7 +130,8 @@ cdef inline int few_scores(real *scores, const cattn_row_tile *tile, const cattn
                 query = queries + r * size + c
                 key = keys + start * stride + c * sizeof(real)
                 for i in range(2):
-                    add_dots(lanes + i * 4 * PORTABLE_FEW_LANES, query, <const real *>(key + i * stride), apart * stride, width,
+                    add_dots(lanes + i * 4 * PORTABLE_FEW_LANES, query, <const real *>(key + i * stride),
+                             apart * stride, width,
                              ahead if r == 0 else 0)
                 for i in range(8):
                     j = r * pitch + start + i // 4 + i % 4 * apart
@@ -216,7 +218,7 @@ cdef inline void add_run(real *total, const real *weights, const char *values, P
 
 cdef inline void add_rest(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t count,
                           Py_ssize_t columns) noexcept nogil:
-    """The same of the last keys, fewer than a run, in the same order: keys that are masked behind them change no bit."""
+    """The same of the last keys, fewer than a run, in the same order: masked keys behind them change no bit."""
     cdef real[PORTABLE_COLUMNS] sum
     cdef const real *value0
     cdef const real *value1
@@ -270,7 +272,8 @@ cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn
     return True
 
 
-cdef inline int few_select_values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int few_select_values(real *output, const cattn_row_tile *tile,
+                                  const cattn_key_block *block) noexcept nogil:
     cdef const real *row_scale = <const real *>tile.row_scale
     cdef const real *weights = <const real *>tile.scores
     cdef real[4] total

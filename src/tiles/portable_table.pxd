@@ -10,8 +10,8 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     cdef cattn_type type = CATTN_FLOAT32 if real is float else CATTN_FLOAT64
     many.lanes = many.half = PORTABLE_LANES
     many.run = PORTABLE_RUN
-    # A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile. Merging chunks takes as long as
-    # 5 keys or so.
+    # A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile. Merging chunks takes as
+    # long as 5 keys or so.
     many.blocking = cattn_blocking(2 * PORTABLE_RUN, PORTABLE_RUN // 4, 0, 25600, 5, 100, PY_SSIZE_T_MAX)
     many.load = <cattn_kernel>load[real]
     many.scores = <cattn_kernel>scores[real]
@@ -24,7 +24,8 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
 
     few.lanes = few.half = CATTN_FEW_ROWS
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
-    # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values' bytes.
+    # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values'
+    # bytes.
     few.blocking = cattn_blocking(512, 64, 64, 262144, 8, 64, 2048)
     few.load = <cattn_kernel>few_load[real]
     few.scores = <cattn_kernel>few_scores[real]

@@ -71,7 +71,8 @@ INLINE REAL F(softcap_bounded)(double softcap)
     return (REAL)(softcap > bound ? bound : softcap < 1 / bound ? 1 / bound : softcap);
 }
 
-static void F(cap_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count, double softcap)
+static void F(cap_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count,
+                          double softcap)
 {
     const REAL cap = F(softcap_bounded)(softcap), factor = (REAL)(-2 * CATTN_LOG2E / (double)cap);
     for (int v = 0; v * WIDTH < tile->rows; v++) {
@@ -134,12 +135,14 @@ INLINE void F(alibi_pass)(vector *attn_bias, ptrdiff_t count, const double *slop
         UNROLL for (int v = 0; v < vectors; v++) {
             const vector away = (vector)((integers)(distance[v] - key) & ~sign);
             const vector bias = F(left)(&attn_bias[v], first), biased = F(muladd)(slope[v], away, bias);
-            attn_bias[v] = first ? biased : F(select)(bias == -INFINITE, bias, biased);   /* -inf masks, beside NaN or +inf too */
+            attn_bias[v] = first ? biased : F(select)(bias == -INFINITE, bias,
+                                                      biased);   /* -inf masks, beside NaN or +inf too */
         }
 }
 
 /* Mask bytes lie along the keys too: 16 × 16 squares of bytes, transposed in registers. */
-static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const unsigned char *const *mask, int first)
+static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const unsigned char *const *mask,
+                         int first)
 {
     typedef unsigned char bytes __attribute__((vector_size(16)));
     enum { ROWS = LANES < 16 ? LANES : 16 };
@@ -160,7 +163,8 @@ static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, con
             for (int stage = 0; stage < 4; stage++) {   /* each doubles the distance between a row's elements */
                 UNROLL for (int i = 0; i < 8; i++) {
                     y[2 * i] = SHUFFLE(bytes, x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-                    y[2 * i + 1] = SHUFFLE(bytes, x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+                    y[2 * i + 1] = SHUFFLE(bytes, x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                                           15, 31);
                 }
                 UNROLL for (int i = 0; i < 16; i++)
                     x[i] = y[i];
@@ -178,7 +182,8 @@ INLINE INT F(key_bound)(ptrdiff_t key, ptrdiff_t count)
     return (INT)(key < 0 ? 0 : key > count ? count : key);
 }
 
-INLINE void F(interval_pass)(vector *attn_bias, ptrdiff_t count, const ptrdiff_t *start, const ptrdiff_t *stop, int first,
+INLINE void F(interval_pass)(vector *attn_bias, ptrdiff_t count, const ptrdiff_t *start, const ptrdiff_t *stop,
+                             int first,
                              const int vectors)
 {
     integers low[TILE_VECTORS], high[TILE_VECTORS], key = {0};

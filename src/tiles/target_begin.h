@@ -12,7 +12,8 @@
 #if defined(TILES_AVX512)
 #define TILES_FMA
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))),
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
@@ -24,7 +25,8 @@
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
-/* Python's flags let signed numbers wrap. gcc's order of FMAs and broadcasts then keeps the units busy for 0.9 of the time. */
+/* Python's flags let signed numbers wrap. gcc's order of FMAs and broadcasts then keeps the units busy for 0.9 of the
+ * time. */
 #pragma GCC optimize("no-wrapv")
 #endif
 #elif defined(__FMA__) && defined(__SSE2__)

@@ -1,27 +1,30 @@
-/* The kernel tables: all arithmetic on scores and values. Each kernel does one step for one tile of rows × one whole block
- * of keys, so that an indirect call costs nothing beside it, and remainders stay inside.
+/* The kernel tables: all arithmetic on scores and values. Each kernel does one step for one tile of rows × one whole
+ * block of keys, so that an indirect call costs nothing beside it, and remainders stay inside.
  *
- * A row is one query of one head; the rows of a tile share their keys and values. `real` is float or double, and there are
- * two layouts of a tile: a table holds a set of kernels for each type and layout.
+ * A row is one query of one head; the rows of a tile share their keys and values. `real` is float or double, and there
+ * are two layouts of a tile: a table holds a set of kernels for each type and layout.
  *
  *   many rows   the rows lie in the lanes of vectors: queries[c][lane], scores[j][lane], output[c][lane],
  *               with c an index into head size or value size and j a key of the block. `lanes` rows a tile.
- *   few rows    the head size lies in the lanes: queries[row][c], scores[row][j], output[row][c], whose rows lie one behind
- *               the other, `pitch` and `output_pitch` reals apart: the pitch is what a block has keys, a multiple of 64.
+ *   few rows    the head size lies in the lanes: queries[row][c], scores[row][j], output[row][c]. Rows of scores are
+ *               `pitch` reals apart, as many as a block has keys, a multiple of 64; those of the output `output_pitch`.
  *               1 to CATTN_FEW_ROWS rows a tile.
  *
- * Arrays of a tile and its vectors over rows (row_max, row_sum, row_scale, ...) are aligned to CATTN_ALIGNMENT bytes and hold
- * whole vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to their own type
- * only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are at least 1.
+ * Arrays of a tile and its vectors over rows (row_max, row_sum, row_scale, ...) are aligned to CATTN_ALIGNMENT bytes
+ * and hold whole vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to
+ * their own type only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are
+ * at least 1.
  *
- * A tile of fewer rows than lanes: the lanes behind may be computed or not, and hold anything. Where its rows see other
- * keys, a tile of many rows goes by halves: pointers to the first lane of the half, which the layout is the same for.
+ * A tile of fewer rows than lanes: the lanes behind may be computed or not, and hold anything. Where its rows see
+ * other keys, a tile of many rows goes by halves: pointers to the first lane of the half, which the layout is the same
+ * for.
  *
  * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over the keys of a run as the table
- * pleases, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
+ * pleases, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last
+ * one.
  *
- * Nothing here knows about threads, batches, memory allocation, or storage types beyond those that a set of kernels reads.
- */
+ * Nothing here knows about threads, batches, memory allocation, or storage types beyond those that a set of kernels
+ * reads. */
 #ifndef CATTN_TILES_H
 #define CATTN_TILES_H
 
@@ -96,8 +99,8 @@ typedef struct {
     int selecting;                    /* what is not finite counts where it is attended to, only and always */
 } cattn_row_tile;
 
-/* Rows of memory that will be read soon. `scores` and `values` ask for them one by one while they compute: all at once would
- * wait for each other, and whatever else is read would wait behind them. */
+/* Rows of memory that will be read soon. `scores` and `values` ask for them one by one while they compute: all at once
+ * would wait for each other, and whatever else is read would wait behind them. */
 typedef struct {
     const void *const *rows;
     ptrdiff_t offset, bytes;   /* what is read of each row */
@@ -112,7 +115,7 @@ typedef struct {
     cattn_prefetch *prefetch;   /* NULL: there is nothing to ask for */
 } cattn_key_block;
 
-/* Out of the way of the loops, which rarely come here. */
+/* Not inlined: the loops, which rarely come here, would lose registers to it. */
 #if defined(__GNUC__) || defined(__clang__)
 __attribute__((noinline, unused))
 #endif
@@ -135,8 +138,9 @@ static inline void cattn_prefetch_next(cattn_prefetch *prefetch)
 /* One step: `array` is what it is about, an array of the tile that it writes (store and logsumexp: reads). */
 typedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block);
 
-/* Keys of a block: `most` of them, or fewer so that they take `bytes`: by steps, or by halves where `step` is 0; at least
- * `least`. A chunk, whose softmax is joined with that of the chunks before, has `chunk_blocks` blocks, within its bounds. */
+/* Keys of a block: `most` of them, or fewer so that they take `bytes`: by steps, or by halves where `step` is 0; at
+ * least `least`. A chunk, whose softmax is joined with that of the chunks before, has `chunk_blocks` blocks, within
+ * its bounds. */
 typedef struct {
     ptrdiff_t most, least, step, bytes;
     ptrdiff_t chunk_blocks, least_chunk, most_chunk;
@@ -146,7 +150,7 @@ typedef struct {
     ptrdiff_t lanes;      /* rows of a tile at most, at most CATTN_MAX_LANES */
     ptrdiff_t half;       /* rows of a half of one: lanes / CATTN_HALVES, or `lanes` where a tile is not divided */
     ptrdiff_t itemsize;   /* of real */
-    ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain: calls begin with one */
+    ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain */
     unsigned reads;       /* storage types of keys and values that are read where they lie: bits 1 << cattn_type */
     cattn_blocking blocking;
 
@@ -156,8 +160,8 @@ typedef struct {
     /* row_max = -infinity and row_sum = 0; the sink and 1 in rows that have one. About row_max. */
     cattn_kernel reset;
 
-    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod; block_max[r] = max_j scores[j][r], a NaN not counted.
-     * A masked NaN or +infinity may come out as NaN. */
+    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod; block_max[r] = max_j scores[j][r], a NaN not
+     * counted. A masked NaN or +infinity may come out as NaN. */
     cattn_kernel scores;
 
     /* Huge heads come by slices, whose scores another array adds up: array += scores. Then score_mod and block_max, as
@@ -168,27 +172,27 @@ typedef struct {
     /* attended = whether a score is not -infinity, which masked NaN and +infinity become. Answers whether all are. */
     cattn_kernel mark_attended;
 
-    /* The online softmax. With new = max(row_max, block_max), and 0 in its place where it is -infinity:
-     * row_scale = exp(row_max - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN;
-     * row_sum = row_scale · row_sum + Σ_j scores[j], in runs;  row_max = the new one. log2(e), for powers of two, enters
-     * behind the difference: in the scores it would make some finite ones infinite. */
+    /* The online softmax. With new = max(row_max, block_max), and 0 in its place where it is -infinity: row_scale =
+     * exp(row_max - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN; row_sum = row_scale
+     * · row_sum + Σ_j scores[j], in runs;  row_max = the new one. log2(e), for powers of two, enters behind the
+     * difference: in the scores it would make some finite ones infinite. */
     cattn_kernel exponentials;
 
     /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c], runs summed first, in order. */
     cattn_kernel values;
 
-    /* The same bits, but for non-finite values: a key that is not attended to is left out, and an infinity or NaN with a
-     * weight that came out as 0 counts with weight 1. For a tile that did not end finite. */
+    /* The same bits, but for non-finite values: a key that is not attended to is left out, and an infinity or NaN with
+     * a weight that came out as 0 counts with weight 1. For a tile that did not end finite. */
     cattn_kernel select_values;
 
-    /* Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding): `softmax` joins `total`. What rounding
-     * takes from the sums is carried along (Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B), so that
-     * they are as exact after thousands of joins as after one. What is not finite stays so; selecting, an infinity stays
-     * one. Of few rows, `softmax` may lie anywhere in memory. About total.output; block->size columns. */
+    /* Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding): `softmax` joins `total`. What
+     * rounding takes from the sums is carried along (Knuth, The Art of Computer Programming 2, section 4.2.2, theorem
+     * B), so that they are as exact after thousands of joins as after one. What is not finite stays so; selecting, an
+     * infinity stays one. Of few rows, `softmax` may lie anywhere in memory. About total.output. */
     cattn_kernel merge;
 
-    /* destination = output / row_sum, or / 1 where that is 0, for each row; block->size columns. Answers whether all that was
-     * written is finite, and the sums. About output. */
+    /* destination = output / row_sum, or / 1 where that is 0, for each row; block->size columns. Answers whether all
+     * that was written is finite, and the sums. About output. */
     cattn_kernel store;
 
     /* destination = row_max + log(row_sum), -infinity where that is 0, one real for each row. About row_sum. */

@@ -4,21 +4,20 @@
  *
  *   TILES_VEC128, TILES_AVX2 or TILES_AVX512   the target; only the intrinsic helpers below ask
  *   VECTOR_BYTES    16, 32 or 64
- *   TILE_VECTORS    2 or 4, the vectors over the rows of a many-row tile: `lanes` is TILE_VECTORS · (reals a vector). Of
- *                   four, two are a half.
+ *   TILE_VECTORS    2 or 4, the vectors over the rows of a many-row tile: `lanes` is TILE_VECTORS · (reals a
+ *                   vector). Of four, two are a half.
  *   TILE_WIDE       keys (scores) or value columns (values) of the widest register tile, at most 12
  *   TILE_SUMS       the sums of a register tile, vectors · wide of them: a tile of fewer vectors is wider.
  *                   They, TILE_VECTORS operands and a broadcast live in registers: 16 there are for vec128 and avx2, 32
  *                   for avx512.
  *   TILE_IN_A_ROW   1 where the steps of a whole run stand in a row. With vec128 gcc then spills.
  *
- * A tile of fewer rows than LANES computes in one or two vectors if they hold all rows: `vectors` of them, a constant to
- * each copy of a register tile. The others stay as they are.
+ * A tile of fewer rows than LANES computes in one or two vectors if they hold all rows: `vectors` of them, a constant
+ * to each copy of a register tile. The others stay as they are.
  *
- * Vectors are GCC vector types: `*`, `+`, `<` and `<<` work lane by lane, and a scalar beside one is broadcast.
- * Sums of products that decide a row's bits go through F(muladd): left to the compiler, whether a·b + c becomes one FMA
- * depends on the code around it (gcc moves half of it out of a branch), and a remainder would round differently.
- */
+ * Vectors are GCC vector types: `*`, `+`, `<` and `<<` work lane by lane, and a scalar beside one is broadcast. Sums
+ * of products that decide a row's bits go through F(muladd): left to the compiler, whether a·b + c becomes one FMA
+ * depends on the code around it (gcc moves half of it out of a branch), and a remainder would round differently. */
 
 /* ---- names: F(x) is x for this type ---- */
 
@@ -26,10 +25,11 @@
 #define TILES_PASTE_(a, b) a##_##b
 #define TILES_PASTE(a, b) TILES_PASTE_(a, b)
 #define INLINE static inline __attribute__((always_inline))
-/* Equal terms round the same way each time, so that a long chain of them drifts. Sums over keys are taken in chains of chains:
- * the RUN keys of a run, the runs of a block, the blocks of a chunk, while chunks are joined with compensation. A run of 24
- * equal values comes out up to 3.25 eps off, which runs and blocks, four at a time, hardly add to: one and one are exactly two,
- * and two and two four. Weights are added up in links of a run besides, which costs nothing.
+/* Equal terms round the same way each time, so that a long chain of them drifts. Sums over keys are taken in chains of
+ * chains: the RUN keys of a run, the runs of a block, the blocks of a chunk, while chunks are joined with
+ * compensation. A run of 24 equal values comes out up to 3.25 eps off, which runs and blocks, four at a time, hardly
+ * add to: one and one are exactly two, and two and two four. Weights are added up in links of a run besides, which
+ * costs nothing.
  *
  * Few rows wait for memory anyway, and their blocks hold more runs: these are shorter. */
 #define RUN 20               /* keys of a run of values */
@@ -39,8 +39,8 @@
 #define FEW_STEPS 3          /* keys of a run of values, from each stream */
 #define FEW_TOTALS 4         /* sums that runs join in turn */
 #define FEW_WEIGHTS 8        /* vectors of weights of a run: a block of two reals a vector has 256 */
-/* Bytes asked for ahead of those being read, in all streams: a latency of 150 ns at 50 GB/s. Half of it with one row, where
- * the processor foresees more by itself. */
+/* Bytes asked for ahead of those being read, in all streams: a latency of 150 ns at 50 GB/s. Half of it with one row,
+ * where the processor foresees more by itself. */
 #define FEW_AHEAD 8192
 #define FEW_COLUMNS 16       /* vectors of value columns summed at a time */
 #if defined(__clang__)
@@ -50,8 +50,8 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #define UNROLL_EIGHT _Pragma("GCC unroll 8")
 #endif
-/* Hides how an address came about. gcc, knowing it, derives one address from another in each turn of a loop, or computes
- * many beforehand and runs out of registers for them. */
+/* Hides how an address came about. gcc, knowing it, derives one address from another in each turn of a loop, or
+ * computes many beforehand and runs out of registers for them. */
 #define OPAQUE(address) __asm__("" : "+r"(address))
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(indices, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -125,8 +125,8 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
     return left >= 2 * widest ? widest : left > widest ? (left + 1) / 2 : left;
 }
 
-/* Call `tile` with a constant width, `many` with a constant number of vectors: the compiler makes a register tile of its
- * own for each. */
+/* Call `tile` with a constant width, `many` with a constant number of vectors: the compiler makes a register tile of
+ * its own for each. */
 #define AT_MOST(n, most) ((n) < (most) ? (n) : (most))
 #define WITH_WIDTH(width, widest, tile)               \
     switch (width) {                                  \
@@ -152,8 +152,8 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
         many(TILE_VECTORS);                           \
     }
 
-/* `count` steps, each of which advances its own operands. A loop of 16 or 24 turns ends in a branch that the processor cannot
- * foresee, at 15 cycles of 100. */
+/* `count` steps, each of which advances its own operands. A loop of 16 or 24 turns ends in a branch that the processor
+ * cannot foresee, at 15 cycles of 100. */
 #if TILE_IN_A_ROW
 #define STEPS(step, count, run)                                    \
     if ((count) == (run)) {                                        \
@@ -186,7 +186,8 @@ INLINE void F(clear)(vector sum[TILE_WIDE][TILE_VECTORS], const int wide, const 
 }
 
 /* wide keys × the lanes in use: a column of queries against one broadcast element of each key. */
-INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added, const char *keys,
+INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
+                           const char *keys,
                            ptrdiff_t stride, ptrdiff_t size, const int wide, const int vectors)
 {
     const REAL *key[TILE_WIDE];
@@ -345,8 +346,8 @@ static int F(exponentials)(void *scores, const cattn_row_tile *tile, const cattn
     return 1;
 }
 
-/* wide value columns × the lanes in use, over one run of keys: its sums, with those of the runs before in `block` if it is not
- * the first, stay there or, if it is the last, join the output. */
+/* wide value columns × the lanes in use, over one run of keys: its sums, with those of the runs before in `block` if
+ * it is not the first, stay there or, if it is the last, join the output. */
 INLINE void F(values_tile)(vector *output, vector *block, const vector *row_scale, const int first, const int last,
                            const vector *weights, const char *values, ptrdiff_t stride, ptrdiff_t count, const int wide,
                            const int vectors)
@@ -475,13 +476,15 @@ INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x
 }
 
 /* The scales of the total and of what joins it; their sums joined. */
-INLINE void F(merge_sums)(const cattn_softmax *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale, vector *x_scale,
+INLINE void F(merge_sums)(const cattn_softmax *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale,
+                          vector *x_scale,
                           const int selecting)
 {
     const vector shift = F(advance)((vector *)total->row_max + v, scale, x_max);
     *x_scale = (x_max - shift) * (REAL)CATTN_LOG2E;
     F(exponential)(x_scale, 1);
-    F(add_carrying)((vector *)total->row_sum + v, (vector *)total->row_sum_carry + v, *scale, *x_scale, x_sum, selecting);
+    F(add_carrying)((vector *)total->row_sum + v, (vector *)total->row_sum_carry + v, *scale, *x_scale, x_sum,
+                    selecting);
 }
 
 INLINE void F(merge_of)(vector *output, const cattn_row_tile *tile, ptrdiff_t size, const int selecting)
@@ -509,8 +512,8 @@ static int F(merge)(void *output, const cattn_row_tile *tile, const cattn_key_bl
 
 /* ---- many rows: store ---- */
 
-/* a / b, given 1 / b: correctly rounded (Markstein 1990), unless the remainder is too small for a number, at a fifth of the
- * price; NaN where it is infinite. */
+/* a / b, given 1 / b: correctly rounded (Markstein 1990), unless the remainder is too small for a number, at a fifth
+ * of the price; NaN where it is infinite. */
 INLINE vector F(quotient)(vector a, vector b, vector reciprocal)
 {
 #if defined(TILES_FMA)
@@ -599,8 +602,8 @@ static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count
 }
 #endif
 
-/* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or half a
- * run. Merging chunks takes as long as 5 keys or so. */
+/* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or
+ * half a run. Merging chunks takes as long as 5 keys or so. */
 static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 2, .bytes = 25600,
                                                 .chunk_blocks = 5, .least_chunk = 100, .most_chunk = PTRDIFF_MAX};
 

@@ -141,7 +141,8 @@ INLINE vector widen_vector(halves x, cattn_type type)
 {
     if (type == CATTN_FLOAT16)
         return (vector)HALF_INTRINSIC(cvtph_ps)((HALF_TYPE)x);
-    return (vector)((words)HALF_INTRINSIC(cvtepu16_epi32)((HALF_TYPE)x) << 16);   /* by name: gcc goes element by element */
+    /* By name: gcc would go element by element. */
+    return (vector)((words)HALF_INTRINSIC(cvtepu16_epi32)((HALF_TYPE)x) << 16);
 }
 
 /* To nearest, ties to even. For bfloat16 by hand: what is cut off, plus a half less one, plus the lowest bit kept,
@@ -279,8 +280,8 @@ INLINE void F(transpose)(vector x[WIDTH])
     }
 }
 
-/* x[i] = element `at` + i of each of WIDTH rows, for i < n: the transpose, in whose first step whole 128-bit parts come from
- * memory to where they belong. */
+/* x[i] = element `at` + i of each of WIDTH rows, for i < n: the transpose, in whose first step whole 128-bit parts
+ * come from memory to where they belong. */
 INLINE void F(load_square)(vector x[WIDTH], const void *const *rows, ptrdiff_t at, ptrdiff_t n)
 {
 #if defined(INSERT)
@@ -318,7 +319,8 @@ INLINE vector F(fold)(const vector x[WIDTH], const int largest)
     UNROLL for (int i = 0; i < WIDTH / QUAD; i++) {
         const vector *z = x + i * QUAD;
 #if REAL_BITS == 32
-        vector a = F(join)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest), b = F(join)(LOW(z[2], z[3]), HIGH(z[2], z[3]), largest);
+        vector a = F(join)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest), b = F(join)(LOW(z[2], z[3]), HIGH(z[2], z[3]),
+                                                                                    largest);
         y[i] = F(join)(LOW_PAIRS(a, b), HIGH_PAIRS(a, b), largest);
 #else
         y[i] = F(join)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest);
@@ -329,17 +331,18 @@ INLINE vector F(fold)(const vector x[WIDTH], const int largest)
 #elif VECTOR_BYTES == 32
     return F(join)(EVEN(y[0], y[1]), ODD(y[0], y[1]), largest);
 #else
-    vector a = F(join)(EVEN(y[0], y[1]), ODD(y[0], y[1]), largest), b = F(join)(EVEN(y[2], y[3]), ODD(y[2], y[3]), largest);
+    vector a = F(join)(EVEN(y[0], y[1]), ODD(y[0], y[1]), largest), b = F(join)(EVEN(y[2], y[3]), ODD(y[2], y[3]),
+                                                                                largest);
     return F(join)(EVEN(a, b), ODD(a, b), largest);
 #endif
 }
 
 /* ---- exponentials ---- */
 
-/* 2^x = 2^n · 2^f with n the integer nearest to x and f = x - n, exactly. Adding ROUNDER = 1.5·2^MANTISSA + EXPONENT_BIAS
- * leaves no bits for a fraction: the sum's lowest bits are n + EXPONENT_BIAS, a shift by MANTISSA makes them the bits of
- * 2^n, and taking ROUNDER away again gives n as a real. At n = LOWEST those bits are 0, and so is 2^n, exactly; lower
- * still, the trick fails. */
+/* 2^x = 2^n · 2^f with n the integer nearest to x and f = x - n, exactly. Adding ROUNDER = 1.5·2^MANTISSA +
+ * EXPONENT_BIAS leaves no bits for a fraction: the sum's lowest bits are n + EXPONENT_BIAS, a shift by MANTISSA makes
+ * them the bits of 2^n, and taking ROUNDER away again gives n as a real. At n = LOWEST those bits are 0, and so is
+ * 2^n, exactly; lower still, the trick fails. */
 #define ROUNDER F(splat)((REAL)((3ll << (MANTISSA - 1)) + EXPONENT_BIAS))
 #define LOWEST F(splat)(-EXPONENT_BIAS)
 
@@ -399,8 +402,8 @@ INLINE void F(exponential)(vector *x, const int n)
         x[i] = F(muladd)(q[i], x[i], F(splat)(1)) * power[i];
 }
 
-/* cap · tanh(x / cap), from e = exp(-2|x| / cap) - 1: tanh = -e / (2 + e), which loses nothing near 0 because e does not.
- * `factor` is -2·log2(e) / cap. Below -60, e is -1 in both types. */
+/* cap · tanh(x / cap), from e = exp(-2|x| / cap) - 1: tanh = -e / (2 + e), which loses nothing near 0 because e does
+ * not. `factor` is -2·log2(e) / cap. Below -60, e is -1 in both types. */
 INLINE vector F(softcap)(vector x, REAL cap, REAL factor)
 {
     const integers sign = (integers)x & (integers)F(splat)(-(REAL)0);

@@ -1,0 +1,69 @@
+"""What to write in place of a call that gives names or numbers of arguments which its function does not take."""
+
+import functools
+import inspect
+
+# Names that other houses give to what is here, or is not: what to write, where the function has it.
+_ELSEWHERE = {
+    "is_causal": ("causal", 'write causal=, with query_offset="start" where the lengths differ'),
+    "attn_mask": ("mask", "write mask= for booleans (True: may attend), bias= for what is added to the scores"),
+    "enable_gqa": (None, "leave it out: fewer heads of key and value than of query need no flag"),
+    "dropout_p": (None, "leave it out: there is no dropout"),
+}
+
+
+def explain_call(function, positional, names):
+    """What is wrong with a call that gave so many arguments by position and these by name; None: nothing that a look at
+    the function's parameters tells."""
+    parameters = inspect.signature(function).parameters
+    title = function.__name__
+    for name in names:
+        if name not in parameters:
+            there, advice = _ELSEWHERE.get(name, (name, ""))
+            if there is not None and there not in parameters:
+                advice = f"expected one of {', '.join(parameters)}"
+            return f"{name}: not an argument of {title}; {advice}"
+    first = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    if positional > len(first):
+        return (
+            f"{title}: expected at most {len(first)} arguments by position ({', '.join(first)}), got {positional}; "
+            "give all others by name, such as scale="
+        )
+    return None
+
+
+def explained(function):
+    """`function`, whose calls with wrong names or too many arguments are refused with advice."""
+    names = frozenset(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def door(*given, **named):
+        if not names.issuperset(named):  # nothing is done before a name that goes on with the others is refused
+            raise TypeError(explain_call(function, len(given), named))
+        try:
+            return function(*given, **named)
+        except TypeError:
+            message = explain_call(function, len(given), named)
+            if message is None:
+                raise
+            raise TypeError(message) from None
+
+    return door
+
+
+def forwarding(target, *, without):
+    """For a function whose `**` go on to `target`: they are shown one by one, as `target` has them and where it has
+    them, save those of `without`. `explained` keeps all others out."""
+
+    def decorate(function):
+        own = inspect.signature(function).parameters
+        passed = {
+            name: own.get(name, parameter)
+            for name, parameter in inspect.signature(target).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in without
+        }
+        first = [p for name, p in own.items() if name not in passed and p.kind is not p.VAR_KEYWORD]
+        function.__signature__ = inspect.Signature([*first, *passed.values()])
+        return function
+
+    return decorate

@@ -1,0 +1,170 @@
+"""Arguments that lie about themselves, and that change while a call looks at them: it goes by what there is, once."""
+
+import numpy as np
+import pytest
+from helpers import problem, python
+
+import cattn
+
+
+class Flags:
+    writeable = c_contiguous = aligned = True
+
+
+def lies(**attributes):
+    """A subclass of ndarray whose attributes and conversions are these, whatever there is in memory."""
+
+    def convert(self, *_, **__):
+        return np.zeros((3, 4), np.float32)
+
+    attributes |= {"__array__": convert, "view": convert, "astype": convert}
+    return type("Lies", (np.ndarray,), attributes)
+
+
+def test_out_that_lies():
+    query = np.ones((3, 4), np.float32)
+    memory = bytes(48)
+    for out, error, message in (
+        (np.frombuffer(memory, np.float32).reshape(3, 4).view(lies(flags=Flags())), ValueError, "read-only"),
+        (np.zeros((3, 3), np.float32).view(lies(shape=(3, 4))), ValueError, r"expected shape \(3, 4\), got \(3, 3\)"),
+        (np.zeros((3, 4), np.float16).view(lies(dtype=np.dtype(np.float32))), TypeError, "got float16"),
+        (np.broadcast_to(np.zeros(4, np.float32), (3, 4)).view(lies(flags=Flags())), ValueError, "read-only"),
+    ):
+        with pytest.raises(error, match=f"^out: .*{message}"):
+            cattn.attention(query, query, query, out=out)
+    assert memory == bytes(48)
+    with pytest.raises(ValueError, match=r"^out: .*overlaps query$"):
+        cattn.attention(query, query, query, out=query.view(lies(strides=(0, 0), __array_interface__={})))
+    out = np.zeros((3, 4), np.float32).view(lies(shape=(1,), dtype=np.dtype(bool), flags=None, strides=None))
+    assert cattn.attention(query, query, query, out=out) is out
+    assert (np.ndarray.view(out, np.ndarray) == 1).all()
+
+
+def test_inputs_that_lie():
+    array = np.random.default_rng(0).standard_normal((4, 4, 4), np.float32)
+    mask, numbers = np.tri(4, dtype=bool), np.arange(4)
+    lie = lies(shape=(2**20, 2**20), strides=(1, 1), dtype=np.dtype(np.int64), ndim=7, size=10**9)
+    modifiers = {"mask": mask, "bias": array[0], "sinks": array[0, 0], "alibi_slopes": array[0, 1],
+                 "key_range": (numbers, numbers + 2)}  # fmt: skip
+    lying = {name: x.view(lie) for name, x in modifiers.items() if name != "key_range"}
+    lying["key_range"] = tuple(x.view(lie) for x in modifiers["key_range"])
+    for name in modifiers:
+        expected = cattn.attention(array, array, array, **{name: modifiers[name]})
+        np.testing.assert_array_equal(cattn.attention(array, array, array, **{name: lying[name]}), expected)
+    given = array.view(lie)
+    np.testing.assert_array_equal(cattn.attention(given, given, given), cattn.attention(array, array, array))
+    np.testing.assert_array_equal(cattn.attention_weights(given, given), cattn.attention_weights(array, array))
+    indptr = np.array([0, 1, 4])
+    np.testing.assert_array_equal(
+        cattn.attention_varlen(given, given, given, indptr.view(lie), indptr.view(lie)),
+        cattn.attention_varlen(array, array, array, indptr, indptr),
+    )
+    x, *weights = array
+    np.testing.assert_array_equal(
+        cattn.self_attention(x.view(lie), *(w.view(lie) for w in weights)), cattn.self_attention(x, *weights)
+    )
+    assert str(cattn.trace(x.view(lie), *(w.view(lie) for w in weights))) == str(cattn.trace(x, *weights))
+    for ours, expected in zip(
+        cattn.merge_attention([given, given], [array[0].view(lie)] * 2),
+        cattn.merge_attention([array, array], [array[0]] * 2),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, expected)
+
+
+RESHAPED = """
+import itertools, sys, threading, time, warnings
+import ml_dtypes, numpy as np
+import cattn
+warnings.simplefilter("ignore")  # NumPy would rather have nobody set a shape
+sys.setswitchinterval(1e-6)
+dtype, name, arguments, other = sys.argv[1], sys.argv[2], eval(sys.argv[3]), eval(sys.argv[4])
+random = np.random.default_rng(0)
+memory = random.standard_normal((4, 20, 192)).astype(dtype)
+query, key, value, out = memory[:, 1].reshape(4, 4, 6, 8)
+expected = cattn.attention(query, key, value, **arguments)
+if name == "out":
+    arguments["out"] = out
+    memory[3] = 0
+before = memory.copy()
+reshaped = {"query": query, "out": out}[name]
+done = threading.Event()
+def reshape():
+    for shape in itertools.cycle([other, (4, 6, 8)]):
+        reshaped.shape = shape
+        if done.is_set():
+            break
+thread = threading.Thread(target=reshape)
+thread.start()
+right = wrong = 0
+end = time.monotonic() + 1.5
+while time.monotonic() < end and not wrong:
+    try:
+        result = cattn.attention(query, key, value, **arguments)
+    except ValueError:
+        continue
+    right += np.array_equal(result.ravel(), expected.ravel())
+    wrong += not np.array_equal(result.ravel(), expected.ravel())
+    before[3, 1] = memory[3, 1]
+    wrong += not np.array_equal(before, memory)
+done.set()
+thread.join()
+print(right > 0, wrong)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "arguments", "other"),
+    [("float32", "out", {"softcap": 50.0}, (1, 192)), ("bfloat16", "query", {}, (48, 4))],
+)
+def test_a_thread_that_reshapes_an_array_meanwhile(dtype, name, arguments, other):
+    """Each call sees one of its shapes: it is refused, or right."""
+    assert python(RESHAPED, dtype, name, repr(arguments), repr(other)) == "True 0\n"
+
+
+@pytest.mark.parametrize("name", ["num_threads", "mask"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_argument_that_reshapes_another(plain, name):
+    """Arguments are converted by anyone's code: what has been looked at by then stays as it was."""
+    query, key, value = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
+    query = query.copy()
+    if not plain:
+        value = value[..., ::-1]
+
+    class Reshaping:
+        def convert(self, *_, **__):
+            query.resize((1, 256), refcheck=False)
+            return np.ones((8, 8), bool) if name == "mask" else 1
+
+        __array__ = __index__ = convert
+
+    expected = cattn.attention(query.copy(), key, value)
+    out = cattn.attention(query, key, value, **{name: Reshaping()})
+    assert query.shape == (1, 256)
+    np.testing.assert_array_equal(out, expected)
+
+
+class Hostile(str):
+    """Equal to everything, whatever it says."""
+
+    def __eq__(self, other):
+        return True
+
+    def __ne__(self, other):
+        return False
+
+    def __str__(self):
+        return "weights"
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize("name", ["stage", "layout", "query_offset"])
+def test_words_of_a_subclass(name):
+    query, key, _ = problem(5, 7).values()
+    with pytest.raises(ValueError, match=f"^{name}: expected .*got 'rubbish'$"):
+        cattn.attention_weights(query, key, **{name: Hostile("rubbish")})
+    word = {"stage": "scores", "layout": "bhld", "query_offset": "end"}[name]
+    given = cattn.attention_weights(query, key, causal=name == "query_offset", **{name: Hostile(word)})
+    expected = cattn.attention_weights(query, key, causal=name == "query_offset", **{name: word})
+    np.testing.assert_array_equal(given, expected)

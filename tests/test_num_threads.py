@@ -1,0 +1,225 @@
+"""How many threads a call may use: the setting, the environment, what the system allows."""
+
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import cattn
+from cattn import _threads
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    monkeypatch.delenv("CATTN_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cattn.set_num_threads(None)
+    yield
+    cattn.set_num_threads(None)
+
+
+@pytest.fixture
+def system(monkeypatch, tmp_path):
+    """A system of 64 CPUs with these files: what default_num_threads says there."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+
+    def number(files):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return _threads.default_num_threads(str(tmp_path))
+
+    return number
+
+
+def test_set_and_get():
+    default = cattn.get_num_threads()
+    assert default >= 1
+    for n in (3, np.int64(4), np.uint8(5), 1):
+        assert cattn.set_num_threads(n) is None
+        assert cattn.get_num_threads() == n and type(cattn.get_num_threads()) is int
+        assert _threads.resolve(None) == n
+        assert _threads.resolve(np.int32(7)) == 7
+        assert cattn.get_num_threads() == n
+    cattn.set_num_threads(None)
+    assert cattn.get_num_threads() == default
+
+
+def test_many_are_as_many_as_the_pool_has():
+    cattn.set_num_threads(10**30)
+    assert cattn.get_num_threads() == _threads.resolve(2**64) == 1024
+
+
+@pytest.mark.parametrize(
+    "number, error, came",
+    [
+        (0, ValueError, "0"),
+        (np.int8(-2), ValueError, "-2"),
+        (-(10**5000), ValueError, "a very long int"),
+        (2.0, TypeError, r"2\.0"),
+        ("2", TypeError, "'2'"),
+        (True, TypeError, "True"),
+        (np.True_, TypeError, r"np\.True_"),
+        (np.array([2, 3]), TypeError, r"ndarray of shape \(2,\) and type int\d+"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_refused(number, error, came):
+    cattn.set_num_threads(3)
+    expected = "expected an integer of 1 or more, or None, got"
+    with pytest.raises(error, match=f"^n: {expected} {came}$"):
+        cattn.set_num_threads(number)
+    assert cattn.get_num_threads() == 3
+    x = np.ones((2, 2), np.float32)
+    with pytest.raises(error, match=f"^num_threads: {expected} {came}$"):
+        cattn.attention(x, x, x, num_threads=number)
+
+
+@pytest.mark.parametrize(
+    "own, openmp, expected",
+    [
+        ("3", None, 3),
+        ("3", "5", 3),
+        (" 12 ", "5", 12),
+        ("", "5", 5),
+        (None, "5", 5),
+        (None, "5,2,1", 5),
+        (None, " 4 , 2", 4),
+        (None, "0", 64),
+        (None, "-1", 64),
+        (None, "many", 64),
+        (None, ",3", 64),
+        (None, "", 64),
+        (None, None, 64),
+        ("100000", None, 1024),
+    ],
+)
+def test_environment(monkeypatch, system, own, openmp, expected):
+    for name, value in (("CATTN_NUM_THREADS", own), ("OMP_NUM_THREADS", openmp)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert system({}) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "four", "2.5", "4,2"])
+def test_own_variable_must_be_valid(monkeypatch, text):
+    monkeypatch.setenv("CATTN_NUM_THREADS", text)
+    with pytest.raises(ValueError, match=f"^CATTN_NUM_THREADS: expected an integer of 1 or more, got '{text}'$"):
+        cattn.get_num_threads()
+    cattn.set_num_threads(2)
+    assert cattn.get_num_threads() == 2
+
+
+def test_environment_is_read_at_first_need_and_kept(monkeypatch):
+    monkeypatch.setenv("CATTN_NUM_THREADS", "5")
+    assert cattn.get_num_threads() == 5
+    monkeypatch.setenv("CATTN_NUM_THREADS", "6")
+    assert cattn.get_num_threads() == 5
+    cattn.set_num_threads(None)
+    assert cattn.get_num_threads() == 6
+
+
+@pytest.mark.parametrize("meanwhile", [7, None])
+def test_a_setting_made_while_the_default_is_found_out(monkeypatch, meanwhile):
+    """It holds; and to go back to the default is to look again, not to keep what is just being found out."""
+
+    def found_late():
+        monkeypatch.setattr(_threads, "default_num_threads", lambda: 4)
+        cattn.set_num_threads(meanwhile)
+        return 3
+
+    monkeypatch.setattr(_threads, "default_num_threads", found_late)
+    assert cattn.get_num_threads() == 3
+    assert cattn.get_num_threads() == (meanwhile or 4)
+
+
+def test_settings_of_one_thread_and_questions_of_others():
+    """No setting is lost, whoever is just finding out the default, and every answer is a number."""
+    lost, answers, done = [], set(), threading.Event()
+
+    def ask():
+        while not done.is_set():
+            answers.add(cattn.get_num_threads())
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(2, 502):
+            cattn.set_num_threads(None)
+            time.sleep(1e-5)  # they find out the default
+            cattn.set_num_threads(number)
+            time.sleep(1e-4)
+            if cattn.get_num_threads() != number:
+                lost.append(number)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not lost
+    assert None not in answers and answers <= {_threads.default_num_threads(), *range(2, 502)}
+
+
+V1 = "12:memory:/other\n4:cpu,cpuacct:/a/b\n1:name=systemd:/a\n"
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({}, 64),
+        ({"proc/self/cgroup": "0::/\n"}, 64),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 64),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+          "sys/fs/cgroup/a/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n",
+          "sys/fs/cgroup/a/cpu.max": "700000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/of/the/host\n", "sys/fs/cgroup/cpu.max": "500000 100000\n"}, 5),
+        ({"proc/self/cgroup": "1:name=systemd:/\n0::/a\n", "sys/fs/cgroup/unified/a/cpu.max": "600000 100000\n"}, 6),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_quota_us": "-1\n",
+          "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_quota_us": "150000\n",
+          "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_period_us": "50000\n"}, 3),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "120000\n",
+          "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "700000\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 7),
+        ({"proc/self/cgroup": "4:cpuset:/a\n", "sys/fs/cgroup/cpuset/a/cpu.cfs_quota_us": "100000\n",
+          "sys/fs/cgroup/cpuset/a/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n"}, 64),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "0\n"}, 64),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "1 2 3\n"}, 64),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": ""}, 64),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": b"\xff\xfe\n"}, 64),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max/folder": ""}, 64),
+        ({"proc/self/cgroup": "\n:\n::\nnonsense\n0::\n0::no/slash\n0::/../..\n"}, 64),
+    ],
+)  # fmt: skip
+def test_control_groups(system, files, expected):
+    assert system(files) == expected
+
+
+def test_systems_without_affinity(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert _threads.default_num_threads(str(tmp_path)) == 6
+
+    def refused(pid):
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused, raising=False)
+    assert _threads.default_num_threads(str(tmp_path)) == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert _threads.default_num_threads(str(tmp_path)) == 1
