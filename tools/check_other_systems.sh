@@ -90,7 +90,10 @@ BOOL QueryPerformanceCounter(LARGE_INTEGER *);
 BOOL QueryPerformanceFrequency(LARGE_INTEGER *);
 HANDLE CreateThread(void *, size_t, LPTHREAD_START_ROUTINE, void *, DWORD, DWORD *);
 BOOL CloseHandle(HANDLE);
-static inline LONG64 InterlockedIncrement64(volatile LONG64 *number) { return __sync_add_and_fetch(number, 1); }
+static inline LONG64 InterlockedCompareExchange64(volatile LONG64 *number, LONG64 value, LONG64 expected)
+{
+    return __sync_val_compare_and_swap(number, expected, value);
+}
 H
 cat > "$work/macos/unistd.h" <<'H'
 #pragma once
@@ -136,13 +139,13 @@ int pthread_sigmask(int, const sigset_t *, sigset_t *);
 H
 
 # ---- compile, and look at what comes out ----
-files=(src/pool.c src/dispatch.c src/tiles_*.c)
+files=(src/system/*.c src/tiles/*.c)
 check() {   # name, and the compiler with its flags
     local name=$1 file object table
     shift
     for file in "${files[@]}"; do
         object=$work/$(basename "$file" .c).o
-        "$@" -c "$file" -o "$object"
+        "$@" -Isrc -c "$file" -o "$object"
         "${clang/clang/llvm-nm}" --undefined-only "$object" > "$work/symbols"
         if grep -E '__cpu_(model|indicator)' "$work/symbols"; then
             echo "$name: $file needs Clang's run-time library" >&2
@@ -150,7 +153,7 @@ check() {   # name, and the compiler with its flags
         fi
     done
     for table in ${vectors[$name]}; do   # table:register
-        "${clang/clang/llvm-objdump}" -d "$work/tiles_${table%:*}.o" > "$work/assembly"
+        "${clang/clang/llvm-objdump}" -d "$work/${table%:*}.o" > "$work/assembly"
         if ! grep -qE "\b${table#*:}[0-9]" "$work/assembly"; then
             echo "$name: the table ${table%:*} is not in the build" >&2
             exit 1
@@ -212,5 +215,5 @@ cat > "$work/python/pyconfig.h" <<'H'
 #define WITH_DOC_STRINGS 1
 #define COMPILER "[gcc]"
 H
-$gcc -O1 -std=gnu11 -Wall -fsyntax-only -Isrc -I"$work/wheel/numpy/_core/include" -I"$work/python" src/kernel.c
+$gcc -O1 -std=gnu11 -Wall -Werror -fsyntax-only -Isrc -I"$work/wheel/numpy/_core/include" -I"$work/python" src/kernel.c
 echo "x86_64-w64-mingw32: kernel.c compiles"

@@ -1,0 +1,296 @@
+"""Kernel tables, called function by function: what src/tiles/tiles.h declares, and memory that notices stray
+accesses."""
+
+import copy
+import ctypes
+import functools
+import math
+import mmap
+
+import numpy as np
+
+from cattn import _kernel
+
+MAX_LANES, FEW_ROWS, ALIGNMENT = 64, 8, 64
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
+MANY, FEW = range(2)
+integer, count_of, pointer = ctypes.c_int, ctypes.c_ssize_t, ctypes.c_void_p
+
+
+def fields(type, names):
+    return [(name, type) for name in names.split()]
+
+
+class ScoreMod(ctypes.Structure):
+    _fields_ = [
+        ("softcap", ctypes.c_double),
+        ("bias", pointer * MAX_LANES),
+        *fields(ctypes.c_double * MAX_LANES, "slope distance"),
+        ("mask", pointer * MAX_LANES),
+        *fields(count_of * MAX_LANES, "start stop"),
+        *fields(integer, "has_bias has_alibi has_mask has_interval adds"),
+    ]
+
+
+class Softmax(ctypes.Structure):
+    _fields_ = fields(pointer, "row_max row_sum output row_sum_carry output_carry")
+
+
+class RowTile(ctypes.Structure):
+    _fields_ = [
+        *fields(count_of, "rows lanes pitch output_pitch"),
+        ("scale", ctypes.c_double),
+        *fields(pointer, "source destination sinks score_mod"),
+        *fields(pointer, "queries scores attn_bias attended block_max row_scale block_output"),
+        *fields(Softmax, "softmax total"),
+        *fields(integer, "is_new selecting"),
+    ]
+
+
+class KeyBlock(ctypes.Structure):
+    _fields_ = [("rows", pointer), *fields(count_of, "stride count size"), ("type", integer), ("prefetch", pointer)]
+
+
+class Kernels(ctypes.Structure):
+    NAMES = (
+        *("load", "reset", "scores", "add_scores", "modify_scores", "mark_attended", "exponentials"),
+        *("values", "select_values", "merge", "store", "logsumexp"),
+    )
+    Function = ctypes.CFUNCTYPE(integer, pointer, ctypes.POINTER(RowTile), ctypes.POINTER(KeyBlock))
+    _fields_ = [
+        *fields(count_of, "lanes half itemsize run"),
+        ("reads", ctypes.c_uint),
+        *fields(count_of, "most least step bytes chunk_blocks least_chunk most_chunk"),
+        *fields(Function, " ".join(NAMES)),
+    ]
+
+
+class Table(ctypes.Structure):
+    Converter = ctypes.CFUNCTYPE(None, pointer, pointer, integer, count_of)
+    _fields_ = [("name", ctypes.c_char_p), ("kernels", Kernels * 2 * 2), *fields(Converter, "widen narrow")]
+
+
+@functools.cache
+def table_of(isa):
+    return Table.from_address(_kernel.table_address(isa))
+
+
+# Memory.
+
+
+def mprotect():
+    """The system's, or None."""
+    try:
+        return ctypes.CDLL(None).mprotect
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+AROUND = 256  # bytes
+
+
+class Fence:
+    """Slots of memory between pages that cannot be read, or, where the system has no mprotect, must not be written.
+
+    What is not in use is full of bytes 0xFF, a NaN in every type, and must stay so."""
+
+    def __init__(self, slots, size):
+        page = mmap.PAGESIZE
+        self.size = round_up(size, page)
+        self.pitch = self.size + page
+        self.map = mmap.mmap(-1, slots * self.pitch + page)
+        self.bytes = np.frombuffer(self.map, np.uint8)
+        self.bytes[:] = 0xFF
+        self.address = self.bytes.ctypes.data
+        self.used = []
+        self.protected = mprotect() is not None
+        for slot in range(slots + 1 if self.protected else 0):
+            address = ctypes.c_void_p(self.address + slot * self.pitch)
+            assert mprotect()(address, ctypes.c_size_t(page), 0) == 0
+
+    def room(self, slot, shape, dtype, at_end, *, alignment=1):
+        """An array at the end of a slot, or at its beginning."""
+        dtype = np.dtype(dtype)
+        bytes = math.prod(shape) * dtype.itemsize
+        whole = round_up(bytes, alignment)
+        assert whole <= self.size
+        low = mmap.PAGESIZE + slot * self.pitch
+        start = low + self.size - whole if at_end else low
+        self.used.append((start, whole, low, None))
+        return self.bytes[start : start + bytes].view(dtype).reshape(shape)
+
+    def keep(self):
+        """What the last array holds must stay so."""
+        start, bytes, low, _ = self.used[-1]
+        self.used[-1] = start, bytes, low, self.map[start : start + bytes]
+
+    def put(self, slot, data, at_end):
+        array = self.room(slot, data.shape, data.dtype, at_end)
+        array[...] = data
+        self.keep()
+        return array
+
+    def settle(self):
+        """Whether all around the arrays, and all that was put, is unchanged; forgets them."""
+        for start, bytes, low, data in self.used:
+            stop, high = start + bytes, low + self.size
+            if not self.protected:
+                low, high = low - mmap.PAGESIZE, high + mmap.PAGESIZE
+            before, behind = self.map[max(low, start - AROUND) : start], self.map[stop : min(high, stop + AROUND)]
+            clean = not before.strip(b"\xff") and not behind.strip(b"\xff")
+            unchanged = data is None or self.map[start:stop] == data
+            self.map[start:stop] = b"\xff" * bytes
+            assert clean, "memory beside an array was written to"
+            assert unchanged, "an input was written to"
+        self.used.clear()
+
+
+class Memory:
+    """Where the arrays of a call lie: a slot for each row, each key, or each array of a tile."""
+
+    LARGEST = 512  # keys, and columns
+
+    def __init__(self):
+        self.source, self.bias, self.mask, self.destination = (Fence(MAX_LANES, self.LARGEST * 8) for _ in range(4))
+        self.apart = Fence(self.LARGEST, self.LARGEST * 8)
+        self.span, self.converted = (Fence(1, self.LARGEST * (self.LARGEST + 3) * 8) for _ in range(2))
+        self.tile = Fence(len(Tile.MATRICES) + len(Tile.VECTORS), MAX_LANES * self.LARGEST * 8)
+
+    def settle(self, *, all=True):
+        """Or all but the tiles."""
+        for name, fence in vars(self).items():
+            if all or name != "tile":
+                fence.settle()
+
+    def block(self, data, type, placement, at_end):
+        """Rows of keys or values. Apart, each has pages of its own on both sides."""
+        backwards = placement.endswith("backwards")
+        lying = data[::-1] if backwards else data
+        count, size = data.shape
+        if placement.startswith("apart"):
+            rows = [self.apart.put(slot, row, at_end) for slot, row in enumerate(lying)]
+            stride = self.apart.pitch
+        else:
+            stride = {"gaps": size + 3, "repeated": 0}.get(placement, size) * data.itemsize
+            room = self.span.room(0, [(count - 1) * stride + size * data.itemsize], np.uint8, at_end)
+            rows = np.ndarray(data.shape, data.dtype, room, strides=(stride, data.itemsize))
+            rows[...] = lying
+            self.span.keep()
+        first = address(rows[-1 if backwards else 0])
+        return KeyBlock(first, -stride if backwards else stride, count, size, type)
+
+
+PLACEMENTS = ["contiguous", "gaps", "backwards", "apart", "apart, backwards", "repeated"]
+
+
+def round_up(number, multiple):
+    return -(-number // multiple) * multiple
+
+
+def address(array):
+    return array.ctypes.data
+
+
+def pointers(arrays):
+    """For all lanes: those without a row read what the first row reads."""
+    addresses = [address(array) for array in arrays]
+    return (pointer * MAX_LANES)(*addresses, *[addresses[0]] * (MAX_LANES - len(addresses)))
+
+
+class Tile:
+    """The arrays of a tile, as large as src/plan.pxd lays them out, and calls of its kernels.
+
+    `tile.scores` and so on are views of what the rows have: (rows, n), or (rows,). A half of a tile of many rows must
+    leave the lanes of the other as they are, and few rows what lies between them."""
+
+    MATRICES = (
+        *("queries", "scores", "slice_scores", "attn_bias", "attended"),
+        *("output", "block_output", "output_carry", "total_output"),
+    )
+    VECTORS = ("block_max", "row_scale", "row_max", "row_sum", "row_sum_carry", "total_max", "total_sum")
+
+    def __init__(self, memory, case, *, rows=None, pitch=0, start=0, beyond=0):
+        rows = case.rows if rows is None else rows
+        self.kernels, self.few, self.real, self.at_end = case.kernels, case.few, case.real, case.at_end
+        self.lanes = rows if self.few else self.kernels.lanes
+        self.start, pitch, output_pitch = start, max(pitch, round_up(case.count, 64)), start + case.size + beyond
+        self.lying, self.columns = {}, {}
+        for slot, name in enumerate(self.MATRICES + self.VECTORS):
+            dtype = np.dtype(np.uint8) if name == "attended" else self.real
+            first, count, row = 0, case.size, output_pitch
+            if name == "queries":
+                row = case.size
+            elif name in ("scores", "slice_scores", "attended", "attn_bias"):
+                count, row = case.count, pitch
+            elif name != "block_output":
+                first = start if self.few else 0
+            if name in self.VECTORS:
+                shape = [MAX_LANES]
+            elif (name == "attn_bias" and self.few) or (
+                name == "block_output" and (self.few or case.count <= self.kernels.run)
+            ):
+                shape = [0, 0]
+            else:
+                shape = [rows, row] if self.few else [count, self.lanes]
+            self.lying[name] = memory.tile.room(slot, shape, dtype, case.at_end, alignment=ALIGNMENT)
+            self.columns[name] = slice(first, first + count)
+        self.struct = RowTile(lanes=self.lanes)
+        if self.few:
+            self.struct.pitch, self.struct.output_pitch = pitch, output_pitch
+        self.point(0, rows)
+        if case.half is not None:
+            self.point(case.half, rows)
+            self.is_half = True
+
+    is_half = False
+
+    def point(self, half, rows):
+        self.rows, self.first = rows, half * self.kernels.half
+        mine, at = slice(self.first, self.first + rows), {}
+        for name, lying in self.lying.items():
+            if lying.ndim == 1:
+                view = lying[mine]
+            else:
+                view = lying[:, self.columns[name]] if self.few else lying[self.columns[name], mine].T
+            setattr(self, name, view)
+            at[name] = address(lying) + self.first * lying.itemsize
+        for name in ("output", "output_carry", "total_output") if self.few else ():
+            at[name] += self.start * self.real.itemsize
+        self.at, struct = at, self.struct
+        struct.rows = rows
+        for name in ["queries", "scores", "attn_bias", "attended", "block_max", "row_scale", "block_output"]:
+            setattr(struct, name, at[name])
+        struct.softmax = Softmax(at["row_max"], at["row_sum"], at["output"])
+        total = ("total_max", "total_sum", "total_output", "row_sum_carry", "output_carry")
+        struct.total = Softmax(*(at[name] for name in total))
+
+    def half(self, number, rows):
+        other = copy.copy(self)
+        other.struct = RowTile.from_buffer_copy(self.struct)
+        other.point(number, rows)
+        other.is_half = True
+        return other
+
+    def beside(self):
+        """The bytes of all that must be left alone."""
+        parts = []
+        for name, lying in self.lying.items():
+            if self.is_half:
+                parts += [lying[..., : self.first], lying[..., self.first + self.kernels.half :]]
+            elif self.few and lying.ndim == 2:
+                columns = self.columns[name]
+                parts += [lying[:, : columns.start], lying[:, columns.stop :]]
+        return [part.tobytes() for part in parts]
+
+    def __call__(self, kernel, array, block=None):
+        before = self.beside()
+        function, block = getattr(self.kernels, kernel), None if block is None else ctypes.byref(block)
+        answer = function(self.at[array], ctypes.byref(self.struct), block)
+        assert self.beside() == before, f"{kernel} wrote to what is not this tile's"
+        return answer
+
+    def point_to(self, name, rows):
+        """Where its sources or destinations lie."""
+        addresses = pointers(rows)
+        setattr(self, f"{name}_kept", addresses)
+        setattr(self.struct, name, ctypes.addressof(addresses))
