@@ -1,7 +1,8 @@
 """Builds the one extension module, cattn._kernel, from src/.
 
 CC names the compiler, on Windows too (clang-cl). CATTN_SANITIZE=address,undefined builds with those sanitizers,
-CATTN_COVERAGE=1 with line tracing. Whatever was built with other flags or another compiler is built anew.
+CATTN_COVERAGE=1 with line tracing, CATTN_EMULATE=1
+the AVX-512 tables, VDPBF16PS included, as plain vectors that every processor runs (slowly). Whatever was built with other flags or another compiler is built anew.
 """
 
 import os
@@ -44,6 +45,9 @@ directives = {"language_level": 3}
 if sanitizers := os.environ.get("CATTN_SANITIZE"):
     compile_args += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]
     link_args += [f"-fsanitize={sanitizers}"]
+if os.environ.get("CATTN_EMULATE"):
+    macros += [("CATTN_EMULATE", "1")]
+    compile_args += ["-Wno-psabi"]  # about vectors that the baseline passes in memory; all of it is inlined
 coverage = bool(os.environ.get("CATTN_COVERAGE"))
 if coverage:
     macros += [("CYTHON_TRACE_NOGIL", "1")]

@@ -62,7 +62,9 @@ static int runs_avx2(void)
 
 static int runs_avx512(void)
 {
-#if CATTN_HAS_AVX
+#if defined(CATTN_EMULATE)
+    return CATTN_HAS_AVX512;
+#elif CATTN_HAS_AVX
     return runs_avx2() && has(bit_AVX, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ, SAVES_AVX512);
 #else
     return 0;
@@ -72,7 +74,9 @@ static int runs_avx512(void)
 /* Leaf 7, subleaf 1. */
 static int runs_avx512bf16(void)
 {
-#if CATTN_HAS_AVX
+#if defined(CATTN_EMULATE)
+    return CATTN_HAS_AVX512;
+#elif CATTN_HAS_AVX
     unsigned eax, ebx, ecx, edx;
     return runs_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 5) != 0;
 #else

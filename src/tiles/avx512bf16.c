@@ -1,9 +1,11 @@
 /* The kernel table for avx512bf16: avx512's, and bfloat16 on its own units. */
 #include "isa.h"
 
-#if CATTN_HAS_AVX512BF16
+#if CATTN_HAS_AVX512
+#if !defined(CATTN_EMULATE)
 #define TILES_AVX512
 #define TILES_AVX512BF16
+#endif
 #define VECTOR_BYTES 64
 #define TILE_VECTORS 4   /* vectors over the rows of a many-row tile: a broadcast serves four products */
 #define TILE_WIDE 12     /* keys, or value columns, of a register tile of one or two vectors */
@@ -23,7 +25,7 @@
 void cattn_override_avx512bf16(cattn_table *table)
 {
     cattn_override_avx512(table);
-#if CATTN_HAS_AVX512BF16
+#if CATTN_HAS_AVX512
     override_pairs(table);
     override_few_pairs(table);
     table->name = "avx512bf16";

@@ -9,6 +9,9 @@
 #define FEW_BYTES_AHEAD 4096  /* of each stream, asked for ahead of those being read */
 #define NUMBERS 32            /* bfloat16 numbers a vector */
 #define FEW_VECTORS 8         /* of values that are summed at a time: their sums lie in the first-level cache */
+/* Keys of each stream whose values are summed in one chain: 64 keys in all. Chains join one of FEW_TOTALS totals in turn. */
+#define FEW_CHAIN 16
+#define FEW_TOTALS 2
 
 /* The first n numbers, zeros behind them. */
 INLINE words load_numbers(const void *from, ptrdiff_t n)
@@ -237,10 +240,11 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
     const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count, stride = block->stride;
     const ptrdiff_t ahead = pairs_ahead(stride, block->size, rows), pitch = tile->pitch * 4;
     const char *weights = (const char *)tile->scores + row * pitch;
-    vector sum[4][2 * FEW_VECTORS];
+    const int vectors_of_sums = (int)((columns + NUMBERS - 1) / NUMBERS) * 2;
+    vector sum[4][2 * FEW_VECTORS], total[FEW_TOTALS][4][2 * FEW_VECTORS];
     for (int r = 0; r < rows; r++)
-        for (ptrdiff_t c = 0; c < columns; c += NUMBERS)
-            sum[r][c / NUMBERS * 2] = sum[r][c / NUMBERS * 2 + 1] = (vector){0};
+        for (int v = 0; v < vectors_of_sums; v++)
+            sum[r][v] = total[0][r][v] = total[1][r][v] = (vector){0};
     for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
         const int whole = i + FEW_KEYS <= apart && (FEW_STREAMS - 1) * apart + i + FEW_KEYS <= count;
         for (ptrdiff_t c = 0, vectors; c < columns; c += vectors * NUMBERS) {
@@ -264,21 +268,26 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
                     FEW_STEP(k, i + k + 1 < count ? stride : 0, 0, 1, 1, 1);
 #undef FEW_STEP
         }
+        if ((i + FEW_KEYS) % FEW_CHAIN == 0 || i + FEW_KEYS >= AT_MOST(apart, count))
+            for (int r = 0; r < rows; r++)
+                for (int v = 0; v < vectors_of_sums; v++) {
+                    total[i / FEW_CHAIN % FEW_TOTALS][r][v] += sum[r][v];
+                    sum[r][v] = (vector){0};
+                }
     }
     for (int r = 0; r < rows; r++)
         for (ptrdiff_t c = 0; c < columns; c += WIDTH) {
-            const vector *halves = &sum[r][c / NUMBERS * 2];
+            const ptrdiff_t at = c / NUMBERS * 2;
+            const vector low = total[0][r][at] + total[1][r][at], high = total[0][r][at + 1] + total[1][r][at + 1];
             float *out = output + r * tile->output_pitch + first + c;
-            vector total;
+            vector all;
             if (c / WIDTH % 2 == 0)
-                total = SHUFFLE(integers, halves[0], halves[1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+                all = SHUFFLE(integers, low, high, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
             else
-                total = SHUFFLE(integers, halves[0], halves[1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30,
-                                31);
+                all = SHUFFLE(integers, low, high, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
             if (!tile->is_new)
-                total = F(muladd)(F(splat)(((const float *)tile->row_scale)[row + r]), F(load_up_to)(out, columns - c),
-                                  total);
-            F(store_up_to)(out, total, columns - c);
+                all = F(muladd)(F(splat)(((const float *)tile->row_scale)[row + r]), F(load_up_to)(out, columns - c), all);
+            F(store_up_to)(out, all, columns - c);
         }
 }
 
@@ -320,14 +329,20 @@ static int few_pair_select_values(void *output_, const cattn_row_tile *tile, con
             const char *weights = (const char *)tile->scores + r * tile->pitch * 4;
             const unsigned char *attended = tile->attended + r * tile->pitch;
             float *out = (float *)output_ + r * tile->output_pitch + c;
-            vector sum = {0};
-            for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS)
+            vector sum = {0}, total[FEW_TOTALS] = {{0}};
+            for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
                 for (ptrdiff_t w = 0; w < FEW_STREAMS; w++)
                     for (ptrdiff_t j = i + w * apart; j < AT_MOST(i + w * apart + FEW_KEYS, AT_MOST(count, (w + 1) * apart));
                          j += 2)
                         sum = add_selected_pair(sum, splat_pair(weights + j * 2), block->rows + j * block->stride + c * 2,
                                                 j + 1 < count ? block->stride : 0, attended[j],
                                                 j + 1 < count && attended[j + 1]);
+                if ((i + FEW_KEYS) % FEW_CHAIN == 0 || i + FEW_KEYS >= AT_MOST(apart, count)) {
+                    total[i / FEW_CHAIN % FEW_TOTALS] += sum;
+                    sum = (vector){0};
+                }
+            }
+            sum = total[0] + total[1];
             vector before = tile->is_new ? (vector){0} : F(splat)(*out);
             const vector scale = tile->is_new ? (vector){0} : F(splat)(((const float *)tile->row_scale)[r]);
             sum = F(muladd)(F(lasting)(scale, before), before, sum);

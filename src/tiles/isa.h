@@ -24,7 +24,13 @@
 #define CATTN_HAS_AVX 1
 #endif
 
-#define CATTN_HAS_AVX512BF16 CATTN_HAS_AVX
+/* CATTN_EMULATE builds the tables of 64-byte vectors, VDPBF16PS included, for the baseline: slow, but every processor runs
+ * their tests. */
+#if defined(CATTN_EMULATE)
+#define CATTN_HAS_AVX512 CATTN_HAS_VEC128
+#else
+#define CATTN_HAS_AVX512 CATTN_HAS_AVX
+#endif
 
 /* Each replaces the entries that it improves. Entries that depend on `lanes` are replaced together. */
 void cattn_override_vec128(cattn_table *table);

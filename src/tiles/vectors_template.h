@@ -68,10 +68,10 @@ typedef union {
 #elif REAL_BITS == 64 && defined(TILES_AVX2)
 #define INTRINSIC(name) _mm256_##name##_pd
 #define INTRINSIC_TYPE __m256d
-#elif REAL_BITS == 32 && defined(__SSE2__)
+#elif REAL_BITS == 32 && defined(__SSE2__) && VECTOR_BYTES == 16
 #define INTRINSIC(name) _mm_##name##_ps
 #define INTRINSIC_TYPE __m128
-#elif REAL_BITS == 64 && defined(__SSE2__)
+#elif REAL_BITS == 64 && defined(__SSE2__) && VECTOR_BYTES == 16
 #define INTRINSIC(name) _mm_##name##_pd
 #define INTRINSIC_TYPE __m128d
 #endif
@@ -92,9 +92,9 @@ INLINE vector F(muladd)(vector a, vector b, vector c)
 {
 #if defined(TILES_FMA)
     return (vector)INTRINSIC(fmadd)((INTRINSIC_TYPE)a, (INTRINSIC_TYPE)b, (INTRINSIC_TYPE)c);
-#elif defined(__aarch64__) && REAL_BITS == 32
+#elif defined(__aarch64__) && VECTOR_BYTES == 16 && REAL_BITS == 32
     return (vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && VECTOR_BYTES == 16
     return (vector)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 #else
     return a * b + c;
@@ -178,11 +178,14 @@ INLINE vector F(select)(integers condition, vector yes, vector no)
 
 /* ---- half types: with floats, where the target converts them ---- */
 
+#if REAL_BITS == 32
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), may_alias));
+#endif
+
 #if REAL_BITS == 32 && (defined(TILES_AVX2) || defined(TILES_AVX512))
 #define READS_HALVES
 
 typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), may_alias, aligned(2)));
-typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #if defined(TILES_AVX512)
 #define HALF_TYPE __m256i
 #define HALF_INTRINSIC(name) _mm512_##name
