@@ -16,7 +16,8 @@ def merge_attention(outputs, lses):
     Parameters
     ----------
     outputs : sequence of array_like, each (..., Dv)
-        One or more, of one shape and type.
+        One or more, of one shape and type. Parts of float16 or bfloat16 queries are best kept in float32 (`out` of
+        `attention`): they are not rounded twice then.
     lses : sequence of array_like, each (...)
         As returned with ``return_lse=True``. Where a part's is -inf it attended to nothing, and its output is not
         read. Sinks must have been given to one of the parts only.

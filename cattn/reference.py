@@ -80,6 +80,8 @@ def attention(
       the sum of the rounded ones then, so that what all values share cancels: equal values come out as they are, where
       there is no sink and nothing underflows.
 
+    Weights, and products of weight and value, that are below the smallest normal number are lost.
+
     References
     ----------
     .. [1] Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1. https://arxiv.org/abs/1706.03762

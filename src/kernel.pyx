@@ -182,6 +182,8 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     Whatever is below the smallest normal number counts as 0: weights, values, and their products. Weighted values are
     summed before the division by the sum of weights, which is at most Lk: values beyond the type's largest number / Lk
     may give infinity.
+
+    How accurate the result is, is written in `cattn.reference.attention`.
     """
     cdef cattn_problem problem
     cdef dict modifiers = None

@@ -238,7 +238,8 @@ cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cn
                  or (cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_FLOAT and type != CATTN_FLOAT64))
             and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim
             and memcmp(cnp.PyArray_DIMS(<cnp.ndarray>out), shape, ndim * sizeof(cnp.npy_intp)) == 0
-            and is_apart(out, query) and is_apart(out, key) and is_apart(out, value))
+            and is_apart(<cnp.ndarray>out, query) and is_apart(<cnp.ndarray>out, key)
+            and is_apart(<cnp.ndarray>out, value))
 
 
 cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,

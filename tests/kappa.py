@@ -8,6 +8,7 @@ bound is what the same formulas in NumPy reach in the same precision, with half 
 κ ≤ max(2, 1.5·κ_NumPy + 0.5), or κ ≤ 4 where the values of a column are all equal under nearly flat weights: then
 terms are equal, and round the same way each time. Results stored in a half type may be one unit in the last place
 further off, and those of bfloat16 queries by (1 + 2⁻⁶)·2⁻⁸·Σ_j p_j |v_j - out| besides: their weights may be rounded.
+A weight, or a product of weight and value, that is below the smallest normal number may be missing.
 Logarithms of sums are held to max(8, ...): an error that all scores of a row share cancels in the output only.
 """
 
@@ -49,15 +50,17 @@ class Yardstick:
         with np.errstate(over="ignore"):
             self.unit = self.eps * magnitude * (1 + condition[..., None]) + self.tiny
             self.lse_unit = self.eps * (1 + condition + np.where(np.isfinite(self.lse), np.abs(self.lse), 0))
-        self.empty = np.broadcast_to(self._rows(~attended(case).any(axis=-1)), self.lse.shape)
+        who = attended(case)
+        self.keys = who.shape[-1]
+        self.empty = np.broadcast_to(self._rows(~who.any(axis=-1)), self.lse.shape)
 
     def kappa(self, out):
-        """The largest κ of an output beyond what half types excuse; infinity where a row that attends to nothing is not
-        exactly 0."""
+        """The largest κ of an output beyond what half types and underflow excuse; infinity where a row that attends to
+        nothing is not exactly 0."""
         assert out.shape == self.out.shape
         if np.any(out[self.empty] != 0):
             return np.inf
-        error = np.abs(out.astype(self.out.dtype) - self.out) - self._last_place(out.dtype)
+        error = np.abs(out.astype(self.out.dtype) - self.out) - self._last_place(out.dtype) - self.lost
         if self.stored.name == "bfloat16":
             error -= self.rounded_weights
         return self._largest(np.maximum(error, 0) / self.unit)
@@ -82,19 +85,33 @@ class Yardstick:
     def rounded_weights(self):
         """How far off weights that are rounded to bfloat16, and divided by their own sum, may put each output: each is
         off by at most 2⁻⁸ of itself, and what all values share cancels."""
+        return (1 + 2.0**-6) * 2.0**-8 * self._over_keys(lambda weights, value, out: weights * np.abs(value - out))
+
+    @functools.cached_property
+    def lost(self):
+        """What lies below the smallest normal number counts as 0: a weight, its product with a value."""
+        if np.all((self.unit > self.keys * self.tiny) | (self.unit == self.tiny)):  # there is next to nothing to lose
+            return 0
+
+        def product(weights, value, _):
+            products = weights * np.abs(value)
+            return np.where((weights < self.tiny) | (products < self.tiny), products, 0)
+
+        return self._over_keys(product)
+
+    def _over_keys(self, term):
+        """Σ_j term(p_j, v_j, out) for each output, a column at a time."""
         weights, value, out = reference.attention_weights(**_without_value(self.case)), self.case["value"], self.out
-        if self.case.get("layout") == "blhd" and out.ndim > 2:
+        is_blhd = self.case.get("layout") == "blhd" and out.ndim > 2
+        if is_blhd:
             value, out = value.swapaxes(-2, -3), out.swapaxes(-2, -3)
         value = value.astype(out.dtype)
         if out.ndim > 2:
             value = np.repeat(value, out.shape[-3] // value.shape[-3], axis=-3)
-        distance = np.empty_like(out)
+        total = np.empty_like(out)
         for column in range(out.shape[-1]):
-            apart = np.abs(value[..., None, :, column] - out[..., column, None])
-            distance[..., column] = np.einsum("...j,...j->...", weights, apart)
-        if self.case.get("layout") == "blhd" and out.ndim > 2:
-            distance = distance.swapaxes(-2, -3)
-        return (1 + 2.0**-6) * 2.0**-8 * distance
+            total[..., column] = term(weights, value[..., None, :, column], out[..., column, None]).sum(axis=-1)
+        return total.swapaxes(-2, -3) if is_blhd else total
 
     def check(self, out, lse=None, equal_values=False):
         """Fail unless out, in query's type or in float32, and lse are as accurate as is promised."""
