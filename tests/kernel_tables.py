@@ -78,6 +78,7 @@ def table_of(isa):
 # Memory.
 
 
+@functools.cache
 def mprotect():
     """The system's, or None."""
     try:

@@ -89,7 +89,7 @@ MODIFIERS = ["softcap", "bias", "alibi", "mask", "interval"]
 def edges(most, *units):
     """Numbers up to `most` around all multiples of the units that matter, small ones, primes and round ones."""
     around = {i * unit + step for unit in units for i in (1, 2, 4) for step in (-1, 0, 1)}
-    numbers = {1, 2, 3, 5, 7, 11, 13, 23, 37, 48, 64, 80, 97, 128, 257, most - 1, most} | around
+    numbers = {*range(1, 10), 11, 13, 23, 37, 48, 64, 80, 97, 128, 257, most - 1, most} | around
     return sorted(number for number in numbers if 0 < number <= most)
 
 
@@ -260,11 +260,8 @@ class Modifiers:
             mod.adds |= name in self.kinds
         for name in {"bias", "mask"} & self.kinds:
             fence = getattr(memory, name)
-            setattr(
-                mod,
-                name,
-                pointers([fence.put(slot, row, self.case.at_end) for slot, row in enumerate(getattr(self, name))]),
-            )
+            rows = [fence.put(slot, row, self.case.at_end) for slot, row in enumerate(getattr(self, name))]
+            setattr(mod, name, pointers(rows))
         if "alibi" in self.kinds:
             mod.slope[:], mod.distance[:] = self.slope.tolist() + none, self.distance.tolist() + none
         if "interval" in self.kinds:
@@ -635,7 +632,7 @@ class Problem:
     """Rows over two blocks of keys."""
 
     def __init__(self, case, random):
-        self.case = case
+        self.case = case = dataclasses.replace(case, placement="contiguous")  # no two keys are the same
         self.source = random.standard_normal((case.rows, case.size)).astype(case.real)
         self.sinks = random.choice([-np.inf, 0.5], case.rows)
         self.keys, self.values = (
@@ -667,7 +664,7 @@ class Problem:
         if alone is not None:
             source[np.arange(len(chosen)) != alone] = np.nan
         tile.point_to("source", [memory.source.put(slot, row, case.at_end) for slot, row in enumerate(source)])
-        tile.struct.scale = 0.3
+        tile.struct.scale = 0.5 / math.sqrt(case.size)  # no few keys have all the weight
         call(0, "load", "queries", KeyBlock(size=case.size), leaves="queries")
         for step, (keys, values, modifiers) in enumerate(zip(self.keys, self.values, self.modifiers, strict=True)):
             sinks = self.sinks[chosen]
@@ -736,8 +733,8 @@ def check_rows(case, memory, random):
     if case.count < case.kernels.most:
         extra = int(random.integers(1, min(MASKED, case.kernels.most - case.count) + 1))
         check(f"beside {extra} masked keys", everyone, extra=extra)
-    row = int(random.integers(case.rows))
-    check(f"row {row} alone", everyone[row : row + 1])
+    for row in {0, case.rows - 1, int(random.integers(case.rows))}:
+        check(f"row {row} alone", everyone[row : row + 1])
     check(f"row {row} beside NaN", everyone, slice(row, row + 1), alone=row)
     if case.kernels.half < case.kernels.lanes and not case.few:
         check("by halves", everyone, halves=True)
@@ -821,10 +818,11 @@ HALVES = {"scores", "add_scores", "modify_scores", "mark_attended", "exponential
 
 
 def run(isa, rounds, functions):
-    """The checks of a table; each is said beforehand, and what fails."""
+    """The checks of a table; each is said beforehand, and so is what fails. Ten failures of a function are enough."""
     memory = Memory()
     for function in functions:
         print(json.dumps(["begin", function]), flush=True)
+        failures = 0
         for case in cases(function, isa, rounds):
             print(json.dumps(["case", str(case)]), flush=True)
             try:
@@ -833,6 +831,9 @@ def run(isa, rounds, functions):
             except AssertionError as error:
                 print(json.dumps(["failed", f"{case}: {error}"]), flush=True)
                 memory = Memory()
+                failures += 1
+                if failures == 10:
+                    break
         print(json.dumps(["end", function]), flush=True)
 
 
@@ -844,7 +845,9 @@ def outcome(isa, rounds):
     functions, messages = list(CHECKS), {}
     while functions:
         command = [sys.executable, os.path.abspath(__file__), isa, str(rounds), *functions]
-        done = subprocess.run(command, env=environment, cwd=os.path.dirname(__file__), capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=environment, cwd=os.path.dirname(__file__), capture_output=True, text=True, timeout=3600
+        )
         case = None
         for kind, text in map(json.loads, done.stdout.splitlines()):
             if kind == "begin":
@@ -864,7 +867,7 @@ def outcome(isa, rounds):
     return messages
 
 
-ISAS = _kernel.runnable_isas()
+ISAS = _kernel.runnable_isas() if not os.environ.get("CATTN_ISA") else [_kernel.isa()]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -886,15 +889,15 @@ def test_struct(isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_kernels(isa, function):
     failures = outcome(isa, 1)[function]
-    assert not failures, f"{len(failures)} failed\n" + "\n".join(failures[:10])
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("function", CHECKS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_kernels_thoroughly(isa, function):
-    failures = outcome(isa, 20)[function]
-    assert not failures, f"{len(failures)} failed\n" + "\n".join(failures[:10])
+    failures = outcome(isa, 8)[function]
+    assert not failures, "\n".join(failures)
 
 
 if __name__ == "__main__":
