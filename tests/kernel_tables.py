@@ -33,7 +33,7 @@ class ScoreMod(ctypes.Structure):
 
 
 class Softmax(ctypes.Structure):
-    _fields_ = fields(pointer, "row_max row_sum output row_sum_carry output_carry")
+    _fields_ = fields(pointer, "row_max row_sum lse_sum output row_sum_carry lse_sum_carry output_carry")
 
 
 class RowTile(ctypes.Structure):
@@ -59,7 +59,9 @@ class Kernels(ctypes.Structure):
     Function = ctypes.CFUNCTYPE(integer, pointer, ctypes.POINTER(RowTile), ctypes.POINTER(KeyBlock))
     _fields_ = [
         *fields(count_of, "lanes half itemsize run"),
+        ("type", integer),
         ("reads", ctypes.c_uint),
+        *fields(integer, "rounds_weights interleaves"),
         *fields(count_of, "most least step bytes chunk_blocks least_chunk most_chunk"),
         *fields(Function, " ".join(NAMES)),
     ]
@@ -67,7 +69,12 @@ class Kernels(ctypes.Structure):
 
 class Table(ctypes.Structure):
     Converter = ctypes.CFUNCTYPE(None, pointer, pointer, integer, count_of)
-    _fields_ = [("name", ctypes.c_char_p), ("kernels", Kernels * 2 * 2), *fields(Converter, "widen narrow")]
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("kernels", Kernels * 2 * 4),
+        *fields(Converter, "widen narrow"),
+        ("interleave", pointer),
+    ]
 
 
 @functools.cache
@@ -261,8 +268,8 @@ class Tile:
         struct.rows = rows
         for name in ["queries", "scores", "attn_bias", "attended", "block_max", "row_scale", "block_output"]:
             setattr(struct, name, at[name])
-        struct.softmax = Softmax(at["row_max"], at["row_sum"], at["output"])
-        total = ("total_max", "total_sum", "total_output", "row_sum_carry", "output_carry")
+        struct.softmax = Softmax(at["row_max"], at["row_sum"], at["row_sum"], at["output"])
+        total = ("total_max", "total_sum", "total_sum", "total_output", "row_sum_carry", "row_sum_carry", "output_carry")
         struct.total = Softmax(*(at[name] for name in total))
 
     def half(self, number, rows):

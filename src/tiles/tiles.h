@@ -59,7 +59,7 @@
 #define CATTN_LOG2E 1.44269504088896340736
 
 /* What happens to the scores of a block, in this order: softcap, bias and ALiBi, then the selection. Arrays are over
- * the rows of the tile, or of the half. */
+ * the rows of the tile, or of the half; in the lanes behind they are valid, and restrict nothing. */
 typedef struct {
     double softcap;                               /* 0: none */
     const void *bias[CATTN_MAX_LANES];            /* reals, one a key of the block, contiguous */
@@ -159,7 +159,7 @@ typedef struct {
     int interleaves;      /* values come interleaved, in words of two keys */
     cattn_blocking blocking;
 
-    /* queries = scale · source for each row, and 0 in the lanes behind; block->size columns. Of bfloat16:
+    /* queries = scale · source for each row; block->size columns. Of bfloat16:
      * as they are, in pairs of columns; `scores` applies the scale. */
     cattn_kernel load;
 

@@ -3,8 +3,7 @@
 from problem cimport cattn_type, CATTN_BFLOAT16, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS
 
 cdef extern from "Python.h":
-    enum:
-        PY_SSIZE_T_MAX
+    Py_ssize_t PY_SSIZE_T_MAX   # not an enum, which Cython takes for a C int or long
 
 cdef extern from "tiles/tiles.h" nogil:
     enum:

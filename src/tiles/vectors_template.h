@@ -5,6 +5,11 @@
 #ifndef TILES_PASTE
 #define TILES_PASTE_(a, b) a##_##b
 #define TILES_PASTE(a, b) TILES_PASTE_(a, b)
+#if defined(CATTN_EMULATE)   /* compiled in a minute, to run slowly */
+#define INLINE static inline __attribute__((unused))
+#define UNROLL
+#define UNROLL_EIGHT
+#else
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -12,6 +17,7 @@
 #else
 #define UNROLL _Pragma("GCC unroll 64")
 #define UNROLL_EIGHT _Pragma("GCC unroll 8")
+#endif
 #endif
 /* Hides how an address came about. gcc, knowing it, derives one address from another in each turn of a loop, or
  * computes many beforehand and runs out of registers for them. */
