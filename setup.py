@@ -1,8 +1,8 @@
 """Builds the one extension module, cattn._kernel, from src/.
 
 CC names the compiler, on Windows too (clang-cl). CATTN_SANITIZE=address,undefined builds with those sanitizers,
-CATTN_COVERAGE=1 with line tracing, CATTN_EMULATE=1
-the AVX-512 tables, VDPBF16PS included, as plain vectors that every processor runs (slowly). Whatever was built with other flags or another compiler is built anew.
+CATTN_COVERAGE=1 with line tracing, CATTN_EMULATE=1 the AVX-512 tables, VDPBF16PS included, as plain vectors that every
+processor runs (slowly). Whatever was built with other flags or another compiler is built anew.
 """
 
 import os
@@ -16,7 +16,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", "tiles/vec128.c", "tiles/avx2.c", "tiles/avx512.c", "tiles/avx512bf16.c"]
+TABLES = ["vec128", "avx2", "avx512", "avx512bf16"]
+SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", *(f"tiles/{table}.c" for table in TABLES)]
 # What they include or cimport: where one of these changes, all are built anew.
 INCLUDED = sorted(str(path) for path in Path("src").rglob("*") if path.suffix in (".pxd", ".h"))
 
