@@ -269,8 +269,9 @@ class Tile:
         for name in ["queries", "scores", "attn_bias", "attended", "block_max", "row_scale", "block_output"]:
             setattr(struct, name, at[name])
         struct.softmax = Softmax(at["row_max"], at["row_sum"], at["row_sum"], at["output"])
-        total = ["total_max", "total_sum", "total_sum", "total_output", "row_sum_carry", "row_sum_carry", "output_carry"]
-        struct.total = Softmax(*(at[name] for name in total))
+        total = ("total_max", "total_sum", "total_sum", "total_output")
+        carries = ("row_sum_carry", "row_sum_carry", "output_carry")
+        struct.total = Softmax(*(at[name] for name in total + carries))
 
     def half(self, number, rows):
         other = copy.copy(self)

@@ -523,7 +523,8 @@ def set_part(tile, memory, row_max, row_sum, output):
         memory.source.put(1, row_sum, at_end),
         memory.span.put(0, apart, at_end),
     ]
-    tile.struct.softmax = Softmax(*map(address, rows))
+    row_max, row_sum, output = map(address, rows)
+    tile.struct.softmax = Softmax(row_max, row_sum, row_sum, output)
 
 
 def check_merge(case, memory, random):
