@@ -41,7 +41,9 @@ if sys.platform == "linux":
     link_args += ["-Wl,--build-id=none"]  # it depends on the folder of the build
 
 macros = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION")]
-directives = {"language_level": 3}
+# Here, not in kernel.pyx: they hold for the .pxd files too. Divisions are C's, and no divisor is 0.
+directives = {"language_level": 3, "cdivision": True, "boundscheck": False, "wraparound": False}
+directives |= {"initializedcheck": False, "freethreading_compatible": True}
 
 if sanitizers := os.environ.get("CATTN_SANITIZE"):
     compile_args += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]

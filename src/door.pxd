@@ -78,8 +78,11 @@ cdef inline int check(cattn_status status, const Plan *plan, Py_ssize_t threads,
     return 0
 
 
+ctypedef Py_ssize_t (*default_threads_function)() except -1
+
+
 cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t threads, const Machine *machine,
-                        object get_num_threads) except -1:
+                        default_threads_function default_threads) except -1:
     cdef Caller caller = Caller(wants_to_stop, NULL)
     cdef Py_ssize_t bytes = 0
     cdef cattn_status status
@@ -92,7 +95,7 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     if work < THREADS_WORK:
         threads = 1
     elif threads == 0:
-        threads = get_num_threads()
+        threads = default_threads()
     threads = min(threads, plan.tasks)
     if work < GIL_WORK:
         status = execute(&plan, problem, threads, &caller, &bytes)

@@ -35,8 +35,8 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
     cdef Worker worker
     cdef Task task
     open_worker(&worker, call, worker_number)
-    find_task(&task, call.plan, call.problem, call.starts, number)
-    if stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size)):
+    if (find_task(&task, call.plan, call.problem, call.starts, number) == NULL
+            or stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size))):
         return True
     mode = cattn_change_float_mode(CATTN_TASK_MODE)
     if call.plan.stage == STAGE_OUTPUT:
@@ -53,8 +53,7 @@ cdef inline int do_merge(void *context, Py_ssize_t number, int worker_number) no
     cdef Worker worker
     cdef Task task
     open_worker(&worker, call, worker_number)
-    find_task(&task, call.plan, call.problem, call.starts, number)
-    if stopped(&worker, TASK_WORK):
+    if find_task(&task, call.plan, call.problem, call.starts, number) == NULL or stopped(&worker, TASK_WORK):
         return True
     if task.partial >= 0 and task.key_start == 0:
         mode = cattn_change_float_mode(CATTN_TASK_MODE)

@@ -1,4 +1,3 @@
-# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, freethreading_compatible=True
 """The compiled half of cattn: the doors."""
 
 import atexit
@@ -75,6 +74,10 @@ def isa():
     return (<bytes>machine.table.name).decode()
 
 
+cdef Py_ssize_t default_threads() except -1:
+    return get_num_threads()
+
+
 cdef inline bint is_plain_scale(object scale) noexcept:
     """None, or a float that every type holds in full precision."""
     return scale is None or (type(scale) is float and 1e-37 < <double>scale < 1e38)
@@ -108,7 +111,7 @@ cdef object attend_plain(cattn_problem *problem, object query, object key, objec
         set_modifiers(problem, checked)
     if num_threads is not None:
         threads = _arguments.threads(num_threads)
-    compute(problem, STAGE_OUTPUT, threads, &machine, get_num_threads)
+    compute(problem, STAGE_OUTPUT, threads, &machine, default_threads)
     return (out, lse) if return_lse else out
 
 
@@ -205,7 +208,7 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     given, result, lse = _arguments.attention(
         query, key, value, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads, **modifiers)
     set_problem(&problem, given)
-    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, get_num_threads)
+    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, default_threads)
     return (result, lse) if return_lse else result
 
 
@@ -244,7 +247,7 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
         query_offset=query_offset, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, out=out,
         return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
-    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, get_num_threads)
+    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, default_threads)
     return (result, lse) if return_lse else result
 
 
@@ -287,7 +290,7 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
         key_range=key_range, query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias,
         alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, layout=layout, num_threads=num_threads)
     set_problem(&problem, given)
-    compute(&problem, STAGES[stage], given.num_threads, &machine, get_num_threads)
+    compute(&problem, STAGES[stage], given.num_threads, &machine, default_threads)
     return result
 
 

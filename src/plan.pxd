@@ -199,9 +199,9 @@ cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, 
     anew for each."""
     cdef const cattn_blocking *blocking = &strategy.kernels.blocking
     cdef Py_ssize_t block = blocking.most, bytes = depth * strategy.kernels.itemsize
-    if blocking.step > 0:
-        block = min(block, max(blocking.least, blocking.bytes // bytes // blocking.step * blocking.step))
-    else:
+    if blocking.step > 0 and block * bytes > blocking.bytes:
+        block = max(blocking.least, blocking.bytes // bytes // blocking.step * blocking.step)
+    elif blocking.step == 0:
         while block > blocking.least and block * bytes > blocking.bytes and depth <= LARGEST_WHOLE:
             block //= 2
     strategy.key_block = block
