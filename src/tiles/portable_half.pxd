@@ -7,18 +7,17 @@ from tiles.portable cimport FloatBits
 
 
 cdef inline float widen_half(uint16_t half) noexcept nogil:
-    """float16 → float32. The exponent's bias grows from 15 to 127; a subnormal is an integer times 2^-24."""
-    cdef FloatBits result
-    cdef uint32_t sign = <uint32_t>(half & 0x8000) << 16
-    cdef uint32_t exponent = (half >> 10) & 0x1f
-    cdef uint32_t fraction = half & 0x3ff
-    if exponent == 0:
-        result.value = fraction * <float>5.9604644775390625e-08
-        result.bits |= sign
-    elif exponent == 31:
-        result.bits = sign | 0x7f800000 | (fraction << 13)
-    else:
-        result.bits = sign | ((exponent + 112) << 23) | (fraction << 13)
+    """float16 → float32, without a branch, so that compilers take many at a time. The exponent's bias grows from 15 to
+    127, the largest exponent becomes the largest. A subnormal becomes a normal number first, 2^-14 too large: tasks
+    take subnormal numbers for 0."""
+    cdef FloatBits result, subnormal
+    cdef uint32_t magnitude = half & 0x7fff
+    cdef uint32_t shifted = magnitude << 13
+    subnormal.bits = shifted + (113 << 23)
+    subnormal.value -= <float>6.103515625e-05
+    result.bits = shifted + (224 << 23 if magnitude >= 0x7c00 else 112 << 23)
+    result.bits = subnormal.bits if magnitude < 0x400 else result.bits
+    result.bits |= <uint32_t>(half & 0x8000) << 16
     return result.value
 
 
@@ -51,14 +50,16 @@ cdef inline uint16_t narrow_brain(float value) noexcept nogil:
 
 cdef inline void widen(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil:
     cdef const uint16_t *halves = <const uint16_t *>source
+    cdef float *wide = <float *>to
     cdef FloatBits x
     cdef Py_ssize_t i
-    for i in range(count):
-        if type == CATTN_FLOAT16:
-            x.value = widen_half(halves[i])
-        else:
+    if type == CATTN_FLOAT16:
+        for i in range(count):
+            wide[i] = widen_half(halves[i])
+    else:
+        for i in range(count):
             x.bits = <uint32_t>halves[i] << 16
-        (<float *>to)[i] = x.value
+            wide[i] = x.value
 
 
 cdef inline void narrow(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil:
