@@ -12,8 +12,9 @@
 # The emulated processor is a plain ARMv8.0 (QEMU_CPU). NumPy's BLAS chooses its kernels by the processor: on qemu's own
 # default, NumPy's matrix products come out wrong, and with them what the tests expect.
 #
-# An emulated run takes many times as long: what measures time (in tests/test_threads.py, tests/test_demo.py) may fail for
-# that alone.
+# An emulated run takes many times as long: what measures time (in tests/test_threads.py, tests/test_processes.py,
+# tests/test_package.py) may fail for that alone. And the emulator has a thread of its own, which a test that counts a
+# forked child's threads takes for one of ours.
 set -euo pipefail
 checkout=$(realpath "$(dirname "$0")/..")
 work=$checkout/build/aarch64
