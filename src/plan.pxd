@@ -257,16 +257,18 @@ cdef inline void share_blocks(Plan *plan, const cattn_problem *problem, const Ma
         * (plan.entries if problem.key_indptr == NULL else 1) > machine.l2_bytes // 2
 
 
+cdef inline Py_ssize_t prepared_bytes(const Strategy *strategy, const Storage *storage) noexcept nogil:
+    """Of a block, for each column."""
+    return 0 if storage.prepare == NULL else strategy.key_block * item_size(storage.type)
+
+
 cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noexcept nogil:
     cdef const Strategy *many = &plan.many
     cdef Py_ssize_t bytes = 0, item = plan.itemsize, lanes = many.kernels.lanes, tile_count, tile_rows, block, key_block
-    cdef bint prepares_keys, prepares_values
     key_block = many.key_block
     block = max(key_block, plan.few.key_block)
     tile_rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
     tile_count = many.tiles_per_task
-    prepares_keys = many.key.prepare != NULL or plan.few.key.prepare != NULL
-    prepares_values = many.value.prepare != NULL or plan.few.value.prepare != NULL
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (3 * tile_count + 3) * CATTN_MAX_LANES * item)
     # Rows of few queries may end in a whole vector, of 64 bytes at most.
@@ -279,8 +281,10 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     plan.attn_bias_at = reserve(&bytes, min(key_block, problem.key_length) * lanes * item)
     plan.attended_at = reserve(&bytes, block * tile_rows)
     plan.slice_scores_at = reserve(&bytes, block * tile_rows * item if plan.huge else 0)
-    plan.key_at = reserve(&bytes, block * min(problem.head_size, plan.columns) * item if prepares_keys else 0)
-    plan.value_at = reserve(&bytes, block * min(problem.value_size, plan.columns) * item if prepares_values else 0)
+    plan.key_at = reserve(&bytes, min(problem.head_size, plan.columns)
+                          * max(prepared_bytes(many, &many.key), prepared_bytes(&plan.few, &plan.few.key)))
+    plan.value_at = reserve(&bytes, min(problem.value_size, plan.columns)
+                            * max(prepared_bytes(many, &many.value), prepared_bytes(&plan.few, &plan.few.value)))
     plan.row_at = reserve(&bytes, 0 if many.query_in_place and plan.few.query_in_place and plan.out_in_place else
                           tile_rows * max(plan.columns, block) * item)
     plan.bias_at = reserve(&bytes, 0 if plan.bias_in_place else tile_rows * block * item)
