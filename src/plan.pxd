@@ -272,7 +272,8 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (3 * tile_count + 3) * CATTN_MAX_LANES * item)
     # Rows of few queries may end in a whole vector, of 64 bytes at most.
-    plan.queries_at = reserve(&bytes, tile_count * tile_rows * round_up(min(problem.head_size, plan.columns), 16) * item)
+    plan.queries_at = reserve(&bytes,
+                              tile_count * tile_rows * round_up(min(problem.head_size, plan.columns), 16) * item)
     plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
     plan.block_output_at = reserve(&bytes, 0 if key_block <= many.kernels.run else lanes * problem.value_size * item)
     plan.totals_at = reserve(&bytes, 0 if not has_chunks(plan, problem.key_length) else

@@ -76,7 +76,7 @@ def test_tables_multiply_and_add_at_once_in_their_widest_registers(isa, register
 
 
 def test_all_else_runs_on_every_processor():
-    """Names of instructions of AVX and later begin with v. (Flags such as -march=native put them everywhere.)"""
+    """Names of instructions of AVX and later begin with v; a compiler that is told to use them uses them everywhere."""
     counts, places = instructions()
     assert counts[""]
     later = {mnemonic: places[mnemonic] for mnemonic, _ in counts[""] if mnemonic.startswith("v")}

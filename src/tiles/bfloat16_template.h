@@ -1,9 +1,9 @@
 /* bfloat16 on units that multiply pairs of it, in 32 bits a lane: many rows. For avx512bf16.c, with REAL_BITS 32.
  *
- * Products of bfloat16 numbers are exact in float32, and are summed there. Queries lie in the lanes as pairs of columns, and
- * keys are read where they lie; weights, rounded, lie there as pairs of keys, and values come interleaved. So both are
- * float32's register tiles, of half as many steps. Sums of weights and of weighted values are those of the rounded ones, so
- * that a row stays an average of its values.
+ * Products of bfloat16 numbers are exact in float32, and are summed there. Queries lie in the lanes as pairs of
+ * columns, and keys are read where they lie; weights, rounded, lie there as pairs of keys, and values come
+ * interleaved. So both are float32's register tiles, of half as many steps. Sums of weights and of weighted values are
+ * those of the rounded ones, so that a row stays an average of its values.
  *
  * Chains are longer than float32's: equal products have 16 bits, and 256 of them add up without an error. */
 
@@ -80,8 +80,9 @@ static int load_pairs(void *queries_, const cattn_row_tile *tile, const cattn_ke
 }
 
 /* wide keys × the lanes in use. */
-INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queries, const vector *added, const char *keys,
-                             ptrdiff_t stride, ptrdiff_t size, const float scale, const int wide, const int vectors)
+INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queries, const vector *added,
+                             const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale, const int wide,
+                             const int vectors)
 {
     const ptrdiff_t pairs = size / 2;
     const char *key[TILE_WIDE];
@@ -131,8 +132,8 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queri
     }
 }
 
-INLINE void pair_scores_of(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block, const vector *added,
-                           const int vectors)
+INLINE void pair_scores_of(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block,
+                           const vector *added, const int vectors)
 {
     const words *queries = tile->queries;
     vector *block_max = tile->block_max;
@@ -264,7 +265,8 @@ INLINE void pair_values_of(vector *output, const cattn_row_tile *tile, const cat
     for (ptrdiff_t c = 0, wide; c < size; c += wide) {
         wide = F(next_width)(size - c, widest);
         cattn_prefetch_next(prefetch);
-#define VALUES_TILE(n) pair_values_tile(output + c * TILE_VECTORS, row_scale, weights, values + c * 4, stride, pairs, n, vectors)
+#define VALUES_TILE(n)                                                                                                 \
+        pair_values_tile(output + c * TILE_VECTORS, row_scale, weights, values + c * 4, stride, pairs, n, vectors)
         WITH_WIDTH(wide, widest, VALUES_TILE)
 #undef VALUES_TILE
     }
@@ -281,7 +283,8 @@ static int pair_values(void *output, const cattn_row_tile *tile, const cattn_key
 /* A pair of numbers, each in the upper half of its word; 0 in the place of those that are not finite. */
 INLINE words finite_pair(words low, words high)
 {
-    const words low_finite = (words)((vector)low - (vector)low == 0), high_finite = (words)((vector)high - (vector)high == 0);
+    const words low_finite = (words)((vector)low - (vector)low == 0);
+    const words high_finite = (words)((vector)high - (vector)high == 0);
     return (low & low_finite) >> 16 | (high & high_finite);
 }
 

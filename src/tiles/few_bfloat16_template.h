@@ -1,15 +1,17 @@
 /* bfloat16 on units that multiply pairs of it: few rows. For avx512bf16.c, behind bfloat16_template.h.
  *
- * Keys are read where they lie, against pairs of columns of the queries. Values are unpacked two rows at a time, and summed
- * in the order of columns that this leaves, which the last step undoes. Rows come from FEW_STREAMS places of a block in turn,
- * as in few_rows_template.h: the first FEW_KEYS keys of all streams (a quarter of the block apart), the next ones, ... */
+ * Keys are read where they lie, against pairs of columns of the queries. Values are unpacked two rows at a time, and
+ * summed in the order of columns that this leaves, which the last step undoes. Rows come from FEW_STREAMS places of a
+ * block in turn, as in few_rows_template.h: the first FEW_KEYS keys of all streams (a quarter of the block apart), the
+ * next ones, ... */
 
 #define FEW_STREAMS 4
 #define FEW_KEYS 4            /* of each stream, before the next one's turn */
 #define FEW_BYTES_AHEAD 4096  /* of each stream, asked for ahead of those being read */
 #define NUMBERS 32            /* bfloat16 numbers a vector */
 #define FEW_VECTORS 8         /* of values that are summed at a time: their sums lie in the first-level cache */
-/* Keys of each stream whose values are summed in one chain: 64 keys in all. Chains join one of FEW_TOTALS totals in turn. */
+/* Keys of each stream whose values are summed in one chain: 64 keys in all. Chains join one of FEW_TOTALS totals in
+ * turn. */
 #define FEW_CHAIN 16
 #define FEW_TOTALS 2
 
@@ -46,8 +48,8 @@ static int few_load_pairs(void *queries, const cattn_row_tile *tile, const cattn
 }
 
 /* rows × `wide` keys, `apart` bytes from one another, at a vector of columns, of which n numbers are there. */
-INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t vectors, const char *keys, ptrdiff_t apart,
-                                 ptrdiff_t ahead, const ptrdiff_t n, const int rows, const int wide)
+INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t vectors, const char *keys,
+                                 ptrdiff_t apart, ptrdiff_t ahead, const ptrdiff_t n, const int rows, const int wide)
 {
     words query[4];
     UNROLL for (int r = 0; r < rows; r++)
@@ -75,11 +77,11 @@ INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, cons
         const char *key = keys + i * stride;
         ptrdiff_t c = 0;
         for (; c < size / NUMBERS; c++)
-            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride, ahead,
-                                 NUMBERS, rows, wide);
+            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride,
+                                 ahead, NUMBERS, rows, wide);
         if (c < vectors)
-            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride, ahead,
-                                 size % NUMBERS, rows, wide);
+            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride,
+                                 ahead, size % NUMBERS, rows, wide);
     }
     F(lanes) score = {F(fold)(sum, 0) * (float)tile->scale};
     UNROLL for (int i = 0; i < steps; i++)
@@ -97,34 +99,16 @@ INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, cons
     const ptrdiff_t apart = block->count / (FEW_STREAMS * steps) * steps, stride = block->stride;
     const ptrdiff_t ahead = apart > 0 ? pairs_ahead(stride, block->size, rows) : 0;
     for (ptrdiff_t j = 0; j < apart; j += steps)
-        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, apart, ahead, rows, FEW_STREAMS,
-                             steps);
+        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, apart, ahead, rows,
+                             FEW_STREAMS, steps);
     for (ptrdiff_t j = apart * FEW_STREAMS; j < block->count; j++)
         few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, 0, 0, rows, 1, 1);
 }
 
-/* One function for each number of rows: together they have more addresses than there are registers. */
-#define FEW_FUNCTION(name, n)                                                                                       \
-    static __attribute__((noinline)) void name##_of_##n(float *array, const cattn_row_tile *tile,                   \
-                                                        const cattn_key_block *block, ptrdiff_t row)                \
-    {                                                                                                               \
-        name##_rows(array, tile, block, row, n);                                                                    \
-    }
-#define FEW_FUNCTIONS(name, array, pitch)                                                                           \
-    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {                                                           \
-        float *first = (float *)(array) + row * (pitch);                                                            \
-        switch (tile->rows - row) {                                                                                 \
-        case 1: name##_of_1(first, tile, block, row); break;                                                        \
-        case 2: name##_of_2(first, tile, block, row); break;                                                        \
-        case 3: name##_of_3(first, tile, block, row); break;                                                        \
-        default: name##_of_4(first, tile, block, row); break;                                                       \
-        }                                                                                                           \
-    }
-
-FEW_FUNCTION(few_pair_scores, 1)
-FEW_FUNCTION(few_pair_scores, 2)
-FEW_FUNCTION(few_pair_scores, 3)
-FEW_FUNCTION(few_pair_scores, 4)
+FEW_FUNCTION(few_pair_scores, 1, few_pair_scores_rows(array, tile, block, row, 1);)
+FEW_FUNCTION(few_pair_scores, 2, few_pair_scores_rows(array, tile, block, row, 2);)
+FEW_FUNCTION(few_pair_scores, 3, few_pair_scores_rows(array, tile, block, row, 3);)
+FEW_FUNCTION(few_pair_scores, 4, few_pair_scores_rows(array, tile, block, row, 4);)
 
 static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
@@ -199,11 +183,11 @@ INLINE void unpack_rows(words *low, words *high, words one, words other)
 #endif
 }
 
-/* Pairs of keys of `wide` streams, `pairs` of each, into the sums of `wide_columns` vectors of columns. The other key of
+/* Pairs of keys of `wide` streams, `pairs` of each, into the sums of `vectors` vectors of columns. The other key of
  * the last pair may be missing: its weight is 0. */
-INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pitch, const char *values, ptrdiff_t stride,
-                                 ptrdiff_t other, ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t numbers, const int rows,
-                                 const int wide, const int pairs, const int vectors)
+INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pitch, const char *values,
+                                 ptrdiff_t stride, ptrdiff_t other, ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t numbers,
+                                 const int rows, const int wide, const int pairs, const int vectors)
 {
     vector total[4][4];
     UNROLL for (int r = 0; r < rows; r++)
@@ -234,8 +218,8 @@ INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pit
 }
 
 /* Columns of at most FEW_VECTORS vectors. */
-INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
-                                    ptrdiff_t first, ptrdiff_t columns, const int rows)
+INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, const cattn_key_block *block,
+                                    ptrdiff_t row, ptrdiff_t first, ptrdiff_t columns, const int rows)
 {
     const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count, stride = block->stride;
     const ptrdiff_t ahead = pairs_ahead(stride, block->size, rows), pitch = tile->pitch * 4;
@@ -263,8 +247,8 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
                 FEW_STEP(0, stride, ahead, FEW_STREAMS, FEW_KEYS / 2, 1);
                 continue;
             }
-            for (ptrdiff_t w = 0; w < FEW_STREAMS; w++)
-                for (ptrdiff_t k = w * apart; k < AT_MOST(w * apart + FEW_KEYS, AT_MOST(count, (w + 1) * apart) - i); k += 2)
+            for (ptrdiff_t stream = 0; stream < FEW_STREAMS * apart; stream += apart)
+                for (ptrdiff_t k = stream; k < AT_MOST(stream + FEW_KEYS, AT_MOST(count, stream + apart) - i); k += 2)
                     FEW_STEP(k, i + k + 1 < count ? stride : 0, 0, 1, 1, 1);
 #undef FEW_STEP
         }
@@ -286,7 +270,8 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
             else
                 all = SHUFFLE(integers, low, high, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
             if (!tile->is_new)
-                all = F(muladd)(F(splat)(((const float *)tile->row_scale)[row + r]), F(load_up_to)(out, columns - c), all);
+                all = F(muladd)(F(splat)(((const float *)tile->row_scale)[row + r]), F(load_up_to)(out, columns - c),
+                                all);
             F(store_up_to)(out, all, columns - c);
         }
 }
@@ -298,10 +283,10 @@ INLINE void few_pair_values_rows(float *output, const cattn_row_tile *tile, cons
         few_pair_values_columns(output, tile, block, row, c, AT_MOST(block->size - c, FEW_VECTORS * NUMBERS), rows);
 }
 
-FEW_FUNCTION(few_pair_values, 1)
-FEW_FUNCTION(few_pair_values, 2)
-FEW_FUNCTION(few_pair_values, 3)
-FEW_FUNCTION(few_pair_values, 4)
+FEW_FUNCTION(few_pair_values, 1, few_pair_values_rows(array, tile, block, row, 1);)
+FEW_FUNCTION(few_pair_values, 2, few_pair_values_rows(array, tile, block, row, 2);)
+FEW_FUNCTION(few_pair_values, 3, few_pair_values_rows(array, tile, block, row, 3);)
+FEW_FUNCTION(few_pair_values, 4, few_pair_values_rows(array, tile, block, row, 4);)
 
 static int few_pair_values(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
@@ -326,15 +311,14 @@ static int few_pair_select_values(void *output_, const cattn_row_tile *tile, con
     const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count;
     for (ptrdiff_t r = 0; r < tile->rows; r++)
         for (ptrdiff_t c = 0; c < block->size; c++) {
-            const char *weights = (const char *)tile->scores + r * tile->pitch * 4;
+            const char *weights = (const char *)tile->scores + r * tile->pitch * 4, *values = block->rows;
             const unsigned char *attended = tile->attended + r * tile->pitch;
             float *out = (float *)output_ + r * tile->output_pitch + c;
             vector sum = {0}, total[FEW_TOTALS] = {{0}};
             for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
-                for (ptrdiff_t w = 0; w < FEW_STREAMS; w++)
-                    for (ptrdiff_t j = i + w * apart; j < AT_MOST(i + w * apart + FEW_KEYS, AT_MOST(count, (w + 1) * apart));
-                         j += 2)
-                        sum = add_selected_pair(sum, splat_pair(weights + j * 2), block->rows + j * block->stride + c * 2,
+                for (ptrdiff_t stream = 0; stream < FEW_STREAMS * apart; stream += apart)
+                    for (ptrdiff_t j = stream + i; j < AT_MOST(stream + AT_MOST(i + FEW_KEYS, apart), count); j += 2)
+                        sum = add_selected_pair(sum, splat_pair(weights + j * 2), values + j * block->stride + c * 2,
                                                 j + 1 < count ? block->stride : 0, attended[j],
                                                 j + 1 < count && attended[j + 1]);
                 if ((i + FEW_KEYS) % FEW_CHAIN == 0 || i + FEW_KEYS >= AT_MOST(apart, count)) {

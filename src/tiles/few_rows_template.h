@@ -105,33 +105,14 @@ INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const c
         F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, 0, 0, type, rows, 1, 1);
 }
 
-/* One function for each number of rows, not inlined: together they have more addresses than there are registers. */
-#define FEW_FUNCTION(name, n, ...)                                                                                   \
-    static __attribute__((noinline)) void F(name##_of_##n)(REAL *array, const cattn_row_tile *tile,                  \
-                                                           const cattn_key_block *block, ptrdiff_t row)              \
-    {                                                                                                                \
-        WITH_TYPE(block->type, __VA_ARGS__)                                                                          \
-    }
-/* Calls those of all rows of a tile, four at a time; the rows of the array lie so far apart. */
-#define FEW_FUNCTIONS(name, array, pitch)                                                                            \
-    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {                                                            \
-        REAL *first = (REAL *)(array) + row * (pitch);                                                               \
-        switch (tile->rows - row) {                                                                                  \
-        case 1: F(name##_of_1)(first, tile, block, row); break;                                                      \
-        case 2: F(name##_of_2)(first, tile, block, row); break;                                                      \
-        case 3: F(name##_of_3)(first, tile, block, row); break;                                                      \
-        default: F(name##_of_4)(first, tile, block, row); break;                                                     \
-        }                                                                                                            \
-    }
-
 #define FEW_SCORES_1(type) F(few_scores_rows)(array, tile, block, row, type, 1, 4)
 #define FEW_SCORES_2(type) F(few_scores_rows)(array, tile, block, row, type, 2, 4)
 #define FEW_SCORES_3(type) F(few_scores_rows)(array, tile, block, row, type, 3, FEW_SUMS / 4)
 #define FEW_SCORES_4(type) F(few_scores_rows)(array, tile, block, row, type, 4, FEW_SUMS / 4)
-FEW_FUNCTION(few_scores, 1, FEW_SCORES_1)
-FEW_FUNCTION(few_scores, 2, FEW_SCORES_2)
-FEW_FUNCTION(few_scores, 3, FEW_SCORES_3)
-FEW_FUNCTION(few_scores, 4, FEW_SCORES_4)
+FEW_FUNCTION(few_scores, 1, WITH_TYPE(block->type, FEW_SCORES_1))
+FEW_FUNCTION(few_scores, 2, WITH_TYPE(block->type, FEW_SCORES_2))
+FEW_FUNCTION(few_scores, 3, WITH_TYPE(block->type, FEW_SCORES_3))
+FEW_FUNCTION(few_scores, 4, WITH_TYPE(block->type, FEW_SCORES_4))
 
 static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
@@ -202,9 +183,8 @@ static int F(few_exponentials)(void *scores, const cattn_row_tile *tile, const c
 /* The values of `wide` keys, `apart` keys from one another, into the sums at columns c of a vector, or of the last
  * n < WIDTH ones. */
 INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_STREAMS], const char *values,
-                               ptrdiff_t apart,
-                               ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t n, const cattn_type type, const int rows,
-                               const int wide)
+                               ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t n, const cattn_type type,
+                               const int rows, const int wide)
 {
     vector value[FEW_STREAMS];
     UNROLL for (int w = 0; w < wide; w++) {
@@ -309,10 +289,10 @@ INLINE void F(few_values_rows)(REAL *output, const cattn_row_tile *tile, const c
 #define FEW_VALUES_2(type) F(few_values_rows)(array, tile, block, row, type, 2)
 #define FEW_VALUES_3(type) F(few_values_rows)(array, tile, block, row, type, 3)
 #define FEW_VALUES_4(type) F(few_values_rows)(array, tile, block, row, type, 4)
-FEW_FUNCTION(few_values, 1, FEW_VALUES_1)
-FEW_FUNCTION(few_values, 2, FEW_VALUES_2)
-FEW_FUNCTION(few_values, 3, FEW_VALUES_3)
-FEW_FUNCTION(few_values, 4, FEW_VALUES_4)
+FEW_FUNCTION(few_values, 1, WITH_TYPE(block->type, FEW_VALUES_1))
+FEW_FUNCTION(few_values, 2, WITH_TYPE(block->type, FEW_VALUES_2))
+FEW_FUNCTION(few_values, 3, WITH_TYPE(block->type, FEW_VALUES_3))
+FEW_FUNCTION(few_values, 4, WITH_TYPE(block->type, FEW_VALUES_4))
 
 static int F(few_values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {

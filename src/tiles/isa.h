@@ -24,8 +24,8 @@
 #define CATTN_HAS_AVX 1
 #endif
 
-/* CATTN_EMULATE builds the tables of 64-byte vectors, VDPBF16PS included, for the baseline: slow, but every processor runs
- * their tests. */
+/* CATTN_EMULATE builds the tables of 64-byte vectors, VDPBF16PS included, for the baseline: slow, but every processor
+ * runs their tests. */
 #if defined(CATTN_EMULATE)
 #define CATTN_HAS_AVX512 CATTN_HAS_VEC128
 #else

@@ -6,8 +6,8 @@
 #
 # Two passes of gcc are off for the sake of these loops, in the whole module. peephole2 turns "copy the factor, multiply
 # it by memory" into "load, multiply by the factor", which lengthens the chain of each sum. Unroll-and-jam joins two
-# turns of the outer loop, whose sums then do not fit into the registers. And no product is contracted into an FMA, where
-# the baseline has one: a remainder would round differently.
+# turns of the outer loop, whose sums then do not fit into the registers. And no product is contracted into an FMA,
+# where the baseline has one: a remainder would round differently.
 
 cdef extern from *:
     """

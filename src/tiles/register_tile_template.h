@@ -1,4 +1,5 @@
-/* Register tiles of many rows, for the templates beside: their widths and steps, and the online softmax's. */
+/* What the templates of one layout or the other share: widths and steps of register tiles, functions of few rows, and
+ * the steps of the online softmax. */
 
 /* How wide the next register tile is: the largest while two fit, then two equal ones for what is left, because a narrow
  * tile has too few accumulators to hide the latency of its FMAs (6 + 1 columns take longer than 4 + 3). */
@@ -53,6 +54,25 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
         step                                                       \
     }
 #endif
+
+/* Few rows: one function for each number of rows, not inlined, for together they have more addresses than there are
+ * registers. FEW_FUNCTIONS calls them for all rows of a tile, four at a time, whose array has rows so far apart. */
+#define FEW_FUNCTION(name, n, body)                                                                                  \
+    static __attribute__((noinline)) void F(name##_of_##n)(REAL *array, const cattn_row_tile *tile,                  \
+                                                           const cattn_key_block *block, ptrdiff_t row)              \
+    {                                                                                                                \
+        body                                                                                                         \
+    }
+#define FEW_FUNCTIONS(name, array, pitch)                                                                            \
+    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {                                                            \
+        REAL *first = (REAL *)(array) + row * (pitch);                                                               \
+        switch (tile->rows - row) {                                                                                  \
+        case 1: F(name##_of_1)(first, tile, block, row); break;                                                      \
+        case 2: F(name##_of_2)(first, tile, block, row); break;                                                      \
+        case 3: F(name##_of_3)(first, tile, block, row); break;                                                      \
+        default: F(name##_of_4)(first, tile, block, row); break;                                                     \
+        }                                                                                                            \
+    }
 
 /* How wide a register tile of so many vectors can be. */
 INLINE int F(widest)(const int vectors)

@@ -183,8 +183,7 @@ INLINE INT F(key_bound)(ptrdiff_t key, ptrdiff_t count)
 }
 
 INLINE void F(interval_pass)(vector *attn_bias, ptrdiff_t count, const ptrdiff_t *start, const ptrdiff_t *stop,
-                             int first,
-                             const int vectors)
+                             int first, const int vectors)
 {
     integers low[TILE_VECTORS], high[TILE_VECTORS], key = {0};
     for (int r = 0; r < vectors * WIDTH; r++) {

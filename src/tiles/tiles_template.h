@@ -70,8 +70,7 @@ static int F(load_queries)(void *queries_, const cattn_row_tile *tile, const cat
 
 /* wide keys × the lanes in use: a column of queries against one broadcast element of each key. */
 INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
-                           const char *keys,
-                           ptrdiff_t stride, ptrdiff_t size, const int wide, const int vectors)
+                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const int wide, const int vectors)
 {
     const REAL *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
@@ -338,8 +337,7 @@ INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x
 
 /* The scales of the total and of what joins it; their sums joined. */
 INLINE void F(merge_sums)(const cattn_softmax *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale,
-                          vector *x_scale,
-                          const int selecting)
+                          vector *x_scale, const int selecting)
 {
     const vector shift = F(advance)((vector *)total->row_max + v, scale, x_max);
     *x_scale = (x_max - shift) * (REAL)CATTN_LOG2E;

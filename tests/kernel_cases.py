@@ -1,0 +1,295 @@
+"""The calls that test_kernels.py makes: their sizes, arrays and modifiers, and how exact an answer must be.
+
+Tolerances are counts of roundings: u · (the longest chain of additions) · Σ |terms|."""
+
+import copy
+import ctypes
+import dataclasses
+import itertools
+import math
+import zlib
+
+import ml_dtypes
+import numpy as np
+from kernel_tables import (
+    BFLOAT16,
+    FEW,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    MANY,
+    MAX_LANES,
+    PLACEMENTS,
+    Memory,
+    ScoreMod,
+    pointers,
+    table_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What differs between two calls of a function; `number` seeds the rest."""
+
+    function: str
+    isa: str
+    real: np.dtype
+    few: bool
+    rows: int
+    count: int
+    size: int
+    type: int
+    half: int | None = None
+    placement: str = "contiguous"
+    at_end: bool = True
+    modifiers: tuple = ()
+    special: bool = False
+    number: int = 0
+
+    @property
+    def kernels(self):
+        return table_of(self.isa).kernels[self.real.itemsize // 8][FEW if self.few else MANY]
+
+    def __str__(self):
+        layout = "few" if self.few else "many" if self.half is None else f"half {self.half} of many"
+        return (
+            f"{self.function} {self.isa} {self.real}, {layout} rows={self.rows} count={self.count} size={self.size} "
+            f"type={self.type} keys={self.placement} pages={'behind' if self.at_end else 'before'} "
+            f"modifiers={'+'.join(self.modifiers) or None} special={self.special} number={self.number}"
+        )
+
+
+# Each function that is checked, and the numbers of a case that it depends on.
+AXES = {
+    "load": "rows size",
+    "reset": "rows",
+    "scores": "rows count size",
+    "add_scores": "rows count",
+    "modify_scores": "rows count",
+    "mark_attended": "rows count",
+    "exponentials": "rows count",
+    "values": "rows count size",
+    "select_values": "rows count size",
+    "merge": "rows size",
+    "merges": "rows",
+    "store": "rows size",
+    "logsumexp": "rows",
+    "rows": "rows count size",
+    "widen": "size",
+    "narrow": "size",
+}
+STORED = {"scores", "modify_scores", "mark_attended", "values", "select_values", "rows"}  # read half types, too
+HALVES = {"scores", "add_scores", "modify_scores", "mark_attended", "exponentials", "values", "select_values"}
+MOST_WORK = 1 << 17  # rows · keys · columns
+MODIFIERS = ["softcap", "bias", "alibi", "mask", "interval"]
+
+
+def edges(most, *units):
+    """Numbers up to `most` around all multiples of the units that matter, small ones, primes and round ones."""
+    around = {i * unit + step for unit in units for i in (1, 2, 4) for step in (-1, 0, 1)}
+    numbers = {*range(1, 10), 11, 13, 23, 37, 48, 64, 80, 97, 128, 257, most - 1, most} | around
+    return sorted(number for number in numbers if 0 < number <= most)
+
+
+def cases(function, isa, rounds):
+    """Every awkward number of rows, of keys and of columns, each beside others."""
+    random = np.random.default_rng(zlib.crc32(f"{function} {isa}".encode()))
+    number = itertools.count()
+    for _, real, few in itertools.product(range(rounds), [np.dtype("f4"), np.dtype("f8")], [False, True]):
+        kernels = table_of(isa).kernels[real.itemsize // 8][FEW if few else MANY]
+        width = 64 // real.itemsize
+        axes = {
+            "rows": edges(kernels.lanes, kernels.lanes // 4, kernels.half),
+            "count": edges(kernels.most, *([12, 48] if few else [kernels.run, 6, 12])),
+            "size": edges(Memory.LARGEST if few else 129, width, 6, 12, 16 * width if few else 16),
+        }
+        types = [type for type in range(4) if kernels.reads >> type & 1]
+        own = FLOAT32 if real.itemsize == 4 else FLOAT64
+        for axis in AXES[function].split():
+            for value in axes[axis]:
+                chosen = {axis: value}
+                while len(chosen) < 3 or math.prod(chosen.values()) > MOST_WORK:
+                    chosen = {name: int(random.choice(values)) for name, values in axes.items()} | {axis: value}
+                half = None
+                if kernels.half < kernels.lanes and function in HALVES and random.random() < 0.5:
+                    half = int(random.integers(2))
+                    chosen["rows"] = min(chosen["rows"], kernels.half)
+                yield Case(
+                    function,
+                    isa,
+                    real,
+                    few,
+                    **chosen,
+                    type=int(random.choice(types)) if function in STORED else own,
+                    half=half,
+                    placement=str(random.choice(PLACEMENTS)),
+                    at_end=bool(random.random() < 0.6),
+                    modifiers=tuple(name for name in MODIFIERS if random.random() < 0.4),
+                    special=bool(random.random() < 0.4),
+                    number=next(number),
+                )
+
+
+# What is expected.
+
+
+def wide(real):
+    return np.float64 if real.itemsize == 4 else np.longdouble
+
+
+def unit(real):
+    return np.finfo(real).eps / 2
+
+
+def tiny(real):
+    return np.finfo(real).tiny
+
+
+def chain(n):
+    """Roundings on the longest way through the sum of n terms: chains have 20 of them, or 16 where their number grows
+    with n, and few sums are joined behind them."""
+    return 24 + n / 16
+
+
+def sum_tolerance(real, n, sizes):
+    """For a sum of n products whose sizes add up to `sizes`; and for the expected one."""
+    return (chain(n) * unit(real) + n * np.finfo(wide(real)).eps) * sizes + tiny(real)
+
+
+def exponential_tolerance(real, x, power):
+    """For power = exp(x). What rounding takes from the difference that x is, from its product with log2(e), and from
+    that number adds up to 3 u · |x|. On top come the polynomial and its steps, which are off by 4 eps at most, and
+    what is below the smallest normal number."""
+    with np.errstate(invalid="ignore"):
+        return np.where(power == 0, 0, (4 * np.abs(x) + 8) * unit(real) * power) + tiny(real)
+
+
+def close(what, got, expected, tolerance):
+    got, expected, tolerance = np.broadcast_arrays(got, expected, tolerance)
+    with np.errstate(invalid="ignore"):
+        good = (got == expected) | (np.isnan(got) & np.isnan(expected)) | (np.abs(got - expected) <= tolerance)
+    if not good.all():
+        at = tuple(np.argwhere(~good)[0].tolist())
+        raise AssertionError(
+            f"{what}{list(at)}: expected {expected[at]!r} ± {float(tolerance[at]):.3g}, got {got[at]!r}"
+        )
+
+
+def same(what, got, expected):
+    """Bit for bit, but for what kind of NaN a NaN is."""
+    got, expected = np.ascontiguousarray(got), np.ascontiguousarray(expected)
+    assert got.dtype == expected.dtype and got.shape == expected.shape
+    bits = f"u{got.itemsize}"
+    good = (got.view(bits) == expected.view(bits)) | (np.isnan(got) & np.isnan(expected))
+    if not good.all():
+        at = tuple(np.argwhere(~good)[0].tolist())
+        raise AssertionError(f"{what}{list(at)}: expected exactly {expected[at]!r}, got {got[at]!r}")
+
+
+def products(x, y, real):
+    """x @ y, the rows of x and y's columns, and Σ |terms|; what is not finite in y, row by row."""
+    x, y = x.astype(wide(real)), y.astype(wide(real))
+    finite = np.isfinite(y).all(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        tame = np.where(finite, y, 0)
+        result = x @ tame
+        for column in np.flatnonzero(~finite):
+            result[:, column] = (x * y[:, column]).sum(axis=1)
+        return result, np.abs(x) @ np.abs(tame)
+
+
+def stored(random, shape, case):
+    """Random rows of keys or values: as they are stored, and the numbers that they are."""
+    numbers = random.standard_normal(shape)
+    if case.placement == "repeated":
+        numbers[:] = numbers[0]
+    elif case.special:
+        for special in (np.nan, np.inf, -np.inf):
+            if random.random() < 0.7:
+                numbers[random.integers(shape[0]), random.integers(shape[1])] = special
+    dtype = {FLOAT32: "f4", FLOAT64: "f8", FLOAT16: "f2", BFLOAT16: ml_dtypes.bfloat16}[case.type]
+    numbers = numbers.astype(dtype)
+    return numbers.view(np.uint16) if case.type in (FLOAT16, BFLOAT16) else numbers, numbers.astype(case.real)
+
+
+class Modifiers:
+    """What a case asks to be done to scores, for some rows."""
+
+    def __init__(self, case, random):
+        shape = case.rows, case.count
+        self.case, self.kinds, self.count = case, set(case.modifiers), case.count
+        self.softcap = float(random.choice([0.5, 2.0, 30.0]))
+        self.bias = random.standard_normal(shape).astype(case.real)
+        self.bias[random.random(shape) < 0.1] = -np.inf
+        if case.special:
+            self.bias[random.random(shape) < 0.02] = np.nan
+            self.bias[random.random(shape) < 0.02] = np.inf
+        self.slope = random.choice([0, 0.25, 1 / 3, 2.0], case.rows)
+        self.distance = random.integers(-case.count, 2 * case.count + 1, case.rows).astype(float)
+        self.mask = random.choice([0, 1, 1, 255], shape).astype(np.uint8)
+        self.start = np.where(random.random(case.rows) < 0.1, -(2**40), random.integers(-2, case.count + 2, case.rows))
+        self.stop = np.where(random.random(case.rows) < 0.1, 2**40, random.integers(-2, case.count + 3, case.rows))
+
+    def of(self, rows, extra):
+        """Those of some rows, with so many masked keys behind the last one."""
+        other = copy.copy(self)
+        for name in ["bias", "mask", "slope", "distance", "start", "stop"]:
+            setattr(other, name, getattr(self, name)[rows])
+        if extra > 0:
+            other.kinds = self.kinds | {"interval"}
+            other.count = self.count + extra
+            if "interval" not in self.kinds:
+                other.start, other.stop = np.full(len(rows), -1), np.full(len(rows), self.count)
+            other.stop = np.minimum(other.stop, self.count)
+            other.bias, other.mask = (
+                np.pad(x, ((0, 0), (0, extra)), constant_values=1) for x in (other.bias, other.mask)
+            )
+        return other
+
+    def pass_to(self, tile, memory):
+        """As the tile's kernels want them."""
+        if not self.kinds:
+            tile.struct.score_mod = None
+            return
+        none = [0.0] * (MAX_LANES - len(self.bias))
+        tile.score_mod = mod = ScoreMod(softcap=self.softcap if "softcap" in self.kinds else 0)
+        for name in MODIFIERS[1:]:
+            setattr(mod, f"has_{name}", name in self.kinds)
+            mod.adds |= name in self.kinds
+        for name in {"bias", "mask"} & self.kinds:
+            fence = getattr(memory, name)
+            rows = [fence.put(slot, row, self.case.at_end) for slot, row in enumerate(getattr(self, name))]
+            setattr(mod, name, pointers(rows))
+        if "alibi" in self.kinds:
+            mod.slope[:], mod.distance[:] = self.slope.tolist() + none, self.distance.tolist() + none
+        if "interval" in self.kinds:
+            mod.start[:] = self.start.tolist() + [0] * len(none)
+            mod.stop[:] = self.stop.tolist() + [self.count] * len(none)
+        tile.struct.score_mod = ctypes.addressof(mod)
+
+    def expect(self, scores, tolerance):
+        """What becomes of scores, whether each is masked, and the tolerance. Each step rounds once or twice; the
+        quotient of the softcap, and the exponential in it, a few times more."""
+        kinds, real = self.kinds, self.case.real
+        key = np.arange(self.case.count)
+        masked = np.zeros(scores.shape, bool)
+        sizes = np.zeros(scores.shape, scores.dtype)
+        with np.errstate(invalid="ignore"):
+            if "softcap" in kinds:
+                scores = self.softcap * np.tanh(scores / self.softcap)
+                tolerance = tolerance + 16 * unit(real) * np.abs(scores)
+            sizes += np.abs(scores)
+            if "bias" in kinds:
+                scores = scores + self.bias
+                masked |= self.bias == -np.inf
+                sizes += np.abs(self.bias)
+            if "alibi" in kinds:
+                added = self.slope[:, None] * np.abs(self.distance[:, None] - key)
+                scores = scores - added
+                sizes += added
+            if "mask" in kinds:
+                masked |= self.mask == 0
+            if "interval" in kinds:
+                masked |= (key < self.start[:, None]) | (key >= self.stop[:, None])
+            tolerance = tolerance + 6 * unit(real) * np.where(np.isfinite(sizes), sizes, 0)
+        return scores, masked, tolerance

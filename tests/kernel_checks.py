@@ -1,0 +1,584 @@
+"""Each function of a kernel table against the formula of src/tiles/tiles.h, computed in a wider type; what is exact by
+its nature (loads, marks, conversions, stores) is compared exactly.
+
+test_kernels.py runs this file in a process of its own. By hand: `python tests/kernel_checks.py avx2 1 values merge`."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import sys
+import zlib
+
+import ml_dtypes
+import numpy as np
+from kernel_cases import (
+    Modifiers,
+    cases,
+    close,
+    exponential_tolerance,
+    products,
+    same,
+    stored,
+    sum_tolerance,
+    tiny,
+    unit,
+    wide,
+)
+from kernel_tables import (
+    ALIGNMENT,
+    BFLOAT16,
+    FLOAT16,
+    PLACEMENTS,
+    KeyBlock,
+    Memory,
+    Softmax,
+    Tile,
+    address,
+    round_up,
+    table_of,
+)
+
+
+def check_modified(what, got, raw, modifiers, tolerance):
+    """Scores, of which those that are masked may be NaN where that comes of a NaN or +infinity."""
+    expected, masked, tolerance = modifiers.expect(raw, tolerance)
+    capped = "softcap" in modifiers.kinds
+    wild = np.isnan(raw) | ((raw == np.inf) & (not capped))
+    expected = np.where(masked, np.where(wild & np.isnan(got), np.nan, -np.inf), expected)
+    close(what, got, expected, tolerance)
+    return masked
+
+
+def largest(scores):
+    """Of each row; a NaN not counted."""
+    return np.fmax.reduce(scores, axis=1, initial=-np.inf)
+
+
+def check_load(case, memory, random):
+    tile = Tile(memory, case)
+    rows = random.standard_normal((case.rows, case.size)).astype(case.real)
+    if case.special:
+        rows[random.random(rows.shape) < 0.1] = np.inf
+        rows[random.random(rows.shape) < 0.1] = np.nan
+        rows[random.random(rows.shape) < 0.1] = -0.0
+    tile.point_to("source", [memory.source.put(slot, row, case.at_end) for slot, row in enumerate(rows)])
+    tile.struct.scale = float(random.choice([1, 0.125, 1 / 3, -2.5]))
+    tile("load", "queries", KeyBlock(size=case.size))
+    same("queries", tile.queries, case.real.type(tile.struct.scale) * rows)
+
+
+def check_reset(case, memory, random):
+    tile = Tile(memory, case)
+    sinks = random.choice([-np.inf, -3.7, 0, 1e-3, 88.0, 1e300, -1e300], case.rows)
+    given = random.random() < 0.7
+    if given:
+        tile.struct.sinks = address(memory.source.put(0, sinks, case.at_end))
+    tile("reset", "row_max")
+    has_sink = given & (sinks != -np.inf)
+    bound = np.finfo(case.real).max
+    same("row_max", tile.row_max, np.where(has_sink, np.clip(sinks, -bound, bound), -np.inf).astype(case.real))
+    same("row_sum", tile.row_sum, has_sink.astype(case.real))
+
+
+def compute_scores(tile, case, memory, random):
+    """Of random queries and keys, unmodified: what is expected and how exactly, and the block."""
+    tile.queries[...] = random.standard_normal((case.rows, case.size))
+    keys, numbers = stored(random, (case.count, case.size), case)
+    block = memory.block(keys, case.type, case.placement, case.at_end)
+    raw, sizes = products(tile.queries, numbers.T, case.real)
+    return raw, sum_tolerance(case.real, case.size, sizes), block
+
+
+def check_scores(case, memory, random):
+    tile, modifiers = Tile(memory, case), Modifiers(case, random)
+    raw, tolerance, block = compute_scores(tile, case, memory, random)
+    modifiers.pass_to(tile, memory)
+    tile("scores", "scores", block)
+    check_modified("scores", tile.scores, raw, modifiers, tolerance)
+    same("block_max", tile.block_max, largest(tile.scores))
+
+
+def check_add_scores(case, memory, random):
+    tile = Tile(memory, case)
+    for name in ("scores", "slice_scores"):
+        getattr(tile, name)[...] = random.standard_normal((case.rows, case.count))
+    expected = tile.scores + tile.slice_scores
+    tile.struct.scores = tile.at["slice_scores"]
+    tile("add_scores", "scores", KeyBlock(count=case.count, size=case.size))
+    same("scores", tile.scores, expected)
+
+
+def check_modify_scores(case, memory, random):
+    """As `scores` would have done at once, bit for bit."""
+    tile, modifiers = Tile(memory, case), Modifiers(case, random)
+    _, _, block = compute_scores(tile, case, memory, random)
+    modifiers.pass_to(tile, memory)
+    tile("scores", "scores", block)
+    at_once, maximum = tile.scores.copy(), tile.block_max.copy()
+    tile.struct.score_mod = None
+    tile("scores", "scores", block)
+    raw = tile.scores.astype(wide(case.real))
+    memory.bias.settle()
+    memory.mask.settle()
+    modifiers.pass_to(tile, memory)
+    tile("modify_scores", "scores", block)
+    check_modified("scores", tile.scores, raw, modifiers, tiny(case.real))
+    same("scores", tile.scores + case.real.type(0), at_once + case.real.type(0))  # -0 + 0 is 0
+    same("block_max", tile.block_max, maximum)
+
+
+def check_mark_attended(case, memory, random):
+    tile, modifiers = Tile(memory, case), Modifiers(case, random)
+    raw, tolerance, block = compute_scores(tile, case, memory, random)
+    modifiers.pass_to(tile, memory)
+    tile("scores", "scores", block)
+    scores = tile.scores.copy()
+    masked = check_modified("scores", scores, raw, modifiers, tolerance)
+    every = tile("mark_attended", "scores", block)
+    same("scores", tile.scores, np.where(masked, case.real.type(-np.inf), scores))
+    same("attended", tile.attended, (~masked & (scores != -np.inf)).astype(np.uint8))
+    assert bool(every) == tile.attended.all(), f"answers {every}"
+
+
+def check_exponentials(case, memory, random):
+    tile, real = Tile(memory, case), case.real
+    spread = random.choice([1, 10, 200] if real.itemsize == 4 else [1, 10, 1500])
+    scores = (spread * random.standard_normal((case.rows, case.count))).astype(real)
+    scores[random.random(scores.shape) < 0.1] = -np.inf
+    scores[random.random(case.rows) < 0.1] = -np.inf
+    row_max = np.where(random.random(case.rows) < 0.3, -np.inf, spread * random.standard_normal(case.rows)).astype(real)
+    if case.special:
+        scores[random.random(scores.shape) < 0.05] = np.nan
+        scores[random.random(scores.shape) < 0.02] = np.inf
+    row_sum = np.where(row_max == -np.inf, 0, random.uniform(1, 9, case.rows)).astype(real)
+    tile.scores[...], tile.block_max[...], tile.row_max[...], tile.row_sum[...] = (
+        scores,
+        largest(scores),
+        row_max,
+        row_sum,
+    )
+    tile("exponentials", "scores", KeyBlock(count=case.count))
+    new = np.fmax(row_max, largest(scores))
+    same("row_max", tile.row_max, new)
+    reference = np.where(new == -np.inf, 0, new).astype(wide(real))
+    with np.errstate(invalid="ignore", under="ignore"):
+        for what, got, before in [
+            ("row_scale", tile.row_scale, row_max - reference),
+            ("scores", tile.scores, scores - reference[:, None]),
+        ]:
+            power = np.exp(before)
+            tolerance = exponential_tolerance(real, before, power)
+            close(what, got, power, np.where(before == -np.inf, 0, tolerance))
+        total = tile.row_scale.astype(wide(real)) * row_sum + tile.scores.astype(wide(real)).sum(axis=1)
+        close("row_sum", tile.row_sum, total, sum_tolerance(real, case.count, np.abs(total)))
+
+
+def weigh(tile, case, memory, random):
+    """Random weights and values: the block, and the values' numbers."""
+    values, numbers = stored(random, (case.count, case.size), case)
+    tile.scores[...] = random.uniform(0, 1, tile.scores.shape) * (random.random(tile.scores.shape) < 0.8)
+    tile.attended[...] = (random.random(tile.scores.shape) < 0.7) | (tile.scores > 0)
+    tile.struct.is_new = bool(random.random() < 0.3)
+    if not tile.struct.is_new:
+        tile.row_scale[...] = random.uniform(0, 1, case.rows) * (random.random(case.rows) < 0.8)
+        tile.output[...] = random.standard_normal(tile.output.shape)
+    return memory.block(values, case.type, case.placement, case.at_end), numbers
+
+
+def roomy(memory, case, random):
+    """A tile whose output may have columns beside those of the call, as that of a huge value has; and whose pitch may
+    be larger than it must be."""
+    beside = case.few and random.random() < 0.5
+    pitch = round_up(case.count, 64) + 64 * int(random.integers(3))
+    start, beyond = (ALIGNMENT // case.real.itemsize, int(random.integers(1, 9))) if beside else (0, 0)
+    return Tile(memory, case, pitch=pitch, start=start, beyond=beyond)
+
+
+def check_values(case, memory, random):
+    case = dataclasses.replace(case, special=False)
+    tile = roomy(memory, case, random)
+    block, numbers = weigh(tile, case, memory, random)
+    expected, sizes = products(tile.scores, numbers, case.real)
+    if not tile.struct.is_new:
+        before = tile.row_scale.astype(wide(case.real))[:, None] * tile.output
+        expected, sizes = expected + before, sizes + np.abs(before)
+    tile("values", "output", block)
+    close("output", tile.output, expected, sum_tolerance(case.real, case.count, sizes))
+
+
+def check_select_values(case, memory, random):
+    tile, real = roomy(memory, case, random), case.real
+    block, numbers = weigh(tile, case, memory, random)
+    scale, before = (
+        (None, None) if tile.struct.is_new else (tile.row_scale.astype(wide(real))[:, None], tile.output.copy())
+    )
+    if case.special and before is not None:
+        before[random.random(before.shape) < 0.05] = np.inf
+        before[random.random(before.shape) < 0.02] = np.nan
+        tile.output[...] = before
+    weights, attended = tile.scores.astype(wide(real)), tile.attended.astype(bool)
+    if np.isfinite(numbers).all() and (before is None or np.isfinite(before).all()):
+        tile("values", "output", block)
+        expected = tile.output.copy()
+        if before is not None:
+            tile.output[...] = before
+        tile("select_values", "output", block)
+        same("output", tile.output, expected)
+        return
+    finite = np.isfinite(numbers)
+    expected, sizes = products(weights, np.where(finite, numbers, 0), real)
+    with np.errstate(invalid="ignore"):
+        for key, column in np.argwhere(~finite):
+            counted = np.where(weights[:, key] == 0, 1, weights[:, key]) * numbers[key, column]
+            expected[:, column] += np.where(attended[:, key], counted, 0)
+        if before is not None:
+            lasting = np.where((scale == 0) & ~np.isfinite(before), 1, scale)
+            expected += lasting * before
+            sizes += np.where(np.isfinite(before), np.abs(scale * before), 0)
+    tile("select_values", "output", block)
+    close("output", tile.output, expected, sum_tolerance(real, case.count, sizes))
+
+
+def part(random, case):
+    """A softmax of random keys, some rows of which have seen none."""
+    empty = random.random(case.rows) < 0.2
+    row_max = np.where(empty, -np.inf, 4 * random.standard_normal(case.rows)).astype(case.real)
+    row_max[random.random(case.rows) < 0.1] -= 2000  # whose share is 0
+    row_sum = np.where(empty, 0, random.uniform(1, 9, case.rows)).astype(case.real)
+    output = np.where(empty[:, None], 0, random.standard_normal((case.rows, case.size))).astype(case.real)
+    if case.special:
+        some = ~empty[:, None] & (random.random(output.shape) < 0.1)
+        output[some] = random.choice([np.inf, -np.inf, np.nan], some.sum())
+    return row_max, row_sum, output
+
+
+def set_part(tile, memory, row_max, row_sum, output):
+    """What joins the total. Of few rows it lies anywhere."""
+    if not tile.few:
+        tile.row_max[...], tile.row_sum[...], tile.output[...] = row_max, row_sum, output
+        return
+    pitch, at_end = tile.struct.output_pitch, tile.at_end
+    apart = np.full((len(output) - 1) * pitch + output.shape[1], np.nan, output.dtype)
+    np.ndarray(output.shape, output.dtype, apart, strides=(pitch * output.itemsize, output.itemsize))[...] = output
+    rows = [
+        memory.source.put(0, row_max, at_end),
+        memory.source.put(1, row_sum, at_end),
+        memory.span.put(0, apart, at_end),
+    ]
+    row_max, row_sum, output = map(address, rows)
+    tile.struct.softmax = Softmax(row_max, row_sum, row_sum, output)
+
+
+def check_merge(case, memory, random):
+    tile, real = roomy(memory, case, random), case.real
+    total, other = part(random, case), part(random, case)
+    carries = [
+        (unit(real) * random.standard_normal(x.shape) * np.where(np.isfinite(x), x, 0)).astype(real) for x in total[1:]
+    ]
+    tile.total_max[...], tile.total_sum[...], tile.total_output[...] = total
+    tile.row_sum_carry[...], tile.output_carry[...] = carries
+    set_part(tile, memory, *other)
+    tile.struct.selecting = selecting = case.few or bool(random.random() < 0.5)
+    tile("merge", "total_output", KeyBlock(size=case.size))
+    new = np.fmax(total[0], other[0])
+    same("row_max", tile.total_max, new)
+    reference = np.where(new == -np.inf, 0, new).astype(wide(real))
+    with np.errstate(invalid="ignore", under="ignore", over="ignore"):
+        x, y = total[0] - reference, other[0] - reference
+        for what, got, carry, one, rest, two in [
+            ("row_sum", tile.total_sum, tile.row_sum_carry, total[1], carries[0], other[1]),
+            ("output", tile.total_output, tile.output_carry, total[2], carries[1], other[2]),
+        ]:
+            a, b = x, y
+            if one.ndim == 2:
+                a, b = x[:, None], y[:, None]
+            terms = [
+                np.where((np.exp(e) < tiny(real)) & ~np.isfinite(z), z, np.exp(e) * z) for e, z in ((a, one), (b, two))
+            ]
+            expected = terms[0] + terms[1] + np.where(np.isfinite(one), np.exp(a) * rest, 0)
+            if not selecting:
+                wild = ~np.isfinite(expected)
+                assert not np.isfinite(got[wild]).any(), f"{what}: an infinity or NaN was lost"
+                expected = np.where(wild, got, expected)
+            tolerance = sum(
+                np.where(np.isfinite(z), np.abs(z) * exponential_tolerance(real, e, np.exp(e)), 0)
+                for e, z in ((np.where(np.isinf(a), 0, a), one), (np.where(np.isinf(b), 0, b), two))
+            )
+            exact = np.where(np.isfinite(got), got + carry.astype(wide(real)), got)
+            close(what, exact, expected, tolerance + tiny(real))
+            small = np.isfinite(got)
+            close(f"{what}'s carry", np.where(small, carry, 0), 0, 2 * unit(real) * np.abs(np.where(small, got, 0)))
+
+
+def check_merges(case, memory, random):
+    """The sums of many softmaxes of one maximum are as exact as one of them."""
+    case = dataclasses.replace(case, size=min(case.size, 5), special=False)
+    tile = Tile(memory, case)
+    count = 300
+    row_max = random.standard_normal(case.rows).astype(case.real)
+    sums = random.uniform(1, 9, (count, case.rows)).astype(case.real)
+    outputs = random.uniform(0, 1, (count, case.rows, case.size)).astype(case.real)
+    tile.total_max[...], tile.total_sum[...], tile.total_output[...] = row_max, sums[0], outputs[0]
+    tile.row_sum_carry[...] = tile.output_carry[...] = 0
+    for row_sum, output in zip(sums[1:], outputs[1:], strict=True):
+        set_part(tile, memory, row_max, row_sum, output)
+        tile("merge", "total_output", KeyBlock(size=case.size))
+        memory.settle(all=False)
+    for what, got, terms in [("row_sum", tile.total_sum, sums), ("output", tile.total_output, outputs)]:
+        exact = terms.astype(wide(case.real)).sum(axis=0)
+        close(what, got, exact, 1.01 * unit(case.real) * exact + count * np.finfo(wide(case.real)).eps * exact)
+
+
+def check_store(case, memory, random):
+    tile, real = roomy(memory, case, random), case.real
+    output = np.ldexp(
+        random.standard_normal((case.rows, case.size)), random.integers(-20, 20, (case.rows, case.size))
+    ).astype(real)
+    row_sum = np.where(random.random(case.rows) < 0.2, 0, random.uniform(0.01, 1000, case.rows)).astype(real)
+    if case.special:
+        some = random.random(output.shape) < 0.05
+        output[some] = random.choice([np.inf, -np.inf, np.nan, -0.0, tiny(real)], some.sum())
+        row_sum[random.random(case.rows) < 0.05] = random.choice([np.inf, np.nan])
+    tile.output[...], tile.row_sum[...] = output, row_sum
+    rows = [memory.destination.room(slot, [case.size], real, case.at_end) for slot in range(case.rows)]
+    tile.point_to("destination", rows)
+    answer = tile("store", "output", KeyBlock(size=case.size))
+    with np.errstate(invalid="ignore", under="ignore"):
+        expected = output / np.where(row_sum == 0, 1, row_sum)[:, None].astype(real)
+    # Correctly rounded but for quotients of what is nearly too small for a number.
+    close(
+        "rows",
+        np.array(rows),
+        expected,
+        np.where(np.abs(output) <= tiny(real), 2 * np.finfo(real).smallest_subnormal, 0),
+    )
+    finite = np.isfinite(expected).all() and np.isfinite(row_sum).all()
+    assert bool(answer) == finite, f"answers {answer}"
+
+
+def check_logsumexp(case, memory, random):
+    tile, real = Tile(memory, case), case.real
+    empty = random.random(case.rows) < 0.2
+    row_max = np.where(empty, -np.inf, 100 * random.standard_normal(case.rows)).astype(real)
+    row_sum = np.where(empty, 0, random.uniform(1, 1e4, case.rows)).astype(real)
+    tile.row_max[...], tile.row_sum[...] = row_max, row_sum
+    rows = [memory.destination.room(slot, [1], real, case.at_end) for slot in range(case.rows)]
+    tile.point_to("destination", rows)
+    tile("logsumexp", "row_sum")
+    with np.errstate(divide="ignore"):
+        logarithm = np.log(row_sum.astype(wide(real)))
+        sizes = np.where(empty, 0, np.abs(row_max) + np.abs(logarithm))
+        close("lse", np.concatenate(rows), row_max + logarithm, 3 * unit(real) * sizes)
+
+
+class Problem:
+    """Rows over two blocks of keys."""
+
+    def __init__(self, case, random):
+        self.case = case = dataclasses.replace(case, placement="contiguous")  # no two keys are the same
+        self.source = random.standard_normal((case.rows, case.size)).astype(case.real)
+        self.sinks = random.choice([-np.inf, 0.5], case.rows)
+        self.keys, self.values = (
+            [stored(random, (case.count + MASKED, case.size), case)[0] for _ in range(2)] for _ in range(2)
+        )
+        self.modifiers = [Modifiers(case, random) for _ in range(2)]
+
+    def steps(self, memory, random, chosen, *, extra=0, alone=None, halves=False):
+        """What each kernel, called one after the other as attention does, leaves of the chosen rows. Behind the last
+        keys some may stand that are masked; and all rows but one may be NaN."""
+        case = dataclasses.replace(
+            self.case, count=self.case.count + extra, half=None, placement=str(random.choice(PLACEMENTS[:-1]))
+        )
+        tile = Tile(memory, case, rows=len(chosen), pitch=round_up(self.case.count + MASKED, 64))
+        left = {}
+
+        def call(step, kernel, array, block=None, parts=(tile,), **names):
+            for part in parts:
+                part(kernel, array, block)
+            memory.settle(all=False)
+            for name in names.get("leaves", "").split():
+                result = getattr(tile, name)
+                left[f"{step}, {kernel}: {name}"] = (result[:, : -extra or None] if name == "scores" else result).copy()
+
+        def block(rows):
+            return memory.block(rows[: case.count], case.type, case.placement, case.at_end)
+
+        source = self.source[chosen]
+        if alone is not None:
+            source[np.arange(len(chosen)) != alone] = np.nan
+        tile.point_to("source", [memory.source.put(slot, row, case.at_end) for slot, row in enumerate(source)])
+        tile.struct.scale = 0.5 / math.sqrt(case.size)  # no few keys have all the weight
+        call(0, "load", "queries", KeyBlock(size=case.size), leaves="queries")
+        for step, (keys, values, modifiers) in enumerate(zip(self.keys, self.values, self.modifiers, strict=True)):
+            sinks = self.sinks[chosen]
+            tile.struct.sinks = address(sinks) if step == 0 else None
+            call(step, "reset", "row_max")
+            parts, starts = [tile], [0, len(chosen)]
+            if halves:
+                starts = [*range(0, len(chosen), case.kernels.half), len(chosen)]
+                parts = [tile.half(half, stop - start) for half, (start, stop) in enumerate(itertools.pairwise(starts))]
+            for part, (start, stop) in zip(parts, itertools.pairwise(starts), strict=True):
+                part.struct.is_new = True
+                modifiers.of(chosen[start:stop], extra).pass_to(part, memory)
+                part("scores", "scores", block(keys))
+                memory.settle(all=False)
+            if case.special:
+                call(step, "mark_attended", "scores", KeyBlock(count=case.count), parts)
+            call(
+                step,
+                "exponentials",
+                "scores",
+                KeyBlock(count=case.count),
+                parts,
+                leaves="scores row_scale row_max row_sum",
+            )
+            call(step, "select_values" if case.special else "values", "output", block(values), parts, leaves="output")
+            if step == 0:
+                tile.total_max[...], tile.total_sum[...], tile.total_output[...] = (
+                    tile.row_max,
+                    tile.row_sum,
+                    tile.output,
+                )
+                tile.row_sum_carry[...] = tile.output_carry[...] = 0
+        call(
+            step,
+            "merge",
+            "total_output",
+            KeyBlock(size=case.size),
+            leaves="total_max total_sum total_output output_carry",
+        )
+        tile.struct.softmax = tile.struct.total
+        for kernel, array, size in [("store", "total_output", case.size), ("logsumexp", "total_sum", 1)]:
+            rows = [memory.destination.room(slot, [size], case.real, case.at_end) for slot in range(len(chosen))]
+            tile.point_to("destination", rows)
+            tile(kernel, array, KeyBlock(size=size))
+            left[kernel] = np.array(rows)
+            memory.destination.settle()
+        memory.settle()
+        return left
+
+
+MASKED = 30  # keys behind the last one at most
+
+
+def check_rows(case, memory, random):
+    """A row gets the same bits whatever its lane, its neighbours, strides, and the masked keys behind its last one."""
+    problem, everyone = Problem(case, random), np.arange(case.rows)
+    expected = problem.steps(memory, random, everyone)
+
+    def check(what, chosen, rows=None, **options):
+        found = problem.steps(memory, random, chosen, **options)
+        for step in expected:
+            at = slice(None) if rows is None else rows
+            same(f"{what}: {step}", found[step][at], expected[step][chosen][at])
+
+    check("in other lanes", random.permutation(everyone))
+    if case.count < case.kernels.most:
+        extra = int(random.integers(1, min(MASKED, case.kernels.most - case.count) + 1))
+        check(f"beside {extra} masked keys", everyone, extra=extra)
+    for row in {0, case.rows - 1, int(random.integers(case.rows))}:
+        check(f"row {row} alone", everyone[row : row + 1])
+    check(f"row {row} beside NaN", everyone, slice(row, row + 1), alone=row)
+    if case.kernels.half < case.kernels.lanes and not case.few:
+        check("by halves", everyone, halves=True)
+
+
+HALF_TYPES = {FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+
+
+def convert(case, memory, name, type, array, out):
+    """Contiguous elements through the table's converter, aligned to their own type only."""
+    source, to = memory.span.put(0, array, case.at_end), memory.converted.room(0, array.shape, out, case.at_end)
+    getattr(table_of(case.isa), name)(address(to), address(source), type, array.size)
+    return to
+
+
+def some_of(numbers, case, random):
+    """All of them now and then, else a piece."""
+    start = 0 if case.number % 40 == 0 else int(random.integers(len(numbers) - case.size))
+    return numbers if case.number % 40 == 0 else numbers[start : start + case.size]
+
+
+def check_widen(case, memory, random):
+    """Every number there is."""
+    for type, half in HALF_TYPES.items():
+        some = some_of(np.arange(1 << 16, dtype=np.uint16), case, random)
+        with np.errstate(invalid="ignore"):
+            expected = some.view(half).astype(np.float32)
+        same(f"{half}", convert(case, memory, "widen", type, some, np.float32), expected)
+        memory.settle()
+
+
+@functools.cache
+def near(half):
+    """Every number of this type, what lies halfway to the next, and what lies just beside that."""
+    with np.errstate(invalid="ignore"):
+        numbers = np.arange(1 << 15, dtype=np.uint16).view(half).astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    ties = np.append(numbers[1:] + numbers[:-1], 3 * numbers[-1] - numbers[-2]) / 2
+    with np.errstate(over="ignore"):
+        numbers, ties = numbers.astype(np.float32), ties.astype(np.float32)
+    bits = np.array([0x7F800000, 0x7FC00000, 0x7F800001, 0x7FFFFFFF, 0x7F7FFFFF, 1, 0x00800000, 0x33000000], np.uint32)
+    beside = [np.nextafter(ties, np.float32(0)), np.nextafter(ties, np.float32(np.inf))]
+    numbers = np.concatenate([numbers, ties, *beside, bits.view(np.float32)])
+    return np.random.default_rng(0).permutation(np.concatenate([numbers, -numbers]))
+
+
+def check_narrow(case, memory, random):
+    """To nearest, ties to even."""
+    for type, half in HALF_TYPES.items():
+        some = some_of(near(half), case, random)
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = some.astype(half).view(np.uint16)
+        found = convert(case, memory, "narrow", type, some, np.uint16)
+        nan = np.isnan(some)
+        good = np.where(nan, np.isnan(found.view(half).astype(np.float32)), found == expected)
+        assert good.all(), f"{half}({some[~good][0]!r}): expected {expected[~good][0]:#x}, got {found[~good][0]:#x}"
+        memory.settle()
+
+
+CHECKS = {
+    "load": check_load,
+    "reset": check_reset,
+    "scores": check_scores,
+    "add_scores": check_add_scores,
+    "modify_scores": check_modify_scores,
+    "mark_attended": check_mark_attended,
+    "exponentials": check_exponentials,
+    "values": check_values,
+    "select_values": check_select_values,
+    "merge": check_merge,
+    "merges": check_merges,
+    "store": check_store,
+    "logsumexp": check_logsumexp,
+    "rows": check_rows,
+    "widen": check_widen,
+    "narrow": check_narrow,
+}
+
+
+def run(isa, rounds, functions):
+    """The checks of a table; each is said beforehand, and so is what fails. Ten failures of a function are enough."""
+    memory = Memory()
+    for function in functions:
+        print(json.dumps(["begin", function]), flush=True)
+        failures = 0
+        for case in cases(function, isa, rounds):
+            print(json.dumps(["case", str(case)]), flush=True)
+            try:
+                CHECKS[function](case, memory, np.random.default_rng(zlib.crc32(str(case).encode())))
+                memory.settle()
+            except AssertionError as error:
+                print(json.dumps(["failed", f"{case}: {error}"]), flush=True)
+                memory = Memory()
+                failures += 1
+                if failures == 10:
+                    break
+        print(json.dumps(["end", function]), flush=True)
+
+
+if __name__ == "__main__":
+    isa, rounds, *functions = sys.argv[1:]
+    run(isa, int(rounds), functions or list(CHECKS))
