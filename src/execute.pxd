@@ -1,7 +1,7 @@
 # Plan → result: the memory of a call, and its tasks one by one. It knows nothing of Python: who may want to stop is a
 # callback, and how it went a status.
 
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdlib cimport free, malloc
 
 from attend cimport attend, merge_partials
 from weights cimport find_weights
@@ -89,7 +89,7 @@ cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ss
     if on_stack:
         memory = <char *>cattn_stack_memory(bytes[0] + CATTN_ALIGNMENT)
     else:
-        memory = <char *>PyMem_RawMalloc(bytes[0] + CATTN_ALIGNMENT)
+        memory = <char *>malloc(bytes[0] + CATTN_ALIGNMENT)
         if memory == NULL:
             return CATTN_NO_MEMORY
     aligned = <char *>((<Py_ssize_t>memory + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT)
@@ -118,5 +118,5 @@ cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ss
     if status == CATTN_DONE:
         status = run_tasks(call)
     if not on_stack:
-        PyMem_RawFree(memory)
+        free(memory)
     return status
