@@ -19,7 +19,8 @@ from setuptools.command.build_ext import build_ext
 TABLES = ["vec128", "avx2", "avx512", "avx512bf16"]
 SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", *(f"tiles/{table}.c" for table in TABLES)]
 # What they include or cimport: where one of these changes, all are built anew.
-INCLUDED = sorted(str(path) for path in Path("src").rglob("*") if path.suffix in (".pxd", ".h"))
+INCLUDED = [*Path("src").rglob("*"), *Path("cattn").glob("*")]
+INCLUDED = sorted(str(path) for path in INCLUDED if path.suffix in (".pxd", ".h"))
 
 if sys.platform == "win32" and "CC" in os.environ:
     # clang-cl, which takes gcc's language and has the vector tables. setuptools adds /GL, which it does not know.
@@ -91,7 +92,7 @@ class BuildExt(build_ext):
 kernel = Extension(
     "cattn._kernel",
     [f"src/{name}" for name in SOURCES],
-    include_dirs=["src", numpy.get_include()],
+    include_dirs=["src", "cattn", numpy.get_include()],
     depends=INCLUDED,
     define_macros=macros,
     extra_compile_args=compile_args,
@@ -100,7 +101,7 @@ kernel = Extension(
 setup(
     ext_modules=cythonize(
         [kernel],
-        include_path=["src"],
+        include_path=["src", "."],
         compiler_directives=directives,
         emit_linenums=coverage,
         force=has_other_flags("src/kernel.c"),

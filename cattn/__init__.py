@@ -25,6 +25,7 @@ __all__ = [
     "attention",
     "attention_varlen",
     "attention_weights",
+    "get_include",
     "get_num_threads",
     "merge_attention",
     "plan",
@@ -34,3 +35,21 @@ __all__ = [
     "show_config",
     "trace",
 ]
+
+
+def get_include():
+    """The folder of ``cattn.h``, the header for C and Cython, which says how to call cattn from there.
+
+    Returns
+    -------
+    str
+        For the `include_dirs` of an extension module. ``cimport cattn`` finds its declarations without it, and names
+        the same header.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> [path.name for path in Path(cattn.get_include()).glob("*.h")]
+    ['cattn.h']
+    """
+    return __path__[0]

@@ -7,10 +7,13 @@ from . import _arguments
 from ._threads import get_num_threads
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt
 cimport numpy as cnp
 
+from c_door cimport attend_for_c, cattn_status_message
 from calls cimport explain_calls
+from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api
 from door cimport check, compute, note_ending_thread, wants_to_stop
 from plan cimport *
 from problem cimport *
@@ -337,3 +340,15 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
 
 for door in (attention, attention_varlen, attention_weights, plan):
     explain_calls(door, _arguments.explain_call)
+
+
+cdef int attention_for_c(const cattn_attention_args *args) noexcept nogil:
+    return attend_for_c(args, &machine)
+
+
+cdef cattn_c_api c_functions
+c_functions.abi = CATTN_C_ABI
+c_functions.version = CATTN_C_VERSION
+c_functions.attention = attention_for_c
+c_functions.message = cattn_status_message
+c_api = PyCapsule_New(&c_functions, "cattn._kernel.c_api", NULL)   # what cattn_import() of cattn.h looks for

@@ -9,18 +9,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The types of elements and the statuses, which callers from C share. */
+#define CATTN_NO_IMPORT
+#include "../cattn/cattn.h"
+
 /* NumPy's 64 axes less head, length and size, rounded up. */
 #define CATTN_MAX_BATCH_NDIM 62
 
-typedef enum {
-    CATTN_FLOAT32,
-    CATTN_FLOAT64,
-    CATTN_FLOAT16,
-    CATTN_BFLOAT16,
-    CATTN_FLOATS,   /* so many are floating types */
-    CATTN_BOOL = CATTN_FLOATS,
-    CATTN_INT64
-} cattn_type;
+/* Of the types in cattn.h, so many are floating types: the first ones. */
+#define CATTN_FLOATS 4
 
 /* An array seen along (batch..., head, row, column). An axis that the argument lacks, or along which it is
  * broadcast, has stride 0; any stride may be negative. */
@@ -75,13 +72,5 @@ typedef struct {
      * query_length and key_length are those of all entries together. int64; NULL where arrays are not packed. */
     const int64_t *query_indptr, *key_indptr;
 } cattn_problem;
-
-/* How a call ended. */
-typedef enum {
-    CATTN_DONE,
-    CATTN_STOPPED,          /* by whoever was asked whether to go on */
-    CATTN_NO_MEMORY,
-    CATTN_TOO_MANY_TASKS    /* more than CATTN_LARGEST_COUNT */
-} cattn_status;
 
 #endif

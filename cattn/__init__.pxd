@@ -1,0 +1,99 @@
+# For `cimport cattn`: what cattn.h declares. All of it is described there.
+
+from libc.stdint cimport int64_t
+
+cdef extern from "cattn.h" nogil:
+    ctypedef enum cattn_type:
+        CATTN_FLOAT32
+        CATTN_FLOAT64
+        CATTN_FLOAT16
+        CATTN_BFLOAT16
+        CATTN_BOOL
+        CATTN_INT64
+
+    ctypedef struct cattn_ndarray:
+        void *data
+        int type
+        int ndim
+        const Py_ssize_t *shape
+        const Py_ssize_t *strides
+
+    enum:
+        CATTN_CAUSAL
+        CATTN_HAS_SCALE
+        CATTN_HAS_WINDOW
+        CATTN_OFFSET_START
+        CATTN_OFFSET_END
+
+    ctypedef struct cattn_attention_args:
+        size_t struct_size
+        unsigned int flags
+        int num_threads
+        cattn_ndarray query, key, value, out, lse
+        double scale, softcap
+        int64_t window_left, window_right
+        cattn_ndarray query_offset, query_lengths, key_lengths
+        cattn_ndarray key_start, key_stop, mask, bias, alibi_slopes, sinks
+        bint (*wants_to_stop)(void *context) noexcept nogil
+        void *context
+
+    ctypedef enum cattn_status:
+        CATTN_DONE
+        CATTN_STOPPED
+        CATTN_NO_MEMORY
+        CATTN_TOO_MANY_TASKS
+        CATTN_NOT_IMPORTED
+
+    int CATTN_ARGUMENT_OF(int status)
+    int CATTN_REASON_OF(int status)
+
+    enum:
+        CATTN_ARGUMENT_ARGS
+        CATTN_ARGUMENT_FLAGS
+        CATTN_ARGUMENT_NUM_THREADS
+        CATTN_ARGUMENT_SCALE
+        CATTN_ARGUMENT_SOFTCAP
+        CATTN_ARGUMENT_WINDOW
+        CATTN_ARGUMENT_QUERY
+        CATTN_ARGUMENT_KEY
+        CATTN_ARGUMENT_VALUE
+        CATTN_ARGUMENT_OUT
+        CATTN_ARGUMENT_LSE
+        CATTN_ARGUMENT_QUERY_OFFSET
+        CATTN_ARGUMENT_QUERY_LENGTHS
+        CATTN_ARGUMENT_KEY_LENGTHS
+        CATTN_ARGUMENT_KEY_START
+        CATTN_ARGUMENT_KEY_STOP
+        CATTN_ARGUMENT_MASK
+        CATTN_ARGUMENT_BIAS
+        CATTN_ARGUMENT_ALIBI_SLOPES
+        CATTN_ARGUMENT_SINKS
+
+    enum:
+        CATTN_IS_NULL
+        CATTN_WRONG_SHAPE
+        CATTN_WRONG_TYPE
+        CATTN_WRONG_VALUE
+        CATTN_MISALIGNED
+        CATTN_OVERLAPS
+        CATTN_IS_MISSING
+        CATTN_IS_UNKNOWN
+
+    enum:
+        CATTN_C_ABI
+        CATTN_C_VERSION
+
+    ctypedef struct cattn_c_api:
+        int abi, version
+        int (*attention)(const cattn_attention_args *args) noexcept
+        const char *(*message)(int status) noexcept
+
+    cattn_attention_args cattn_attention_defaults() noexcept
+    cattn_ndarray cattn_ndarray_of(const void *data, int type, int ndim, const Py_ssize_t *shape,
+                                   const Py_ssize_t *strides) noexcept
+    int cattn_attention(const cattn_attention_args *args) noexcept
+    const char *cattn_message(int status) noexcept
+
+cdef extern from "cattn.h":
+    const cattn_c_api *cattn_c
+    int cattn_import() except -1
