@@ -1,12 +1,13 @@
 /* cattn from C, C++ and Cython: exact attention, softmax(scale * query * key^T) * value.
  *
  * One function, cattn_attention(&args), on a struct that says what to read, where to write and who may attend to whom.
- * It is cattn.attention of Python without Python: the same semantics and, on the same numbers, the same bits. It answers
- * a status, of which cattn_message(status) is a sentence. Nothing is written unless all arguments have been accepted.
+ * It is cattn.attention of Python without Python: the same semantics and, on the same numbers, the same bits. It
+ * answers a status, of which cattn_message(status) is a sentence. Nothing is written unless all arguments have been
+ * accepted.
  *
- * It needs no GIL and works under it: it never takes or releases the GIL, polls no signals and raises nothing. Any number
- * of threads may call it at a time, whether Python knows them or not, and so may a forked child. A thread that does
- * needs 64 KiB of stack.
+ * It needs no GIL and works under it: it never takes or releases the GIL, polls no signals and raises nothing. Any
+ * number of threads may call it at a time, whether Python knows them or not, and so may a forked child. A thread that
+ * does needs 64 KiB of stack.
  *
  * Building. Whoever calls it is an extension module, or a part of one, that is compiled with the folder that
  * cattn.get_include() names. There is nothing to link with: each source file that calls the functions below first calls
@@ -111,7 +112,8 @@ enum {
     CATTN_OFFSET_END = 16    /* the last row of queries stands at the last key, as a cache of keys wants it */
 };
 
-/* The arguments of one call. Zeros are defaults: fill it with zeros, set struct_size, or call cattn_attention_defaults().
+/* The arguments of one call. Zeros are defaults: begin with cattn_attention_defaults(), or fill it with zeros and set
+ * struct_size.
  *
  * Shapes. query is (..., Hq, Lq, D), key (..., Hkv, Lk, D), value (..., Hkv, Lk, Dv), out (..., Hq, Lq, Dv). Hq is a
  * multiple of Hkv, and query head h reads key and value head h / (Hq / Hkv). 2 axes, of all four, are one head. Leading
@@ -130,28 +132,30 @@ enum {
  * of 0, the same first element, or two contiguous arrays). */
 typedef struct {
     size_t struct_size;  /* sizeof(cattn_attention_args), as the caller was compiled. A later version may know more
-                          * fields. A shorter struct is taken as if zeros came behind it, a longer one where zeros do. */
-    unsigned flags;      /* of those above; a flag that this version does not know is refused */
-    int num_threads;     /* at most, the caller counted; 0: the caller alone. The bits of the result do not depend on it.
-                          * What Python's calls take by default is cattn.get_num_threads(). */
+                          * fields. A shorter struct is taken as if zeros came behind it, a longer one where zeros
+                          * do: what this version does not know is refused. */
+    unsigned flags;      /* of those above */
+    int num_threads;     /* at most, the caller counted; 0: the caller alone. The bits of the result do not depend on
+                          * it. What Python's calls take by default is cattn.get_num_threads(). */
 
     cattn_ndarray query, key, value;
     cattn_ndarray out;  /* written */
-    cattn_ndarray lse;  /* written where it is given: the logarithm of each row's softmax denominator, of shape (..., Hq,
-                         * Lq), float64 for float64 queries, else float32, aligned to its elements */
+    cattn_ndarray lse;  /* written where it is given: the logarithm of each row's softmax denominator, of shape (...,
+                         * Hq, Lq), float64 for float64 queries, else float32, aligned to its elements */
 
     double scale;        /* finite; 0, or normal in the type that is computed in. Not given: 1 / sqrt(D) */
     double softcap;      /* above 0; 0: none */
     int64_t window_left, window_right;  /* p_i - left <= j <= p_i + right only; -1: no limit on that side */
 
     /* For each entry of the leading axes, to which they broadcast: int64, aligned. Of 0 axes, one for all. */
-    cattn_ndarray query_offset;   /* -2^60 to 2^60. Where causal, a window or slopes are given and Lq is not Lk, it must be
-                                   * given, or one of the two flags in its place; where they are equal, it is 0 */
+    cattn_ndarray query_offset;   /* -2^60 to 2^60. Not given, and neither of the two flags: 0. Where CATTN_CAUSAL, a
+                                   * window or slopes are given and Lq is not Lk, one of the three must be given. */
     cattn_ndarray query_lengths;  /* 0 to Lq: rows at or past it give zeros, and an lse of -infinity */
-    cattn_ndarray key_lengths;    /* 0 to Lk: keys at or past it do not exist; CATTN_OFFSET_END counts from both lengths */
+    cattn_ndarray key_lengths;    /* 0 to Lk: keys at or past it do not exist. CATTN_OFFSET_END is key length - query
+                                   * length of each entry. */
 
-    cattn_ndarray key_start, key_stop;  /* broadcast to (..., Hq, Lq), int64, aligned: row i attends to start <= j < stop
-                                         * only. Each may be given alone. */
+    /* Broadcast to (..., Hq, Lq), int64, aligned: row i attends to start <= j < stop only. Each may be given alone. */
+    cattn_ndarray key_start, key_stop;
     cattn_ndarray mask;          /* broadcasts to (..., Hq, Lq, Lk), bool: true where a query may attend to a key */
     cattn_ndarray bias;          /* broadcasts to (..., Hq, Lq, Lk), any of the four types. -infinity masks, a finite
                                   * number never does */
@@ -159,8 +163,8 @@ typedef struct {
     cattn_ndarray sinks;         /* (Hq,), any of the four types: one more logit a head, which takes weight and carries
                                   * no value. -infinity is none */
 
-    /* Asked now and then, about every 20 ms, whether to give up, by the thread that called and no other; not 0: yes. It is
-     * handed `context`, may take the GIL, and must return. */
+    /* Asked about every 20 ms whether to give up, by the thread that called and no other; not 0: yes. It is handed
+     * `context`, may take the GIL, and must return. NULL: nobody is asked. */
     int (*wants_to_stop)(void *context);
     void *context;
 } cattn_attention_args;
@@ -212,8 +216,8 @@ enum {
     CATTN_IS_UNKNOWN     /* something that this version does not know: update cattn */
 };
 
-/* What cattn_import() fetches. `abi` is raised where something here changes, and callers must be compiled anew, `version`
- * where a function is added. Later versions of cattn serve callers of the same abi and of no later version. */
+/* What cattn_import() fetches. `abi` is raised where something here changes, so that callers must be compiled anew,
+ * `version` where a function is added. cattn serves callers of the same abi and of no later version. */
 #define CATTN_C_ABI 1
 #define CATTN_C_VERSION 1
 

@@ -189,44 +189,14 @@ cdef inline int check_array(const cattn_ndarray *array, int argument) noexcept n
     return CATTN_DONE
 
 
-cdef inline bint overlaps(const cattn_ndarray *one, const cattn_ndarray *other) noexcept nogil:
-    """As far as it is seen at a glance."""
-    cdef Py_ssize_t bytes = count_of(one) * item_size(<cattn_type>one.type)
-    cdef Py_ssize_t other_bytes = count_of(other) * item_size(<cattn_type>other.type)
-    if bytes == 0 or other_bytes == 0:
-        return False
-    if one.data == other.data:
-        return True
-    return (<const char *>one.data < <const char *>other.data + other_bytes
-            and <const char *>other.data < <const char *>one.data + bytes
-            and is_contiguous(one) and is_contiguous(other))
-
-
-cdef inline bint overlaps_itself(const cattn_ndarray *array) noexcept nogil:
-    cdef int axis
-    for axis in range(array.ndim):
-        if array.shape[axis] > 1 and stride_of(array, axis) == 0:
-            return count_of(array) > 0
-    return False
-
-
 cdef inline int check_arrays(const Arrays *arrays) noexcept nogil:
-    """Each by itself, and that those that are written lie apart."""
-    cdef int argument, written, status
+    """Each by itself."""
+    cdef int argument, status
     for argument in range(CATTN_ARGUMENT_QUERY, CATTN_ARGUMENT_SINKS + 1):
         if argument <= CATTN_ARGUMENT_OUT or arrays.given[argument].data != NULL:
             status = check_array(arrays.given[argument], argument)
             if status != CATTN_DONE:
                 return status
-    for written in range(CATTN_ARGUMENT_OUT, CATTN_ARGUMENT_LSE + 1):
-        if arrays.given[written].data == NULL:
-            continue
-        if overlaps_itself(arrays.given[written]):
-            return wrong(written, CATTN_OVERLAPS)
-        for argument in range(CATTN_ARGUMENT_QUERY, CATTN_ARGUMENT_SINKS + 1):
-            if (argument != written and arrays.given[argument].data != NULL
-                    and overlaps(arrays.given[written], arrays.given[argument])):
-                return wrong(written, CATTN_OVERLAPS)
     return CATTN_DONE
 
 
@@ -364,6 +334,42 @@ cdef inline int place_arrays(cattn_problem *problem, const Arrays *arrays) noexc
     return CATTN_DONE
 
 
+cdef inline bint overlaps(const cattn_ndarray *one, const cattn_ndarray *other) noexcept nogil:
+    """As far as it is seen at a glance."""
+    cdef Py_ssize_t bytes = count_of(one) * item_size(<cattn_type>one.type)
+    cdef Py_ssize_t other_bytes = count_of(other) * item_size(<cattn_type>other.type)
+    if bytes == 0 or other_bytes == 0:
+        return False
+    if one.data == other.data:
+        return True
+    return (<const char *>one.data < <const char *>other.data + other_bytes
+            and <const char *>other.data < <const char *>one.data + bytes
+            and is_contiguous(one) and is_contiguous(other))
+
+
+cdef inline bint overlaps_itself(const cattn_ndarray *array) noexcept nogil:
+    cdef int axis
+    for axis in range(array.ndim):
+        if array.shape[axis] > 1 and stride_of(array, axis) == 0:
+            return count_of(array) > 0
+    return False
+
+
+cdef inline int check_results(const Arrays *arrays) noexcept nogil:
+    """That what is written lies apart from all else. Shapes are right."""
+    cdef int argument, written
+    for written in range(CATTN_ARGUMENT_OUT, CATTN_ARGUMENT_LSE + 1):
+        if arrays.given[written].data == NULL:
+            continue
+        if overlaps_itself(arrays.given[written]):
+            return wrong(written, CATTN_OVERLAPS)
+        for argument in range(CATTN_ARGUMENT_QUERY, CATTN_ARGUMENT_SINKS + 1):
+            if (argument != written and arrays.given[argument].data != NULL
+                    and overlaps(arrays.given[written], arrays.given[argument])):
+                return wrong(written, CATTN_OVERLAPS)
+    return CATTN_DONE
+
+
 # Numbers
 
 
@@ -466,7 +472,7 @@ cdef inline void count_from_end(cattn_problem *problem, int64_t *offsets, bint e
     array.head = array.row = array.column = 0
     for axis in range(problem.batch_ndim - 1, -1, -1):
         array.batch[axis] = stride
-        stride *= problem.batch_shape[axis]
+        stride = times(stride, problem.batch_shape[axis])
 
 
 cdef inline int add_copies(cattn_problem *problem, Copies *copies, cattn_attention_args *args,
@@ -510,6 +516,8 @@ cdef inline int set_problem_of(cattn_problem *problem, Copies *copies, cattn_att
         status = set_sizes(problem, args)
     if status == CATTN_DONE:
         status = place_arrays(problem, &arrays)
+    if status == CATTN_DONE:
+        status = check_results(&arrays)
     if status == CATTN_DONE:
         status = set_numbers(problem, args)
     if status == CATTN_DONE:

@@ -27,10 +27,10 @@ static const char *const cattn_wrong_argument[][CATTN_IS_UNKNOWN + 1] = {
     [CATTN_ARGUMENT_ARGS] = {
         [CATTN_IS_NULL] = "args: expected a cattn_attention_args, got NULL",
         [CATTN_WRONG_VALUE] = "struct_size: expected sizeof(cattn_attention_args); call cattn_attention_defaults()",
-        [CATTN_IS_UNKNOWN] = "args: this version of cattn does not know all of the fields that are given; update cattn"},
+        [CATTN_IS_UNKNOWN] = "args: this version of cattn does not know all fields that are given; update cattn"},
     [CATTN_ARGUMENT_FLAGS] = {
         [CATTN_WRONG_VALUE] = "flags: expected one of CATTN_OFFSET_START, CATTN_OFFSET_END and query_offset at most",
-        [CATTN_IS_UNKNOWN] = "flags: this version of cattn does not know all of those that are given; update cattn"},
+        [CATTN_IS_UNKNOWN] = "flags: this version of cattn does not know all that are given; update cattn"},
     [CATTN_ARGUMENT_NUM_THREADS] = {
         [CATTN_WRONG_VALUE] = "num_threads: expected 1 or more, or 0 for the calling thread alone"},
     [CATTN_ARGUMENT_SCALE] = {
@@ -45,11 +45,12 @@ static const char *const cattn_wrong_argument[][CATTN_IS_UNKNOWN + 1] = {
         CATTN_NEEDED("query", CATTN_FLOATS_EXPECTED, "shape (..., Hq, Lq, D) or (Lq, D), with D of 1 or more")},
     [CATTN_ARGUMENT_KEY] = {
         CATTN_NEEDED("key", "of query, or CATTN_FLOAT16 or CATTN_BFLOAT16 beside CATTN_FLOAT32",
-                     "shape (..., Hkv, Lk, D) or (Lk, D) like query, with its D, an Hkv that divides its Hq, and leading "
-                     "axes that broadcast")},
+                     "shape (..., Hkv, Lk, D) or (Lk, D) like query, with its D, an Hkv that divides its Hq, and "
+                     "leading axes that broadcast")},
     [CATTN_ARGUMENT_VALUE] = {
-        CATTN_NEEDED("value", "of key", "shape (..., Hkv, Lk, Dv) or (Lk, Dv) like key, with its Hkv and Lk, and leading "
-                                        "axes that broadcast")},
+        CATTN_NEEDED("value", "of key",
+                     "shape (..., Hkv, Lk, Dv) or (Lk, Dv) like key, with its Hkv and Lk, and leading axes that "
+                     "broadcast")},
     [CATTN_ARGUMENT_OUT] = {
         CATTN_NEEDED("out", "of query, or CATTN_FLOAT32 beside CATTN_FLOAT16 and CATTN_BFLOAT16",
                      "shape (..., Hq, Lq, Dv) or (Lq, Dv) like query, with the leading axes of all inputs, broadcast"),
@@ -63,9 +64,9 @@ static const char *const cattn_wrong_argument[][CATTN_IS_UNKNOWN + 1] = {
         CATTN_INTEGERS("query_offset", CATTN_ENTRIES),
         [CATTN_WRONG_VALUE] = "query_offset: expected integers from -2^60 to 2^60",
         [CATTN_IS_MISSING] = "query_offset: expected CATTN_OFFSET_START (row 0 of the queries stands at key 0) or "
-                             "CATTN_OFFSET_END (the last row stands at the last key; a cache of keys wants it) among the "
-                             "flags, or query_offset, because CATTN_CAUSAL, a window or alibi_slopes is given and the "
-                             "lengths of query and key differ"},
+                             "CATTN_OFFSET_END (the last row stands at the last key; a cache of keys wants it) among "
+                             "the flags, or query_offset, because CATTN_CAUSAL, a window or alibi_slopes is given and "
+                             "the lengths of query and key differ"},
     [CATTN_ARGUMENT_QUERY_LENGTHS] = {
         CATTN_INTEGERS("query_lengths", CATTN_ENTRIES),
         [CATTN_WRONG_VALUE] = "query_lengths: expected integers from 0 to Lq, the length of query"},

@@ -18,14 +18,13 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
-import tracemalloc
 import warnings
 from pathlib import Path
 
 import cases
 import numpy as np
 import pytest
-from helpers import EVERY_TYPE, HERE, PACKAGE, assert_same_bits, problem, run_python, zeros
+from helpers import EVERY_TYPE, HERE, PACKAGE, assert_same_bits, problem, python, run_python, zeros
 
 import cattn
 from cattn import _kernel
@@ -408,23 +407,31 @@ def test_calls_at_once(door):
         assert all(pool.map(works, range(40)))
 
 
+IN_THREADS = """
+import sys
+import tracemalloc
+import in_c
+import cattn
+import test_c_interface as test
+
+given = [test.big(seed=seed) for seed in range(8)]
+calls = [test.Call(**case) for case in given]
+for number, call in enumerate(calls):
+    call.numbers["num_threads"] = 1 + number % 3
+if sys.argv[1] == "traced":
+    tracemalloc.start()
+assert in_c.attention_in_threads([call.arguments for call in calls]) == (test.DONE, "done")
+tracemalloc.stop()
+for call, case in zip(calls, given):
+    test.assert_same_bits(call.results, cattn.attention(**case, return_lse=True))
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("traces_memory", [False, True])
-def test_threads_unknown_to_python(built, traces_memory):
-    """Beside one that holds the GIL. Where allocations are traced, Python's allocators take it."""
-    given = [big(seed=seed) for seed in range(8)]
-    calls = [Call(**case) for case in given]
-    for number, call in enumerate(calls):
-        call.numbers["num_threads"] = 1 + number % 3
-    in_threads = load(built, "in_c").attention_in_threads
-    if traces_memory:
-        tracemalloc.start()
-    try:
-        assert in_threads([call.arguments for call in calls]) == (DONE, "done")
-    finally:
-        tracemalloc.stop()
-    for call, case in zip(calls, given, strict=True):
-        assert_same_bits(call.results, cattn.attention(**case, return_lse=True))
+@pytest.mark.parametrize("memory", ["traced", "not traced"])
+def test_threads_unknown_to_python(built, memory):
+    """Beside one that holds the GIL and waits for them. Python's allocators take it where allocations are traced."""
+    python(IN_THREADS, memory, cwd=built, seconds=60)
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")

@@ -53,7 +53,7 @@ def paths_in(wheel):
 def test_sdist_holds_what_is_needed_to_build_and_test(built):
     with tarfile.open(built[0]) as archive:
         found = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()}
-    kinds = {"src": "**/*.[pch]*", "cattn": "*.py*", "tests": "*.py", "benchmarks": "**/*.*"}
+    kinds = {"src": "**/*.[pch]*", "cattn": "*.[ph]*", "tests": "**/*.*", "benchmarks": "**/*.*"}
     expected = {path for folder, kind in kinds.items() for path in (ROOT / folder).glob(kind)}
     expected = {path.relative_to(ROOT) for path in expected if path.suffix != ".pyc" and path.name != "kernel.c"}
     assert {PurePosixPath(path) for path in expected} <= found
@@ -63,7 +63,7 @@ def test_sdist_holds_what_is_needed_to_build_and_test(built):
 
 @pytest.mark.slow
 def test_wheel_holds_the_package(built):
-    expected = {path.name for path in PACKAGE.glob("*.py*") if path.suffix in (".py", ".pyi")} | {"py.typed"}
+    expected = {path.name for path in PACKAGE.iterdir() if path.suffix in (".py", ".pyi", ".pxd", ".h")} | {"py.typed"}
     found = {path.name for path in paths_in(built[1]) if path.parent == PurePosixPath("cattn")}
     assert expected <= found
     (compiled,) = (name for name in found if name.startswith("_kernel.") and name.endswith((".so", ".pyd")))
@@ -74,7 +74,8 @@ def test_wheel_holds_the_package(built):
 def test_wheel_holds_nothing_else(built):
     paths = paths_in(built[1])
     assert {path.parts[0] for path in paths} == {"cattn", f"cattn-{cattn.__version__}.dist-info"}
-    assert not [path for path in paths if path.suffix in (".pyx", ".pxi", ".c", ".inc", ".h")]
+    assert not [path for path in paths if path.suffix in (".pyx", ".pxi", ".c", ".inc")]
+    assert [str(path) for path in paths if path.suffix == ".h"] == ["cattn/cattn.h"]
     assert "LICENSE" in {path.name for path in paths}
     assert built[1].stat().st_size < 2**21
 

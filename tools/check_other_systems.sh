@@ -215,5 +215,6 @@ cat > "$work/python/pyconfig.h" <<'H'
 #define WITH_DOC_STRINGS 1
 #define COMPILER "[gcc]"
 H
-$gcc -O1 -std=gnu11 -Wall -Werror -fsyntax-only -Isrc -I"$work/wheel/numpy/_core/include" -I"$work/python" src/kernel.c
+$gcc -O1 -std=gnu11 -Wall -Werror -fsyntax-only -Isrc -Icattn -I"$work/wheel/numpy/_core/include" -I"$work/python" \
+    src/kernel.c
 echo "x86_64-w64-mingw32: kernel.c compiles"
