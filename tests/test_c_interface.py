@@ -857,6 +857,16 @@ def test_numbers_of_axes(door, name, ndim):
     assert_wrong(found, call, name, SHAPE, f"{name}: expected ")
 
 
+@pytest.mark.parametrize("name", ["out", "lse", "alibi_slopes", "sinks"])
+def test_axes_of_one_that_are_missing(door, name):
+    """What does not broadcast has all of its axes."""
+    case = problem(5, 5, batch=(1, 2), heads=1, key_heads=1) | {"alibi_slopes": np.ones(1), "sinks": np.ones(1)}
+    check(door, case)
+    call = Call(**case)
+    call.arrays[name] = call.arrays[name][0, ...]
+    assert_wrong(door(call.arguments), call, name, SHAPE, f"{name}: expected ")
+
+
 def test_two_axes(door):
     """Of all inputs or of none; what stands beside them has no axis for heads then."""
     random = np.random.default_rng(0)
@@ -892,9 +902,8 @@ VALUES = [
 def test_wrong_values(door, name, value, begins):
     """In the last element, behind a stride."""
     call = everything()
-    array = np.repeat(call.arrays[name], 2, axis=-1)[..., ::2].copy()
-    array = np.repeat(array, 2, axis=-1)[..., ::-2]
-    array[(0,) * array.ndim] = value
+    array = np.repeat(call.arrays[name], 2, axis=-1)[..., ::2]
+    array[(-1,) * array.ndim] = value
     call.arrays[name] = array
     assert_wrong(door(call.arguments), call, name, VALUE, begins)
 
@@ -914,31 +923,37 @@ def test_misaligned(door, name):
         )
 
 
+@pytest.mark.parametrize("spread, at", [(1, 8), (2, 0)], ids=["contiguous", "the same first element"])
 @pytest.mark.parametrize("written", ["out", "lse"])
-@pytest.mark.parametrize("name", ARRAYS)
-def test_overlaps(door, name, written):
-    """What is seen at a glance: the same first element, or contiguous arrays."""
+@pytest.mark.parametrize("name", [name for name in ARRAYS if name not in ("out", "lse")])
+def test_overlaps(door, name, written, spread, at):
     call = everything()
-    result = call.arrays[written]
-    for contiguous in (False, True):
-        given = call.arrays[name]
-        if name == written:
-            given = result
-            view = np.lib.stride_tricks.as_strided(result, result.shape, (0, *result.strides[1:]))
-        else:
-            memory = np.full(2 * max(given.nbytes, result.nbytes) + 64, 255, np.uint8)
-            at = 8 if contiguous else 0
-            view = np.ndarray(result.shape, result.dtype, memory, at)
-            strides = given.strides if contiguous else None
-            other = np.ndarray(given.shape, given.dtype, memory, 0, strides)
-            other[...] = given
-            call.arrays[name] = other
-        call.arrays[written] = view
-        found = door(call.arguments)
-        number = found[0] >> 8
-        assert ARGUMENTS[number - 1] in ({"out", "lse"} if name in ("out", "lse") else {written})
-        assert found[0] & 255 == OVERLAPS
-        assert found[1].startswith(f"{ARGUMENTS[number - 1]}: expected memory of its own")
+    read, result = call.arrays[name], call.arrays[written]
+    memory = np.full(spread * read.nbytes + result.nbytes + at, 255, np.uint8)
+    strides = [spread * stride for stride in np.ascontiguousarray(read).strides]
+    call.arrays[name] = np.ndarray(read.shape, read.dtype, memory, 0, strides)
+    call.arrays[name][...] = read
+    call.arrays[written] = np.ndarray(result.shape, result.dtype, memory, at)
+    before = memory.copy()
+    found = door(call.arguments)
+    expected = ARGUMENTS.index(written) + 1 << 8 | OVERLAPS
+    assert found == (
+        expected,
+        f"{written}: expected memory of its own, got an array that overlaps itself or another argument",
+    )
+    np.testing.assert_array_equal(memory, before)
+
+
+def test_results_that_overlap(door):
+    """Each other, or themselves."""
+    call = everything()
+    call.arrays["lse"] = call.arrays["out"][..., 0]
+    assert_wrong(door(call.arguments), call, "out", OVERLAPS, "out: expected memory of its own")
+    for name in ("out", "lse"):
+        call = everything()
+        array = call.arrays[name]
+        call.arrays[name] = np.lib.stride_tricks.as_strided(array, array.shape, (0, *array.strides[1:]))
+        assert_wrong(door(call.arguments), call, name, OVERLAPS, f"{name}: expected memory of its own")
 
 
 def test_what_lies_apart(door):
