@@ -10,8 +10,9 @@
  * does needs 64 KiB of stack.
  *
  * Building. Whoever calls it is an extension module, or a part of one, that is compiled with the folder that
- * cattn.get_include() names. There is nothing to link with: each source file that calls the functions below first calls
- * cattn_import(), once, with the GIL, when its module is initialised. That imports cattn and fetches their addresses.
+ * cattn.get_include() names (cythonize finds it by itself). There is nothing to link with: each source file that calls
+ * the functions below first calls cattn_import(), once, with the GIL, when its module is initialised. That imports
+ * cattn and fetches their addresses.
  * A file that knows nothing of Python may define CATTN_NO_IMPORT before it includes this header, which leaves out
  * Python.h, cattn_import() and those functions; it is handed `cattn_c`, of another file, and calls cattn_c->attention.
  *
@@ -106,8 +107,8 @@ typedef struct {
 /* What `flags` are made of. */
 enum {
     CATTN_CAUSAL = 1,        /* row i attends to keys j <= p_i only */
-    CATTN_HAS_SCALE = 2,     /* `scale` is given */
-    CATTN_HAS_WINDOW = 4,    /* `window_left` and `window_right` are given */
+    CATTN_HAS_SCALE = 2,     /* `scale` is given; without this flag it must be 0 */
+    CATTN_HAS_WINDOW = 4,    /* `window_left` and `window_right` are given; without this flag they must be 0 */
     CATTN_OFFSET_START = 8,  /* the first row of queries stands at the first key */
     CATTN_OFFSET_END = 16    /* the last row of queries stands at the last key, as a cache of keys wants it */
 };
@@ -123,9 +124,9 @@ enum {
  * Types. query is float32, float64, float16 or bfloat16. key and value have its type, or they are float16 or bfloat16
  * beside float32. out has the type of query, or it is float32 beside float16 and bfloat16, and not rounded then.
  *
- * A score is softcap * tanh(scale * (q * k) / softcap) + bias - slope * |p_i - j| for row i of the queries and key j,
- * where row i stands at position p_i = query_offset + i. A row that may attend to nothing gives zeros, and -infinity in
- * lse. What is masked by anything below never reaches out, whatever stands there.
+ * Scores. That of row i of the queries and key j is scale * dot(q, k), then softcap * tanh(score / softcap), then
+ * + bias - slope * |p_i - j|, where row i stands at position p_i = query_offset + i. A row that may attend to nothing
+ * gives zeros, and -infinity in lse. What is masked by anything below never reaches out, whatever stands there.
  *
  * Each argument is read where it lies. What is read must not change before the call has returned; out and lse must
  * overlap neither each other, nor themselves, nor what is read (which is refused where it is seen at a glance: a stride

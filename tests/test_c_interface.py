@@ -421,7 +421,7 @@ import in_c
 import cattn
 import test_c_interface as test
 
-given = [test.big(seed=seed) for seed in range(8)]
+given = [test.big(seed=seed) for seed in range(8)] + [test.cases.case(seed) for seed in range(8)]
 calls = [test.Call(**case) for case in given]
 for number, call in enumerate(calls):
     call.numbers["num_threads"] = 1 + number % 3
@@ -430,7 +430,8 @@ if sys.argv[1] == "traced":
 assert in_c.attention_in_threads([call.arguments for call in calls]) == (test.DONE, "done")
 tracemalloc.stop()
 for call, case in zip(calls, given):
-    test.assert_same_bits(call.results, cattn.attention(**case, return_lse=True))
+    if "layout" not in case:
+        test.assert_same_bits(call.results, cattn.attention(**case, return_lse=True))
 """
 
 
