@@ -212,11 +212,13 @@ cdef inline void attend(const Worker *worker, const Task *task) noexcept nogil:
 
 
 cdef inline void merge_partials(const Worker *worker, const Task *task) noexcept nogil:
-    """The partial results of the same rows, from left to right; the task's is the first of them."""
+    """The partial results of the same rows, from left to right, if the task's is the first of them."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef Tile *tile = <Tile *>(worker.workspace + worker.call.plan.tiles_at)
     cdef Py_ssize_t size = problem.value_size, item = worker.call.plan.itemsize, number
     cdef KeyHead head
+    if task.partial < 0 or task.key_start > 0:
+        return
     open_head(&head, worker, task)
     open_tile(tile, worker, task, &head, 0)
     reset_softmax(tile, worker, &head, False)

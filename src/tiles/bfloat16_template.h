@@ -80,7 +80,7 @@ static int load_pairs(void *queries_, const cattn_row_tile *tile, const cattn_ke
 }
 
 /* wide keys × the lanes in use. */
-INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queries, const vector *added,
+INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *queries, const vector *added,
                              const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale, const int wide,
                              const int vectors)
 {
@@ -100,7 +100,7 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queri
         UNROLL for (int j = 0; j < wide; j++) {                                              \
             const words word = key_word(key[j] + c * 4);                                     \
             UNROLL for (int v = 0; v < vectors; v++)                                         \
-                sum[j][v] = dot_pairs(sum[j][v], queries[c * TILE_VECTORS + v], word);       \
+                sum[j][v] = dot_pairs(sum[j][v], (words)queries[c * TILE_VECTORS + v], word);\
         }                                                                                    \
         c++;
         STEPS(PAIR_STEP(splat_pair), steps, PAIR_RUN)
@@ -132,44 +132,9 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queri
     }
 }
 
-INLINE void pair_scores_of(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block,
-                           const vector *added, const int vectors)
-{
-    const words *queries = tile->queries;
-    vector *block_max = tile->block_max;
-    const char *keys = block->rows;
-    const float scale = (float)tile->scale;
-    const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
-    cattn_prefetch *prefetch = block->prefetch;
-    const int widest = F(widest)(vectors);
-    vector maximum[TILE_VECTORS];
-    UNROLL for (int v = 0; v < vectors; v++)
-        maximum[v] = F(splat)(-INFINITE);
-    for (ptrdiff_t j = 0, wide; j < count; j += wide) {
-        wide = F(next_width)(count - j, widest);
-        cattn_prefetch_next(prefetch);
-#define SCORES_TILE(n)                                                                                                 \
-        pair_scores_tile(scores + j * TILE_VECTORS, maximum, queries, added != NULL ? added + j * TILE_VECTORS : NULL, \
-                         keys + j * stride, stride, size, scale, n, vectors)
-        WITH_WIDTH(wide, widest, SCORES_TILE)
-#undef SCORES_TILE
-    }
-    UNROLL for (int v = 0; v < vectors; v++)
-        block_max[v] = maximum[v];
-}
-
-static int pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const cattn_score_mod *mod = tile->score_mod;
-    const int capped = mod != NULL && mod->softcap != 0;
-    const void *added = F(find_attn_bias)(tile, block->count);
-#define SCORES_OF(vectors) pair_scores_of(scores, tile, block, capped ? NULL : added, vectors)
-    WITH_VECTORS(tile->rows, SCORES_OF)
-#undef SCORES_OF
-    if (capped)
-        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
-    return 1;
-}
+#define SCORES_TILE pair_scores_tile
+#define SCORES pair_scores
+#include "scores_template.h"
 
 /* ---- softmax, values ---- */
 

@@ -105,14 +105,11 @@ INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, cons
         few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, 0, 0, rows, 1, 1);
 }
 
-FEW_FUNCTION(few_pair_scores, 1, few_pair_scores_rows(array, tile, block, row, 1);)
-FEW_FUNCTION(few_pair_scores, 2, few_pair_scores_rows(array, tile, block, row, 2);)
-FEW_FUNCTION(few_pair_scores, 3, few_pair_scores_rows(array, tile, block, row, 3);)
-FEW_FUNCTION(few_pair_scores, 4, few_pair_scores_rows(array, tile, block, row, 4);)
+FEW_FUNCTIONS(few_pair_scores, few_pair_scores_rows(array, tile, block, row, rows);)
 
 static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_pair_scores, scores, tile->pitch)
+    F(few_pair_scores_of_all)(scores, tile, block, tile->pitch);
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else
@@ -283,14 +280,11 @@ INLINE void few_pair_values_rows(float *output, const cattn_row_tile *tile, cons
         few_pair_values_columns(output, tile, block, row, c, AT_MOST(block->size - c, FEW_VECTORS * NUMBERS), rows);
 }
 
-FEW_FUNCTION(few_pair_values, 1, few_pair_values_rows(array, tile, block, row, 1);)
-FEW_FUNCTION(few_pair_values, 2, few_pair_values_rows(array, tile, block, row, 2);)
-FEW_FUNCTION(few_pair_values, 3, few_pair_values_rows(array, tile, block, row, 3);)
-FEW_FUNCTION(few_pair_values, 4, few_pair_values_rows(array, tile, block, row, 4);)
+FEW_FUNCTIONS(few_pair_values, few_pair_values_rows(array, tile, block, row, rows);)
 
 static int few_pair_values(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_pair_values, output, tile->output_pitch)
+    F(few_pair_values_of_all)(output, tile, block, tile->output_pitch);
     return 1;
 }
 

@@ -105,18 +105,13 @@ INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const c
         F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, 0, 0, type, rows, 1, 1);
 }
 
-#define FEW_SCORES_1(type) F(few_scores_rows)(array, tile, block, row, type, 1, 4)
-#define FEW_SCORES_2(type) F(few_scores_rows)(array, tile, block, row, type, 2, 4)
-#define FEW_SCORES_3(type) F(few_scores_rows)(array, tile, block, row, type, 3, FEW_SUMS / 4)
-#define FEW_SCORES_4(type) F(few_scores_rows)(array, tile, block, row, type, 4, FEW_SUMS / 4)
-FEW_FUNCTION(few_scores, 1, WITH_TYPE(block->type, FEW_SCORES_1))
-FEW_FUNCTION(few_scores, 2, WITH_TYPE(block->type, FEW_SCORES_2))
-FEW_FUNCTION(few_scores, 3, WITH_TYPE(block->type, FEW_SCORES_3))
-FEW_FUNCTION(few_scores, 4, WITH_TYPE(block->type, FEW_SCORES_4))
+#define FEW_SCORES(type) F(few_scores_rows)(array, tile, block, row, type, rows, rows > 2 ? FEW_SUMS / 4 : 4)
+FEW_FUNCTIONS(few_scores, WITH_TYPE(block->type, FEW_SCORES))
+#undef FEW_SCORES
 
 static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_scores, scores, tile->pitch)
+    F(few_scores_of_all)(scores, tile, block, tile->pitch);
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else
@@ -285,18 +280,13 @@ INLINE void F(few_values_rows)(REAL *output, const cattn_row_tile *tile, const c
     }
 }
 
-#define FEW_VALUES_1(type) F(few_values_rows)(array, tile, block, row, type, 1)
-#define FEW_VALUES_2(type) F(few_values_rows)(array, tile, block, row, type, 2)
-#define FEW_VALUES_3(type) F(few_values_rows)(array, tile, block, row, type, 3)
-#define FEW_VALUES_4(type) F(few_values_rows)(array, tile, block, row, type, 4)
-FEW_FUNCTION(few_values, 1, WITH_TYPE(block->type, FEW_VALUES_1))
-FEW_FUNCTION(few_values, 2, WITH_TYPE(block->type, FEW_VALUES_2))
-FEW_FUNCTION(few_values, 3, WITH_TYPE(block->type, FEW_VALUES_3))
-FEW_FUNCTION(few_values, 4, WITH_TYPE(block->type, FEW_VALUES_4))
+#define FEW_VALUES(type) F(few_values_rows)(array, tile, block, row, type, rows)
+FEW_FUNCTIONS(few_values, WITH_TYPE(block->type, FEW_VALUES))
+#undef FEW_VALUES
 
 static int F(few_values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_values, output, tile->output_pitch)
+    F(few_values_of_all)(output, tile, block, tile->output_pitch);
     return 1;
 }
 

@@ -68,10 +68,13 @@ static int F(load_queries)(void *queries_, const cattn_row_tile *tile, const cat
     return 1;
 }
 
-/* wide keys × the lanes in use: a column of queries against one broadcast element of each key. */
+/* wide keys × the lanes in use: a column of queries, which `load` has scaled, against one broadcast element of each
+ * key. */
 INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
-                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const int wide, const int vectors)
+                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const REAL scale, const int wide,
+                           const int vectors)
 {
+    (void)scale;
     const REAL *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
     UNROLL for (int j = 0; j < wide; j++) {
@@ -114,45 +117,11 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
     }
 }
 
-INLINE void F(scores_of)(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block, const vector *added,
-                         const int vectors)
-{
-    const vector *queries = tile->queries;
-    vector *block_max = tile->block_max;
-    const char *keys = block->rows;
-    const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
-    cattn_prefetch *prefetch = block->prefetch;
-    const int widest = F(widest)(vectors);
-    vector maximum[TILE_VECTORS];
-    UNROLL for (int v = 0; v < vectors; v++)
-        maximum[v] = F(splat)(-INFINITE);
-    for (ptrdiff_t j = 0, wide; j < count; j += wide) {
-        wide = F(next_width)(count - j, widest);
-        cattn_prefetch_next(prefetch);
-#define SCORES_TILE(n)                                                                                               \
-        F(scores_tile)(scores + j * TILE_VECTORS, maximum, queries, added != NULL ? added + j * TILE_VECTORS : NULL, \
-                       keys + j * stride, stride, size, n, vectors)
-        WITH_WIDTH(wide, widest, SCORES_TILE)
-#undef SCORES_TILE
-    }
-    UNROLL for (int v = 0; v < vectors; v++)
-        block_max[v] = maximum[v];
-}
-
 #include "score_mod_template.h"
 
-static int F(scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const cattn_score_mod *mod = tile->score_mod;
-    const int capped = mod != NULL && mod->softcap != 0;
-    const void *added = F(find_attn_bias)(tile, block->count);
-#define SCORES_OF(vectors) F(scores_of)(scores, tile, block, capped ? NULL : added, vectors)
-    WITH_VECTORS(tile->rows, SCORES_OF)
-#undef SCORES_OF
-    if (capped)
-        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
-    return 1;
-}
+#define SCORES_TILE F(scores_tile)
+#define SCORES F(scores)
+#include "scores_template.h"
 
 static int F(modify_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
