@@ -11,6 +11,7 @@
 #   divide by the sums and store                    tile.pxd
 
 from keys cimport *
+from non_finite cimport select_values
 from score_mod cimport *
 from tile cimport *
 
@@ -52,7 +53,7 @@ cdef inline void weigh_huge(Tile *tile, const Worker *worker, const Strategy *st
         prepare_values(&values, worker, strategy, head, region.low, start)
         output = <char *>tile.arrays.softmax.output + start * worker.call.plan.itemsize
         if selecting:
-            tile.kernels.select_values(output, &tile.arrays, &values)
+            select_values(tile.kernels, output, &tile.arrays, &values)
         else:
             tile.kernels.values(output, &tile.arrays, &values)
         start += values.size
@@ -109,7 +110,7 @@ cdef inline void attend_region(Tile *tile, const Worker *worker, const Strategy 
     if worker.call.plan.huge:
         weigh_huge(tile, worker, strategy, head, region, selecting)
     elif selecting:
-        kernels.select_values(arrays.softmax.output, arrays, &values)
+        select_values(kernels, arrays.softmax.output, arrays, &values)
     else:
         kernels.values(arrays.softmax.output, arrays, &values)
     tile.is_new[number] = False

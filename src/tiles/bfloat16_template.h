@@ -245,45 +245,6 @@ static int pair_values(void *output, const cattn_row_tile *tile, const cattn_key
     return 1;
 }
 
-/* A pair of numbers, each in the upper half of its word; 0 in the place of those that are not finite. */
-INLINE words finite_pair(words low, words high)
-{
-    const words low_finite = (words)((vector)low - (vector)low == 0);
-    const words high_finite = (words)((vector)high - (vector)high == 0);
-    return (low & low_finite) >> 16 | (high & high_finite);
-}
-
-/* What a value that is not finite adds to a sum in the lanes that attend to it: with a weight of 0 it counts with 1. */
-INLINE vector add_selected(vector sum, vector weight, vector value, const unsigned char *attended)
-{
-    const integers counts = F(mask_vector)(attended) & (value - value != 0);
-    weight = F(select)(weight == 0, F(splat)(1), weight);
-    return F(select)(counts, F(muladd)(weight, value, sum), sum);
-}
-
-/* Finite values go the way of pair_values_tile. */
-static int pair_select_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const words *weights = tile->scores;
-    const vector *row_scale = tile->row_scale;
-    for (ptrdiff_t c = 0; c < block->size; c++)
-        for (int v = 0; v * WIDTH < tile->rows; v++) {
-            vector *out = (vector *)output_ + c * TILE_VECTORS + v, sum = {0};
-            for (ptrdiff_t j = 0; j < block->count; j += 2) {
-                const words weight = weights[j / 2 * TILE_VECTORS + v];
-                const words pair = splat_pair(block->rows + j * block->stride + c * 4), low = pair << 16;
-                const words high = pair & 0xffff0000;
-                const unsigned char *attended = tile->attended + j * LANES + v * WIDTH;
-                sum = dot_pairs(sum, weight, finite_pair(low, high));
-                sum = add_selected(sum, (vector)(weight << 16), (vector)low, attended);
-                if (j + 1 < block->count)
-                    sum = add_selected(sum, (vector)(weight & 0xffff0000), (vector)high, attended + LANES);
-            }
-            *out = tile->is_new ? sum : F(muladd)(F(lasting)(row_scale[v], *out), *out, sum);
-        }
-    return 1;
-}
-
 static void interleave(void *to_, const void *one_, const void *other_, ptrdiff_t count)
 {
     uint32_t *restrict to = to_;
@@ -303,6 +264,5 @@ static void override_pairs(cattn_table *table)
     many->scores = pair_scores;
     many->exponentials = pair_exponentials;
     many->values = pair_values;
-    many->select_values = pair_select_values;
     table->interleave = interleave;
 }

@@ -288,47 +288,6 @@ static int few_pair_values(void *output, const cattn_row_tile *tile, const cattn
     return 1;
 }
 
-/* The same of one column, in all lanes; what is not finite counts where it is attended to. */
-INLINE vector add_selected_pair(vector sum, words weight, const char *value, ptrdiff_t other, unsigned char attended,
-                                unsigned char other_attended)
-{
-    const words low = splat_last(value) << 16, high = splat_last(value + other) << 16;
-    const unsigned char both[2][WIDTH] = {{attended}, {other_attended}};
-    sum = dot_pairs(sum, weight, finite_pair(low, high));
-    sum = add_selected(sum, (vector)(weight << 16), (vector)low, both[0]);
-    return add_selected(sum, (vector)(weight & 0xffff0000), (vector)high, both[1]);
-}
-
-/* The sums of few_pair_values, in their order, column by column. */
-static int few_pair_select_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count;
-    for (ptrdiff_t r = 0; r < tile->rows; r++)
-        for (ptrdiff_t c = 0; c < block->size; c++) {
-            const char *weights = (const char *)tile->scores + r * tile->pitch * 4, *values = block->rows;
-            const unsigned char *attended = tile->attended + r * tile->pitch;
-            float *out = (float *)output_ + r * tile->output_pitch + c;
-            vector sum = {0}, total[FEW_TOTALS] = {{0}};
-            for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
-                for (ptrdiff_t stream = 0; stream < FEW_STREAMS * apart; stream += apart)
-                    for (ptrdiff_t j = stream + i; j < AT_MOST(stream + AT_MOST(i + FEW_KEYS, apart), count); j += 2)
-                        sum = add_selected_pair(sum, splat_pair(weights + j * 2), values + j * block->stride + c * 2,
-                                                j + 1 < count ? block->stride : 0, attended[j],
-                                                j + 1 < count && attended[j + 1]);
-                if ((i + FEW_KEYS) % FEW_CHAIN == 0 || i + FEW_KEYS >= AT_MOST(apart, count)) {
-                    total[i / FEW_CHAIN % FEW_TOTALS] += sum;
-                    sum = (vector){0};
-                }
-            }
-            sum = total[0] + total[1];
-            vector before = tile->is_new ? (vector){0} : F(splat)(*out);
-            const vector scale = tile->is_new ? (vector){0} : F(splat)(((const float *)tile->row_scale)[r]);
-            sum = F(muladd)(F(lasting)(scale, before), before, sum);
-            *out = sum[0];
-        }
-    return 1;
-}
-
 static void override_few_pairs(cattn_table *table)
 {
     cattn_kernels *few = &table->kernels[CATTN_BFLOAT16][CATTN_FEW];
@@ -340,5 +299,4 @@ static void override_few_pairs(cattn_table *table)
     few->scores = few_pair_scores;
     few->exponentials = few_pair_exponentials;
     few->values = few_pair_values;
-    few->select_values = few_pair_select_values;
 }

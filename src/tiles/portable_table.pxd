@@ -18,7 +18,6 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     many.modify_scores = <cattn_kernel>modify_scores[real]
     many.exponentials = <cattn_kernel>exponentials[real]
     many.values = <cattn_kernel>values[real]
-    many.select_values = <cattn_kernel>select_values[real]
     many.merge = <cattn_kernel>merge[real]
     many.store = <cattn_kernel>store[real]
 
@@ -26,13 +25,12 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
     # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values'
     # bytes.
-    few.blocking = cattn_blocking(512, 64, 64, 262144, 8, 64, 2048)
+    few.blocking = cattn_blocking(CATTN_MAX_KEYS, 64, 64, 262144, 8, 64, 2048)
     few.load = <cattn_kernel>few_load[real]
     few.scores = <cattn_kernel>few_scores[real]
     few.modify_scores = <cattn_kernel>few_modify_scores[real]
     few.exponentials = <cattn_kernel>few_exponentials[real]
     few.values = <cattn_kernel>few_values[real]
-    few.select_values = <cattn_kernel>few_select_values[real]
     few.merge = <cattn_kernel>few_merge[real]
     few.store = <cattn_kernel>few_store[real]
 

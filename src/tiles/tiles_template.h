@@ -252,38 +252,6 @@ static int F(values)(void *output, const cattn_row_tile *tile, const cattn_key_b
     return 1;
 }
 
-/* What an infinity or NaN adds in the lanes that attend to it: with a weight of 0 it counts with 1 (0·inf would be NaN,
- * and a weight that came out as 0 is a small positive number). Finite values go the way of values_tile. */
-static int F(select_values)(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    vector *output = output_;
-    const vector *row_scale = tile->row_scale, *weights = tile->scores;
-    const unsigned char *attended = tile->attended;
-    const char *values = block->rows;
-    const ptrdiff_t rows = tile->rows, stride = block->stride, count = block->count, size = block->size;
-    for (ptrdiff_t c = 0; c < size; c++)
-        for (int v = 0; v * WIDTH < rows; v++) {
-            vector *out = output + c * TILE_VECTORS + v, total = {0};
-            for (ptrdiff_t start = 0; start < count; start += RUN) {
-                vector sum = {0};
-                for (ptrdiff_t j = start; j < F(run_end)(start, count, RUN); j++) {
-                    const REAL value = ((const REAL *)(values + j * stride))[c];
-                    vector weight = weights[j * TILE_VECTORS + v];
-                    if (__builtin_isfinite(value)) {
-                        sum = F(muladd)(weight, F(splat)(value), sum);
-                    } else {
-                        weight = F(select)(weight == 0, F(splat)(1), weight);
-                        vector with = F(muladd)(weight, F(splat)(value), sum);
-                        sum = F(select)(F(mask_vector)(attended + j * LANES + v * WIDTH), with, sum);
-                    }
-                }
-                total = sum + total;
-            }
-            *out = tile->is_new ? total : F(muladd)(F(lasting)(row_scale[v], *out), *out, total);
-        }
-    return 1;
-}
-
 /* ---- many rows: merge ---- */
 
 /* total + carry becomes scale · (total + carry) + x_scale · x, but for one rounding of the products with the scale. */
@@ -460,7 +428,6 @@ static void F(override)(cattn_table *table)
     many->modify_scores = F(modify_scores);
     many->exponentials = F(exponentials);
     many->values = F(values);
-    many->select_values = F(select_values);
     many->merge = F(merge);
     many->store = F(store_rows);
     F(override_few)(&table->kernels[type][CATTN_FEW]);
