@@ -95,7 +95,6 @@ cdef inline void attend_region(Tile *tile, const Worker *worker, const Strategy 
     region.low = block.start + skipped
     if not set_score_mod(&mod, worker, head, tile, region):
         return
-    tile.arrays.score_mod = &mod if mod.softcap != 0 or mod.adds else NULL
     tile.arrays.is_new = tile.is_new[number]
     arrays = half_of(&half, tile, region)
     set_rows(&keys, &block.keys, skipped, region.high - region.low, prefetch)

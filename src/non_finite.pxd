@@ -24,6 +24,18 @@ cdef inline double non_finite(const char *item, cattn_type type) noexcept nogil:
     return 0 if value - value == 0 else value
 
 
+cdef inline cattn_type arithmetic_of(const cattn_kernels *kernels) noexcept nogil:
+    return CATTN_FLOAT32 if kernels.itemsize == sizeof(float) else CATTN_FLOAT64
+
+
+cdef inline bint are_finite(const void *reals, Py_ssize_t count, const cattn_kernels *kernels) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        if non_finite(<const char *>reals + i * kernels.itemsize, arithmetic_of(kernels)) != 0:
+            return False
+    return True
+
+
 cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
                                  Py_ssize_t c) noexcept nogil:
     cdef Py_ssize_t item = item_size(block.type)
@@ -40,13 +52,12 @@ cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *
 cdef inline bint is_finite_column(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                                   const cattn_key_block *block, Py_ssize_t c) noexcept nogil:
     """Whether its values are finite, and its sums so far."""
-    cdef cattn_type arithmetic = CATTN_FLOAT32 if kernels.itemsize == sizeof(float) else CATTN_FLOAT64
     cdef Py_ssize_t j, row
     for j in range(block.count + (block.count % 2 if kernels.interleaves else 0)):   # the last word as a whole
         if non_finite(value_at(kernels, block, j, c), block.type) != 0:
             return False
     for row in range(0 if tile.is_new else tile.rows):
-        if non_finite(output_at(kernels, tile, output, row, c), arithmetic) != 0:
+        if non_finite(output_at(kernels, tile, output, row, c), arithmetic_of(kernels)) != 0:
             return False
     return True
 
@@ -57,14 +68,13 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
     cdef double values[CATTN_MAX_KEYS + 1]
     cdef double rest[CATTN_MAX_LANES]
     cdef double value
-    cdef cattn_type arithmetic = CATTN_FLOAT32 if kernels.itemsize == sizeof(float) else CATTN_FLOAT64
     cdef Py_ssize_t j, row, item = item_size(block.type)
     cdef char *column = <char *>values
     cdef cattn_key_block finite = block[0]
     cdef char *out
     for row in range(tile.rows):
         out = output_at(kernels, tile, output, row, c)
-        rest[row] = 0 if tile.is_new else non_finite(out, arithmetic)
+        rest[row] = 0 if tile.is_new else non_finite(out, arithmetic_of(kernels))
         if rest[row] != 0:
             memset(out, 0, kernels.itemsize)
     for j in range(block.count):
@@ -85,7 +95,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
         out = output_at(kernels, tile, output, row, c)
         if rest[row] == 0:
             continue
-        if arithmetic == CATTN_FLOAT32:
+        if arithmetic_of(kernels) == CATTN_FLOAT32:
             (<float *>out)[0] += <float>rest[row]
         else:
             (<double *>out)[0] += rest[row]

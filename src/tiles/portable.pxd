@@ -130,15 +130,14 @@ cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_bloc
 
 
 cdef inline int load(real *queries, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef Py_ssize_t c, r
+    """Of either layout."""
+    cdef bint few = tile.pitch != 0
+    cdef Py_ssize_t row_pitch = block.size if few else 1, column_pitch = 1 if few else <Py_ssize_t>PORTABLE_LANES, c, r
     cdef real scale = <real>tile.scale
-    for r in range(tile.rows):
+    for r in range(tile.rows if few else <Py_ssize_t>PORTABLE_LANES):
         for c in range(block.size):
-            queries[c * lanes + r] = scale * (<const real *>tile.source[r])[c]
-    for r in range(tile.rows, lanes):
-        for c in range(block.size):
-            queries[c * lanes + r] = 0
+            queries[r * row_pitch + c * column_pitch] = (scale * (<const real *>tile.source[r])[c] if r < tile.rows
+                                                         else 0)
     return True
 
 
@@ -438,7 +437,11 @@ cdef inline void merge_rows(real *output, const cattn_row_tile *tile, Py_ssize_t
 
 
 cdef inline int merge(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    merge_rows(output, tile, PORTABLE_LANES, block.size, 1, PORTABLE_LANES)
+    """Of either layout."""
+    if tile.pitch != 0:
+        merge_rows(output, tile, tile.rows, block.size, tile.output_pitch, 1)
+    else:
+        merge_rows(output, tile, PORTABLE_LANES, block.size, 1, PORTABLE_LANES)
     return True
 
 

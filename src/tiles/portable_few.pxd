@@ -272,20 +272,6 @@ cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn
     return True
 
 
-cdef inline int few_load(real *queries, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    cdef Py_ssize_t r, c
-    cdef real scale = <real>tile.scale
-    for r in range(tile.rows):
-        for c in range(block.size):
-            queries[r * block.size + c] = scale * (<const real *>tile.source[r])[c]
-    return True
-
-
-cdef inline int few_merge(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    merge_rows(output, tile, tile.rows, block.size, tile.output_pitch, 1)
-    return True
-
-
 cdef inline int few_store(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     cdef const real *row_sum = <const real *>tile.softmax.row_sum
     cdef real divisor, quotient, residue = 0

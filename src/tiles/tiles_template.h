@@ -441,25 +441,17 @@ static void F(override)(cattn_table *table)
 #endif
 }
 
-/* ---- ready for the other type ---- */
-#undef F
+/* ---- ready for the other type: names that mean something else there ---- */
 #undef REAL
 #undef INT
 #undef MANTISSA
 #undef EXPONENT_BIAS
-#undef WIDTH
-#undef LANES
-#undef HALF
-#undef QUAD
-#undef FEW_SUMS
 #undef vector
 #undef integers
 #undef INTRINSIC
 #undef INTRINSIC_TYPE
-#undef INFINITE
 #undef LOW
 #undef HIGH
-#undef INSERT
 #undef LOW_PAIRS
 #undef HIGH_PAIRS
 #undef EVEN
@@ -470,7 +462,3 @@ static void F(override)(cattn_table *table)
 #undef ROUNDER
 #undef READS_HALVES
 #undef WITH_TYPE
-#undef AT_MOST
-#undef WITH_WIDTH
-#undef WITH_VECTORS
-#undef STEPS
