@@ -396,6 +396,7 @@ static void widen(void *to_, const char *from, cattn_type type, ptrdiff_t count)
         F(store_part)(to + i, F(load_stored)(from, i, count - i, type), count - i);
 }
 
+#if defined(HALF_INTRINSIC)
 static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count)
 {
     const float *from = from_;
@@ -408,6 +409,7 @@ static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count
             __builtin_memcpy(to + i * 2, &x, (size_t)n * 2);
     }
 }
+#endif
 #endif
 
 /* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or
@@ -437,7 +439,9 @@ static void F(override)(cattn_table *table)
 #endif
 #if defined(READS_HALVES)
     table->widen = widen;
+#if defined(HALF_INTRINSIC)
     table->narrow = narrow;
+#endif
 #endif
 }
 
