@@ -11,6 +11,7 @@
 #   divide by the sums and store                    tile.pxd
 
 from keys cimport *
+from non_finite cimport select_values
 from score_mod cimport *
 from tile cimport *
 
@@ -52,7 +53,7 @@ cdef inline void weigh_huge(Tile *tile, const Worker *worker, const Strategy *st
         prepare_values(&values, worker, strategy, head, region.low, start)
         output = <char *>tile.arrays.softmax.output + start * worker.call.plan.itemsize
         if selecting:
-            tile.kernels.select_values(output, &tile.arrays, &values)
+            select_values(tile.kernels, output, &tile.arrays, &values)
         else:
             tile.kernels.values(output, &tile.arrays, &values)
         start += values.size
@@ -94,7 +95,6 @@ cdef inline void attend_region(Tile *tile, const Worker *worker, const Strategy 
     region.low = block.start + skipped
     if not set_score_mod(&mod, worker, head, tile, region):
         return
-    tile.arrays.score_mod = &mod if mod.softcap != 0 or mod.adds else NULL
     tile.arrays.is_new = tile.is_new[number]
     arrays = half_of(&half, tile, region)
     set_rows(&keys, &block.keys, skipped, region.high - region.low, prefetch)
@@ -109,7 +109,7 @@ cdef inline void attend_region(Tile *tile, const Worker *worker, const Strategy 
     if worker.call.plan.huge:
         weigh_huge(tile, worker, strategy, head, region, selecting)
     elif selecting:
-        kernels.select_values(arrays.softmax.output, arrays, &values)
+        select_values(kernels, arrays.softmax.output, arrays, &values)
     else:
         kernels.values(arrays.softmax.output, arrays, &values)
     tile.is_new[number] = False
@@ -212,11 +212,13 @@ cdef inline void attend(const Worker *worker, const Task *task) noexcept nogil:
 
 
 cdef inline void merge_partials(const Worker *worker, const Task *task) noexcept nogil:
-    """The partial results of the same rows, from left to right; the task's is the first of them."""
+    """The partial results of the same rows, from left to right, if the task's is the first of them."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef Tile *tile = <Tile *>(worker.workspace + worker.call.plan.tiles_at)
     cdef Py_ssize_t size = problem.value_size, item = worker.call.plan.itemsize, number
     cdef KeyHead head
+    if task.partial < 0 or task.key_start > 0:
+        return
     open_head(&head, worker, task)
     open_tile(tile, worker, task, &head, 0)
     reset_softmax(tile, worker, &head, False)

@@ -39,7 +39,9 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
             or stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size))):
         return True
     mode = cattn_change_float_mode(CATTN_TASK_MODE)
-    if call.plan.stage == STAGE_OUTPUT:
+    if call.merging:
+        merge_partials(&worker, &task)
+    elif call.plan.stage == STAGE_OUTPUT:
         attend(&worker, &task)
     else:
         find_weights(&worker, &task)
@@ -47,25 +49,12 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
     return call.stopped
 
 
-cdef inline int do_merge(void *context, Py_ssize_t number, int worker_number) noexcept nogil:
-    cdef Call *call = <Call *>context
-    cdef unsigned int mode
-    cdef Worker worker
-    cdef Task task
-    open_worker(&worker, call, worker_number)
-    if find_task(&task, call.plan, call.problem, call.starts, number) == NULL or stopped(&worker, TASK_WORK):
-        return True
-    if task.partial >= 0 and task.key_start == 0:
-        mode = cattn_change_float_mode(CATTN_TASK_MODE)
-        merge_partials(&worker, &task)
-        cattn_change_float_mode(mode)
-    return call.stopped
-
-
 cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
+    call.merging = False
     cattn_pool_run(do_task, call, call.plan.tasks, call.threads, poll)
     if call.plan.partials > 0 and not call.stopped:
-        cattn_pool_run(do_merge, call, call.plan.tasks, call.threads, poll)
+        call.merging = True
+        cattn_pool_run(do_task, call, call.plan.tasks, call.threads, poll)
     return CATTN_STOPPED if call.stopped else CATTN_DONE
 
 

@@ -42,11 +42,9 @@ cdef inline void prepare_values(cattn_key_block *rows, const Worker *worker, con
 cdef inline void set_rows(cattn_key_block *rows, const cattn_key_block *block, Py_ssize_t first, Py_ssize_t count,
                           cattn_prefetch *prefetch) noexcept nogil:
     """Rows first, first + 1, ... of a block."""
-    rows.rows = block.rows + first * block.stride
-    rows.stride = block.stride
+    rows[0] = block[0]
+    rows.rows += first * block.stride
     rows.count = count
-    rows.size = block.size
-    rows.type = block.type
     rows.prefetch = prefetch
 
 

@@ -87,9 +87,10 @@ cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const Ke
             mod.distance[row] = tile.position[region.first + row] - region.low
 
 
-cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, Tile *tile,
                                const Region *region) noexcept nogil:
-    """What happens to the scores of a region, up to the stage asked for; whether the mask leaves anything to see."""
+    """What happens to the scores of a region, up to the stage asked for: the tile's. Whether the mask leaves anything
+    to see."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef int stage = worker.call.plan.stage
     cdef bint visible = True
@@ -99,6 +100,7 @@ cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const
     mod.has_mask = stage >= STAGE_BIASED and problem.mask.data != NULL
     mod.has_interval = stage >= STAGE_BIASED and (region.low < tile.inner_low or region.high > tile.inner_high)
     mod.adds = mod.has_bias or mod.has_alibi or mod.has_mask or mod.has_interval
+    tile.arrays.score_mod = mod if mod.softcap != 0 or mod.adds else NULL
     if mod.has_interval:
         set_intervals(mod, tile, region)
     if mod.has_mask:

@@ -298,32 +298,37 @@ cdef inline void write_lse(Tile *tile, const Worker *worker, const KeyHead *head
     tile.kernels.logsumexp(tile.arrays.softmax.lse_sum, &tile.arrays, NULL)
 
 
-cdef inline bint store_output(Tile *tile, const Worker *worker, const KeyHead *head) noexcept nogil:
-    """Divides by the sums and writes rows and lse. Whether all of the output is finite."""
+cdef inline bint store_rows(Tile *tile, const Worker *worker, const KeyHead *head, char *partial) noexcept nogil:
+    """The output, divided by the sums, into the result or a partial one. Whether all of it is finite."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Plan *plan = worker.call.plan
-    cdef Py_ssize_t row, start = 0, item = plan.itemsize, rows = tile.arrays.rows
-    cdef char *scratch = worker.workspace + plan.row_at
+    cdef Py_ssize_t row, start = 0, size = problem.value_size, item = plan.itemsize, rows = tile.arrays.rows
+    cdef bint scattered = partial == NULL and not plan.out_in_place, finite = True
     cdef char *destination[CATTN_MAX_LANES]
     cdef cattn_key_block columns
-    cdef bint finite = True
     tile.arrays.destination = destination
-    while start == 0 or start < problem.value_size:
-        columns.size = min(problem.value_size - start, plan.columns)
+    while start == 0 or start < size:
+        columns.size = min(size - start, plan.columns)
         if start > 0 and stopped(worker, MOVE_WORK * columns.size * rows):
             return finite
         for row in range(rows):
-            destination[row] = (row_of(&problem.out, head.out, tile, row) + start * item if plan.out_in_place
-                                else scratch + row * columns.size * item)
+            if scattered:
+                destination[row] = worker.workspace + plan.row_at + row * columns.size * item
+            else:
+                destination[row] = start * item + (row_of(&problem.out, head.out, tile, row) if partial == NULL
+                                                   else partial + row * size * item)
         finite &= tile.kernels.store(<char *>tile.arrays.softmax.output + start * item, &tile.arrays, &columns)
-        if not plan.out_in_place:
-            for row in range(rows):
-                scatter_row(&problem.out, row_of(&problem.out, head.out, tile, row) + start * problem.out.column,
-                            destination[row], plan.arithmetic, columns.size, plan.table)
+        for row in range(rows if scattered else 0):
+            scatter_row(&problem.out, row_of(&problem.out, head.out, tile, row) + start * problem.out.column,
+                        destination[row], plan.arithmetic, columns.size, plan.table)
         start += plan.columns
+    return finite
+
+
+cdef inline bint store_output(Tile *tile, const Worker *worker, const KeyHead *head) noexcept nogil:
     if head.lse != NULL:
         write_lse(tile, worker, head)
-    return finite
+    return store_rows(tile, worker, head, NULL)
 
 
 cdef inline bint is_empty(const void *row_sum, Py_ssize_t bytes) noexcept nogil:
@@ -346,29 +351,19 @@ cdef inline void set_partial(cattn_softmax *partial, const Worker *worker, Py_ss
 
 cdef inline bint store_partial(Tile *tile, const Worker *worker, Py_ssize_t number) noexcept nogil:
     """Of few rows, the softmax as it stands: the output is divided by nothing. Whether all of it is finite."""
-    cdef const Plan *plan = worker.call.plan
-    cdef Py_ssize_t row, start = 0, size = worker.call.problem.value_size, rows = tile.arrays.rows, item = plan.itemsize
-    cdef char *destination[CATTN_FEW_ROWS]
-    cdef cattn_row_tile undivided
-    cdef cattn_key_block columns
+    cdef Py_ssize_t bytes = tile.arrays.rows * worker.call.plan.itemsize
+    cdef cattn_softmax *softmax = &tile.arrays.softmax
     cdef cattn_softmax partial
-    cdef bint finite = True
+    cdef void *row_sum = softmax.row_sum
+    cdef bint finite
     set_partial(&partial, worker, number)
-    memcpy(partial.row_max, tile.arrays.softmax.row_max, rows * item)
-    memcpy(partial.row_sum, tile.arrays.softmax.row_sum, rows * item)
-    memcpy(partial.lse_sum, tile.arrays.softmax.lse_sum, rows * item)
-    if is_empty(tile.arrays.softmax.row_sum, rows * item):
+    memcpy(partial.row_max, softmax.row_max, bytes)
+    memcpy(partial.row_sum, softmax.row_sum, bytes)
+    memcpy(partial.lse_sum, softmax.lse_sum, bytes)
+    if is_empty(softmax.row_sum, bytes):
         return True
-    memset(tile.arrays.row_scale, 0, CATTN_MAX_LANES * item)
-    undivided = tile.arrays
-    undivided.softmax.row_sum = tile.arrays.row_scale
-    undivided.destination = destination
-    while start < size:
-        columns.size = min(size - start, plan.columns)
-        if start > 0 and stopped(worker, MOVE_WORK * rows * columns.size):
-            break
-        for row in range(rows):
-            destination[row] = <char *>partial.output + (row * size + start) * item
-        finite &= tile.kernels.store(<char *>undivided.softmax.output + start * item, &undivided, &columns)
-        start += columns.size
+    memset(tile.arrays.row_scale, 0, CATTN_MAX_LANES * worker.call.plan.itemsize)
+    softmax.row_sum = tile.arrays.row_scale
+    finite = store_rows(tile, worker, NULL, <char *>partial.output)
+    softmax.row_sum = row_sum
     return finite

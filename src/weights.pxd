@@ -4,6 +4,7 @@ from libc.string cimport memcpy, memset
 
 from attend cimport score_huge
 from keys cimport *
+from non_finite cimport are_finite
 from score_mod cimport *
 from tile cimport *
 
@@ -28,19 +29,19 @@ cdef inline void store_scores(Tile *tile, const Worker *worker, const KeyHead *h
 
 
 cdef inline bint score_block(Tile *tile, const Worker *worker, const Strategy *strategy, const KeyHead *head,
-                             Block *block) noexcept nogil:
-    """The scores of all rows of a tile with a block of keys; whether all are attended to."""
+                             Block *block, bint marking) noexcept nogil:
+    """The scores of all rows of a tile with a block of keys. Whether all are attended to, if that is asked for."""
     cdef Region region
     cdef cattn_score_mod mod
     set_region(&region, 0, tile.arrays.rows, tile.arrays.lanes, block.start, block.stop)
     set_score_mod(&mod, worker, head, tile, &region)
-    tile.arrays.score_mod = &mod if mod.softcap != 0 or mod.adds else NULL
     block.keys.count = block.stop - block.start
     if worker.call.plan.huge:
         score_huge(tile, &tile.arrays, worker, strategy, head, &region)
     else:
         tile.kernels.scores(tile.arrays.scores, &tile.arrays, &block.keys)
-    return tile.kernels.mark_attended(tile.arrays.scores, &tile.arrays, &block.keys)
+    # What is added may mask, a NaN too, which the kernels leave as it is until they mark it.
+    return not (marking or mod.adds) or tile.kernels.mark_attended(tile.arrays.scores, &tile.arrays, &block.keys)
 
 
 cdef inline void find_weights(const Worker *worker, const Task *task) noexcept nogil:
@@ -50,7 +51,7 @@ cdef inline void find_weights(const Worker *worker, const Task *task) noexcept n
     cdef Tile *tile = <Tile *>(worker.workspace + plan.tiles_at)
     cdef void *divisor = worker.workspace + plan.vectors_at + 2 * vector
     cdef int pass_number, passes = 2 if plan.stage == STAGE_WEIGHTS else 1
-    cdef bint every
+    cdef bint every, marking
     cdef KeyHead head
     cdef Block block
     open_head(&head, worker, task)
@@ -59,13 +60,15 @@ cdef inline void find_weights(const Worker *worker, const Task *task) noexcept n
         reset_softmax(tile, worker, &head, True)
         memset(divisor, 0, vector)   # scores are divided by nothing
         for pass_number in range(passes):
+            # A masked weight is 0 by itself, unless it is divided by what is not finite.
+            marking = not are_finite(divisor, tile.arrays.rows, tile.kernels)
             begin_blocks(&block, 0, task.key_stop)
             while next_block(&block, worker, strategy, &head, lanes):
-                every = score_block(tile, worker, strategy, &head, &block)
+                every = score_block(tile, worker, strategy, &head, &block, marking)
                 if passes == 2:
                     tile.kernels.exponentials(tile.arrays.scores, &tile.arrays, &block.keys)
                 if pass_number + 1 == passes:   # the maximum stays, so that these are exp(score - maximum)
-                    store_scores(tile, worker, &head, &block, divisor, passes == 2 and not every)
+                    store_scores(tile, worker, &head, &block, divisor, marking and not every)
             if worker.call.stopped:
                 return
             memcpy(divisor, tile.arrays.softmax.row_sum, vector)

@@ -24,6 +24,7 @@ cdef struct Call:
     char *workspaces
     char *partials
     int threads
+    bint merging                 # partial results; before that, tasks leave them
     cattn_shared stopped         # the caller wants no more
     Py_ssize_t work              # of the caller, since it last looked at the clock
     int64_t polled               # when the caller was last asked, in ns

@@ -69,7 +69,6 @@ AXES = {
     "mark_attended": "rows count",
     "exponentials": "rows count",
     "values": "rows count size",
-    "select_values": "rows count size",
     "merge": "rows size",
     "merges": "rows",
     "store": "rows size",
@@ -78,8 +77,8 @@ AXES = {
     "widen": "size",
     "narrow": "size",
 }
-STORED = {"scores", "modify_scores", "mark_attended", "values", "select_values", "rows"}  # read half types, too
-HALVES = {"scores", "add_scores", "modify_scores", "mark_attended", "exponentials", "values", "select_values"}
+STORED = {"scores", "modify_scores", "mark_attended", "values", "rows"}  # read half types, too
+HALVES = {"scores", "add_scores", "modify_scores", "mark_attended", "exponentials", "values"}
 MOST_WORK = 1 << 17  # rows · keys · columns
 MODIFIERS = ["softcap", "bias", "alibi", "mask", "interval"]
 

@@ -204,41 +204,15 @@ def check_values(case, memory, random):
     if not tile.struct.is_new:
         before = tile.row_scale.astype(wide(case.real))[:, None] * tile.output
         expected, sizes = expected + before, sizes + np.abs(before)
+    start = tile.output.copy()
     tile("values", "output", block)
     close("output", tile.output, expected, sum_tolerance(case.real, case.count, sizes))
-
-
-def check_select_values(case, memory, random):
-    tile, real = roomy(memory, case, random), case.real
-    block, numbers = weigh(tile, case, memory, random)
-    scale, before = (
-        (None, None) if tile.struct.is_new else (tile.row_scale.astype(wide(real))[:, None], tile.output.copy())
-    )
-    if case.special and before is not None:
-        before[random.random(before.shape) < 0.05] = np.inf
-        before[random.random(before.shape) < 0.02] = np.nan
-        tile.output[...] = before
-    weights, attended = tile.scores.astype(wide(real)), tile.attended.astype(bool)
-    if np.isfinite(numbers).all() and (before is None or np.isfinite(before).all()):
-        tile("values", "output", block)
-        expected = tile.output.copy()
-        if before is not None:
-            tile.output[...] = before
-        tile("select_values", "output", block)
-        same("output", tile.output, expected)
-        return
-    finite = np.isfinite(numbers)
-    expected, sizes = products(weights, np.where(finite, numbers, 0), real)
-    with np.errstate(invalid="ignore"):
-        for key, column in np.argwhere(~finite):
-            counted = np.where(weights[:, key] == 0, 1, weights[:, key]) * numbers[key, column]
-            expected[:, column] += np.where(attended[:, key], counted, 0)
-        if before is not None:
-            lasting = np.where((scale == 0) & ~np.isfinite(before), 1, scale)
-            expected += lasting * before
-            sizes += np.where(np.isfinite(before), np.abs(scale * before), 0)
-    tile("select_values", "output", block)
-    close("output", tile.output, expected, sum_tolerance(real, case.count, sizes))
+    together, column = tile.output.copy(), int(random.integers(case.size))
+    tile.output[...] = start
+    block.rows += column * (2 if case.type in HALF_TYPES else case.real.itemsize)
+    block.size = 1
+    tile("values", "output", block, first=column if case.few else column * case.kernels.lanes)
+    same("output", tile.output[:, column], together[:, column])
 
 
 def part(random, case):
@@ -380,8 +354,10 @@ class Problem:
         self.case = case = dataclasses.replace(case, placement="contiguous")  # no two keys are the same
         self.source = random.standard_normal((case.rows, case.size)).astype(case.real)
         self.sinks = random.choice([-np.inf, 0.5], case.rows)
+        # Values that are not finite never come to `values`.
         self.keys, self.values = (
-            [stored(random, (case.count + MASKED, case.size), case)[0] for _ in range(2)] for _ in range(2)
+            [stored(random, (case.count + MASKED, case.size), of)[0] for _ in range(2)]
+            for of in (case, dataclasses.replace(case, special=False))
         )
         self.modifiers = [Modifiers(case, random) for _ in range(2)]
 
@@ -434,7 +410,7 @@ class Problem:
                 parts,
                 leaves="scores row_scale row_max row_sum",
             )
-            call(step, "select_values" if case.special else "values", "output", block(values), parts, leaves="output")
+            call(step, "values", "output", block(values), parts, leaves="output")
             if step == 0:
                 tile.total_max[...], tile.total_sum[...], tile.total_output[...] = (
                     tile.row_max,
@@ -548,7 +524,6 @@ CHECKS = {
     "mark_attended": check_mark_attended,
     "exponentials": check_exponentials,
     "values": check_values,
-    "select_values": check_select_values,
     "merge": check_merge,
     "merges": check_merges,
     "store": check_store,

@@ -54,7 +54,7 @@ class KeyBlock(ctypes.Structure):
 class Kernels(ctypes.Structure):
     NAMES = (
         *("load", "reset", "scores", "add_scores", "modify_scores", "mark_attended", "exponentials"),
-        *("values", "select_values", "merge", "store", "logsumexp"),
+        *("values", "merge", "store", "logsumexp"),
     )
     Function = ctypes.CFUNCTYPE(integer, pointer, ctypes.POINTER(RowTile), ctypes.POINTER(KeyBlock))
     _fields_ = [
@@ -291,10 +291,11 @@ class Tile:
                 parts += [lying[:, : columns.start], lying[:, columns.stop :]]
         return [part.tobytes() for part in parts]
 
-    def __call__(self, kernel, array, block=None):
+    def __call__(self, kernel, array, block=None, *, first=0):
+        """`first` is the element of the array that the kernel is given as its first one."""
         before = self.beside()
         function, block = getattr(self.kernels, kernel), None if block is None else ctypes.byref(block)
-        answer = function(self.at[array], ctypes.byref(self.struct), block)
+        answer = function(self.at[array] + first * self.kernels.itemsize, ctypes.byref(self.struct), block)
         assert self.beside() == before, f"{kernel} wrote to what is not this tile's"
         return answer
 

@@ -269,6 +269,22 @@ def test_masked_poison_in_every_block_and_chunk(dtype, heads, rows, special, key
 
 
 @EVERY_TYPE
+@SPECIAL
+@pytest.mark.parametrize("stop", [1, 20, 33, 74])
+def test_poison_right_behind_the_last_key_that_half_a_tile_sees(dtype, special, stop):
+    """And which other halves of it do: the blocks of keys are theirs, too."""
+    rows, sees_all = 300, np.arange(300) >= 160
+    query, key, value = problem(1, rows, dtype).values()
+    stops = np.where(sees_all, KEYS, stop)
+    clean, clean_lse = cattn.attention(query, key, value, key_range=(None, stops), return_lse=True)
+    value[..., stop, :] = special
+    out, lse = cattn.attention(query, key, value, key_range=(None, stops), return_lse=True)
+    assert_same_bits(out, clean, ~sees_all[:, None])
+    assert_same_bits(lse, clean_lse)
+    assert not np.isfinite(out[..., sees_all, :].astype(float)).any()
+
+
+@EVERY_TYPE
 @pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize("special", [np.inf, -np.inf])
 @pytest.mark.parametrize(("keys", "at"), [(75, 60), (200, 150), (400, 300), (4200, 3000)])

@@ -80,7 +80,7 @@ static int load_pairs(void *queries_, const cattn_row_tile *tile, const cattn_ke
 }
 
 /* wide keys × the lanes in use. */
-INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queries, const vector *added,
+INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *queries, const vector *added,
                              const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale, const int wide,
                              const int vectors)
 {
@@ -100,7 +100,7 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queri
         UNROLL for (int j = 0; j < wide; j++) {                                              \
             const words word = key_word(key[j] + c * 4);                                     \
             UNROLL for (int v = 0; v < vectors; v++)                                         \
-                sum[j][v] = dot_pairs(sum[j][v], queries[c * TILE_VECTORS + v], word);       \
+                sum[j][v] = dot_pairs(sum[j][v], (words)queries[c * TILE_VECTORS + v], word);\
         }                                                                                    \
         c++;
         STEPS(PAIR_STEP(splat_pair), steps, PAIR_RUN)
@@ -132,44 +132,9 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const words *queri
     }
 }
 
-INLINE void pair_scores_of(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block,
-                           const vector *added, const int vectors)
-{
-    const words *queries = tile->queries;
-    vector *block_max = tile->block_max;
-    const char *keys = block->rows;
-    const float scale = (float)tile->scale;
-    const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
-    cattn_prefetch *prefetch = block->prefetch;
-    const int widest = F(widest)(vectors);
-    vector maximum[TILE_VECTORS];
-    UNROLL for (int v = 0; v < vectors; v++)
-        maximum[v] = F(splat)(-INFINITE);
-    for (ptrdiff_t j = 0, wide; j < count; j += wide) {
-        wide = F(next_width)(count - j, widest);
-        cattn_prefetch_next(prefetch);
-#define SCORES_TILE(n)                                                                                                 \
-        pair_scores_tile(scores + j * TILE_VECTORS, maximum, queries, added != NULL ? added + j * TILE_VECTORS : NULL, \
-                         keys + j * stride, stride, size, scale, n, vectors)
-        WITH_WIDTH(wide, widest, SCORES_TILE)
-#undef SCORES_TILE
-    }
-    UNROLL for (int v = 0; v < vectors; v++)
-        block_max[v] = maximum[v];
-}
-
-static int pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const cattn_score_mod *mod = tile->score_mod;
-    const int capped = mod != NULL && mod->softcap != 0;
-    const void *added = F(find_attn_bias)(tile, block->count);
-#define SCORES_OF(vectors) pair_scores_of(scores, tile, block, capped ? NULL : added, vectors)
-    WITH_VECTORS(tile->rows, SCORES_OF)
-#undef SCORES_OF
-    if (capped)
-        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
-    return 1;
-}
+#define SCORES_TILE pair_scores_tile
+#define SCORES pair_scores
+#include "scores_template.h"
 
 /* ---- softmax, values ---- */
 
@@ -280,45 +245,6 @@ static int pair_values(void *output, const cattn_row_tile *tile, const cattn_key
     return 1;
 }
 
-/* A pair of numbers, each in the upper half of its word; 0 in the place of those that are not finite. */
-INLINE words finite_pair(words low, words high)
-{
-    const words low_finite = (words)((vector)low - (vector)low == 0);
-    const words high_finite = (words)((vector)high - (vector)high == 0);
-    return (low & low_finite) >> 16 | (high & high_finite);
-}
-
-/* What a value that is not finite adds to a sum in the lanes that attend to it: with a weight of 0 it counts with 1. */
-INLINE vector add_selected(vector sum, vector weight, vector value, const unsigned char *attended)
-{
-    const integers counts = F(mask_vector)(attended) & (value - value != 0);
-    weight = F(select)(weight == 0, F(splat)(1), weight);
-    return F(select)(counts, F(muladd)(weight, value, sum), sum);
-}
-
-/* Finite values go the way of pair_values_tile. */
-static int pair_select_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const words *weights = tile->scores;
-    const vector *row_scale = tile->row_scale;
-    for (ptrdiff_t c = 0; c < block->size; c++)
-        for (int v = 0; v * WIDTH < tile->rows; v++) {
-            vector *out = (vector *)output_ + c * TILE_VECTORS + v, sum = {0};
-            for (ptrdiff_t j = 0; j < block->count; j += 2) {
-                const words weight = weights[j / 2 * TILE_VECTORS + v];
-                const words pair = splat_pair(block->rows + j * block->stride + c * 4), low = pair << 16;
-                const words high = pair & 0xffff0000;
-                const unsigned char *attended = tile->attended + j * LANES + v * WIDTH;
-                sum = dot_pairs(sum, weight, finite_pair(low, high));
-                sum = add_selected(sum, (vector)(weight << 16), (vector)low, attended);
-                if (j + 1 < block->count)
-                    sum = add_selected(sum, (vector)(weight & 0xffff0000), (vector)high, attended + LANES);
-            }
-            *out = tile->is_new ? sum : F(muladd)(F(lasting)(row_scale[v], *out), *out, sum);
-        }
-    return 1;
-}
-
 static void interleave(void *to_, const void *one_, const void *other_, ptrdiff_t count)
 {
     uint32_t *restrict to = to_;
@@ -338,6 +264,5 @@ static void override_pairs(cattn_table *table)
     many->scores = pair_scores;
     many->exponentials = pair_exponentials;
     many->values = pair_values;
-    many->select_values = pair_select_values;
     table->interleave = interleave;
 }

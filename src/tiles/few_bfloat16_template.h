@@ -105,14 +105,11 @@ INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, cons
         few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, 0, 0, rows, 1, 1);
 }
 
-FEW_FUNCTION(few_pair_scores, 1, few_pair_scores_rows(array, tile, block, row, 1);)
-FEW_FUNCTION(few_pair_scores, 2, few_pair_scores_rows(array, tile, block, row, 2);)
-FEW_FUNCTION(few_pair_scores, 3, few_pair_scores_rows(array, tile, block, row, 3);)
-FEW_FUNCTION(few_pair_scores, 4, few_pair_scores_rows(array, tile, block, row, 4);)
+FEW_FUNCTIONS(few_pair_scores, few_pair_scores_rows(array, tile, block, row, rows);)
 
 static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_pair_scores, scores, tile->pitch)
+    F(few_pair_scores_of_all)(scores, tile, block, tile->pitch);
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else
@@ -283,55 +280,11 @@ INLINE void few_pair_values_rows(float *output, const cattn_row_tile *tile, cons
         few_pair_values_columns(output, tile, block, row, c, AT_MOST(block->size - c, FEW_VECTORS * NUMBERS), rows);
 }
 
-FEW_FUNCTION(few_pair_values, 1, few_pair_values_rows(array, tile, block, row, 1);)
-FEW_FUNCTION(few_pair_values, 2, few_pair_values_rows(array, tile, block, row, 2);)
-FEW_FUNCTION(few_pair_values, 3, few_pair_values_rows(array, tile, block, row, 3);)
-FEW_FUNCTION(few_pair_values, 4, few_pair_values_rows(array, tile, block, row, 4);)
+FEW_FUNCTIONS(few_pair_values, few_pair_values_rows(array, tile, block, row, rows);)
 
 static int few_pair_values(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_pair_values, output, tile->output_pitch)
-    return 1;
-}
-
-/* The same of one column, in all lanes; what is not finite counts where it is attended to. */
-INLINE vector add_selected_pair(vector sum, words weight, const char *value, ptrdiff_t other, unsigned char attended,
-                                unsigned char other_attended)
-{
-    const words low = splat_last(value) << 16, high = splat_last(value + other) << 16;
-    const unsigned char both[2][WIDTH] = {{attended}, {other_attended}};
-    sum = dot_pairs(sum, weight, finite_pair(low, high));
-    sum = add_selected(sum, (vector)(weight << 16), (vector)low, both[0]);
-    return add_selected(sum, (vector)(weight & 0xffff0000), (vector)high, both[1]);
-}
-
-/* The sums of few_pair_values, in their order, column by column. */
-static int few_pair_select_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count;
-    for (ptrdiff_t r = 0; r < tile->rows; r++)
-        for (ptrdiff_t c = 0; c < block->size; c++) {
-            const char *weights = (const char *)tile->scores + r * tile->pitch * 4, *values = block->rows;
-            const unsigned char *attended = tile->attended + r * tile->pitch;
-            float *out = (float *)output_ + r * tile->output_pitch + c;
-            vector sum = {0}, total[FEW_TOTALS] = {{0}};
-            for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
-                for (ptrdiff_t stream = 0; stream < FEW_STREAMS * apart; stream += apart)
-                    for (ptrdiff_t j = stream + i; j < AT_MOST(stream + AT_MOST(i + FEW_KEYS, apart), count); j += 2)
-                        sum = add_selected_pair(sum, splat_pair(weights + j * 2), values + j * block->stride + c * 2,
-                                                j + 1 < count ? block->stride : 0, attended[j],
-                                                j + 1 < count && attended[j + 1]);
-                if ((i + FEW_KEYS) % FEW_CHAIN == 0 || i + FEW_KEYS >= AT_MOST(apart, count)) {
-                    total[i / FEW_CHAIN % FEW_TOTALS] += sum;
-                    sum = (vector){0};
-                }
-            }
-            sum = total[0] + total[1];
-            vector before = tile->is_new ? (vector){0} : F(splat)(*out);
-            const vector scale = tile->is_new ? (vector){0} : F(splat)(((const float *)tile->row_scale)[r]);
-            sum = F(muladd)(F(lasting)(scale, before), before, sum);
-            *out = sum[0];
-        }
+    F(few_pair_values_of_all)(output, tile, block, tile->output_pitch);
     return 1;
 }
 
@@ -346,5 +299,4 @@ static void override_few_pairs(cattn_table *table)
     few->scores = few_pair_scores;
     few->exponentials = few_pair_exponentials;
     few->values = few_pair_values;
-    few->select_values = few_pair_select_values;
 }

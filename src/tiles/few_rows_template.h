@@ -105,18 +105,13 @@ INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const c
         F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, 0, 0, type, rows, 1, 1);
 }
 
-#define FEW_SCORES_1(type) F(few_scores_rows)(array, tile, block, row, type, 1, 4)
-#define FEW_SCORES_2(type) F(few_scores_rows)(array, tile, block, row, type, 2, 4)
-#define FEW_SCORES_3(type) F(few_scores_rows)(array, tile, block, row, type, 3, FEW_SUMS / 4)
-#define FEW_SCORES_4(type) F(few_scores_rows)(array, tile, block, row, type, 4, FEW_SUMS / 4)
-FEW_FUNCTION(few_scores, 1, WITH_TYPE(block->type, FEW_SCORES_1))
-FEW_FUNCTION(few_scores, 2, WITH_TYPE(block->type, FEW_SCORES_2))
-FEW_FUNCTION(few_scores, 3, WITH_TYPE(block->type, FEW_SCORES_3))
-FEW_FUNCTION(few_scores, 4, WITH_TYPE(block->type, FEW_SCORES_4))
+#define FEW_SCORES(type) F(few_scores_rows)(array, tile, block, row, type, rows, rows > 2 ? FEW_SUMS / 4 : 4)
+FEW_FUNCTIONS(few_scores, WITH_TYPE(block->type, FEW_SCORES))
+#undef FEW_SCORES
 
 static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_scores, scores, tile->pitch)
+    F(few_scores_of_all)(scores, tile, block, tile->pitch);
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else
@@ -285,49 +280,13 @@ INLINE void F(few_values_rows)(REAL *output, const cattn_row_tile *tile, const c
     }
 }
 
-#define FEW_VALUES_1(type) F(few_values_rows)(array, tile, block, row, type, 1)
-#define FEW_VALUES_2(type) F(few_values_rows)(array, tile, block, row, type, 2)
-#define FEW_VALUES_3(type) F(few_values_rows)(array, tile, block, row, type, 3)
-#define FEW_VALUES_4(type) F(few_values_rows)(array, tile, block, row, type, 4)
-FEW_FUNCTION(few_values, 1, WITH_TYPE(block->type, FEW_VALUES_1))
-FEW_FUNCTION(few_values, 2, WITH_TYPE(block->type, FEW_VALUES_2))
-FEW_FUNCTION(few_values, 3, WITH_TYPE(block->type, FEW_VALUES_3))
-FEW_FUNCTION(few_values, 4, WITH_TYPE(block->type, FEW_VALUES_4))
+#define FEW_VALUES(type) F(few_values_rows)(array, tile, block, row, type, rows)
+FEW_FUNCTIONS(few_values, WITH_TYPE(block->type, FEW_VALUES))
+#undef FEW_VALUES
 
 static int F(few_values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    FEW_FUNCTIONS(few_values, output, tile->output_pitch)
-    return 1;
-}
-
-/* The sums of few_values, in their order. */
-static int F(few_select_values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const ptrdiff_t pitch = tile->pitch, apart = pitch / FEW_STREAMS, count = block->count, size = block->size;
-    for (ptrdiff_t r = 0; r < tile->rows; r++)
-        for (ptrdiff_t c = 0; c < size; c += WIDTH) {
-            const REAL *weights = (const REAL *)tile->scores + r * pitch;
-            REAL *out = (REAL *)output + r * tile->output_pitch + c;
-            vector total[FEW_TOTALS] = {{0}}, before = {0}, scale = {0};
-            for (ptrdiff_t first = 0, run = 0; first < apart && first < count; first += FEW_STEPS, run++) {
-                vector sum = {0};
-                for (ptrdiff_t i = first; i < first + FEW_STEPS && i < apart; i++)
-                    for (ptrdiff_t j = i; j < count; j += apart) {
-                        const vector value = F(load_stored)(block->rows + j * block->stride, c, size - c, block->type);
-                        const integers finite = value - value == 0;
-                        const vector counted =
-                            F(select)(finite, F(splat)(weights[j]), F(splat)(weights[j] == 0 ? 1 : weights[j]));
-                        const vector with = F(muladd)(counted, value, sum);
-                        sum = tile->attended[r * pitch + j] ? with : F(select)(finite, with, sum);
-                    }
-                total[run % FEW_TOTALS] += sum;
-            }
-            if (!tile->is_new) {
-                before = F(load_up_to)(out, size - c);
-                scale = F(lasting)(F(splat)(((const REAL *)tile->row_scale)[r]), before);
-            }
-            F(store_up_to)(out, F(muladd)(scale, before, F(few_total)(total, 1)), size - c);
-        }
+    F(few_values_of_all)(output, tile, block, tile->output_pitch);
     return 1;
 }
 
@@ -365,7 +324,7 @@ static int F(few_merge)(void *output, const cattn_row_tile *tile, const cattn_ke
 /* Long streams, of which one stays in L2; more blocks a chunk than many rows have, for each chunk is a task: the
  * partial results of 8 rows are at most 0.8% of the bytes of their keys and values where a chunk has 512 keys, and
  * 2048 are few enough for many threads. */
-static const cattn_blocking F(few_blocking) = {.most = 512, .least = 64, .step = 64, .bytes = 262144,
+static const cattn_blocking F(few_blocking) = {.most = CATTN_MAX_KEYS, .least = 64, .step = 64, .bytes = 262144,
                                                .chunk_blocks = 8, .least_chunk = 64, .most_chunk = 2048};
 
 static void F(override_few)(cattn_kernels *few)
@@ -375,7 +334,6 @@ static void F(override_few)(cattn_kernels *few)
     few->modify_scores = F(few_modify_scores);
     few->exponentials = F(few_exponentials);
     few->values = F(few_values);
-    few->select_values = F(few_select_values);
     few->merge = F(few_merge);
 #if defined(READS_HALVES)
     few->reads |= 1u << CATTN_FLOAT16 | 1u << CATTN_BFLOAT16;

@@ -130,15 +130,14 @@ cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_bloc
 
 
 cdef inline int load(real *queries, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef Py_ssize_t c, r
+    """Of either layout."""
+    cdef bint few = tile.pitch != 0
+    cdef Py_ssize_t row_pitch = block.size if few else 1, column_pitch = 1 if few else <Py_ssize_t>PORTABLE_LANES, c, r
     cdef real scale = <real>tile.scale
-    for r in range(tile.rows):
+    for r in range(tile.rows if few else <Py_ssize_t>PORTABLE_LANES):
         for c in range(block.size):
-            queries[c * lanes + r] = scale * (<const real *>tile.source[r])[c]
-    for r in range(tile.rows, lanes):
-        for c in range(block.size):
-            queries[c * lanes + r] = 0
+            queries[r * row_pitch + c * column_pitch] = (scale * (<const real *>tile.source[r])[c] if r < tile.rows
+                                                         else 0)
     return True
 
 
@@ -405,47 +404,6 @@ cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key
     return True
 
 
-cdef inline real select_run(const real *weights, const unsigned char *attended, Py_ssize_t pitch, const char *values,
-                            Py_ssize_t stride, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t link_size) noexcept nogil:
-    """One element of a run's sum, in either layout: Σ_j weight_j · value_j over the attended keys. Pairs join a link
-    one after the other, links the run."""
-    cdef real run = 0, link = 0, pair = 0, value
-    cdef Py_ssize_t j
-    for j in range(start, stop):
-        if attended[j * pitch]:
-            value = (<const real *>(values + j * stride))[0]
-            if weights[j * pitch] == 0 and not isfinite(value):
-                pair += value
-            else:
-                pair += weights[j * pitch] * value
-        if (j - start) % 2 == 1 or j == stop - 1:
-            link += pair
-            pair = 0
-        if (j - start + 1) % link_size == 0 or j == stop - 1:
-            run += link
-            link = 0
-    return run
-
-
-cdef inline int select_values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    cdef const real *row_scale = <const real *>tile.row_scale
-    cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef Py_ssize_t number, start, c, r
-    cdef real total
-    for c in range(block.size):
-        for r in range(tile.rows):
-            total = 0
-            for number in range((block.count + PORTABLE_RUN - 1) // PORTABLE_RUN):
-                start = number * PORTABLE_RUN
-                total += select_run(<const real *>tile.scores + r, tile.attended + r, lanes,
-                                    block.rows + c * sizeof(real),
-                                    block.stride, start, min(block.count, start + PORTABLE_RUN), PORTABLE_LINK)
-            if not tile.is_new:
-                total += rescale(output[c * lanes + r], row_scale[r])
-            output[c * lanes + r] = total
-    return True
-
-
 cdef inline void add_carrying(real *total, real *carry, real scale, real x) noexcept nogil:
     """total + carry becomes scale · (total + carry) + x, but for one rounding of the products with the scale."""
     cdef real before = rescale(total[0], scale)
@@ -479,7 +437,11 @@ cdef inline void merge_rows(real *output, const cattn_row_tile *tile, Py_ssize_t
 
 
 cdef inline int merge(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    merge_rows(output, tile, PORTABLE_LANES, block.size, 1, PORTABLE_LANES)
+    """Of either layout."""
+    if tile.pitch != 0:
+        merge_rows(output, tile, tile.rows, block.size, tile.output_pitch, 1)
+    else:
+        merge_rows(output, tile, PORTABLE_LANES, block.size, 1, PORTABLE_LANES)
     return True
 
 

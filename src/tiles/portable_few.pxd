@@ -272,42 +272,6 @@ cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn
     return True
 
 
-cdef inline int few_select_values(real *output, const cattn_row_tile *tile,
-                                  const cattn_key_block *block) noexcept nogil:
-    cdef const real *row_scale = <const real *>tile.row_scale
-    cdef const real *weights = <const real *>tile.scores
-    cdef real[4] total
-    cdef real *out
-    cdef real before
-    cdef Py_ssize_t number, start, c, r
-    for r in range(tile.rows):
-        for c in range(block.size):
-            total[0] = total[1] = total[2] = total[3] = 0
-            for number in range((block.count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
-                start = number * PORTABLE_FEW_RUN
-                total[number % 4] += select_run(weights + r * tile.pitch, tile.attended + r * tile.pitch, 1,
-                                                block.rows + c * sizeof(real), block.stride, start,
-                                                min(block.count, start + PORTABLE_FEW_RUN), PORTABLE_FEW_RUN)
-            out = output + r * tile.output_pitch + c
-            before = 0 if tile.is_new else rescale(out[0], row_scale[r])
-            out[0] = before + few_total(total, 1)
-    return True
-
-
-cdef inline int few_load(real *queries, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    cdef Py_ssize_t r, c
-    cdef real scale = <real>tile.scale
-    for r in range(tile.rows):
-        for c in range(block.size):
-            queries[r * block.size + c] = scale * (<const real *>tile.source[r])[c]
-    return True
-
-
-cdef inline int few_merge(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    merge_rows(output, tile, tile.rows, block.size, tile.output_pitch, 1)
-    return True
-
-
 cdef inline int few_store(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     cdef const real *row_sum = <const real *>tile.softmax.row_sum
     cdef real divisor, quotient, residue = 0

@@ -1,23 +1,23 @@
 # The half types in typed loops: widened to float32, and narrowed back.
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t
 
 from problem cimport cattn_type, CATTN_FLOAT16
 from tiles.portable cimport FloatBits
 
 
-cdef inline float widen_half(uint16_t half) noexcept nogil:
+cdef inline float widen_half(int32_t half) noexcept nogil:
     """float16 → float32, without a branch, so that compilers take many at a time. The exponent's bias grows from 15 to
-    127, the largest exponent becomes the largest. A subnormal becomes a normal number first, 2^-14 too large: tasks
-    take subnormal numbers for 0."""
-    cdef FloatBits result, subnormal
-    cdef uint32_t magnitude = half & 0x7fff
-    cdef uint32_t shifted = magnitude << 13
-    subnormal.bits = shifted + (113 << 23)
-    subnormal.value -= <float>6.103515625e-05
-    result.bits = shifted + (224 << 23 if magnitude >= 0x7c00 else 112 << 23)
-    result.bits = subnormal.bits if magnitude < 0x400 else result.bits
-    result.bits |= <uint32_t>(half & 0x8000) << 16
+    128 first, which makes a number twice as large, and one of exponent 0 normal, 2^-14 too large: tasks take subnormal
+    numbers for 0. The smaller of both ways back is the right one. The largest exponent becomes the largest."""
+    cdef int32_t magnitude = (half & 0x7fff) << 13
+    cdef FloatBits twice, result
+    cdef float normal, subnormal
+    twice.bits = magnitude + (113 << 23)
+    normal = twice.value * <float>0.5
+    subnormal = twice.value - <float>6.103515625e-05
+    result.value = normal if normal < subnormal else subnormal
+    result.bits |= (0x7f800000 if magnitude >= 31 << 23 else 0) | (half & 0x8000) << 16
     return result.value
 
 

@@ -13,36 +13,32 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     # A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile. Merging chunks takes as
     # long as 5 keys or so.
     many.blocking = cattn_blocking(2 * PORTABLE_RUN, PORTABLE_RUN // 4, 0, 25600, 5, 100, PY_SSIZE_T_MAX)
-    many.load = <cattn_kernel>load[real]
     many.scores = <cattn_kernel>scores[real]
     many.modify_scores = <cattn_kernel>modify_scores[real]
     many.exponentials = <cattn_kernel>exponentials[real]
     many.values = <cattn_kernel>values[real]
-    many.select_values = <cattn_kernel>select_values[real]
-    many.merge = <cattn_kernel>merge[real]
     many.store = <cattn_kernel>store[real]
 
     few.lanes = few.half = CATTN_FEW_ROWS
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
     # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values'
     # bytes.
-    few.blocking = cattn_blocking(512, 64, 64, 262144, 8, 64, 2048)
-    few.load = <cattn_kernel>few_load[real]
+    few.blocking = cattn_blocking(CATTN_MAX_KEYS, 64, 64, 262144, 8, 64, 2048)
     few.scores = <cattn_kernel>few_scores[real]
     few.modify_scores = <cattn_kernel>few_modify_scores[real]
     few.exponentials = <cattn_kernel>few_exponentials[real]
     few.values = <cattn_kernel>few_values[real]
-    few.select_values = <cattn_kernel>few_select_values[real]
-    few.merge = <cattn_kernel>few_merge[real]
     few.store = <cattn_kernel>few_store[real]
 
     many.itemsize = few.itemsize = sizeof(real)
     many.type = few.type = type
     many.reads = few.reads = 1u << type
     many.rounds_weights = few.rounds_weights = many.interleaves = few.interleaves = False
+    many.load = few.load = <cattn_kernel>load[real]
     many.reset = few.reset = <cattn_kernel>reset[real]
     many.add_scores = few.add_scores = <cattn_kernel>add_scores[real]
     many.mark_attended = few.mark_attended = <cattn_kernel>mark_attended[real]
+    many.merge = few.merge = <cattn_kernel>merge[real]
     many.logsumexp = few.logsumexp = <cattn_kernel>logsumexp[real]
 
 

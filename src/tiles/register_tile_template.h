@@ -55,23 +55,33 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
     }
 #endif
 
-/* Few rows: one function for each number of rows, not inlined, for together they have more addresses than there are
- * registers. FEW_FUNCTIONS calls them for all rows of a tile, four at a time, whose array has rows so far apart. */
-#define FEW_FUNCTION(name, n, body)                                                                                  \
-    static __attribute__((noinline)) void F(name##_of_##n)(REAL *array, const cattn_row_tile *tile,                  \
-                                                           const cattn_key_block *block, ptrdiff_t row)              \
-    {                                                                                                                \
-        body                                                                                                         \
+/* Few rows: one function for each number of rows, a constant in its body, not inlined, for together they have more
+ * addresses than there are registers; and one that calls them for all rows of a tile, four at a time, whose array has
+ * rows `pitch` apart. */
+#define FEW_FUNCTION(name, n, ...)                                                                                  \
+    static __attribute__((noinline)) void F(name##_of_##n)(REAL *array, const cattn_row_tile *tile,                 \
+                                                           const cattn_key_block *block, ptrdiff_t row)             \
+    {                                                                                                               \
+        const int rows = n;                                                                                         \
+        __VA_ARGS__                                                                                                 \
     }
-#define FEW_FUNCTIONS(name, array, pitch)                                                                            \
-    for (ptrdiff_t row = 0; row < tile->rows; row += 4) {                                                            \
-        REAL *first = (REAL *)(array) + row * (pitch);                                                               \
-        switch (tile->rows - row) {                                                                                  \
-        case 1: F(name##_of_1)(first, tile, block, row); break;                                                      \
-        case 2: F(name##_of_2)(first, tile, block, row); break;                                                      \
-        case 3: F(name##_of_3)(first, tile, block, row); break;                                                      \
-        default: F(name##_of_4)(first, tile, block, row); break;                                                     \
-        }                                                                                                            \
+#define FEW_FUNCTIONS(name, ...)                                                                                    \
+    FEW_FUNCTION(name, 1, __VA_ARGS__)                                                                              \
+    FEW_FUNCTION(name, 2, __VA_ARGS__)                                                                              \
+    FEW_FUNCTION(name, 3, __VA_ARGS__)                                                                              \
+    FEW_FUNCTION(name, 4, __VA_ARGS__)                                                                              \
+    INLINE void F(name##_of_all)(void *array, const cattn_row_tile *tile, const cattn_key_block *block,             \
+                                 ptrdiff_t pitch)                                                                   \
+    {                                                                                                               \
+        for (ptrdiff_t row = 0; row < tile->rows; row += 4) {                                                       \
+            REAL *first = (REAL *)array + row * pitch;                                                              \
+            switch (tile->rows - row) {                                                                             \
+            case 1: F(name##_of_1)(first, tile, block, row); break;                                                 \
+            case 2: F(name##_of_2)(first, tile, block, row); break;                                                 \
+            case 3: F(name##_of_3)(first, tile, block, row); break;                                                 \
+            default: F(name##_of_4)(first, tile, block, row); break;                                                \
+            }                                                                                                       \
+        }                                                                                                           \
     }
 
 /* How wide a register tile of so many vectors can be. */

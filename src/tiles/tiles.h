@@ -36,6 +36,7 @@
 #define CATTN_MAX_LANES 64
 #define CATTN_HALVES 2
 #define CATTN_FEW_ROWS 8
+#define CATTN_MAX_KEYS 512   /* of a block */
 
 /* Asks for a line of memory that will be read, read later (it comes as far as L2), or written; where there is no such
  * thing, nothing. */
@@ -185,12 +186,9 @@ typedef struct {
      * scores[r], one behind the other) are pairs of weights then, 0 behind the last one. */
     cattn_kernel exponentials;
 
-    /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c], runs summed first, in order. */
+    /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c], runs summed first, in order. A column
+     * gets the same bits alone and among others. */
     cattn_kernel values;
-
-    /* The same bits, but for non-finite values: a key that is not attended to is left out, and an infinity or NaN with
-     * a weight that came out as 0 counts with weight 1. For a tile that did not end finite. */
-    cattn_kernel select_values;
 
     /* Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding): `softmax` joins `total`. What
      * rounding takes from the sums is carried along (Knuth, The Art of Computer Programming 2, section 4.2.2, theorem

@@ -11,6 +11,7 @@ cdef extern from "tiles/tiles.h" nogil:
         CATTN_MAX_LANES
         CATTN_HALVES
         CATTN_FEW_ROWS
+        CATTN_MAX_KEYS
         CATTN_MANY
         CATTN_FEW
         CATTN_LAYOUTS
@@ -83,7 +84,7 @@ cdef extern from "tiles/tiles.h" nogil:
         int rounds_weights, interleaves
         cattn_blocking blocking
         cattn_kernel load, reset, scores, add_scores, modify_scores, mark_attended, exponentials
-        cattn_kernel values, select_values, merge, store, logsumexp
+        cattn_kernel values, merge, store, logsumexp
 
     ctypedef struct cattn_table:
         const char *name

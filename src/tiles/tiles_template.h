@@ -68,10 +68,13 @@ static int F(load_queries)(void *queries_, const cattn_row_tile *tile, const cat
     return 1;
 }
 
-/* wide keys × the lanes in use: a column of queries against one broadcast element of each key. */
+/* wide keys × the lanes in use: a column of queries, which `load` has scaled, against one broadcast element of each
+ * key. */
 INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
-                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const int wide, const int vectors)
+                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const REAL scale, const int wide,
+                           const int vectors)
 {
+    (void)scale;
     const REAL *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
     UNROLL for (int j = 0; j < wide; j++) {
@@ -114,45 +117,11 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
     }
 }
 
-INLINE void F(scores_of)(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block, const vector *added,
-                         const int vectors)
-{
-    const vector *queries = tile->queries;
-    vector *block_max = tile->block_max;
-    const char *keys = block->rows;
-    const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
-    cattn_prefetch *prefetch = block->prefetch;
-    const int widest = F(widest)(vectors);
-    vector maximum[TILE_VECTORS];
-    UNROLL for (int v = 0; v < vectors; v++)
-        maximum[v] = F(splat)(-INFINITE);
-    for (ptrdiff_t j = 0, wide; j < count; j += wide) {
-        wide = F(next_width)(count - j, widest);
-        cattn_prefetch_next(prefetch);
-#define SCORES_TILE(n)                                                                                               \
-        F(scores_tile)(scores + j * TILE_VECTORS, maximum, queries, added != NULL ? added + j * TILE_VECTORS : NULL, \
-                       keys + j * stride, stride, size, n, vectors)
-        WITH_WIDTH(wide, widest, SCORES_TILE)
-#undef SCORES_TILE
-    }
-    UNROLL for (int v = 0; v < vectors; v++)
-        block_max[v] = maximum[v];
-}
-
 #include "score_mod_template.h"
 
-static int F(scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const cattn_score_mod *mod = tile->score_mod;
-    const int capped = mod != NULL && mod->softcap != 0;
-    const void *added = F(find_attn_bias)(tile, block->count);
-#define SCORES_OF(vectors) F(scores_of)(scores, tile, block, capped ? NULL : added, vectors)
-    WITH_VECTORS(tile->rows, SCORES_OF)
-#undef SCORES_OF
-    if (capped)
-        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
-    return 1;
-}
+#define SCORES_TILE F(scores_tile)
+#define SCORES F(scores)
+#include "scores_template.h"
 
 static int F(modify_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
@@ -280,38 +249,6 @@ static int F(values)(void *output, const cattn_row_tile *tile, const cattn_key_b
 #define VALUES_OF(vectors) F(values_of)(output, tile, block, vectors)
     WITH_VECTORS(tile->rows, VALUES_OF)
 #undef VALUES_OF
-    return 1;
-}
-
-/* What an infinity or NaN adds in the lanes that attend to it: with a weight of 0 it counts with 1 (0·inf would be NaN,
- * and a weight that came out as 0 is a small positive number). Finite values go the way of values_tile. */
-static int F(select_values)(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    vector *output = output_;
-    const vector *row_scale = tile->row_scale, *weights = tile->scores;
-    const unsigned char *attended = tile->attended;
-    const char *values = block->rows;
-    const ptrdiff_t rows = tile->rows, stride = block->stride, count = block->count, size = block->size;
-    for (ptrdiff_t c = 0; c < size; c++)
-        for (int v = 0; v * WIDTH < rows; v++) {
-            vector *out = output + c * TILE_VECTORS + v, total = {0};
-            for (ptrdiff_t start = 0; start < count; start += RUN) {
-                vector sum = {0};
-                for (ptrdiff_t j = start; j < F(run_end)(start, count, RUN); j++) {
-                    const REAL value = ((const REAL *)(values + j * stride))[c];
-                    vector weight = weights[j * TILE_VECTORS + v];
-                    if (__builtin_isfinite(value)) {
-                        sum = F(muladd)(weight, F(splat)(value), sum);
-                    } else {
-                        weight = F(select)(weight == 0, F(splat)(1), weight);
-                        vector with = F(muladd)(weight, F(splat)(value), sum);
-                        sum = F(select)(F(mask_vector)(attended + j * LANES + v * WIDTH), with, sum);
-                    }
-                }
-                total = sum + total;
-            }
-            *out = tile->is_new ? total : F(muladd)(F(lasting)(row_scale[v], *out), *out, total);
-        }
     return 1;
 }
 
@@ -459,6 +396,7 @@ static void widen(void *to_, const char *from, cattn_type type, ptrdiff_t count)
         F(store_part)(to + i, F(load_stored)(from, i, count - i, type), count - i);
 }
 
+#if defined(HALF_INTRINSIC)
 static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count)
 {
     const float *from = from_;
@@ -471,6 +409,7 @@ static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count
             __builtin_memcpy(to + i * 2, &x, (size_t)n * 2);
     }
 }
+#endif
 #endif
 
 /* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or
@@ -491,7 +430,6 @@ static void F(override)(cattn_table *table)
     many->modify_scores = F(modify_scores);
     many->exponentials = F(exponentials);
     many->values = F(values);
-    many->select_values = F(select_values);
     many->merge = F(merge);
     many->store = F(store_rows);
     F(override_few)(&table->kernels[type][CATTN_FEW]);
@@ -501,29 +439,23 @@ static void F(override)(cattn_table *table)
 #endif
 #if defined(READS_HALVES)
     table->widen = widen;
+#if defined(HALF_INTRINSIC)
     table->narrow = narrow;
+#endif
 #endif
 }
 
-/* ---- ready for the other type ---- */
-#undef F
+/* ---- ready for the other type: names that mean something else there ---- */
 #undef REAL
 #undef INT
 #undef MANTISSA
 #undef EXPONENT_BIAS
-#undef WIDTH
-#undef LANES
-#undef HALF
-#undef QUAD
-#undef FEW_SUMS
 #undef vector
 #undef integers
 #undef INTRINSIC
 #undef INTRINSIC_TYPE
-#undef INFINITE
 #undef LOW
 #undef HIGH
-#undef INSERT
 #undef LOW_PAIRS
 #undef HIGH_PAIRS
 #undef EVEN
@@ -534,7 +466,3 @@ static void F(override)(cattn_table *table)
 #undef ROUNDER
 #undef READS_HALVES
 #undef WITH_TYPE
-#undef AT_MOST
-#undef WITH_WIDTH
-#undef WITH_VECTORS
-#undef STEPS

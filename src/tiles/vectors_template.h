@@ -182,32 +182,62 @@ INLINE vector F(select)(integers condition, vector yes, vector no)
 
 #define INFINITE ((REAL)__builtin_inf())
 
-/* ---- half types: with floats, where the target converts them ---- */
+/* ---- half types, beside floats ---- */
 
 #if REAL_BITS == 32
-typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), may_alias));
-#endif
-
-#if REAL_BITS == 32 && (defined(TILES_AVX2) || defined(TILES_AVX512))
 #define READS_HALVES
 
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), may_alias, aligned(2)));
 #if defined(TILES_AVX512)
 #define HALF_TYPE __m256i
 #define HALF_INTRINSIC(name) _mm512_##name
-#else
+#elif defined(TILES_AVX2)
 #define HALF_TYPE __m128i
 #define HALF_INTRINSIC(name) _mm256_##name
 #endif
 
-INLINE vector widen_vector(halves x, cattn_type type)
+/* Each in the upper half of its word. By name: gcc would go element by element. */
+INLINE words upper_halves(halves x)
 {
-    if (type == CATTN_FLOAT16)
-        return (vector)HALF_INTRINSIC(cvtph_ps)((HALF_TYPE)x);
-    /* By name: gcc would go element by element. */
-    return (vector)((words)HALF_INTRINSIC(cvtepu16_epi32)((HALF_TYPE)x) << 16);
+#if defined(HALF_INTRINSIC)
+    return (words)HALF_INTRINSIC(cvtepu16_epi32)((HALF_TYPE)x) << 16;
+#elif VECTOR_BYTES == 16
+    typedef uint16_t eight __attribute__((vector_size(16)));
+    typedef uint64_t two __attribute__((vector_size(16)));
+    uint64_t bits;
+    __builtin_memcpy(&bits, &x, 8);
+    const eight numbers = (eight)(two){bits, 0}, zeros = {0};
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return (words)SHUFFLE(eight, numbers, zeros, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+    return (words)SHUFFLE(eight, zeros, numbers, 0, 8, 1, 9, 2, 10, 3, 11);
+#endif
+#else
+    return __builtin_convertvector(x, words) << 16;
+#endif
 }
 
+INLINE vector widen_vector(halves x, cattn_type type)
+{
+    if (type != CATTN_FLOAT16)
+        return (vector)upper_halves(x);
+#if defined(HALF_INTRINSIC)
+    return (vector)HALF_INTRINSIC(cvtph_ps)((HALF_TYPE)x);
+#elif defined(__aarch64__) && VECTOR_BYTES == 16
+    return (vector)vcvt_f32_f16((float16x4_t)x);
+#else
+    /* As widen_half of the portable table does; of negative numbers, for there is no F(smaller). */
+    const words bits = upper_halves(x), magnitude = (bits & 0x7fff0000) >> 3;
+    const vector twice = (vector)(magnitude + (113 << MANTISSA));
+    const words number = (words)F(larger)(twice * -0.5f, 0x1p-14f - twice) & 0x7fffffff;
+    const words infinite = (words)((integers)magnitude >= 31 << MANTISSA) & 0x7f800000;
+    return (vector)(number | infinite | (bits & 0x80000000));
+#endif
+}
+#endif
+
+#if defined(HALF_INTRINSIC) && REAL_BITS == 32
 /* To nearest, ties to even. For bfloat16 by hand: what is cut off, plus a half less one, plus the lowest bit kept,
  * carries exactly then; a NaN must not carry into infinity and gets its quiet bit instead. */
 INLINE halves narrow_vector(vector x, cattn_type type)

@@ -1,0 +1,120 @@
+# The weighted sum of values for a tile that did not end finite. An infinity or NaN counts where it is attended to, only
+# and always: 0·NaN of a masked value would be NaN, and so would 0·infinity of a weight that came out as 0, which is a
+# small positive number. Everything else goes through the same kernel as before, and gets the same bits.
+
+from libc.math cimport INFINITY, NAN
+from libc.stdint cimport uint16_t
+from libc.string cimport memcpy, memset
+
+from convert cimport item_size
+from tiles.tiles cimport *
+
+
+cdef inline double non_finite(const char *item, cattn_type type) noexcept nogil:
+    """An infinity or NaN as it is; 0 for a finite number."""
+    cdef uint16_t bits, exponent
+    cdef double value
+    if item_size(type) == 2:
+        bits = (<const uint16_t *>item)[0]
+        exponent = 0x7c00 if type == CATTN_FLOAT16 else 0x7f80
+        if bits & exponent != exponent:
+            return 0
+        return NAN if bits & (0x7fff - exponent) else -INFINITY if bits & 0x8000 else INFINITY
+    value = (<const float *>item)[0] if type == CATTN_FLOAT32 else (<const double *>item)[0]
+    return 0 if value - value == 0 else value
+
+
+cdef inline cattn_type arithmetic_of(const cattn_kernels *kernels) noexcept nogil:
+    return CATTN_FLOAT32 if kernels.itemsize == sizeof(float) else CATTN_FLOAT64
+
+
+cdef inline bint are_finite(const void *reals, Py_ssize_t count, const cattn_kernels *kernels) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        if non_finite(<const char *>reals + i * kernels.itemsize, arithmetic_of(kernels)) != 0:
+            return False
+    return True
+
+
+cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
+                                 Py_ssize_t c) noexcept nogil:
+    cdef Py_ssize_t item = item_size(block.type)
+    if kernels.interleaves:
+        return block.rows + (j - j % 2) * block.stride + 2 * c * item + j % 2 * item
+    return block.rows + j * block.stride + c * item
+
+
+cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *tile, void *output, Py_ssize_t row,
+                            Py_ssize_t c) noexcept nogil:
+    return <char *>output + kernels.itemsize * (row * tile.output_pitch + c if tile.pitch != 0 else c * tile.lanes + row)
+
+
+cdef inline bint is_finite_column(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
+                                  const cattn_key_block *block, Py_ssize_t c) noexcept nogil:
+    """Whether its values are finite, and its sums so far."""
+    cdef Py_ssize_t j, row
+    for j in range(block.count + (block.count % 2 if kernels.interleaves else 0)):   # the last word as a whole
+        if non_finite(value_at(kernels, block, j, c), block.type) != 0:
+            return False
+    for row in range(0 if tile.is_new else tile.rows):
+        if non_finite(output_at(kernels, tile, output, row, c), arithmetic_of(kernels)) != 0:
+            return False
+    return True
+
+
+cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
+                              const cattn_key_block *block, Py_ssize_t c) noexcept nogil:
+    """One column: what is finite by itself, then what is not."""
+    cdef double values[CATTN_MAX_KEYS + 1]
+    cdef double rest[CATTN_MAX_LANES]
+    cdef double value
+    cdef Py_ssize_t j, row, item = item_size(block.type)
+    cdef char *column = <char *>values
+    cdef cattn_key_block finite = block[0]
+    cdef char *out
+    for row in range(tile.rows):
+        out = output_at(kernels, tile, output, row, c)
+        rest[row] = 0 if tile.is_new else non_finite(out, arithmetic_of(kernels))
+        if rest[row] != 0:
+            memset(out, 0, kernels.itemsize)
+    for j in range(block.count):
+        memcpy(column + j * item, value_at(kernels, block, j, c), item)
+        value = non_finite(column + j * item, block.type)
+        if value != 0:
+            memset(column + j * item, 0, item)
+            for row in range(tile.rows):
+                if tile.attended[row * tile.pitch + j if tile.pitch != 0 else j * tile.lanes + row]:
+                    rest[row] += value
+    memset(column + block.count * item, 0, item)   # the other one of the last pair
+    finite.rows = column
+    finite.stride = item
+    finite.size = 1
+    finite.prefetch = NULL
+    kernels.values(output_at(kernels, tile, output, 0, c), tile, &finite)
+    for row in range(tile.rows):
+        out = output_at(kernels, tile, output, row, c)
+        if rest[row] == 0:
+            continue
+        if arithmetic_of(kernels) == CATTN_FLOAT32:
+            (<float *>out)[0] += <float>rest[row]
+        else:
+            (<double *>out)[0] += rest[row]
+
+
+cdef inline void select_values(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
+                               const cattn_key_block *block) noexcept nogil:
+    """As the kernel `values`, with spans of columns that are finite as wide as they come."""
+    cdef cattn_key_block span = block[0]
+    cdef Py_ssize_t start = 0, c
+    cdef bint last
+    for c in range(block.size + 1):
+        last = c == block.size
+        if not last and is_finite_column(kernels, output, tile, block, c):
+            continue
+        if c > start:
+            span.rows = value_at(kernels, block, 0, start)
+            span.size = c - start
+            kernels.values(output_at(kernels, tile, output, 0, start), tile, &span)
+        if not last:
+            weigh_column(kernels, output, tile, block, c)
+        start = c + 1
