@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cattn._bench.cases import HALF_TYPES
-from cattn._bench.chart import BAND, make_figure, names_of
+from cattn._bench.chart import BAND, SHAPE, make_figure, names_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -121,6 +121,15 @@ def summary_sentence(run: dict) -> str:
     return f"{threads_of(run)}: {', '.join(parts)}; geometric mean {mean}, from {least} to {most}."
 
 
+def inexact_peers(run: dict) -> list[str]:
+    """The fastest peers whose answers in a half type are not as good as it allows, in a sentence or none."""
+    peers = [(case, fastest_peer(case)) for case in run["cases"] if case["dtype"] in HALF_TYPES]
+    errors = [(case["name"], peer, case["engines"][peer]["error"]) for case, peer in peers if peer]
+    found = [f"{peer} in {name} ({error:.2g})" for name, peer, error in errors if error is not None and error > 1]
+    told = f"{threads_of(run)}: fastest peers that are more than 1 eps·Σp|v| off: {', '.join(found)}."
+    return [told] if found else []
+
+
 def circumstances(run: dict) -> list[str]:
     """What is known of them, the notes and the errors."""
     largest: dict[str, float] = {}
@@ -155,7 +164,8 @@ def describe(runs: Sequence[dict]) -> str:
     run = runs[0]
     cores, memory = run["cores"] and f"{run['cores']} cores", run["memory_gib"] and f"{run['memory_gib']} GiB"
     machine = ", ".join(filter(None, (run["processor"], cores, memory, run["system"])))
-    lines = [f"{machine}.", "", *(f"- {summary_sentence(run)}" for run in runs), "", *figures(runs), ""]
+    told = [f"- {text}" for run in runs for text in (summary_sentence(run), *inexact_peers(run))]
+    lines = [f"{machine}.", "", *told, "", *figures(runs), ""]
     return "\n".join(lines + [line for run in runs for line in circumstances(run)]) + "\n"
 
 
@@ -229,6 +239,7 @@ def draw(runs: Sequence[dict], file: Path) -> None:
                 told.append(f"{case['name']}, {threads_of(run)}: {text}, {over_numpy(case):.2f} × NumPy")
             axes.set_title(threads_of(run))
         (band,) = axes.patches
+        panels[0].set_ylabel(f"case ({SHAPE})")
         figure.suptitle(f"cattn on {title_of(runs[0])}: how many times as fast as the others")
         labels = "as the fastest other engine, named at the right", "as NumPy", BAND
         figure.legend((dots, diamonds, band), labels, loc="outside lower center", ncols=3, frameon=False)

@@ -61,6 +61,7 @@ def test_half_types_show_what_each_speed_costs(written_of_halves):
     assert f"\n## {title}\n\n![cattn on {title}](results/amd-zen-4-bfloat16-and-float16.svg)\n" in page
     assert (written_of_halves / "results" / "amd-zen-4-bfloat16-and-float16.svg").exists()
     table = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(("| threads", "| 1"))]
+    assert "fastest peers that are more than 1 eps·Σp|v| off: ORT Attention in bert-512-float16 (17)." in page
     assert [" | ".join(cells[3:]) for cells in table] == [
         "× fastest peer | × float32 | % of limit | "
         "cattn | error | cattn float32 | error | NumPy | error | ORT Attention | error",

@@ -86,7 +86,8 @@ def _attend(case: Case, inputs: Inputs, query, key, value, sizes=None) -> list[n
         shape = (batch, heads, rows.stop - rows.start, keys.stop - keys.start)
         bias = mask = None
         if case.kind == "attention":
-            bias, mask = bias_block(case, inputs, rows, keys), mask_block(case, inputs, rows, keys)
+            bias = bias_block(case, inputs, rows, keys, query.dtype)
+            mask = mask_block(case, inputs, rows, keys)
         bias = None if bias is None else np.broadcast_to(bias, shape)
         mask = None if mask is None else np.broadcast_to(mask, shape)
         for entry, head in np.ndindex(batch, heads):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 BAND = "within 10%"
+SHAPE = "batch, heads/key heads, queries, keys, head size"
 
 
 def speedup(case: Mapping, label: str) -> float:
@@ -36,7 +37,6 @@ def make_figure(panels: int, names: Sequence[str]):
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    all_axes[0].set_ylabel("case (batch, heads/key heads, queries, keys, head size)")
     return figure, all_axes
 
 
@@ -55,6 +55,7 @@ def draw_engines(record: Mapping):
     for label, marker in zip(labels, itertools.cycle("oDs^vP*X<>dph")):
         ratios = [speedup(case, label) for case in cases]
         axes.plot(ratios, range(len(cases)), marker, label=label, markersize=6, alpha=0.8)
+    axes.set_xlabel(f"above 1 cattn is faster; a case's shape: {SHAPE}")
     threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
     figure.suptitle(f"cattn on {record['machine']}, {threads}: how many times as fast as the others")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)

@@ -103,13 +103,13 @@ def mask_block(case: Case, inputs: Inputs, rows: slice, keys: slice) -> np.ndarr
     return functools.reduce(np.logical_and, parts) if parts else None
 
 
-def bias_block(case: Case, inputs: Inputs, rows: slice, keys: slice) -> np.ndarray | None:
+def bias_block(case: Case, inputs: Inputs, rows: slice, keys: slice, dtype=np.float32) -> np.ndarray | None:
     """What is added to the scores, as an array that broadcasts to (B, H, rows, keys); None for nothing."""
     if "bias" in inputs.options:
-        return inputs.options["bias"][rows, keys]
+        return inputs.options["bias"][rows, keys].astype(dtype, copy=False)
     if "alibi_slopes" in inputs.options:
         distance = np.abs(np.arange(case.queries)[rows, None] - np.arange(case.keys)[keys])
-        return -inputs.options["alibi_slopes"][:, None, None] * distance.astype(np.float32)
+        return -inputs.options["alibi_slopes"][:, None, None].astype(dtype) * distance.astype(dtype)
     return None
 
 

@@ -20,6 +20,7 @@ cases                one for each problem:
     name, dtype, causal, where the name tells the type unless that is float32
     shape            "batch,heads/key heads,queries,keys,head size"
     speedup          how many times as fast cattn is as its fastest peer: the median of the rounds' ratios
+    spread           how many times as long as its fast rounds cattn's slow ones took, between the quartiles
     share_of_limit   cattn's, of what peak and bandwidth allow; null for tiny problems
     engines          by name: seconds (the median of a call), gflops (null where the time is what counts: tiny problems
                      and one query), error (the largest, in eps · Σ p|v|, with eps of dtype), kappa (the largest, in
@@ -28,11 +29,14 @@ cases                one for each problem:
     errors           by name: why an engine is not among them
 """
 
+import contextlib
 import datetime
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from cattn import _kernel
 from cattn._bench.answer import Check
@@ -83,6 +87,7 @@ def case_record(
         "dtype": case.dtype,
         "causal": case.causal,
         "speedup": _short(timings.speedup("cattn", over=peer)) if cattn and peer else None,
+        "spread": _short(timings.spread("cattn")) if cattn and timings.rounds > 1 else None,
         "share_of_limit": _short(least_seconds / cattn) if cattn and case.flops > 1_000_000 else None,
         "engines": {
             label: {
@@ -113,6 +118,9 @@ def _processor() -> str:
     try:
         import cpuinfo  # comes with pytest-benchmark
     except ImportError:
+        with contextlib.suppress(OSError):
+            if named := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+                return named[1]
         return platform.processor() or platform.machine()
     return cpuinfo.get_cpu_info().get("brand_raw") or platform.machine()
 

@@ -33,6 +33,11 @@ class Timings:
     def median(self, name: str) -> float:
         return statistics.median(self.samples[name])
 
+    def spread(self, name: str) -> float:
+        """How many times as long as its fast rounds, of two at least, its slow ones took: between the quartiles."""
+        fast, _, slow = statistics.quantiles(self.samples[name], n=4, method="inclusive")
+        return slow / fast
+
     def speedup(self, name: str, over: str) -> float:
         """How many times as fast `name` is as `over`: the median of the rounds' ratios."""
         return statistics.median(b / a for a, b in zip(self.samples[name], self.samples[over], strict=True))
