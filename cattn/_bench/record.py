@@ -20,7 +20,8 @@ cases                one for each problem:
     name, dtype, causal, where the name tells the type unless that is float32
     shape            "batch,heads/key heads,queries,keys,head size"
     speedup          how many times as fast cattn is as its fastest peer: the median of the rounds' ratios
-    spread           how many times as long as its fast rounds cattn's slow ones took, between the quartiles
+    spread           how many times as long as its fast rounds an engine's slow ones took, between the quartiles; of the
+                     engine whose rounds differ most
     share_of_limit   cattn's, of what peak and bandwidth allow; null for tiny problems
     engines          by name: seconds (the median of a call), gflops (null where the time is what counts: tiny problems
                      and one query), error (the largest, in eps · Σ p|v|, with eps of dtype), kappa (the largest, in
@@ -37,6 +38,8 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from cattn import _kernel
 from cattn._bench.answer import Check
@@ -87,7 +90,7 @@ def case_record(
         "dtype": case.dtype,
         "causal": case.causal,
         "speedup": _short(timings.speedup("cattn", over=peer)) if cattn and peer else None,
-        "spread": _short(timings.spread("cattn")) if cattn and timings.rounds > 1 else None,
+        "spread": _short(max(map(timings.spread, seconds))) if timings.rounds > 1 else None,
         "share_of_limit": _short(least_seconds / cattn) if cattn and case.flops > 1_000_000 else None,
         "engines": {
             label: {
@@ -129,6 +132,7 @@ def _blas() -> str | None:
     try:
         import threadpoolctl
     except ImportError:
-        return None
+        blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+        return " ".join(filter(None, (blas.get("name"), blas.get("version")))) or None
     found = (info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas")
     return ", ".join(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found) or None
