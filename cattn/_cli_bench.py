@@ -158,7 +158,7 @@ def _print_record(record, left_out):
     rows = [row for case in record["cases"] for row in _rows(case)]
     if rows:
         columns = [list(column) for column in zip(HEADINGS, *rows, strict=True)]
-        for column in columns[2:]:
+        for column in columns[1:]:
             width = max(map(len, column))
             column[:] = (cell.rjust(width) for cell in column)
         headings, *rows = zip(*columns, strict=True)
@@ -166,38 +166,37 @@ def _print_record(record, left_out):
         print(NOTES)
     spread, name = max(((case["spread"] or 1, case["name"]) for case in record["cases"]), default=(1, ""))
     if spread > BUSY:
-        print(f"\nThe machine is busy: cattn's slow rounds took {spread:.2g} times as long as its fast ones ({name}).")
+        print(f"\nThe machine is busy: slow rounds took {spread:.2g} times as long as fast ones ({name}).")
     wrong = [f"{case['name']}: {label}: {text}" for case in record["cases"] for label, text in case["errors"].items()]
     if wrong:
         print("\nNot timed", *wrong, sep="\n  ")
     if left_out:
-        print("\nNot there", *(f"{label}: {reason}" for label, reason in left_out.items()), sep="\n  ")
+        print("\nNot installed, or not started", *(f"{label}: {reason}" for label, reason in left_out.items()), sep="\n  ")
 
 
-HEADINGS = ("case", "engine", "time", "GFLOP/s", "cattn is", "% of limit", "error")
+HEADINGS = ("case, engine", "time", "GFLOP/s", "cattn is", "% limit", "error")
 NOTES = """
-cattn is    so many times as fast as this engine (medians of rounds in which all take turns)
-% of limit  what the engine reaches of what the machine's arithmetic or its memory allow; above 100 from a cache
-error       the largest, in eps·Σp|v|: eps of the type, p the row's weights, v its values"""
+cattn is: so many times as fast as this engine (medians of rounds in which all take turns).
+% limit: the engine's share of what the machine's arithmetic or memory allow; above 100 from a cache.
+error: the largest, in eps·Σp|v|, with eps of the type, p a row's weights, v its values."""
 
 
 def _rows(case):
-    """An engine each, that of the case's name first; a case's name once."""
+    """The case's name, then an engine each."""
     from cattn._bench.chart import speedup
 
-    name, share = case["name"], case["share_of_limit"]
+    share = case["share_of_limit"]
+    yield case["name"], *[""] * (len(HEADINGS) - 1)
     for label, result in case["engines"].items():
         ratio = speedup(case, label)
         yield (
-            name,
-            label,
+            f"  {label}",
             _time(result["seconds"]),
             "-" if result["gflops"] is None else f"{result['gflops']:.1f}",
             "" if label == "cattn" else f"{ratio:.2f} ×",
             "-" if share is None else f"{100 * share / ratio:.0f}",
             f"{result['error']:.2g}",
         )
-        name = ""
 
 
 def _time(seconds):
