@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cattn._bench.cases import HALF_TYPES
 from cattn._bench.chart import BAND, SHAPE, make_figure, names_of
+from cattn._bench.timing import format_seconds
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -201,10 +202,8 @@ def figure_of(case: dict, label: str) -> str:
         return "-"
     if result["gflops"] is not None:
         text = f"{result['gflops']:.1f}"
-    elif result["seconds"] >= 1e-3:
-        text = f"{result['seconds'] * 1e3:.3g}\u00a0ms"
     else:
-        text = f"{result['seconds'] * 1e6:.3g}\u00a0µs"
+        text = format_seconds(result["seconds"]).replace(" ", "\u00a0")
     return f"**{text}**" if label == fastest_peer(case) else text
 
 
@@ -212,6 +211,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int) -> l
     """In Markdown, with the first `left` columns aligned to the left and the others to the right."""
     rule = ["---"] * left + ["--:"] * (len(head) - left)
     return [f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *rows)]
+
+
+def _error_of(case: dict, label: str) -> str:
+    """In a half type, where it is known."""
+    error = case["engines"][label]["error"]
+    return "" if error is None or case["dtype"] not in HALF_TYPES else f" (error {error:.2g})"
 
 
 def draw(runs: Sequence[dict], file: Path) -> None:
@@ -234,7 +239,7 @@ def draw(runs: Sequence[dict], file: Path) -> None:
             (dots,) = axes.plot(ratios, rows, "o", color="#1f4e9c", markersize=5, zorder=4)
             (diamonds,) = axes.plot(over, rows, "D", color="#b35900", markerfacecolor="white", markersize=8, zorder=3)
             for case, row in zip(cases, rows, strict=True):
-                text = f"{case['speedup']:.2f} × {fastest_peer(case)}"
+                text = f"{case['speedup']:.2f} × {fastest_peer(case)}{_error_of(case, fastest_peer(case))}"
                 axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center")
                 told.append(f"{case['name']}, {threads_of(run)}: {text}, {over_numpy(case):.2f} × NumPy")
             axes.set_title(threads_of(run))

@@ -171,7 +171,7 @@ def _print_record(record, left_out):
     if wrong:
         print("\nNot timed", *wrong, sep="\n  ")
     if left_out:
-        print("\nNot installed, or not started", *(f"{label}: {reason}" for label, reason in left_out.items()), sep="\n  ")
+        print("\nNot started", *(f"{label}: {reason}" for label, reason in left_out.items()), sep="\n  ")
 
 
 HEADINGS = ("case, engine", "time", "GFLOP/s", "cattn is", "% limit", "error")
@@ -184,6 +184,7 @@ error: the largest, in eps·Σp|v|, with eps of the type, p a row's weights, v i
 def _rows(case):
     """The case's name, then an engine each."""
     from cattn._bench.chart import speedup
+    from cattn._bench.timing import format_seconds
 
     share = case["share_of_limit"]
     yield case["name"], *[""] * (len(HEADINGS) - 1)
@@ -191,13 +192,9 @@ def _rows(case):
         ratio = speedup(case, label)
         yield (
             f"  {label}",
-            _time(result["seconds"]),
+            format_seconds(result["seconds"]),
             "-" if result["gflops"] is None else f"{result['gflops']:.1f}",
             "" if label == "cattn" else f"{ratio:.2f} ×",
             "-" if share is None else f"{100 * share / ratio:.0f}",
             f"{result['error']:.2g}",
         )
-
-
-def _time(seconds):
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"

@@ -15,7 +15,7 @@ from helpers import environment, run_python
 
 import cattn
 from cattn import _cli_bench
-from cattn._bench import answer, cases, chart, engines, inputs, runs
+from cattn._bench import answer, cases, chart, engines, inputs, runs, timing
 from cattn._bench.progress import Progress
 from cattn._cli import main
 
@@ -252,6 +252,11 @@ def test_wrong_answers_of_cattn_are_a_failure(monkeypatch, no_limits, capsys):
     _cli_bench.add_parser(parser.add_subparsers())
     assert _cli_bench.run(parser.parse_args(["bench", "--case", "seed"])) == 1
     assert "Not timed\n  seed: cattn: a wrong answer" in capsys.readouterr().out
+
+
+def test_times_have_three_digits_and_no_exponent():
+    times = {5.284e-7: "0.528 µs", 9.99e-4: "999 µs", 9.996e-4: "1 ms", 0.0999: "99.9 ms", 1.2: "1.2 s", 1e4: "10000 s"}
+    assert {seconds: timing.format_seconds(seconds) for seconds in times} == times
 
 
 # Cases and answers

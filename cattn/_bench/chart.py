@@ -55,7 +55,7 @@ def draw_engines(record: Mapping):
     for label, marker in zip(labels, itertools.cycle("oDs^vP*X<>dph")):
         ratios = [speedup(case, label) for case in cases]
         axes.plot(ratios, range(len(cases)), marker, label=label, markersize=6, alpha=0.8)
-    axes.set_xlabel(f"above 1 cattn is faster; a case's shape: {SHAPE}")
+    figure.supxlabel(f"({SHAPE})", fontsize="small")
     threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
     figure.suptitle(f"cattn on {record['machine']}, {threads}: how many times as fast as the others")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)

@@ -14,6 +14,12 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 51
 REST_SECONDS = 0.15  # OpenBLAS's idle workers spin for 2^28 cycles, 90 ms
 
 
+def format_seconds(seconds: float) -> str:
+    """With three digits, in the unit that leaves no exponent."""
+    texts = (f"{seconds * count:.3g} {unit}" for unit, count in (("µs", 1e6), ("ms", 1e3), ("s", 1)))
+    return next((text for text in texts if "e+" not in text), f"{seconds:.0f} s")
+
+
 class Timer(Protocol):
     """What can be timed: `timeit.Timer`, or whatever else calls something that often and says how long it took."""
 
