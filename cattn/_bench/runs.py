@@ -64,7 +64,8 @@ def run(settings: Settings, watcher: Watcher) -> dict:
             getattr(watcher, told)(*details)
     except EOFError:
         process.join()
-        raise RunError(f"the process that measures ended with status {process.exitcode}") from None
+        killed = "; it was killed, as systems do where memory runs out" if process.exitcode == -9 else ""
+        raise RunError(f"the process that measures ended with status {process.exitcode}{killed}") from None
     finally:
         # It has said all that it had to say. Some engines take long to leave.
         process.kill()
