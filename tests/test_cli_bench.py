@@ -158,7 +158,7 @@ def test_ctrl_c_ends_it():
     with subprocess.Popen(command, cwd=Path(__file__).parent, **options) as process:
         assert process.stderr.readline() == "1 of 1: seed\n"
         os.killpg(process.pid, signal.SIGINT)
-        # To its end, which comes when the process that measures is gone, too. Left alone it takes 51 rounds, 17 seconds.
+        # To its end, which comes when the process that measures is gone, too: by itself after 51 rounds, 17 seconds.
         _, said = process.communicate(timeout=10)
     assert process.returncode != 0
     assert said == ""
@@ -249,7 +249,7 @@ def test_a_process_that_is_killed_is_said():
             process.kill()
 
     settings = runs.Settings(cases.find_cases(["seed"]), ["cattn"], seconds=600)
-    with pytest.raises(runs.RunError, match=r"ended with status -9; it was killed, as systems do where memory runs out"):
+    with pytest.raises(runs.RunError, match="status -9; it was killed, as systems do where memory runs out"):
         runs.run(settings, Killer(1))
 
 
