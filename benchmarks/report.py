@@ -40,7 +40,8 @@ what it costs: "error" is the largest in the answers of the engine in the column
 the half type, 2⁻⁷ for bfloat16 and 2⁻¹⁰ for float16; p the row's weights, v its values). An answer that is rounded
 once, at its end, stays below 0.5. "× float32" is how many times as fast cattn is as in float32 on the same numbers (of
 medians). The limit of bfloat16 is that of the processor's instruction for pairs of it, where it has one (AMX is not
-counted).
+counted). On CPUs ONNX Runtime has no bfloat16, and JAX no float16; OpenVINO takes bfloat16 for float16 where the
+processor has no products of that.
 """
 
 
