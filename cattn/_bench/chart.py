@@ -55,8 +55,8 @@ def draw_engines(record: Mapping):
     for label, marker in zip(labels, itertools.cycle("oDs^vP*X<>dph")):
         ratios = [speedup(case, label) for case in cases]
         axes.plot(ratios, range(len(cases)), marker, label=label, markersize=6, alpha=0.8)
-    figure.supxlabel(f"({SHAPE})", fontsize="small")
     threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
-    figure.suptitle(f"cattn on {record['machine']}, {threads}: how many times as fast as the others")
+    title = f"cattn on {record['machine']}, {threads}: how many times as fast as the others"
+    figure.suptitle(f"{title}\ncase ({SHAPE})", fontsize="medium")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
