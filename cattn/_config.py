@@ -12,9 +12,18 @@ from ._version import __version__
 def show_config():
     """Print versions, the kernel table in use, those this processor runs, and the number of threads with its source.
 
-    Returns
-    -------
-    None
+    See Also
+    --------
+    get_num_threads : The number of threads alone.
+    plan : How a call would run here.
+
+    Examples
+    --------
+    >>> import cattn
+    >>> cattn.show_config()
+    cattn:        ...
+    kernel table: ...; this processor runs ...
+    threads:      ...
     """
     isa = _kernel.isa()
     chosen = "CATTN_ISA" if os.environ.get("CATTN_ISA") == isa else "the best one here"

@@ -31,7 +31,15 @@ def set_num_threads(n):
 
     See Also
     --------
-    get_num_threads
+    get_num_threads : What holds now.
+
+    Examples
+    --------
+    >>> import cattn
+    >>> cattn.set_num_threads(2)
+    >>> cattn.get_num_threads()
+    2
+    >>> cattn.set_num_threads(None)  # the default again
     """
     global _setting, _default
     setting = None if n is None else min(as_count("n", n, optional=True), _MOST)
@@ -54,7 +62,13 @@ def get_num_threads():
 
     See Also
     --------
-    set_num_threads
+    set_num_threads : Set it.
+
+    Examples
+    --------
+    >>> import cattn
+    >>> cattn.get_num_threads() >= 1
+    True
     """
     setting, default = _setting, _default
     if setting is not None:

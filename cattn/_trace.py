@@ -45,15 +45,20 @@ def trace(
     x : array_like, shape (L, d_model)
         The embeddings, one row a token.
     w_query, w_key : array_like, shape (d_model, d_k)
+        The projections to query and key.
     w_value : array_like, shape (d_model, d_v)
+        The projection to value.
     tokens : sequence of str, optional
         The names of the L tokens, for printing and plotting.
-    scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, softcap, sinks
-        As in `cattn.attention`.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`.
+    mask, bias, alibi_slopes, softcap, sinks : optional
+        As in `attention`.
 
     Returns
     -------
     AttentionTrace
+        All matrices. ``print`` shows them, a notebook as tables, and its `plot` draws the weights.
 
     Raises
     ------
@@ -62,15 +67,25 @@ def trace(
     ValueError
         A shape does not fit, or there is not one token for each row of `x`.
 
+    See Also
+    --------
+    self_attention : All heads at once, without the matrices in between.
+    attention_weights : The weights alone, from query and key.
+
     Examples
     --------
-    >>> import numpy as np, cattn
+    >>> import numpy as np
+    >>> import cattn
     >>> x = np.array([[0.2, 0.5], [0.9, 0.1]])
-    >>> t = cattn.trace(x, np.eye(2), np.eye(2), np.eye(2), tokens=["The", "cat"])
-    >>> t.weights.shape
-    (2, 2)
-    >>> print(t)  # doctest: +SKIP
-    >>> t.plot().figure.savefig("weights.png")  # doctest: +SKIP
+    >>> steps = cattn.trace(x, np.eye(2), np.eye(2), np.eye(2), tokens=["The", "cat"])
+    >>> steps.weights.round(4)
+    array([[0.5106, 0.4894],
+           [0.3972, 0.6028]])
+    >>> print(steps)
+    1. Embeddings  X  (2 x 2)
+      The  0.2000  0.5000
+      cat  0.9000  0.1000
+    ...
     """
     arrays = float_arrays(x=x, w_query=w_query, w_key=w_key, w_value=w_value)
     x = arrays["x"]
@@ -107,13 +122,17 @@ def trace(
 class AttentionTrace:
     """What `trace` returns: the matrices of one head of self-attention.
 
-    ``str()`` lays the seven steps out as labelled matrices, `plot` draws the weights.
+    ``str()`` lays the seven steps out as labelled matrices, a notebook shows them as shaded tables, `plot` draws the
+    weights.
 
     Attributes
     ----------
     x : ndarray, shape (L, d_model)
+        The embeddings.
     query, key : ndarray, shape (L, d_k)
+        ``x @ w_query`` and ``x @ w_key``.
     value : ndarray, shape (L, d_v)
+        ``x @ w_value``.
     scores : ndarray, shape (L, L)
         ``query @ key.T``; row i holds what token i asks of each key.
     scaled_scores : ndarray, shape (L, L)
@@ -125,7 +144,23 @@ class AttentionTrace:
     context : ndarray, shape (L, d_v)
         ``weights @ value``, of the type of `x`.
     scale : float
+        The factor of the scores.
     tokens : tuple of str, or None
+        The names of the tokens.
+
+    See Also
+    --------
+    trace : Makes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> steps = cattn.trace(np.eye(2), np.eye(2), np.eye(2), np.eye(2), scale=1.0)
+    >>> steps
+    <AttentionTrace of 2 tokens, d_k=2, d_v=2, float64>
+    >>> np.allclose(steps.context, steps.weights @ steps.value)
+    True
     """
 
     x: np.ndarray
@@ -220,6 +255,18 @@ class AttentionTrace:
             matplotlib is not installed.
         ValueError
             There are no tokens.
+
+        See Also
+        --------
+        trace : Makes what is drawn.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cattn
+        >>> steps = cattn.trace(np.eye(2), np.eye(2), np.eye(2), np.eye(2), tokens=["The", "cat"])
+        >>> axes = steps.plot()
+        >>> axes.figure.savefig("weights.png")  # doctest: +SKIP
         """
         try:
             from matplotlib.ticker import MaxNLocator
