@@ -226,11 +226,18 @@ class AttentionTrace:
             if i is None:
                 yield "..."
                 continue
-            weight = self.weights[i][:, None]
-            # A weight of exactly 0 takes nothing from its value, not even a NaN.
-            terms = np.multiply(weight, self.value, where=weight != 0, out=np.zeros_like(self.value))
             yield f"for {_clip(names[i], MAX_LABEL)}"
-            yield from format_matrix(terms, names)
+            yield from format_matrix(self._weighted_values(i), names)
+
+    def _weighted_values(self, i):
+        weight = self.weights[i][:, None]
+        # A weight of exactly 0 takes nothing from its value, not even a NaN.
+        return np.multiply(weight, self.value, where=weight != 0, out=np.zeros_like(self.value))
+
+    def _repr_html_(self):
+        from ._trace_html import trace_html
+
+        return trace_html(self)
 
     def _names(self):
         return self.tokens if self.tokens is not None else tuple(map(str, range(len(self.x))))
@@ -301,6 +308,8 @@ class AttentionTrace:
         sums = self.weights.sum(axis=1, dtype=np.float64)
         if np.allclose(sums, 1, atol=1e-3):
             return "each row sums to 1"
+        if np.isnan(sums).any():
+            return "NaN in some rows"
         return f"rows sum to {sums.min():.2g} to {sums.max():.2g}"
 
     def _label_axes(self, ax, names):
