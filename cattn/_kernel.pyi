@@ -10,22 +10,20 @@ from numpy.typing import NDArray
 from ._plan import Plan
 
 class _Array(Protocol):
-    """What np.asarray makes an array of numbers of: arrays, tensors of others, lists, however deep; no text, which has
-    another __contains__."""
+    """What np.asarray makes an array of numbers of: arrays, tensors of others, lists and tuples, however deep."""
 
     def __len__(self) -> int: ...
-    def __contains__(self, element: object, /) -> bool: ...
     def __getitem__(self, index: int, /) -> Any: ...
-    def __iter__(self) -> Iterator[SupportsFloat | _Array]: ...
+    def __iter__(self) -> Iterator[SupportsFloat | _Row]: ...
 
-class _IntArray(Protocol):
-    """Arrays and scalars of NumPy."""
+class _Row(Protocol):
+    """A list or an array inside a list; no text, which has another __contains__."""
 
-    @property
-    def dtype(self) -> np.dtype[np.integer[Any]]: ...
+    def __contains__(self, element: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[SupportsFloat | _Row]: ...
 
 class _IntLists(Protocol):
-    """Lists, however deep; `index` is what no array has."""
+    """Lists and tuples, however deep; no array has an `index`."""
 
     def __contains__(self, element: object, /) -> bool: ...
     def __iter__(self) -> Iterator[SupportsIndex | _IntLists]: ...
@@ -40,7 +38,7 @@ class _Number(Protocol):
 _T = TypeVar("_T", bound=np.floating[Any])  # bfloat16, which NumPy does not know, is only Any
 _Exact = TypeVar("_Exact", np.float32, np.float64)
 _Flag: TypeAlias = bool | np.bool_
-_Integers: TypeAlias = int | _IntArray | _IntLists
+_Integers: TypeAlias = SupportsIndex | _IntLists  # an array of integers is the first, to checkers
 _Window: TypeAlias = tuple[SupportsIndex | None, SupportsIndex | None]
 _Offset: TypeAlias = Literal["start", "end"] | _Integers
 _KeyRange: TypeAlias = tuple[_Integers | None, _Integers | None]

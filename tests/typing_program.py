@@ -1,6 +1,7 @@
 """A user's program, for type checkers: each public name in right use, and what comes back. It runs, too."""
 
 import typing
+from collections.abc import Iterator
 from typing import Any, assert_type
 
 import numpy as np
@@ -51,6 +52,34 @@ unrounded: NDArray[Any] = cattn.attention(x16, x16, x16, out=written)
 check(unrounded, np.float32)
 either = cattn.attention(unknown, x32, x32, return_lse=flag)
 assert_type(either, NDArray[Any] | tuple[NDArray[Any], NDArray[Floating]])
+
+
+class Tensor:
+    """Another house's array, with no more than JAX's has."""
+
+    def __len__(self) -> int:
+        return len(x32)
+
+    def __getitem__(self, index: Any, /) -> "Tensor":
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        raise NotImplementedError
+
+    def __float__(self) -> float:
+        raise NotImplementedError
+
+    def __index__(self) -> int:
+        raise NotImplementedError
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+        return x32
+
+
+tensor = Tensor()
+assert_type(cattn.attention(tensor, tensor, tensor, bias=[[0, 0.5, np.float32(1)]]), NDArray[Any])
+cattn.attention(x32, x32, x32, mask=x32[..., :3] > 0 if flag else [[True, False, np.bool_(True)]])
+cattn.attention(x32, x32, x32, bias=[x32[0, :, :3], x32[1, :, :3]])
 
 # Modifiers: Python's numbers, NumPy's, lists, arrays.
 cattn.attention(
