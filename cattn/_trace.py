@@ -15,6 +15,8 @@ from ._self_attention import check_shapes, float_arrays, project, widened
 # A printed matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
 MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
 MAX_LABEL, MAX_TICK_LABEL = 14, 18  # characters of a token name, in print and in a plot
+# A heatmap of at most FEW tokens has a scale up to its largest weight, and none has more than MAX_CELLS rows of cells.
+FEW, MAX_CELLS = 64, 512
 
 
 @explained
@@ -245,6 +247,10 @@ class AttentionTrace:
     def plot(self, ax=None):
         """Draw the weights as a heatmap, a row for each query token and a column for each key token.
 
+        The scale ends at the largest weight; for more than 64 tokens, at the median of the rows' largest weights, so
+        that a few large ones do not hide all others. For more than 512 tokens a cell shows the largest weight of
+        several queries by as many keys. NaN is grey.
+
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
@@ -290,10 +296,18 @@ class AttentionTrace:
             margin = 0.09 * max(map(len, names)) if self.tokens is not None else 0.3
             ax = pyplot.figure(figsize=(side + margin + 1.6, side + margin + 0.8), layout="compressed").add_subplot()
 
-        top = np.nanmax(self.weights, initial=0.0) or 1.0
-        image = ax.imshow(self.weights, cmap="Blues", vmin=0, vmax=top)
+        step = math.ceil(count / MAX_CELLS)
+        cells = _largest_of_blocks(self.weights, step)
+        peaks = np.fmax.reduce(cells, axis=1, initial=0.0)
+        top = np.median(peaks) if count > FEW else peaks.max()
+        label = f"weight ({self._row_sums()})" + (f", the largest of {step} x {step}" if step > 1 else "")
+        image = ax.imshow(cells, cmap="Blues", vmin=0, vmax=top or peaks.max() or 1.0)
+        image.set_cmap(image.cmap.with_extremes(bad="0.75"))
+        image.set_extent(np.array([0, len(cells), len(cells), 0]) * step - 0.5)
         ax.set(title="Attention weights", xlabel="key token (attended to)", ylabel="query token (attends)")
-        ax.figure.colorbar(image, ax=ax, label=f"weight ({self._row_sums()})", aspect=25, pad=0.03)
+        ax.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
+        extend = "max" if image.norm.vmax < peaks.max() else "neither"
+        ax.figure.colorbar(image, ax=ax, label=label, aspect=25, pad=0.03, extend=extend)
         if self.tokens is None:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
             ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
@@ -306,6 +320,8 @@ class AttentionTrace:
 
     def _row_sums(self):
         sums = self.weights.sum(axis=1, dtype=np.float64)
+        if np.isnan(sums).any():
+            return "grey: NaN"
         if np.allclose(sums, 1, atol=1e-3):
             return "each row sums to 1"
         if np.isnan(sums).any():
@@ -336,6 +352,13 @@ class AttentionTrace:
             color = "black" if bright else "white"
             # A text that takes part in the layout is measured at each draw, and these never leave the axes.
             ax.text(j, i, text, ha="center", va="center", fontsize=fontsize, color=color, in_layout=False)
+
+
+def _largest_of_blocks(matrix, step):
+    """The largest number of each block of `step` rows and columns; NaN where there is one."""
+    for axis in (0, 1):
+        matrix = np.maximum.reduceat(matrix, range(0, matrix.shape[axis], step), axis=axis)
+    return matrix
 
 
 def format_matrix(matrix, rows=None, columns=None, number=None, last_column=False):

@@ -452,6 +452,47 @@ def test_plot_labels_never_overlap(pyplot, tmp_path, length):
     assert all(text.get_window_extent().width < cell for text in ax.texts)
 
 
+def test_scale_of_few_tokens_ends_at_the_largest_weight(pyplot):
+    for length in (3, 64):
+        ax = cattn.trace(*draw(length)).plot()
+        image = ax.images[0]
+        assert image.norm.vmax == image.get_array().max()
+        assert image.colorbar.extend == "neither"
+
+
+@pytest.mark.parametrize("length", [65, 500, 1300])
+def test_scale_of_many_tokens_follows_the_most_of_them(pyplot, length):
+    """One query that attends to one key alone does not hide all others, whose weights are about 1 / length; nor does a
+    query whose scores are NaN."""
+    x, *weights = draw(length)
+    bias = np.zeros((length, length))
+    bias[7, 3], bias[9] = 20, np.nan
+    ax = cattn.trace(0.1 * x, *weights, bias=bias).plot()
+    image = ax.images[0]
+    cells = image.get_array()
+    assert image.norm.vmin == 0
+    assert 1 / length < image.norm.vmax < 5 / length
+    assert cells.max() > 0.9
+    assert image.colorbar.extend == "max"
+    assert image.colorbar.ax.get_ylabel().startswith("weight (grey: NaN)")
+
+
+@pytest.mark.parametrize("length, step", [(512, 1), (513, 2), (1300, 3)])
+def test_a_cell_of_a_long_plot_is_the_largest_of_a_block(pyplot, length, step):
+    steps = cattn.trace(*draw(length))
+    ax = steps.plot()
+    image = ax.images[0]
+    padded = np.zeros((-(-length // step) * step,) * 2)
+    padded[:length, :length] = steps.weights
+    side = len(padded) // step
+    blocks = padded.reshape(side, step, side, step)
+    np.testing.assert_array_equal(image.get_array(), blocks.max(axis=(1, 3)))
+    assert image.get_extent() == [-0.5, len(padded) - 0.5, len(padded) - 0.5, -0.5], "a token is one unit wide"
+    assert ax.get_xlim() == (-0.5, length - 0.5)
+    assert ax.get_ylim() == (length - 0.5, -0.5)
+    assert (f"the largest of {step} x {step}" in image.colorbar.ax.get_ylabel()) == (step > 1)
+
+
 def test_plot_of_names_that_look_like_mathematics(pyplot, tmp_path):
     ax = cattn.trace(*draw(2), tokens=["$a_", r"$\undefined{$"]).plot()
     ax.figure.savefig(tmp_path / "weights.png")
