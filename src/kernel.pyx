@@ -74,6 +74,11 @@ def isa():
     return (<bytes>machine.table.name).decode()
 
 
+def l2_bytes():
+    """The second-level cache of one core that plans are made for."""
+    return machine.l2_bytes
+
+
 cdef Py_ssize_t default_threads() except -1:
     return get_num_threads()
 
