@@ -24,12 +24,18 @@ SHOWN = 5  # failures of one table
 # Of the types that results are stored in beyond what is computed in: epsilon, and the smallest number.
 HALF_TYPES = {"float16": (2.0**-10, 2.0**-24), "bfloat16": (2.0**-7, 2.0**-133)}
 
-# (query heads, key heads, queries, keys, head size, value size). More than 8 rows a key head are "many rows".
+# (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many rows",
+# of head sizes up to 16384.
 MANY = [(2, 1, 45, 150, 64, 64), (2, 2, 37, 90, 80, 33), (1, 1, 20, 17, 3, 5), (1, 1, 70, 65, 129, 1)]
-LONG = [(1, 1, 20, 901, 64, 64), (1, 1, 1, 2600, 64, 64), (8, 1, 1, 2600, 32, 128)]
 FEW = [(rows, 1, 1, 150, 64, 64) for rows in range(1, 9)] + [(4, 2, 3, 90, 80, 33), (2, 2, 5, 17, 3, 5)]
-MODIFIED = [*MANY[:1] * 11, *MANY[1:] * 4, *LONG, *FEW * 2]  # with a modifier each, by turns
-MODIFIERS = ("causal", "window", "mask", "bias", "ALiBi", "softcap", "sinks", "lengths", "ranges", "NaN", "all of them")
+LONG = [(1, 1, 20, 901, 64, 64), (1, 1, 1, 2600, 64, 64), (8, 1, 1, 2600, 32, 128)]
+LARGE = [(1, 1, 20, 30, 300, 300), (3, 1, 1, 70, 300, 300), (1, 1, 3, 5, 17000, 17000)]
+# Each with a modifier, by turns.
+MODIFIED = [*MANY[:1] * 12, *MANY[1:] * 4, *FEW * 3, *LONG, *LARGE]
+MODIFIERS = (
+    "large scores", "causal", "window", "mask", "bias", "ALiBi", "softcap", "sinks", "lengths", "ranges", "NaN",
+    "all of them",
+)  # fmt: skip
 
 
 def add_parser(commands):
@@ -98,8 +104,8 @@ def _check_in_process(isa):
             errors[name] = error
     broken = [f"{name}: the error is {error:.3g} times what is allowed" for name, error in errors.items() if error > 1]
     if process.returncode:
-        *_, last = [ending, *complaint.split("\n")]
-        broken.append(f"{begun}: {ending}. {last}")
+        last_line = "".join(complaint.strip().splitlines()[-1:])
+        broken.append(f"{begun}: {ending}. {last_line}")
     return errors, broken, time.perf_counter() - started
 
 
@@ -117,7 +123,7 @@ def _cases():
     pairs = [(name, name) for name in types] + [("float32", name) for name in types if name in HALF_TYPES]
     for query_type, key_type in pairs:
         modifiers = itertools.cycle(MODIFIERS)
-        plain = [(shape, "no modifier") for shape in MANY + FEW + LONG]
+        plain = [(shape, "no modifier") for shape in MANY + FEW + LONG + LARGE]
         modified = [(shape, next(modifiers)) for shape in MODIFIED]
         for shape, modifier in plain + modified:
             heads, key_heads, rows, keys, size, value_size = shape
@@ -140,6 +146,7 @@ def _modify(random, case, modifier):
     bias[random.random(bias.shape) < 0.1] = -np.inf
     start = random.integers(-2, keys // 2, (heads, rows))
     each = {
+        "large scores": {"scale": 16.0},  # their exponentials are beyond float32
         "causal": {"causal": True, "query_offset": "end"},
         "window": {"window": (20, 5), "query_offset": keys // 2},
         "mask": {"mask": random.random((rows, keys)) < 0.7},
@@ -151,18 +158,18 @@ def _modify(random, case, modifier):
         "ranges": {"key_range": (start, start + random.integers(0, keys, start.shape))},
     }
     if modifier == "lengths":  # what does not exist may hold anything
-        return each["lengths"] | {name: _with_nan(case[name], slice(length, None)) for name in ("key", "value")}
-    if modifier == "NaN":  # it reaches the queries that see it, and no other
-        return each["causal"] | {"value": _with_nan(case["value"], keys // 2)}
+        changed = {name: case[name].copy() for name in ("key", "value")}
+        for array in changed.values():
+            array[:, length:] = np.nan
+        return each["lengths"] | changed
+    if modifier == "NaN":  # and infinity: they reach the queries that attend to them, in their columns, and no other
+        value = case["value"].copy()
+        value[:, keys // 3, 0], value[:, keys // 2, -1] = np.nan, np.inf
+        return each["mask"] | {"value": value}
     if modifier == "all of them":
-        return {name: x for arguments in each.values() for name, x in arguments.items()} | {"query_offset": "end"}
+        all_of_them = {name: x for arguments in each.values() for name, x in arguments.items()}
+        return all_of_them | {"scale": None, "query_offset": "end"}
     return each.get(modifier, {})
-
-
-def _with_nan(array, where):
-    array = array.copy()
-    array[:, where] = np.nan
-    return array
 
 
 def _error(case):
@@ -182,7 +189,7 @@ def _error(case):
         expected, expected_lse = reference.attention(**case, return_lse=True)
         expected_weights = reference.attention_weights(**without_value)
         magnitude = reference.attention(**case | {"value": np.abs(case["value"])})
-        allowed = KAPPA * unit[..., None] * magnitude + arithmetic.smallest_normal
+        allowed = KAPPA * unit[..., None] * magnitude + 2 * arithmetic.smallest_normal
         if query_type.name in HALF_TYPES:
             eps, smallest = HALF_TYPES[query_type.name]
             allowed += eps * np.abs(expected) + smallest
@@ -191,7 +198,9 @@ def _error(case):
         return max(
             _share(out, expected, allowed),
             _share(lse, expected_lse, KAPPA_LSE * (unit + arithmetic.eps * np.abs(expected_lse))),
-            _share(weights, expected_weights, KAPPA * unit[..., None] * expected_weights + arithmetic.smallest_normal),
+            _share(
+                weights, expected_weights, KAPPA * unit[..., None] * expected_weights + 2 * arithmetic.smallest_normal
+            ),
         )
 
 
@@ -199,7 +208,7 @@ def _condition(case):
     """1 + A_i of `reference.attention`, or more: over all keys instead of those that are attended to."""
     query, key = (np.abs(np.nan_to_num(case[name].astype(np.float64))) for name in ("query", "key"))
     rows, keys = query.shape[1], key.shape[1]
-    condition = 1 + reference.attention_weights(query, key, stage="scores").max(axis=-1)
+    condition = 1 + reference.attention_weights(query, key, scale=case.get("scale"), stage="scores").max(axis=-1)
     if "bias" in case:
         condition += np.where(np.isfinite(case["bias"]), np.abs(case["bias"]), 0).max(axis=-1)
     if "alibi_slopes" in case:

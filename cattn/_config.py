@@ -10,6 +10,8 @@ import numpy as np
 from . import _kernel, _threads
 from ._version import __version__
 
+CACHES = "/sys/devices/system/cpu/cpu0/cache/index*"  # Linux
+
 
 def show_config():
     """Print versions, the kernel table in use and those this processor runs, caches, threads and where their number
@@ -105,9 +107,9 @@ def _find_threads():
 
 
 def _find_caches():
-    """{name: bytes} of the first CPU's caches for data, where the system is Linux and says it."""
+    """{name: bytes} of the first CPU's caches for data, where the system says it."""
     found = {}
-    for folder in sorted(glob.glob("/sys/devices/system/cpu/cpu0/cache/index*")):
+    for folder in sorted(glob.glob(CACHES)):
         level, kind, size = (_threads._read(folder, name).strip() for name in ("level", "type", "size"))
         if kind in ("Data", "Unified") and size.endswith("K") and size[:-1].isdecimal():
             found[f"L{level}{'d' if kind == 'Data' else ''}"] = int(size[:-1]) << 10
