@@ -29,9 +29,11 @@ def main(arguments=None):
     try:
         status = _run(arguments)
         print(end="", flush=True)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough. Without this the interpreter complains when it flushes at exit.
+    except OSError as error:  # of standard output: commands handle those of files
+        # Without this the interpreter complains when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader (head, less) has seen enough
+            print(f"cattn: error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130  # what shells make of it

@@ -27,7 +27,7 @@ HALF_TYPES = {"float16": (2.0**-10, 2.0**-24), "bfloat16": (2.0**-7, 2.0**-133)}
 # (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many rows",
 # of head sizes up to 16384.
 MANY = [(2, 1, 45, 150, 64, 64), (2, 2, 37, 90, 80, 33), (1, 1, 20, 17, 3, 5), (1, 1, 70, 65, 129, 1)]
-FEW = [(rows, 1, 1, 150, 64, 64) for rows in range(1, 9)] + [(4, 2, 3, 90, 80, 33), (2, 2, 5, 17, 3, 5)]
+FEW = [(rows, 1, 1, 450, 64, 64) for rows in range(1, 9)] + [(4, 2, 3, 200, 80, 33), (2, 2, 5, 17, 3, 5)]
 LONG = [(1, 1, 20, 901, 64, 64), (1, 1, 1, 2600, 64, 64), (8, 1, 1, 2600, 32, 128)]
 LARGE = [(1, 1, 20, 30, 300, 300), (3, 1, 1, 70, 300, 300), (1, 1, 3, 5, 17000, 17000)]
 # Each with a modifier, by turns.

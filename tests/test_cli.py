@@ -111,6 +111,17 @@ def test_standard_output_may_be_closed(run):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file of Linux")
+def test_standard_output_may_be_full(tmp_path):
+    command = [sys.executable, "-W", "error", "-m", "cattn", "info"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert result.returncode == 1
+    assert result.stderr == "cattn: error: [Errno 28] No space left on device\n"
+
+
 ROWS = [("one", "1.5", "[bold]x[/]"), ("twenty", "20", "y")]
 
 
