@@ -70,7 +70,7 @@ def run(options):
         steps = cattn.trace(x, *weights, tokens=tokens)
         _print_steps(title, note, weights, steps)
         if plot is not None:
-            _write_plot(steps, plot)
+            _write_plot(steps, weights, plot)
     except (TypeError, ValueError, MemoryError) as error:
         raise CommandError(f"{file or title}: {one_line(error)}") from error
 
@@ -91,18 +91,19 @@ def _print_steps(title, note, weights, steps):
     print("\n".join(format_matrix(difference, steps.tokens, number="{:.1e}".format)))
     print(f"largest absolute difference: {np.abs(difference).max():.1e}")
     if np.isnan(steps.weights).any():
-        print(f"Note  {_where_from(steps)}")
+        print(f"Note  {_where_from(steps, weights)}")
 
 
-def _where_from(steps):
-    """Why there are weights that are NaN, in a line."""
+def _where_from(steps, weights):
+    """Why there are attention weights that are NaN, in a line."""
     count, total = np.isnan(steps.weights).sum(), steps.weights.size
     share = f"{'all' if count == total else f'{count} of'} {total} weights are NaN"
-    if np.isfinite(steps.x).all():
-        return f"{share}, since scores are beyond the largest number"
-    row, column = np.argwhere(~np.isfinite(steps.x))[0]
-    name = "" if steps.tokens is None else f", {steps.tokens[row]!r}"
-    return f"{share}, since x holds {steps.x[row, column]} (first in row {row}{name}), and each query meets every key"
+    for name, array in zip(("x", "w_query", "w_key"), (steps.x, *weights[:2]), strict=True):
+        if not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array))[0]
+            token = f", {steps.tokens[row]!r}" if name == "x" and steps.tokens is not None else ""
+            return f"{share}, since {name} holds {array[row, column]} (first in row {row}{token})"
+    return f"{share}, since scores are beyond the largest number"
 
 
 def _read(file):
@@ -177,9 +178,9 @@ def _check_matplotlib():
     matplotlib.use("agg")
 
 
-def _write_plot(steps, path):
+def _write_plot(steps, weights, path):
     if np.isnan(steps.weights).all():
-        raise CommandError(f"--plot {path}: there is nothing to draw where {_where_from(steps)}")
+        raise CommandError(f"--plot {path}: there is nothing to draw where {_where_from(steps, weights)}")
     axes = steps.plot()
     try:
         axes.figure.savefig(path, dpi=150)

@@ -24,8 +24,9 @@ SHOWN = 5  # failures of one table
 # Of the types that results are stored in beyond what is computed in: epsilon, and the smallest number.
 HALF_TYPES = {"float16": (2.0**-10, 2.0**-24), "bfloat16": (2.0**-7, 2.0**-133)}
 
-# (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many rows",
-# of head sizes up to 16384.
+# (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many rows", of
+# head sizes up to 16384. Few rows take keys, and values, from up to four places of a block in turn: 450 of 512 keys
+# from four and from three, 200 from two and from one.
 MANY = [(2, 1, 45, 150, 64, 64), (2, 2, 37, 90, 80, 33), (1, 1, 20, 17, 3, 5), (1, 1, 70, 65, 129, 1)]
 FEW = [(rows, 1, 1, 450, 64, 64) for rows in range(1, 9)] + [(4, 2, 3, 200, 80, 33), (2, 2, 5, 17, 3, 5)]
 LONG = [(1, 1, 20, 901, 64, 64), (1, 1, 1, 2600, 64, 64), (8, 1, 1, 2600, 32, 128)]
