@@ -3,6 +3,7 @@
 import os
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,15 @@ def test_licence_and_documentation(capsys):
     if path := found["documentation"]["readme"]:
         assert "## Promises" in Path(path).read_text(encoding="utf-8")
         assert lines["documentation"].endswith(f"README in {path}")
+
+
+def test_files_beside_the_package(monkeypatch, tmp_path):
+    names = ("RECORD", "METADATA", "LICENSE")
+    files = [SimpleNamespace(name=name, locate=lambda name=name: tmp_path / name) for name in names]
+    monkeypatch.setattr("importlib.metadata.files", lambda package: files if package == "cattn" else [])
+    found = _config.collect()
+    assert found["licence"]["file"] == str(tmp_path.resolve() / "LICENSE")
+    assert found["documentation"]["readme"] == str(tmp_path.resolve() / "METADATA")
 
 
 def test_a_package_that_was_not_installed(capsys, monkeypatch):

@@ -202,6 +202,13 @@ def test_nan_of_a_projection_is_said(demo, tmp_path):
     assert "Note  all 9 weights are NaN, since w_key holds nan (first in row 2)\n" in demo("x.npz")
 
 
+def test_infinite_values_are_no_warning(demo, tmp_path):
+    weights = {f"w_{name}": np.ones((4, 2)) for name in ("query", "key", "value")}
+    weights["w_value"][2, 1] = np.inf
+    np.savez(tmp_path / "x.npz", x=np.ones((3, 4)), **weights)
+    assert "largest absolute difference: nan" in demo("x.npz")
+
+
 def test_scores_beyond_the_largest_number(demo, tmp_path):
     np.save(tmp_path / "x.npy", np.full((2, 3), 1e200) * [[1], [-1]])
     assert "Note  2 of 4 weights are NaN, since scores are beyond the largest number\n" in demo("x.npy")
