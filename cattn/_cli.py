@@ -7,7 +7,7 @@ import os
 import sys
 
 # Each is a module, cattn._cli_COMMAND, with add_parser(commands) and run(options); run may return an exit status.
-COMMANDS = ("demo", "info", "selftest")
+COMMANDS = ("demo", "info", "bench", "selftest")
 
 
 class CommandError(Exception):
