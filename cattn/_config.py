@@ -87,7 +87,7 @@ def _find_threads():
         default, wrong = None, str(error)
     if _threads._setting is not None:
         return _threads._setting, "set in this process"
-    if _threads._default and _threads._default != [default]:
+    if _threads._default and _threads._default[0] != default:
         return _threads._default[0], "from an earlier look at this process and its environment"
     if os.environ.get("CATTN_NUM_THREADS", "").strip():
         return default, wrong or "CATTN_NUM_THREADS"
