@@ -5,6 +5,7 @@ import numpy as np
 try:
     import torch
     from ml_dtypes import bfloat16
+    from torch.autograd import forward_ad
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "ml_dtypes"):
         raise
@@ -40,12 +41,27 @@ def num_threads():
     return own_num_threads() or torch.get_num_threads()
 
 
+def uncompiled(function, *given):
+    """`function(*given)`, into which torch.compile does not look: it runs as it is, between graphs. Behind arrays that
+    are tensors elsewhere, the compiler loses bfloat16 and requires_grad."""
+    if torch.compiler.is_dynamo_compiling():
+        function = torch.compiler.disable(function)
+    return function(*given)
+
+
 # Arguments
 
 
 def read_inputs(names, query, key, value):
     """`read` of query, key and value, by the caller's names: they share one of the four types."""
-    q, k, v = read(names[0], query), read(names[1], key), read(names[2], value)
+    try:  # of plain tensors nothing else is asked: what is not plain, PyTorch refuses by itself
+        if query.dtype is torch.bfloat16 or forward_ad._current_level >= 0:
+            raise TypeError
+        q, k, v = query.numpy(), key.numpy(), value.numpy()
+    except (TypeError, RuntimeError, AttributeError):
+        for name, tensor in zip(names, (query, key, value), strict=True):
+            _check(name, tensor)
+        q, k, v = map(to_numpy, (query, key, value))
     if not (query.dtype in _FLOATS and q.dtype == k.dtype == v.dtype):
         _refuse_types(names, query.dtype, key.dtype, value.dtype)
     return q, k, v
@@ -53,34 +69,31 @@ def read_inputs(names, query, key, value):
 
 def read(name, tensor):
     """`to_numpy` of an argument, or an error that names it."""
-    if not (isinstance(tensor, torch.Tensor) and tensor.is_cpu and _is_dense(tensor)):
-        _refuse_elsewhere(name, tensor)
-    if tensor.requires_grad:
-        refuse_gradient(name, tensor)
+    _check(name, tensor)
     return to_numpy(tensor)
 
 
-def _is_dense(tensor):
-    return tensor.layout is torch.strided and not tensor.is_nested
+def _check(name, tensor):
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}")
+    if not tensor.is_cpu:
+        advice = "" if tensor.is_meta else f"; write {name}.cpu()"
+        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}{advice}")
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    refuse_gradient(name, tensor)
 
 
 def refuse_gradient(name, tensor):
-    """Where one is wanted."""
+    """Where one is wanted. A tensor of forward-mode differentiation carries its own."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             f"{name}: expected a tensor that needs no gradient, since cattn computes none, got one with requires_grad; "
             f"call it under torch.no_grad() or torch.inference_mode(), or write {name}.detach()"
         )
-
-
-def _refuse_elsewhere(name, tensor):
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}")
-    if not _is_dense(tensor):
-        kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
-        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
-    advice = "" if tensor.is_meta else f"; write {name}.cpu()"
-    raise ValueError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}{advice}")
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(f"{name}: expected a tensor without a tangent, since cattn computes none")
 
 
 def _refuse_types(names, *dtypes):

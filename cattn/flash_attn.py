@@ -93,18 +93,15 @@ def flash_attn_func(
     >>> flash_attn_func(q, k, v, causal=True).shape
     (1, 128, 12, 64)
     """
+    given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
     house = _house(q)
-    arrays = _read_inputs(house, 4, "(batch, length, heads, size)", q, k, v)
-    options = _options(house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs)
-    if arrays[0].shape[1] != arrays[1].shape[1]:
-        options["query_offset"] = "end"
-    return _attend(house, cattn.attention, *arrays, layout="blhd", return_lse=return_lse, **options)
+    return house.uncompiled(_batched, house, q, k, v, *given)
 
 
 def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
-    *, return_lse=False,
+    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
+    block_table=None, *, return_lse=False,
 ):  # fmt: skip
     """Attention over packed sequences: sequence n owns rows ``cu_seqlens[n]`` to ``cu_seqlens[n + 1]``.
 
@@ -146,14 +143,27 @@ def flash_attn_varlen_func(
     """
     if block_table is not None:
         raise ValueError(f"block_table: expected None, since cattn has no paged cache, got {shown(block_table)}")
+    given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
+    lengths = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
     house = _house(q)
+    return house.uncompiled(_packed, house, q, k, v, *lengths, *given)
+
+
+def _batched(house, q, k, v, *given):
+    arrays = _read_inputs(house, 4, "(batch, length, heads, size)", q, k, v)
+    options = _options(house, *given)
+    if arrays[0].shape[1] != arrays[1].shape[1]:
+        options["query_offset"] = "end"
+    return _attend(house, cattn.attention, *arrays, layout="blhd", **options)
+
+
+def _packed(house, q, k, v, cu_seqlens, max_seqlens, *given):
     arrays = _read_inputs(house, 3, "(total length, heads, size)", q, k, v)
-    for side, argument, most in (("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)):
+    for side, argument, most in zip("qk", cu_seqlens, max_seqlens, strict=True):
         indptr = as_integers(f"cu_seqlens_{side}", house.read(f"cu_seqlens_{side}", argument), -FAR, FAR)
         _check_longest(side, most, indptr)
         arrays.append(indptr)
-    options = _options(house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs)
-    return _attend(house, cattn.attention_varlen, *arrays, query_offset="end", return_lse=return_lse, **options)
+    return _attend(house, cattn.attention_varlen, *arrays, query_offset="end", **_options(house, *given))
 
 
 class _Arrays:
@@ -165,8 +175,13 @@ class _Arrays:
     def read_inputs(names, *given):
         arrays = [as_floats(name, argument) for name, argument in zip(names, given, strict=True)]
         for name, array in zip(names, arrays, strict=True):
-            check_same_type(name, array.dtype, names[0], arrays[0].dtype)
+            if array.dtype != arrays[0].dtype:
+                check_same_type(name, array.dtype, names[0], arrays[0].dtype)
         return arrays
+
+    @staticmethod
+    def uncompiled(function, *given):
+        return function(*given)
 
     @staticmethod
     def num_threads():
@@ -195,7 +210,9 @@ def _read_inputs(house, ndim, axes, *given):
     return arrays
 
 
-def _options(house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs):
+def _options(
+    house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
+):
     """In cattn's words."""
     if dropout_p != 0:
         raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {shown(dropout_p)}")
@@ -204,7 +221,12 @@ def _options(house, dropout_p, softmax_scale, causal, window_size, softcap, alib
             "return_attn_probs: expected False, since cattn holds no weights here; write return_lse=True for their "
             "denominators, cattn.attention_weights(...) for the weights"
         )
-    options = {"scale": softmax_scale, "causal": causal, "num_threads": house.num_threads()}
+    options = {
+        "scale": softmax_scale,
+        "causal": causal,
+        "return_lse": return_lse,
+        "num_threads": house.num_threads(),
+    }
     if window_size != (-1, -1):
         options["window"] = window_size
     if softcap != 0:
@@ -214,12 +236,12 @@ def _options(house, dropout_p, softmax_scale, causal, window_size, softcap, alib
     return options
 
 
-def _attend(house, function, *arrays, return_lse, **options):
+def _attend(house, function, *arrays, **options):
     try:
-        found = function(*arrays, return_lse=return_lse, **options)
+        found = function(*arrays, **options)
     except (TypeError, ValueError) as error:
         raise renamed(error, _WORDS) from None
-    if not return_lse:
+    if not options["return_lse"]:
         return house.to_tensor(found)
     out, lse = found
     lse = np.ascontiguousarray(lse.swapaxes(-1, -2))
@@ -228,7 +250,7 @@ def _attend(house, function, *arrays, return_lse, **options):
 
 
 def _check_longest(side, most, indptr):
-    longest = int(np.diff(indptr).max(initial=0))
+    longest = int((indptr[1:] - indptr[:-1]).max(initial=0))
     try:
         most = operator.index(most)
     except TypeError:

@@ -5,6 +5,7 @@
 function come here too.
 """
 
+import functools
 import types
 import warnings
 
@@ -12,11 +13,12 @@ import numpy as np
 
 import cattn
 
-from ._tensors import num_threads, read, read_inputs, refuse_gradient, to_tensor
+from ._tensors import num_threads, read, read_inputs, refuse_gradient, to_tensor, uncompiled
 
 # isort: split
 import torch  # after _tensors, which says what to install where there is none
 import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ._calls import renamed
@@ -32,7 +34,7 @@ _WORDS = {
     "bias": "attn_mask",
     ", or what is padding at the keys' end goes to key_lengths=": "",
 }
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def scaled_dot_product_attention(
@@ -62,8 +64,8 @@ def scaled_dot_product_attention(
     Returns
     -------
     Tensor, shape (..., H, L, Ev)
-        Of the type of query. Contiguous; or, as PyTorch's own CPU kernel does it, in the order of a query with four axes
-        whose heads lie within its positions, (B, L, H, E) transposed: then the heads are joined without a copy.
+        Of the type of query. Contiguous, or, as from PyTorch's own CPU kernel, (B, L, H, Ev) transposed where query is:
+        then heads are joined without a copy.
         Zeros in rows that may attend to nothing, as in PyTorch since version 2.5.
 
     Raises
@@ -78,8 +80,11 @@ def scaled_dot_product_attention(
     The number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or CATTN_NUM_THREADS says
     another.
 
-    float16 and bfloat16 are read and written, and float32 is computed: `cattn.reference.attention` says how accurate the
-    result is.
+    float16 and bfloat16 are read and written, and float32 is computed: `cattn.reference.attention` says how accurate
+    the result is. Within torch.autocast, tensors are cast as for PyTorch's own function.
+
+    The operator takes the same arguments, without dropout_p. Import cattn.torch before an exported program is loaded
+    that holds it.
 
     Examples
     --------
@@ -90,12 +95,18 @@ def scaled_dot_product_attention(
     """
     if dropout_p != 0:
         raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
-    for name, tensor in zip(_TENSORS, (query, key, value, attn_mask), strict=True):
-        if not isinstance(tensor, torch.Tensor) and not (tensor is None and name == "attn_mask"):
-            raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}; arrays go to cattn.attention")
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
+            and (attn_mask is None or isinstance(attn_mask, Tensor))):  # fmt: skip
+        _refuse_others(query=query, key=key, value=value, attn_mask=attn_mask)
     if torch.is_autocast_enabled("cpu"):
         query, key, value, attn_mask = map(_cast, (query, key, value, attn_mask))
     return _operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+
+
+def _refuse_others(**given):
+    for name, tensor in given.items():
+        if not (isinstance(tensor, Tensor) or (name == "attn_mask" and tensor is None)):
+            raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}; arrays go to cattn.attention")
 
 
 def _cast(tensor):
@@ -103,7 +114,6 @@ def _cast(tensor):
     if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype("cpu"))
-
 
 
 # The operator
@@ -166,8 +176,10 @@ def _aligned(query, key, value, enable_gqa):
     most = max(heads)
     for name, number in zip(arrays, heads, strict=True):
         if number not in (1, most):
-            advice = f", or one, got {number} (shape {arrays[name].shape})"
-            raise ValueError(f"{name}: expected {most} heads{advice}; write enable_gqa=True if each serves several heads of query")
+            raise ValueError(
+                f"{name}: expected {most} heads, or one, got {number} (shape {arrays[name].shape}); fewer heads of key "
+                "and value than of query want enable_gqa=True"
+            )
     return (np.broadcast_to(x, (*x.shape[:-3], most, *x.shape[-2:])) for x in (query, key, value))
 
 
@@ -185,7 +197,8 @@ def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=No
 
 
 def _attention_below(*given):
-    """Where a gradient could be recorded, before anything else looks at the tensors. Plain ones need no further look."""
+    """Where a gradient could be recorded: the last place that sees whether one is wanted. Nobody else is to be asked
+    about plain tensors then."""
     if torch._C._len_torch_dispatch_stack() == 0 and all(type(x) in _PLAIN for x in given[:3]):
         return _attention(*given)
     for name, tensor in zip(_TENSORS, given, strict=False):
@@ -202,8 +215,8 @@ _library.define(
     # The strides of the result follow those of query.
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
-_library.impl("attention", _attention, "CompositeExplicitAutograd")
-_library.impl("attention", _attention_below, "Autograd")
+_library.impl("attention", functools.partial(uncompiled, _attention), "CompositeExplicitAutograd")
+_library.impl("attention", functools.partial(uncompiled, _attention_below), "Autograd")
 torch.library.register_fake("cattn::attention", _fake_attention, lib=_library)
 _operator = torch.ops.cattn.attention.default
 
@@ -238,13 +251,14 @@ class sdpa(TorchFunctionMode):
 
     def __torch_function__(self, function, overridden, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention:
-            if overridden:
-                self._warn(f"{overridden[0].__name__}: expected plain tensors, got a class with functions of its own")
-                return function(*args, **kwargs)
-            return self._attend(*args, **kwargs)
-        if function is F.multi_head_attention_forward and not overridden:
-            return _multi_head_attention_forward(self._attend)(*args, **kwargs)
+        if function is F.scaled_dot_product_attention or function is F.multi_head_attention_forward:
+            others = [kind.__name__ for kind in overridden if kind not in _PLAIN]
+            if others:
+                self._warn(f"{others[0]}: expected plain tensors, got a class with functions of its own")
+            elif function is F.scaled_dot_product_attention:
+                return self._attend(*args, **kwargs)
+            else:
+                return _multi_head_attention_forward(self._attend)(*args, **kwargs)
         return function(*args, **kwargs)
 
     def _attend(self, query, *others, **named):
@@ -258,7 +272,7 @@ class sdpa(TorchFunctionMode):
     def _warn(self, reason):
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(f"cattn.torch.sdpa leaves this to PyTorch: {reason}", stacklevel=5)
+            warnings.warn(f"cattn.torch.sdpa leaves this to PyTorch: {reason}", stacklevel=4)
 
 
 def _multi_head_attention_forward(attention):
