@@ -226,16 +226,16 @@ class sdpa(TorchFunctionMode):
 
     For models that cannot be changed. Where the call can be, write `scaled_dot_product_attention` of this module
     instead: PyTorch asks a mode about each call of any of its functions, which makes all of them about a microsecond
-    slower, here or not.
+    slower. It also gives up the path of its own for `torch.nn.TransformerEncoderLayer` and `MultiheadAttention` in
+    evaluation, one call of C++, so that short sequences may take longer there than without.
 
-    What cattn does not serve (gradients, dropout, mixed types) is left to PyTorch, and a warning says what it was,
-    once. Tensors on other devices are left to PyTorch silently.
+    What cattn does not serve (gradients, dropout, mixed types, tensors of other classes) is left to PyTorch, and a
+    warning says what it was, once. Tensors on other devices are left to PyTorch silently.
 
-    It reaches the calls of its own thread that go through Python: those of a model's code, those of
-    `torch.nn.functional.multi_head_attention_forward` without weights, and so of `torch.nn.MultiheadAttention` with
-    ``need_weights=False`` and of PyTorch's Transformer layers. It does not reach other threads, compiled TorchScript,
-    what C++ code calls, `torch.nn.MultiheadAttention` where weights are asked for, which is its default, since it
-    multiplies matrices then, and tensor classes with functions of their own.
+    It reaches the calls of its own thread that go through Python: those of a model's code, and those in
+    `torch.nn.functional.multi_head_attention_forward`, thus in `torch.nn.MultiheadAttention` with
+    ``need_weights=False`` and PyTorch's Transformer layers. It reaches no other threads, no TorchScript, nothing that
+    C++ calls, and no `torch.nn.MultiheadAttention` that returns weights, its default: that one multiplies matrices.
 
     Examples
     --------

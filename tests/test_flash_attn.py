@@ -323,6 +323,7 @@ LONG = {
     "axes": ({"q": Q}, ValueError, r"q: expected 3 axes \(total length, heads, size\), got shape \(2, 5, 4, 8\)$"),
     "pages": ({"block_table": KEYS}, ValueError, "block_table: expected None, since cattn has no paged cache, got "),
     "dropout": ({"dropout_p": 0.1}, ValueError, "dropout_p: expected 0, since cattn has no dropout, got 0.1$"),
+    "scalar": ({"cu_seqlens_q": QUERIES[0:1].reshape(())}, ValueError, r"cu_seqlens_q: expected shape \(sequences \+ 1,\), got \(\)"),  # noqa: E501
     "begin": ({"cu_seqlens_q": QUERIES + 1}, ValueError, "cu_seqlens_q: expected to begin with 0, got 1$"),
     "end": ({"cu_seqlens_k": KEYS[:-1]}, ValueError, "cu_seqlens_k: expected to end with 40, the total length of k, got 16$"),  # noqa: E501
     "falls": ({"cu_seqlens_q": QUERIES[[0, 2, 3, 1, 4, 5]], "max_seqlen_q": 18}, ValueError, r"cu_seqlens_q: expected ascending values, got 20 before 3 \(entry 3\)$"),  # noqa: E501
