@@ -279,7 +279,7 @@ def _multi_head_attention_forward(attention):
     """PyTorch's function of that name, on `attention` in the place of its own: asked about the whole function, a mode
     does not see the calls inside it."""
     theirs = F.multi_head_attention_forward
-    names = vars(F) | {"scaled_dot_product_attention": attention, "has_torch_function": lambda tensors: False}
+    names = vars(F) | {"scaled_dot_product_attention": attention}
     ours = types.FunctionType(theirs.__code__, names, argdefs=theirs.__defaults__)
     ours.__kwdefaults__ = theirs.__kwdefaults__
     return ours
