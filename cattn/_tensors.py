@@ -54,17 +54,20 @@ def uncompiled(function, *given):
 
 def read_inputs(names, query, key, value):
     """`read` of query, key and value, by the caller's names: they share one of the four types."""
+    arrays = None
     try:  # of plain tensors nothing else is asked: what is not plain, PyTorch refuses by itself
-        if query.dtype is torch.bfloat16 or forward_ad._current_level >= 0:
-            raise TypeError
-        q, k, v = query.numpy(), key.numpy(), value.numpy()
+        if query.dtype is not torch.bfloat16 and forward_ad._current_level < 0:
+            arrays = query.numpy(), key.numpy(), value.numpy()
     except (TypeError, RuntimeError, AttributeError):
+        pass
+    if arrays is None:
         for name, tensor in zip(names, (query, key, value), strict=True):
             _check(name, tensor)
-        q, k, v = map(to_numpy, (query, key, value))
+        arrays = to_numpy(query), to_numpy(key), to_numpy(value)
+    q, k, v = arrays
     if not (query.dtype in _FLOATS and q.dtype == k.dtype == v.dtype):
         _refuse_types(names, query.dtype, key.dtype, value.dtype)
-    return q, k, v
+    return arrays
 
 
 def read(name, tensor):
@@ -92,7 +95,7 @@ def refuse_gradient(name, tensor):
             f"{name}: expected a tensor that needs no gradient, since cattn computes none, got one with requires_grad; "
             f"call it under torch.no_grad() or torch.inference_mode(), or write {name}.detach()"
         )
-    if forward_ad.unpack_dual(tensor).tangent is not None:
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         raise NotImplementedError(f"{name}: expected a tensor without a tangent, since cattn computes none")
 
 
