@@ -36,7 +36,7 @@ numpydoc_class_members_toctree = False
 nitpick_ignore_regex = [("py:.*", r"(torch|numpy|np|matplotlib|transformers|dask)\..*")]
 
 # The modules for other libraries are read without these, which are large: only their docstrings are needed here.
-with mock(["torch", "transformers", "dask", "distributed"]):
+with mock(["torch", "transformers"]):
     importlib.import_module("transformers").__version__ = "5.0"
     for page in HERE.glob("api/*-*.md"):
         name = page.stem.partition("-")[2]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import run_python
+from helpers import PACKAGE, run_python
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -88,3 +88,14 @@ def test_pictures(monkeypatch):
     assert shown == set(pictures.PICTURES)
     texts = [text.get_text() for axes in pictures.step5().axes for text in axes.texts]
     assert texts == [f"{weight:.2f}" for weight in run(DOCS / "steps.md")["steps"].weights.flat]
+
+
+def test_c_and_cython_are_the_examples_of_the_header():
+    """Which the tests of the interface compile and run."""
+    header = PACKAGE / "cattn.h"
+    if not header.exists():
+        pytest.skip("needs cattn.h")
+    told = re.sub(r"^ \* ?(?:    )?", "", header.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shown = re.findall(r"^```(?:c|cython)\n(.*?)^```$", read(DOCS / "guide" / "c.md"), re.MULTILINE | re.DOTALL)
+    assert len(shown) == 2
+    assert all(example in told for example in shown)
