@@ -14,10 +14,10 @@ CACHES = "/sys/devices/system/cpu/cpu0/cache/index*"  # Linux
 
 
 def show_config():
-    """Print versions, the kernel table in use and those this processor runs, caches, threads and where their number
-    comes from, NumPy's BLAS, and where the licence and the documentation are.
+    """Print what is used here, and why.
 
-    ``cattn info --json`` prints the same as data.
+    Versions, the kernel table in use and those that this processor runs, caches, threads and where their number comes
+    from, NumPy's BLAS, and where the licence and the documentation are. ``cattn info --json`` prints the same as data.
 
     See Also
     --------
