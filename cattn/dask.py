@@ -106,7 +106,7 @@ def attention(
     whose order is that of the keys, and are rounded to the type of query once, at its end. The result is therefore the
     same, bit for bit, for any scheduler, any number of workers and threads, and after the loss of a worker, as long as
     all have the same version of cattn, kernel table and C library. It depends on the chunks of keys within the bound
-    that `cattn.reference.attention` states for a whole call, with κ + 2 in the place of κ for each level of the tree;
+    that `cattn.reference.attention` states for a whole call, with κ + 1 in the place of κ for each level of the tree;
     where query, key and value are bfloat16, the term for rounded weights counts twice.
 
     The scheduler holds a chunk of keys and values, and a partial result, for each running task, as far as the chunks of
