@@ -12,7 +12,7 @@ import time
 import cases
 import numpy as np
 import pytest
-from helpers import assert_same_bits, normal, problem, python
+from helpers import HERE, assert_same_bits, normal, problem, python, run_python
 from kappa import Yardstick
 
 import cattn
@@ -563,3 +563,25 @@ def test_a_worker_of_another_kernel_table():
         with pytest.raises(RuntimeError, match=f"expected '{own}' .* got 'portable' in worker {other}, process"):
             dask.compute(attention(**given))
         check(*dask.compute(*attention(**given, return_lse=True, kernel_table="any")), case, levels=2)
+
+
+# Programs beside it
+
+ROOT = HERE.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "options", "said"),
+    [
+        ("examples/dask_decoder.py", ("--prompt=500", "--chunk=100", "--steps=3"), "the same in one process: yes"),
+        ("benchmarks/dask_keys.py", ("--keys=3000", "--queries=50", "--chunk=1000"), "units from the reference"),
+    ],
+)
+def test_programs(program, options, said):
+    if not (ROOT / program).exists():
+        pytest.skip("not here")
+    pytest.importorskip("distributed")
+    done = run_python("-W", "error", ROOT / program, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
