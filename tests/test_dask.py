@@ -257,6 +257,13 @@ def test_nothing_is_computed_at_the_call():
         out.compute(scheduler="sync")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64], ids=str)
+def test_sizes_cost_nothing_at_the_call(dtype):
+    keys = da.zeros((8, 2**40, 64), chunks=(8, 2**36, 64), dtype=dtype)
+    mask = da.ones((1, 2**40), chunks=(1, 2**36), dtype=bool)
+    assert attention(np.zeros((8, 3, 64), dtype), keys, keys, mask=mask, bias=mask.astype(dtype)).shape == (8, 3, 64)
+
+
 def test_parts_of_a_result_need_their_own_tasks_only():
     case = problem(12, 50)
     given = case | forbidden(case, {2, 3, 4}) | {"query": da.from_array(case["query"], (2, 4, 4, -1))}
@@ -302,6 +309,22 @@ def test_same_bits_for_any_threads(dtype, workers):
     for num_threads in (1, 3, None):
         results = attention(**given, return_lse=True, num_threads=num_threads)
         assert_same_bits(dask.compute(*results, scheduler="threads", num_workers=workers), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+@pytest.mark.parametrize(("num_threads", "started"), [("1", 0), ("2", 1), ("None", 3)])
+def test_threads_of_a_task(num_threads, started):
+    code = f"""
+import os
+import dask.array as da
+import numpy as np
+from cattn.dask import attention
+x = da.ones((4, 2000, 64), chunks=(4, 500, 64), dtype=np.float32)
+before = len(os.listdir("/proc/self/task"))
+attention(x, x, x, num_threads={num_threads}).compute(scheduler="sync")
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert python(code, CATTN_NUM_THREADS="4") == f"{started}\n"
 
 
 def test_same_bits_in_other_processes():
