@@ -1,6 +1,7 @@
 """Attention on dask arrays: the result of one call, whatever the chunks, and the same bits whoever computes them."""
 
 import contextlib
+import doctest
 import itertools
 import logging
 import math
@@ -19,6 +20,7 @@ import cattn
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
+import cattn.dask  # noqa: E402
 from cattn.dask import attention  # noqa: E402
 
 MODIFIERS = cases.MODIFIERS - {"layout", "key_range", "query_lengths"}
@@ -510,6 +512,11 @@ def test_what_to_write_is_right():
             attention(**arrays(**{name: x}))
         _, advice = str(caught.value).split("; write ")
         attention(**arrays(**{name: eval(advice, {name: x, "key": key, "query": arrays()["query"]})}))
+
+
+def test_the_example_of_the_docstring():
+    found = doctest.testmod(cattn.dask)
+    assert found.failed == 0 and found.attempted
 
 
 def test_without_dask():
