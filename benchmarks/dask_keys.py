@@ -91,7 +91,7 @@ def main():
         exact, unit = reference(query[rows], key[0], value[0])
         for name, found in (("chunks", out), ("one call", expected)):
             print(
-                f"  {name}: {(np.abs(found[rows] - exact) / unit).max():.2f} units from the reference, in two queries"
+                f"  {name}: {(np.abs(found[rows] - exact) / unit).max():.3f} units from the reference, in two queries"
             )
 
 
