@@ -67,7 +67,7 @@ def main():
             write(file, shape, seed)
 
         with (
-            LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=":0") as cluster,
             Client(cluster) as client,
         ):
             idle = client.run(peak_memory)

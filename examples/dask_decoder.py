@@ -113,7 +113,7 @@ def main():
     first = decode(rng.integers(0, VOCABULARY, options.prompt), model, memory.attend)
     with (
         tempfile.TemporaryDirectory() as folder,
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster),
     ):
         sharded = ShardedCache(folder, memory.layers, options.chunk)

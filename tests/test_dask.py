@@ -544,7 +544,7 @@ def cluster(*workers):
         n: {"cls": distributed.Nanny, "options": {"nthreads": 1, "dashboard_address": None, **options}}
         for n, options in enumerate(workers)
     }
-    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard": False, "port": 0}}
+    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": ":0", "port": 0}}
     with (
         distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL) as started,
         distributed.Client(started) as client,
