@@ -24,6 +24,8 @@ try:
     from dask.highlevelgraph import HighLevelGraph
 except ImportError as error:
     raise ImportError("cattn.dask needs dask with its arrays: pip install 'cattn[dask]'") from error
+if getattr(da, "ARRAY_EXPR_ENABLED", False):  # experimental: its arrays cannot be made from a graph
+    raise ImportError("cattn.dask needs dask's array.query-planning off: unset DASK_ARRAY__QUERY_PLANNING")
 
 from . import _arguments, _kernel
 from ._calls import explained
