@@ -1,13 +1,17 @@
 """What was measured, for readers: `python benchmarks/report.py` writes RESULTS.md, and a chart for each machine, from
-the records in results/ (what is in them: record.py)."""
+the records in results/ (what is in them: cattn/_bench/record.py)."""
 
 import itertools
 import json
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from cattn._bench.cases import HALF_TYPES
+from cattn._bench.chart import BAND, SHAPE, make_figure, names_of
+from cattn._bench.timing import format_seconds
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -16,8 +20,9 @@ HEAD = """\
 # Measured
 
 cattn beside the engines that one would use in its place, machine by machine. `python benchmarks/compare.py --json`
-measures the machine at hand and writes a record into `benchmarks/results/`; `python benchmarks/report.py` writes
-this page and its charts from all records there. Edit those, not this page.
+measures the machine at hand and writes a record into `benchmarks/results/`, with `--dtype bfloat16,float16` one of
+half types; `python benchmarks/report.py` writes this page and its charts from all records there. Edit those, not this
+page.
 
 **How to read it.** All engines take turns in one process, pinned to as many processors as they may have threads, in
 rounds of changing order, each after a rest and a sample that is not counted; every answer is checked against
@@ -29,15 +34,32 @@ it reaches of what the machine's multiply-adds or its memory allow; above 100 th
 the best kernel table of the machine, "cattn avx2" and the like are others, forced. "ORT" is ONNX Runtime, by its
 operators Attention, MultiHeadAttention and GroupQueryAttention. All is float32 where a case's name does not say
 otherwise. Attention is one part of a model: a model gains less than these ratios.
+
+**Half types** have a heading of their own. Each engine rounds in its own way there, and a speed says little without
+what it costs: "error" is the largest in the answers of the engine in the column before, in units of eps·Σp|v| (eps of
+the half type, 2⁻⁷ for bfloat16 and 2⁻¹⁰ for float16; p the row's weights, v its values). An answer that is rounded
+once, at its end, stays below 0.5. "× float32" is how many times as fast cattn is as in float32 on the same numbers (of
+medians). The limit of bfloat16 is that of the processor's instruction for pairs of it, where it has one (AMX is not
+counted). On CPUs ONNX Runtime has no bfloat16, and JAX no float16; OpenVINO takes bfloat16 for float16 where the
+processor has no products of that.
 """
 
 
-def name_of_file(machine: str, threads: int = 1) -> str:
-    words = machine if threads == 1 else f"{machine} {threads} threads"
+def name_of_file(run: dict) -> str:
+    return _file_name(title_of(run) if run["threads"] == 1 else f"{title_of(run)} {run['threads']} threads")
+
+
+def _file_name(words: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", words.lower()))
 
 
 # One run
+
+
+def title_of(run: dict) -> str:
+    """The machine; and the types, where float32 is not among them."""
+    types = list(dict.fromkeys(case["dtype"] for case in run["cases"]))
+    return run["machine"] if "float32" in types or not types else f"{run['machine']}, {' and '.join(types)}"
 
 
 def threads_of(run: dict) -> str:
@@ -60,6 +82,14 @@ def over_numpy(case: dict) -> float:
         return case["speedup"]
     numpy = case["engines"].get("NumPy")
     return speed(case["engines"]["cattn"]) / speed(numpy) if numpy else math.nan
+
+
+def over_float32(case: dict) -> float | None:
+    """How many times as fast as cattn in float32 cattn is, of medians."""
+    engines = case["engines"]
+    if "cattn" not in engines or "cattn float32" not in engines:
+        return None
+    return speed(engines["cattn"]) / speed(engines["cattn float32"])
 
 
 def ranked(run: dict) -> list[dict]:
@@ -93,6 +123,15 @@ def summary_sentence(run: dict) -> str:
     return f"{threads_of(run)}: {', '.join(parts)}; geometric mean {mean}, from {least} to {most}."
 
 
+def inexact_peers(run: dict) -> list[str]:
+    """The fastest peers whose answers in a half type are not as good as it allows, in a sentence or none."""
+    peers = [(case, fastest_peer(case)) for case in run["cases"] if case["dtype"] in HALF_TYPES]
+    errors = [(case["name"], peer, case["engines"][peer]["error"]) for case, peer in peers if peer]
+    found = [f"{peer} in {name} ({error:.2g})" for name, peer, error in errors if error is not None and error > 1]
+    told = f"{threads_of(run)}: fastest peers that are more than 1 eps·Σp|v| off: {', '.join(found)}."
+    return [told] if found else []
+
+
 def circumstances(run: dict) -> list[str]:
     """What is known of them, the notes and the errors."""
     largest: dict[str, float] = {}
@@ -107,8 +146,9 @@ def circumstances(run: dict) -> list[str]:
         "rounds": run["rounds"],
         "kernel table": run["isa"],
         "multiply-adds": run["peak_gflops"] and f"{run['peak_gflops']:g} GFLOP/s",
+        "of bfloat16": run["peak_bfloat16_gflops"] and f"{run['peak_bfloat16_gflops']:g} GFLOP/s",
         "memory read": run["bandwidth_gb_s"] and f"{run['bandwidth_gb_s']:g} GB/s",
-        "both measured by": run["limits_by"],
+        "all measured by": run["limits_by"],
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
         "largest error κ": ", ".join(f"{label} {kappa:.2g}" for label, kappa in largest.items()),
         "source": run["source"],
@@ -126,7 +166,8 @@ def describe(runs: Sequence[dict]) -> str:
     run = runs[0]
     cores, memory = run["cores"] and f"{run['cores']} cores", run["memory_gib"] and f"{run['memory_gib']} GiB"
     machine = ", ".join(filter(None, (run["processor"], cores, memory, run["system"])))
-    lines = [f"{machine}.", "", *(f"- {summary_sentence(run)}" for run in runs), "", *figures(runs), ""]
+    told = [f"- {text}" for run in runs for text in (summary_sentence(run), *inexact_peers(run))]
+    lines = [f"{machine}.", "", *told, "", *figures(runs), ""]
     return "\n".join(lines + [line for run in runs for line in circumstances(run)]) + "\n"
 
 
@@ -134,16 +175,26 @@ def figures(runs: Sequence[dict]) -> list[str]:
     cases = [(run, case) for run in runs for case in run["cases"]]
     widest_first = sorted((case["engines"] for _, case in cases), key=len, reverse=True)
     labels = list(dict.fromkeys(label for engines in widest_first for label in engines))
-    rows = []
-    for run, case in cases:
-        ratio, share = case["speedup"], case["share_of_limit"]
-        rows.append(
-            {"threads": run["threads"], "case": case["name"], "shape": case["shape"]}
-            | {"× fastest peer": "-" if ratio is None else f"{ratio:.2f}"}
-            | {"% of limit": "-" if share is None else f"{100 * share:.0f}"}
-            | {label: figure_of(case, label) for label in labels}
-        )
-    return table(rows, left=3)
+    has_halves = any(case["dtype"] in HALF_TYPES for _, case in cases)
+    head = ["threads", "case", "shape", "× fastest peer", *["× float32"] * has_halves, "% of limit"]
+    for label in labels:
+        head += [label, *["error"] * has_halves]
+    rows = [[run["threads"], case["name"], case["shape"], *_cells(case, labels, has_halves)] for run, case in cases]
+    return table(head, rows, left=3)
+
+
+def _cells(case: dict, labels: Sequence[str], has_halves: bool) -> Iterator[str]:
+    ratio, share = case["speedup"], case["share_of_limit"]
+    yield "-" if ratio is None else f"{ratio:.2f}"
+    if has_halves:
+        ratio = over_float32(case)
+        yield "-" if ratio is None else f"{ratio:.2f}"
+    yield "-" if share is None else f"{100 * share:.0f}"
+    for label in labels:
+        yield figure_of(case, label)
+        if has_halves:
+            error = case["engines"].get(label, {}).get("error")
+            yield "-" if error is None else f"{error:.2g}"
 
 
 def figure_of(case: dict, label: str) -> str:
@@ -152,76 +203,64 @@ def figure_of(case: dict, label: str) -> str:
         return "-"
     if result["gflops"] is not None:
         text = f"{result['gflops']:.1f}"
-    elif result["seconds"] >= 1e-3:
-        text = f"{result['seconds'] * 1e3:.3g}\u00a0ms"
     else:
-        text = f"{result['seconds'] * 1e6:.3g}\u00a0µs"
+        text = format_seconds(result["seconds"]).replace(" ", "\u00a0")
     return f"**{text}**" if label == fastest_peer(case) else text
 
 
-def table(rows: Sequence[dict[str, object]], left: int) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int) -> list[str]:
     """In Markdown, with the first `left` columns aligned to the left and the others to the right."""
-    head = list(rows[0])
     rule = ["---"] * left + ["--:"] * (len(head) - left)
-    return [f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *(row.values() for row in rows))]
+    return [f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *rows)]
+
+
+def _error_of(case: dict, label: str) -> str:
+    """In a half type, where it is known."""
+    error = case["engines"][label]["error"]
+    return "" if error is None or case["dtype"] not in HALF_TYPES else f" (error {error:.2g})"
 
 
 def draw(runs: Sequence[dict], file: Path) -> None:
     """A line a case, a panel a run: cattn beside its fastest peer, which is named at the right, and beside NumPy."""
     from matplotlib import style
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
-    shapes = {case["name"]: case["shape"] for run in runs for case in ranked(run)}
-    names = list(shapes)
+    shown = {case["name"]: case for run in runs for case in ranked(run)}
+    names = list(shown)
     told = []
     # With this salt, and without a date, the same records give the same bytes. Text stays text: that is half the size.
     options = {"svg.hashsalt": "cattn", "svg.fonttype": "none", "font.size": 9}
     with style.context(options, after_reset=True):
-        size = 3.5 + 3.6 * len(runs), 1.8 + 0.26 * len(names)
-        figure = Figure(size, layout="constrained", facecolor="white")
-        panels = figure.subplots(1, len(runs), sharey=True, sharex=True, squeeze=False)[0]
+        figure, panels = make_figure(len(runs), names_of(list(shown.values())))
         for run, axes in zip(runs, panels, strict=True):
             cases = ranked(run)
             rows = [names.index(case["name"]) for case in cases]
             ratios = [case["speedup"] for case in cases]
             over = [over_numpy(case) for case in cases]
-            band = axes.axvspan(0.9, 1.1, color="0.92", zorder=0)
-            axes.axvline(1, color="0.4", linewidth=1, zorder=1)
             axes.hlines(rows, ratios, over, color="0.7", linewidth=1, zorder=2)
             (dots,) = axes.plot(ratios, rows, "o", color="#1f4e9c", markersize=5, zorder=4)
             (diamonds,) = axes.plot(over, rows, "D", color="#b35900", markerfacecolor="white", markersize=8, zorder=3)
             for case, row in zip(cases, rows, strict=True):
-                text = f"{case['speedup']:.2f} × {fastest_peer(case)}"
+                text = f"{case['speedup']:.2f} × {fastest_peer(case)}{_error_of(case, fastest_peer(case))}"
                 axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center")
                 told.append(f"{case['name']}, {threads_of(run)}: {text}, {over_numpy(case):.2f} × NumPy")
             axes.set_title(threads_of(run))
-            axes.set_xlabel("above 1 cattn is faster")
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_yticks(range(len(names)), [f"{name} ({shape})" for name, shape in shapes.items()])
-            axes.set_ylim(len(names) - 0.5, -0.5)
-            axes.grid(color="0.93")
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("case (batch, heads/key heads, queries, keys, head size)")
-        figure.suptitle(f"cattn on {runs[0]['machine']}: how many times as fast as the others")
-        labels = "as the fastest other engine, named at the right", "as NumPy", "within 10%"
+        (band,) = axes.patches
+        panels[0].set_ylabel(f"case ({SHAPE})")
+        figure.suptitle(f"cattn on {title_of(runs[0])}: how many times as fast as the others")
+        labels = "as the fastest other engine, named at the right", "as NumPy", BAND
         figure.legend((dots, diamonds, band), labels, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(file, metadata={"Date": None, "Creator": None, "Description": "; ".join(told)})
 
 
 def main() -> None:
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")]
-    runs.sort(key=lambda run: (run["machine"], run["threads"]))
-    rows = [{"machine": run["machine"], "threads": run["threads"]} | summary(run) for run in runs]
-    parts = [HEAD, "\n".join(table(rows, left=1)) + "\n"]
-    for machine, group in itertools.groupby(runs, key=lambda run: run["machine"]):
-        machine_runs, chart = list(group), RESULTS / f"{name_of_file(machine)}.svg"
-        draw(machine_runs, chart)
-        parts += [f"## {machine}\n", f"![cattn on {machine}](results/{chart.name})\n", describe(machine_runs)]
+    runs.sort(key=lambda run: (title_of(run), run["threads"]))
+    rows = [{"machine": title_of(run), "threads": run["threads"]} | summary(run) for run in runs]
+    parts = [HEAD, "\n".join(table(list(rows[0]), [list(row.values()) for row in rows], left=1)) + "\n"]
+    for title, group in itertools.groupby(runs, key=title_of):
+        title_runs, chart = list(group), RESULTS / f"{_file_name(title)}.svg"
+        draw(title_runs, chart)
+        parts += [f"## {title}\n", f"![cattn on {title}](results/{chart.name})\n", describe(title_runs)]
     (HERE / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8", newline="\n")
 
 

@@ -10,22 +10,38 @@ import pytest
 import report
 
 import cattn
-from cattn._bench import CASES
+from cattn._bench.cases import CASES
 
 pytest.importorskip("rich")
 pytest.importorskip("threadpoolctl")
+
+
+def compare(*options):
+    script = [sys.executable, report.HERE / "compare.py", "--rounds", "1", "--machine", "My machine (2)"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cattn.__file__).parents[1])}
+    return subprocess.run([*script, *options], capture_output=True, text=True, timeout=120, env=environment)
+
+
+def record(folder, name, *options):
+    done = compare(*options, "--json", folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The record of a short run."""
     folder = tmp_path_factory.mktemp("records")
-    script = [sys.executable, report.HERE / "compare.py", "--cases", "seed,minilm", "--engines", "cattn,numpy"]
-    options = ["--rounds", "1", "--machine", "My machine (2)", "--json", folder]
-    environment = os.environ | {"PYTHONPATH": str(Path(cattn.__file__).parents[1])}
-    done = subprocess.run([*script, *options], capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "my-machine-2.json").read_text(encoding="utf-8"))
+    return record(folder, "my-machine-2.json", "--cases", "seed,minilm", "--engines", "cattn,numpy")
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """The same in half types."""
+    pytest.importorskip("ml_dtypes")
+    folder = tmp_path_factory.mktemp("records")
+    options = ("--cases", "minilm", "--dtype", "bfloat16,float16", "--engines", "cattn,cattn-float32,numpy")
+    return record(folder, "my-machine-2-bfloat16-and-float16.json", *options)
 
 
 def fields(record: dict) -> list[set]:
@@ -53,3 +69,33 @@ def test_it_can_be_read(run):
     page = report.describe([run])
     assert "| 1 | seed | 1,1/1,3,3,3 |" in page
     assert report.summary_sentence(run) in page
+
+
+def test_half_types(halves):
+    """An answer that is rounded to a half type at its end is up to half an eps off, in float32 it is exact to it."""
+    assert [(case["name"], case["dtype"]) for case in halves["cases"]] == [
+        ("minilm-bfloat16", "bfloat16"),
+        ("minilm-float16", "float16"),
+    ]
+    assert fields(halves)[2] == {"seconds", "gflops", "error", "kappa"}
+    for case in halves["cases"]:
+        assert not case["errors"]
+        errors = {label: result["error"] for label, result in case["engines"].items()}
+        assert 0.05 < errors["NumPy"] <= 0.5
+        assert 0.05 < errors["cattn"] < 1
+        assert errors["cattn float32"] < 0.01
+        assert case["engines"]["cattn"]["kappa"] < 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--dtype", "float8"], "--dtype: expected some of float32, float64, float16, bfloat16, got float8"),
+        (["--cases", "bert128"], "such as bert-128; got 'bert128'"),
+        (["--engines", "torch"], "--engines: expected some of cattn, cattn-float32, numpy, pytorch"),
+    ],
+)
+def test_wrong_names_are_said(options, message):
+    done = compare(*options)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]

@@ -1,11 +1,25 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, TypeAlias, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from . import reference as reference
+from ._kernel import (
+    _T,
+    _Array,
+    _Flag,
+    _Integers,
+    _KeyRange,
+    _Number,
+    _Offset,
+    _Window,
+)
+from ._kernel import attention as attention
+from ._kernel import attention_varlen as attention_varlen
+from ._kernel import attention_weights as attention_weights
+from ._kernel import plan as plan
 from ._plan import Plan as Plan
 from ._version import __version__ as __version__
 
@@ -27,16 +41,6 @@ __all__ = [
     "trace",
 ]
 
-_Flag: TypeAlias = bool | np.bool_
-_Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
-_Integer: TypeAlias = int | np.integer[Any]
-_Integers: TypeAlias = _Integer | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
-_Side: TypeAlias = _Integer | None
-_Window: TypeAlias = tuple[_Side, _Side] | list[_Side]
-_Offset: TypeAlias = Literal["start", "end"] | _Integers
-_KeyRange: TypeAlias = tuple[_Integers | None, _Integers | None] | list[_Integers | None]
-_Layout: TypeAlias = Literal["bhld", "blhd"]
-
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionTrace:
     x: NDArray[Any]
@@ -53,164 +57,25 @@ class AttentionTrace:
     def plot(self, ax: Any = None) -> Any: ...
 
 @overload
-def attention(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    *,
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    key_range: _KeyRange | None = None,
-    query_lengths: _Integers | None = None,
-    key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    layout: _Layout = "bhld",
-    out: NDArray[Any] | None = None,
-    return_lse: Literal[False] = False,
-    num_threads: SupportsIndex | None = None,
-) -> NDArray[Any]: ...
+def merge_attention(
+    outputs: Iterable[NDArray[_T]], lses: Iterable[_Array]
+) -> tuple[NDArray[_T], NDArray[np.floating[Any]]]: ...
 @overload
-def attention(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    *,
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    key_range: _KeyRange | None = None,
-    query_lengths: _Integers | None = None,
-    key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    layout: _Layout = "bhld",
-    out: NDArray[Any] | None = None,
-    return_lse: Literal[True],
-    num_threads: SupportsIndex | None = None,
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
-@overload
-def attention(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    *,
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    key_range: _KeyRange | None = None,
-    query_lengths: _Integers | None = None,
-    key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    layout: _Layout = "bhld",
-    out: NDArray[Any] | None = None,
-    return_lse: _Flag = False,
-    num_threads: SupportsIndex | None = None,
-) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]: ...
-def attention_weights(
-    query: ArrayLike,
-    key: ArrayLike,
-    *,
-    stage: Literal["scores", "softcapped", "biased", "weights"] = "weights",
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    key_range: _KeyRange | None = None,
-    query_lengths: _Integers | None = None,
-    key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    layout: _Layout = "bhld",
-    num_threads: SupportsIndex | None = None,
-) -> NDArray[Any]: ...
-@overload
-def attention_varlen(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    query_indptr: _Integers,
-    key_indptr: _Integers,
-    *,
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
-    return_lse: Literal[False] = False,
-    num_threads: SupportsIndex | None = None,
-) -> NDArray[Any]: ...
-@overload
-def attention_varlen(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    query_indptr: _Integers,
-    key_indptr: _Integers,
-    *,
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
-    return_lse: Literal[True],
-    num_threads: SupportsIndex | None = None,
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
-@overload
-def attention_varlen(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    query_indptr: _Integers,
-    key_indptr: _Integers,
-    *,
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
-    return_lse: _Flag = False,
-    num_threads: SupportsIndex | None = None,
-) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]: ...
-def merge_attention(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLike]) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def merge_attention(
+    outputs: Iterable[_Array], lses: Iterable[_Array]
+) -> tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
 @overload
 def self_attention(
-    x: ArrayLike,
-    w_query: ArrayLike,
-    w_key: ArrayLike,
-    w_value: ArrayLike,
-    w_output: ArrayLike | None = None,
+    x: NDArray[_T],
+    w_query: _Array,
+    w_key: _Array,
+    w_value: _Array,
+    w_output: _Array | None = None,
     *,
-    b_query: ArrayLike | None = None,
-    b_key: ArrayLike | None = None,
-    b_value: ArrayLike | None = None,
-    b_output: ArrayLike | None = None,
+    b_query: _Array | None = None,
+    b_key: _Array | None = None,
+    b_value: _Array | None = None,
+    b_output: _Array | None = None,
     num_heads: SupportsIndex = 1,
     num_kv_heads: SupportsIndex | None = None,
     scale: _Number | None = None,
@@ -220,26 +85,84 @@ def self_attention(
     key_range: _KeyRange | None = None,
     query_lengths: _Integers | None = None,
     key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
+    sinks: _Array | None = None,
+    return_lse: Literal[False] = False,
+    num_threads: SupportsIndex | None = None,
+) -> NDArray[_T]: ...
+@overload
+def self_attention(
+    x: NDArray[_T],
+    w_query: _Array,
+    w_key: _Array,
+    w_value: _Array,
+    w_output: _Array | None = None,
+    *,
+    b_query: _Array | None = None,
+    b_key: _Array | None = None,
+    b_value: _Array | None = None,
+    b_output: _Array | None = None,
+    num_heads: SupportsIndex = 1,
+    num_kv_heads: SupportsIndex | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_lse: Literal[True],
+    num_threads: SupportsIndex | None = None,
+) -> tuple[NDArray[_T], NDArray[np.floating[Any]]]: ...
+@overload
+def self_attention(
+    x: _Array,
+    w_query: _Array,
+    w_key: _Array,
+    w_value: _Array,
+    w_output: _Array | None = None,
+    *,
+    b_query: _Array | None = None,
+    b_key: _Array | None = None,
+    b_value: _Array | None = None,
+    b_output: _Array | None = None,
+    num_heads: SupportsIndex = 1,
+    num_kv_heads: SupportsIndex | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
     return_lse: Literal[False] = False,
     num_threads: SupportsIndex | None = None,
 ) -> NDArray[Any]: ...
 @overload
 def self_attention(
-    x: ArrayLike,
-    w_query: ArrayLike,
-    w_key: ArrayLike,
-    w_value: ArrayLike,
-    w_output: ArrayLike | None = None,
+    x: _Array,
+    w_query: _Array,
+    w_key: _Array,
+    w_value: _Array,
+    w_output: _Array | None = None,
     *,
-    b_query: ArrayLike | None = None,
-    b_key: ArrayLike | None = None,
-    b_value: ArrayLike | None = None,
-    b_output: ArrayLike | None = None,
+    b_query: _Array | None = None,
+    b_key: _Array | None = None,
+    b_value: _Array | None = None,
+    b_output: _Array | None = None,
     num_heads: SupportsIndex = 1,
     num_kv_heads: SupportsIndex | None = None,
     scale: _Number | None = None,
@@ -249,26 +172,26 @@ def self_attention(
     key_range: _KeyRange | None = None,
     query_lengths: _Integers | None = None,
     key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
+    sinks: _Array | None = None,
     return_lse: Literal[True],
     num_threads: SupportsIndex | None = None,
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
+) -> tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
 @overload
 def self_attention(
-    x: ArrayLike,
-    w_query: ArrayLike,
-    w_key: ArrayLike,
-    w_value: ArrayLike,
-    w_output: ArrayLike | None = None,
+    x: _Array,
+    w_query: _Array,
+    w_key: _Array,
+    w_value: _Array,
+    w_output: _Array | None = None,
     *,
-    b_query: ArrayLike | None = None,
-    b_key: ArrayLike | None = None,
-    b_value: ArrayLike | None = None,
-    b_output: ArrayLike | None = None,
+    b_query: _Array | None = None,
+    b_key: _Array | None = None,
+    b_value: _Array | None = None,
+    b_output: _Array | None = None,
     num_heads: SupportsIndex = 1,
     num_kv_heads: SupportsIndex | None = None,
     scale: _Number | None = None,
@@ -278,19 +201,19 @@ def self_attention(
     key_range: _KeyRange | None = None,
     query_lengths: _Integers | None = None,
     key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    return_lse: _Flag = False,
+    sinks: _Array | None = None,
+    return_lse: _Flag,
     num_threads: SupportsIndex | None = None,
-) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]: ...
+) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
 def trace(
-    x: ArrayLike,
-    w_query: ArrayLike,
-    w_key: ArrayLike,
-    w_value: ArrayLike,
+    x: _Array,
+    w_query: _Array,
+    w_key: _Array,
+    w_value: _Array,
     *,
     tokens: Iterable[object] | None = None,
     scale: _Number | None = None,
@@ -300,34 +223,12 @@ def trace(
     key_range: _KeyRange | None = None,
     query_lengths: _Integers | None = None,
     key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
+    sinks: _Array | None = None,
 ) -> AttentionTrace: ...
-def plan(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    *,
-    scale: _Number | None = None,
-    causal: _Flag = False,
-    window: _Window | None = None,
-    query_offset: _Offset | None = None,
-    key_range: _KeyRange | None = None,
-    query_lengths: _Integers | None = None,
-    key_lengths: _Integers | None = None,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
-    layout: _Layout = "bhld",
-    out: NDArray[Any] | None = None,
-    return_lse: _Flag = False,
-    num_threads: SupportsIndex | None = None,
-) -> Plan: ...
 def set_num_threads(n: SupportsIndex | None) -> None: ...
 def get_include() -> str: ...
 def get_num_threads() -> int: ...

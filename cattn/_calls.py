@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 
 # Names that other houses give to what is here, or is not: what to write, where the function has it.
 _ELSEWHERE = {
@@ -67,3 +68,9 @@ def forwarding(target, *, without):
         return function
 
     return decorate
+
+
+def renamed(error, words):
+    """The same error for a caller who knows other names: whole words and what stands in their place."""
+    pattern = "|".join(re.escape(word) for word in words)
+    return type(error)(re.sub(rf"(?<!\w)({pattern})(?!\w)", lambda found: words[found[0]], str(error)))

@@ -1,47 +1,138 @@
 """What a report of a problem should say about the machine."""
 
+import glob
 import os
 import platform
+from pathlib import Path
 
 import numpy as np
 
 from . import _kernel, _threads
 from ._version import __version__
 
+CACHES = "/sys/devices/system/cpu/cpu0/cache/index*"  # Linux
+
 
 def show_config():
-    """Print versions, the kernel table in use, those this processor runs, and the number of threads with its source.
+    """Print what is used here, and why.
 
-    Returns
-    -------
-    None
+    Versions, the kernel table in use and those that this processor runs, caches, threads and where their number comes
+    from, NumPy's BLAS, and where the licence and the documentation are. ``cattn info --json`` prints the same as data.
+
+    See Also
+    --------
+    get_num_threads : The number of threads alone.
+    plan : How a call would run here.
+
+    Examples
+    --------
+    >>> import cattn
+    >>> cattn.show_config()
+    cattn:         ...
+    kernel table:  ...; this processor runs ...
+    caches:        ...
+    ...
     """
+    for name, text in describe(collect()).items():
+        print(f"{name + ':':<15}{text}")
+
+
+def collect():
+    """All of it as data: texts, numbers, lists and dicts."""
     isa = _kernel.isa()
-    chosen = "CATTN_ISA" if os.environ.get("CATTN_ISA") == isa else "the best one here"
-    lines = {
+    threads, source = _find_threads()
+    return {
         "cattn": __version__,
-        "kernel table": f"{isa} ({chosen}); this processor runs {', '.join(_kernel.runnable_isas())}",
-        "threads": _show_threads(),
-        "NumPy": np.__version__,
-        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "kernel_table": {
+            "used": isa,
+            "because": "CATTN_ISA" if os.environ.get("CATTN_ISA") == isa else "the best one here",
+            "runnable": _kernel.runnable_isas(),
+        },
+        "cache_bytes": {"found": _find_caches(), "assumed_l2": _kernel.l2_bytes()},
+        "threads": {"number": threads, "source": source},
+        "numpy": {"version": np.__version__, "blas": _find_blas()},
+        "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
         "platform": platform.platform(),
+        "licence": {"name": "BSD-3-Clause", "file": _find_file("LICENSE")},
+        # The package index's copy of the README is the metadata's body.
+        "documentation": {"command": "python -m pydoc cattn", "readme": _find_file("METADATA")},
     }
-    for name, text in lines.items():
-        print(f"{name + ':':<14}{text}")
 
 
-def _show_threads():
-    """The number and where it comes from. To look is not to settle it: calls may still find another environment."""
+def describe(config):
+    """What `collect` found in a line each, by name."""
+    table, caches, threads = config["kernel_table"], config["cache_bytes"], config["threads"]
+    found = [f"{name} {_size(size)}" for name, size in caches["found"].items()]
+    assumed = f"blocks are cut for an L2 of {_size(caches['assumed_l2'])}"
+    number, source = threads["number"], threads["source"]
+    return {
+        "cattn": config["cattn"],
+        "kernel table": f"{table['used']} ({table['because']}); this processor runs {', '.join(table['runnable'])}",
+        "caches": f"{', '.join(found)}; {assumed}" if found else assumed,
+        "threads": source if number is None else f"{number} ({source})",
+        "NumPy": f"{config['numpy']['version']}, built with {config['numpy']['blas'] or 'no BLAS'}",
+        "Python": f"{config['python']['version']} ({config['python']['implementation']})",
+        "platform": config["platform"],
+        "licence": ", ".join(filter(None, config["licence"].values())),
+        "documentation": "; README in ".join(filter(None, config["documentation"].values())),
+    }
+
+
+def _find_threads():
+    """The number, None where the environment's is none, and where it comes from. To look is not to settle it: calls may
+    still find another environment."""
     try:
-        default = _threads.default_num_threads()
+        default, wrong = _threads.default_num_threads(), None
     except ValueError as error:
-        default = str(error)
+        default, wrong = None, str(error)
     if _threads._setting is not None:
-        return f"{_threads._setting} (set in this process)"
-    if _threads._default and _threads._default != [default]:
-        return f"{_threads._default[0]} (from an earlier look at this process and its environment)"
+        return _threads._setting, "set in this process"
+    if _threads._default and _threads._default[0] != default:
+        return _threads._default[0], "from an earlier look at this process and its environment"
     if os.environ.get("CATTN_NUM_THREADS", "").strip():
-        return f"{default} (CATTN_NUM_THREADS)" if isinstance(default, int) else default
+        return default, wrong or "CATTN_NUM_THREADS"
     if _threads._positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]):
-        return f"{default} (OMP_NUM_THREADS)"
-    return f"{default} (CPUs that this process may use)"
+        return default, "OMP_NUM_THREADS"
+    there = os.cpu_count() or 1
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        usable = there
+    quota = min(_threads._quotas("/"), default=usable)
+    if quota < usable:
+        return default, f"a control group's quota of {quota:g} CPUs"
+    if usable < there:
+        return default, f"this process's affinity, {usable} of {there} CPUs"
+    return default, "all CPUs of this machine"
+
+
+def _find_caches():
+    """{name: bytes} of the first CPU's caches for data, where the system says it."""
+    found = {}
+    for folder in sorted(glob.glob(CACHES)):
+        level, kind, size = (_threads._read(folder, name).strip() for name in ("level", "type", "size"))
+        if kind in ("Data", "Unified") and size.endswith("K") and size[:-1].isdecimal():
+            found[f"L{level}{'d' if kind == 'Data' else ''}"] = int(size[:-1]) << 10
+    return found
+
+
+def _find_blas():
+    """Name and version of the BLAS that NumPy was built with; None for none."""
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    return " ".join(filter(None, (blas.get("name"), blas.get("version")))) or None
+
+
+def _find_file(name):
+    """Where the installer has put a file beside the package; None where the package was not installed."""
+    from importlib import metadata  # as long to import as all of cattn
+
+    try:
+        files = metadata.files("cattn") or ()
+    except metadata.PackageNotFoundError:
+        return None
+    return next((str(Path(file.locate()).resolve()) for file in files if file.name == name), None)
+
+
+def _size(count):
+    """Of a cache, which is a whole number of KiB."""
+    return f"{count >> 20} MiB" if count % (1 << 20) == 0 else f"{count / 1024:g} KiB"

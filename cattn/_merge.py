@@ -27,7 +27,33 @@ def merge_attention(outputs, lses):
     out : ndarray, (..., Dv)
         In the outputs' type.
     lse : ndarray, (...)
-        float64 if the outputs are, else float32.
+        Of type float64 if the outputs are, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is no part, their numbers differ, or a part's shape or type is not that of the first.
+
+    See Also
+    --------
+    attention : Gives the parts, with ``return_lse=True``.
+
+    Notes
+    -----
+    The sums of one softmax in pieces: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018,
+    section 3.1. https://arxiv.org/abs/1805.02867
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.standard_normal((3, 4, 100, 16))
+    >>> halves = [slice(0, 50), slice(50, 100)]
+    >>> parts = [cattn.attention(query, key[:, half], value[:, half], return_lse=True) for half in halves]
+    >>> out, lse = cattn.merge_attention(*zip(*parts))
+    >>> np.allclose(out, cattn.attention(query, key, value))
+    True
     """
     outputs, lses = _parts("outputs", outputs), _parts("lses", lses)
     if not outputs:

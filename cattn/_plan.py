@@ -31,6 +31,19 @@ class Plan:
         Bytes of memory for each thread.
     partial_bytes : int
         Bytes of memory, in all, for the results of chunks that are tasks of their own.
+
+    See Also
+    --------
+    plan : Makes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> x = np.ones((1, 12, 128, 64), np.float32)
+    >>> plan = cattn.plan(x, x, x)
+    >>> plan.strategy, plan.partial_bytes
+    ('many rows', 0)
     """
 
     strategy: str

@@ -45,8 +45,11 @@ def self_attention(
     w_query : array_like, shape (d_model, num_heads * D)
         Head h owns the columns h*D to (h+1)*D. The same holds for `w_key` and `w_value`.
     w_key : array_like, shape (d_model, num_kv_heads * D)
+        The projection to keys.
     w_value : array_like, shape (d_model, num_kv_heads * Dv)
+        The projection to values.
     w_output : array_like, shape (num_heads * Dv, d_out), optional
+        The projection of all heads' contexts to the output.
     b_query, b_key, b_value, b_output : array_like, 1-D, optional
         Added to the columns of the projection of the same name.
     num_heads : int
@@ -54,9 +57,14 @@ def self_attention(
     num_kv_heads : int, optional
         Number of key/value heads, a divisor of `num_heads` and by default equal to it. Query head h reads
         key/value head ``h // (num_heads // num_kv_heads)``.
-    scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, softcap, sinks
-        As in `cattn.attention`, with L queries and L keys: `mask` and `bias` broadcast to (..., num_heads, L, L),
-        `key_lengths` (the padded batch) to the dimensions before L.
+    scale, causal, window, query_offset, key_range : optional
+        As in `attention`, with L queries and L keys.
+    query_lengths, key_lengths : int or int array over the axes before L, optional
+        As in `attention`: a padded batch gives `key_lengths`.
+    mask, bias : array_like, broadcastable to (..., num_heads, L, L), optional
+        As in `attention`.
+    alibi_slopes, softcap, sinks : optional
+        As in `attention`.
     return_lse : bool
         Also return the logarithm of each row's softmax denominator.
     num_threads : int, optional
@@ -77,6 +85,11 @@ def self_attention(
         an integer; `b_output` comes without `w_output`.
     ValueError
         A shape does not fit, or the columns of a weight do not divide into the heads.
+
+    See Also
+    --------
+    attention : The step from query, key and value to the context.
+    trace : One head, with every matrix kept.
 
     Notes
     -----

@@ -12,7 +12,8 @@ from ._read import as_count
 _MOST = 1024  # what pool.c brings together at most; more would only cost workspace
 
 _setting = None  # of the process: what set_num_threads was given
-# The default once it is found out. Each reset is a new list: what was looked up before ends in one that nobody reads.
+# The default once it is found out, and whether CATTN_NUM_THREADS says it. Each reset is a new list: what was looked up
+# before ends in one that nobody reads.
 _default = []
 
 
@@ -31,7 +32,15 @@ def set_num_threads(n):
 
     See Also
     --------
-    get_num_threads
+    get_num_threads : What holds now.
+
+    Examples
+    --------
+    >>> import cattn
+    >>> cattn.set_num_threads(2)
+    >>> cattn.get_num_threads()
+    2
+    >>> cattn.set_num_threads(None)  # the default again
     """
     global _setting, _default
     setting = None if n is None else min(as_count("n", n, optional=True), _MOST)
@@ -54,14 +63,30 @@ def get_num_threads():
 
     See Also
     --------
-    set_num_threads
+    set_num_threads : Set it.
+
+    Examples
+    --------
+    >>> import cattn
+    >>> cattn.get_num_threads() >= 1
+    True
     """
     setting, default = _setting, _default
     if setting is not None:
         return setting
     if not default:
-        default.append(default_num_threads())
+        default[:] = default_num_threads(), bool(_from_environment())
     return default[0]
+
+
+def own_num_threads():
+    """The number that `set_num_threads` or CATTN_NUM_THREADS says; None where neither does, and that of a framework may
+    count."""
+    setting, default = _setting, _default
+    if setting is not None:
+        return setting
+    number = get_num_threads()
+    return number if default == [number, True] else None
 
 
 def resolve(num_threads):
@@ -73,13 +98,17 @@ def resolve(num_threads):
 
 def default_num_threads(root="/"):
     """What the environment and the system say; `root` is where /proc and /sys are found."""
-    if own := os.environ.get("CATTN_NUM_THREADS", "").strip():
+    if own := _from_environment():
         number = _positive(own)
         if number is None:
             raise ValueError(f"CATTN_NUM_THREADS: expected an integer of 1 or more, got {own!r}")
     else:  # one number for each level of nested parallelism: the outermost is ours
         number = _positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])
     return min(number or _usable_cpus(root), _MOST)
+
+
+def _from_environment():
+    return os.environ.get("CATTN_NUM_THREADS", "").strip()
 
 
 def _positive(text):

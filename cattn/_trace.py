@@ -15,6 +15,8 @@ from ._self_attention import check_shapes, float_arrays, project, widened
 # A printed matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
 MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
 MAX_LABEL, MAX_TICK_LABEL = 14, 18  # characters of a token name, in print and in a plot
+# A heatmap of at most FEW tokens has a scale up to its largest weight, and none has more than MAX_CELLS rows of cells.
+FEW, MAX_CELLS = 64, 512
 
 
 @explained
@@ -45,15 +47,20 @@ def trace(
     x : array_like, shape (L, d_model)
         The embeddings, one row a token.
     w_query, w_key : array_like, shape (d_model, d_k)
+        The projections to query and key.
     w_value : array_like, shape (d_model, d_v)
+        The projection to value.
     tokens : sequence of str, optional
         The names of the L tokens, for printing and plotting.
-    scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, softcap, sinks
-        As in `cattn.attention`.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`.
+    mask, bias, alibi_slopes, softcap, sinks : optional
+        As in `attention`.
 
     Returns
     -------
     AttentionTrace
+        All matrices. ``print`` shows them, a notebook as tables, and its `plot` draws the weights.
 
     Raises
     ------
@@ -62,15 +69,25 @@ def trace(
     ValueError
         A shape does not fit, or there is not one token for each row of `x`.
 
+    See Also
+    --------
+    self_attention : All heads at once, without the matrices in between.
+    attention_weights : The weights alone, from query and key.
+
     Examples
     --------
-    >>> import numpy as np, cattn
+    >>> import numpy as np
+    >>> import cattn
     >>> x = np.array([[0.2, 0.5], [0.9, 0.1]])
-    >>> t = cattn.trace(x, np.eye(2), np.eye(2), np.eye(2), tokens=["The", "cat"])
-    >>> t.weights.shape
-    (2, 2)
-    >>> print(t)  # doctest: +SKIP
-    >>> t.plot().figure.savefig("weights.png")  # doctest: +SKIP
+    >>> steps = cattn.trace(x, np.eye(2), np.eye(2), np.eye(2), tokens=["The", "cat"])
+    >>> steps.weights.round(4)
+    array([[0.5106, 0.4894],
+           [0.3972, 0.6028]])
+    >>> print(steps)
+    1. Embeddings  X  (2 x 2)
+      The  0.2000  0.5000
+      cat  0.9000  0.1000
+    ...
     """
     arrays = float_arrays(x=x, w_query=w_query, w_key=w_key, w_value=w_value)
     x = arrays["x"]
@@ -107,13 +124,17 @@ def trace(
 class AttentionTrace:
     """What `trace` returns: the matrices of one head of self-attention.
 
-    ``str()`` lays the seven steps out as labelled matrices, `plot` draws the weights.
+    ``str()`` lays the seven steps out as labelled matrices, a notebook shows them as shaded tables, `plot` draws the
+    weights.
 
     Attributes
     ----------
     x : ndarray, shape (L, d_model)
+        The embeddings.
     query, key : ndarray, shape (L, d_k)
+        ``x @ w_query`` and ``x @ w_key``.
     value : ndarray, shape (L, d_v)
+        ``x @ w_value``.
     scores : ndarray, shape (L, L)
         ``query @ key.T``; row i holds what token i asks of each key.
     scaled_scores : ndarray, shape (L, L)
@@ -125,7 +146,23 @@ class AttentionTrace:
     context : ndarray, shape (L, d_v)
         ``weights @ value``, of the type of `x`.
     scale : float
+        The factor of the scores.
     tokens : tuple of str, or None
+        The names of the tokens.
+
+    See Also
+    --------
+    trace : Makes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> steps = cattn.trace(np.eye(2), np.eye(2), np.eye(2), np.eye(2), scale=1.0)
+    >>> steps
+    <AttentionTrace of 2 tokens, d_k=2, d_v=2, float64>
+    >>> np.allclose(steps.context, steps.weights @ steps.value)
+    True
     """
 
     x: np.ndarray
@@ -191,17 +228,28 @@ class AttentionTrace:
             if i is None:
                 yield "..."
                 continue
-            weight = self.weights[i][:, None]
-            # A weight of exactly 0 takes nothing from its value, not even a NaN.
-            terms = np.multiply(weight, self.value, where=weight != 0, out=np.zeros_like(self.value))
             yield f"for {_clip(names[i], MAX_LABEL)}"
-            yield from format_matrix(terms, names)
+            yield from format_matrix(self._weighted_values(i), names)
+
+    def _weighted_values(self, i):
+        weight = self.weights[i][:, None]
+        # A weight of exactly 0 takes nothing from its value, not even a NaN.
+        return np.multiply(weight, self.value, where=weight != 0, out=np.zeros_like(self.value))
+
+    def _repr_html_(self):
+        from ._trace_html import trace_html
+
+        return trace_html(self)
 
     def _names(self):
         return self.tokens if self.tokens is not None else tuple(map(str, range(len(self.x))))
 
     def plot(self, ax=None):
         """Draw the weights as a heatmap, a row for each query token and a column for each key token.
+
+        The scale ends at the largest weight; for more than 64 tokens, at the median of the rows' largest weights, so
+        that a few large ones do not hide all others. For more than 512 tokens a cell shows the largest weight of
+        several queries by as many keys. NaN is grey.
 
         Parameters
         ----------
@@ -220,6 +268,18 @@ class AttentionTrace:
             matplotlib is not installed.
         ValueError
             There are no tokens.
+
+        See Also
+        --------
+        trace : Makes what is drawn.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cattn
+        >>> steps = cattn.trace(np.eye(2), np.eye(2), np.eye(2), np.eye(2), tokens=["The", "cat"])
+        >>> axes = steps.plot()
+        >>> axes.figure.savefig("weights.png")  # doctest: +SKIP
         """
         try:
             from matplotlib.ticker import MaxNLocator
@@ -236,10 +296,18 @@ class AttentionTrace:
             margin = 0.09 * max(map(len, names)) if self.tokens is not None else 0.3
             ax = pyplot.figure(figsize=(side + margin + 1.6, side + margin + 0.8), layout="compressed").add_subplot()
 
-        top = np.nanmax(self.weights, initial=0.0) or 1.0
-        image = ax.imshow(self.weights, cmap="Blues", vmin=0, vmax=top)
+        step = math.ceil(count / MAX_CELLS)
+        cells = _largest_of_blocks(self.weights, step)
+        peaks = np.fmax.reduce(cells, axis=1, initial=0.0)
+        top = np.median(peaks) if count > FEW else peaks.max()
+        label = f"weight ({self._row_sums()})" + (f", the largest of {step} x {step}" if step > 1 else "")
+        image = ax.imshow(cells, cmap="Blues", vmin=0, vmax=top or peaks.max() or 1.0)
+        image.set_cmap(image.cmap.with_extremes(bad="0.75"))
+        image.set_extent(np.array([0, len(cells), len(cells), 0]) * step - 0.5)
         ax.set(title="Attention weights", xlabel="key token (attended to)", ylabel="query token (attends)")
-        ax.figure.colorbar(image, ax=ax, label=f"weight ({self._row_sums()})", aspect=25, pad=0.03)
+        ax.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
+        extend = "max" if image.norm.vmax < peaks.max() else "neither"
+        ax.figure.colorbar(image, ax=ax, label=label, aspect=25, pad=0.03, extend=extend)
         if self.tokens is None:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
             ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
@@ -252,8 +320,12 @@ class AttentionTrace:
 
     def _row_sums(self):
         sums = self.weights.sum(axis=1, dtype=np.float64)
+        if np.isnan(sums).any():
+            return "grey: NaN"
         if np.allclose(sums, 1, atol=1e-3):
             return "each row sums to 1"
+        if np.isnan(sums).any():
+            return "NaN in some rows"
         return f"rows sum to {sums.min():.2g} to {sums.max():.2g}"
 
     def _label_axes(self, ax, names):
@@ -280,6 +352,13 @@ class AttentionTrace:
             color = "black" if bright else "white"
             # A text that takes part in the layout is measured at each draw, and these never leave the axes.
             ax.text(j, i, text, ha="center", va="center", fontsize=fontsize, color=color, in_layout=False)
+
+
+def _largest_of_blocks(matrix, step):
+    """The largest number of each block of `step` rows and columns; NaN where there is one."""
+    for axis in (0, 1):
+        matrix = np.maximum.reduceat(matrix, range(0, matrix.shape[axis], step), axis=axis)
+    return matrix
 
 
 def format_matrix(matrix, rows=None, columns=None, number=None, last_column=False):

@@ -22,7 +22,9 @@ def attention(
     Parameters
     ----------
     query : array_like, (..., Hq, Lq, D)
+        Lq queries in each of Hq heads.
     key : array_like, (..., Hkv, Lk, D)
+        Lk keys in each of Hkv heads.
     value : array_like, (..., Hkv, Lk, Dv)
         Leading dimensions broadcast. Query head ``h`` reads key and value head ``h // (Hq // Hkv)``. When all three
         are two-dimensional there is one head and no head axis.
@@ -32,14 +34,14 @@ def attention(
         Row ``i``, which stands at position ``p_i = query_offset + i``, attends to keys ``j <= p_i`` only.
     window : (left, right), optional
         Row ``i`` attends to keys ``p_i - left <= j <= p_i + right`` only; None or -1 is no limit on that side.
-    query_offset : int, integer array, "start" or "end", optional
+    query_offset : {"start", "end"}, int, or int array, optional
         Position of the first query among the keys, for each batch entry. "start" is 0, "end" the entry's key length
         less its query length. May be omitted where Lq equals Lk (0) or no position is used.
     key_range : (start, stop), optional
         Integer arrays (..., Hq, Lq) or None: row ``i`` attends to keys ``start_i <= j < stop_i`` only.
-    query_lengths, key_lengths : int or integer array, optional
+    query_lengths, key_lengths : int or int array, optional
         For each batch entry. Keys at or past the length do not exist, query rows at or past it give zeros.
-    mask : boolean array, optional
+    mask : bool array, optional
         Broadcasts to (..., Hq, Lq, Lk); True may attend.
     bias : array_like, optional
         Added to the scores, broadcasts to (..., Hq, Lq, Lk); -inf masks.
@@ -62,6 +64,10 @@ def attention(
         A row that attends to nothing is 0.
     lse : ndarray, ``out.shape[:-1]``
         Only if `return_lse`. A row that attends to nothing has the sink's logit, or -inf.
+
+    See Also
+    --------
+    attention_weights : The matrices on the way.
 
     Notes
     -----
@@ -93,6 +99,18 @@ def attention(
        https://arxiv.org/abs/2309.17453
     .. [5] OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", 2025: a learned logit for each head in the denominator.
        https://arxiv.org/abs/2508.10925
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.standard_normal((3, 4, 100, 16), dtype=np.float32)
+    >>> expected = cattn.reference.attention(query, key, value)
+    >>> expected.dtype
+    dtype('float64')
+    >>> np.allclose(cattn.attention(query, key, value), expected, atol=1e-5)
+    True
     """
     dtype = _arithmetic(dtype, query, key, value)
     query, key, value, without_heads = _heads_first(dtype, layout, query, key, value)
@@ -121,17 +139,36 @@ def attention_weights(
 
     Parameters
     ----------
-    query, key, scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, \
-softcap, sinks, layout, dtype
+    query : array_like, (..., Hq, Lq, D)
+        As in `attention`.
+    key : array_like, (..., Hkv, Lk, D)
         As in `attention`.
     stage : {"weights", "scores", "softcapped", "biased"}
         "scores" are the scaled products, "softcapped" those after the softcap, both whatever is masked; "biased" are
         the final scores, -inf where masked; "weights" are the rows after the softmax, 0 where masked.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`.
+    mask, bias, alibi_slopes, softcap, sinks, layout, dtype : optional
+        As in `attention`.
 
     Returns
     -------
     ndarray, (..., Hq, Lq, Lk)
         In either layout.
+
+    See Also
+    --------
+    attention : The weighted sums of values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> x = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]])
+    >>> cattn.reference.attention_weights(x, x, causal=True).round(3)
+    array([[1.   , 0.   , 0.   ],
+           [0.056, 0.944, 0.   ],
+           [0.198, 0.401, 0.401]])
     """
     dtype = _arithmetic(dtype, query, key)
     query, key, without_heads = _heads_first(dtype, layout, query, key)
@@ -154,19 +191,41 @@ def attention_varlen(
     Parameters
     ----------
     query : array_like, (total queries, Hq, D)
+        The queries of all sequences, one after the other.
     key : array_like, (total keys, Hkv, D)
+        Their keys.
     value : array_like, (total keys, Hkv, Dv)
-    query_indptr, key_indptr : integer array_like, (sequences + 1,)
-    query_offset : int, integer array (sequences,), "start" or "end", optional
+        Their values.
+    query_indptr, key_indptr : int array_like, (sequences + 1,)
+        Ascending, from 0 to the total.
+    query_offset : {"start", "end"}, int, or int array (sequences,), optional
+        Position of the first query of each sequence among its keys, as in `attention`.
     alibi_slopes : array_like, (Hq,) or (sequences, Hq), optional
-    return_lse, dtype, **modifiers
+        As in `attention`.
+    return_lse, dtype : optional
+        As in `attention`.
+    **modifiers
         As in `attention`: scale, causal, window, softcap, sinks.
 
     Returns
     -------
     out : ndarray, (total queries, Hq, Dv)
+        What `attention` gives for each sequence by itself.
     lse : ndarray, (total queries, Hq)
         Only if `return_lse`.
+
+    See Also
+    --------
+    attention : One sequence, or a batch of equal lengths.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.standard_normal((3, 6, 4, 8))
+    >>> cattn.reference.attention_varlen(query, key, value, [0, 2, 6], [0, 2, 6]).shape
+    (6, 4, 8)
     """
     query, key, value = np.asarray(query), np.asarray(key), np.asarray(value)
     dtype = _arithmetic(dtype, query, key, value)

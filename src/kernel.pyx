@@ -77,6 +77,11 @@ def isa():
     return (<bytes>machine.table.name).decode()
 
 
+def l2_bytes():
+    """The second-level cache of one core that plans are made for."""
+    return machine.l2_bytes
+
+
 cdef Py_ssize_t default_threads() except -1:
     return get_num_threads()
 
@@ -179,6 +184,14 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     TypeError, ValueError
         Naming the argument, what was expected and what came. Nothing has been written then.
     MemoryError
+        There is no memory for the output or the workspace.
+
+    See Also
+    --------
+    attention_varlen : Packed sequences, without padding.
+    attention_weights : The matrix of weights or scores, which `attention` never holds.
+    merge_attention : Join the results of disjoint sets of keys.
+    self_attention : The whole line from embeddings, projections included.
 
     Notes
     -----
@@ -190,6 +203,29 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     may give infinity.
 
     How accurate the result is, is written in `cattn.reference.attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.standard_normal((3, 1, 12, 128, 64), dtype=np.float32)
+    >>> context = cattn.attention(query, key, value, causal=True)
+    >>> context.shape, context.dtype
+    ((1, 12, 128, 64), dtype('float32'))
+
+    Decoding: one query stands at the end of a cache of keys.
+
+    >>> newest = cattn.attention(query[:, :, -1:], key, value, causal=True, query_offset="end")
+    >>> np.allclose(newest, context[:, :, -1:], atol=1e-6)
+    True
+
+    A padded batch, of which the second entry has 77 keys:
+
+    >>> batch = [np.concatenate([x, x]) for x in (query, key, value)]
+    >>> padded = cattn.attention(*batch, key_lengths=[128, 77])
+    >>> np.array_equal(padded[1], cattn.attention(query, key[:, :, :77], value[:, :, :77])[0])
+    True
     """
     cdef cattn_problem problem
     cdef dict modifiers = None
@@ -223,13 +259,20 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
     Parameters
     ----------
     query : array_like, shape (total queries, Hq, D)
+        The queries of all sequences, one after the other.
     key : array_like, shape (total keys, Hkv, D)
+        Their keys, whose numbers may differ from those of the queries.
     value : array_like, shape (total keys, Hkv, Dv)
+        Their values.
     query_indptr, key_indptr : int array_like, shape (sequences + 1,)
         Ascending, from 0 to the total.
+    scale, causal, window : optional
+        As in `attention`.
     query_offset : {"start", "end"}, int, or int array of shape (sequences,), optional
+        Where query 0 of each sequence stands among its keys, as in `attention`.
     alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
-    scale, causal, window, softcap, sinks, out, return_lse, num_threads
+        As in `attention`.
+    softcap, sinks, out, return_lse, num_threads : optional
         As in `attention`.
 
     Returns
@@ -243,6 +286,26 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
     ------
     TypeError, ValueError, MemoryError
         As `attention` does.
+
+    See Also
+    --------
+    attention : Arrays with an axis for the batch.
+
+    Examples
+    --------
+    Sequences of 2, 1 and 3 tokens:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.standard_normal((3, 6, 4, 8))  # (total, heads, head size)
+    >>> indptr = [0, 2, 3, 6]
+    >>> context = cattn.attention_varlen(query, key, value, indptr, indptr, causal=True)
+    >>> context.shape
+    (6, 4, 8)
+    >>> alone = cattn.attention(query[3:], key[3:], value[3:], layout="blhd", causal=True)
+    >>> np.array_equal(context[3:], alone)
+    True
     """
     cdef cattn_problem problem
     given, result, lse = _arguments.attention_varlen(
@@ -266,15 +329,20 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
     Parameters
     ----------
     query : array_like, shape (..., Hq, Lq, D)
+        As in `attention`.
     key : array_like, shape (..., Hkv, Lk, D)
+        As in `attention`.
     stage : {"weights", "scores", "softcapped", "biased"}
         "scores" are scale · q·k; "softcapped" follow the softcap; "biased" are final, -inf where masked; "weights" are
         their softmax by row.
-    scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias, alibi_slopes, softcap, sinks
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`. A stage does not need what comes after it.
+    mask, bias, alibi_slopes, softcap, sinks : optional
+        As in `attention`.
     layout : {"bhld", "blhd"}
         Of query and key.
     num_threads : int, optional
+        As in `attention`.
 
     Returns
     -------
@@ -286,6 +354,25 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
     ------
     TypeError, ValueError, MemoryError
         As `attention` does.
+
+    See Also
+    --------
+    attention : The weighted sums of values, without this matrix.
+    trace : Every matrix of one head, from the embeddings on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> x = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]])
+    >>> cattn.attention_weights(x, x, causal=True).round(3)
+    array([[1.   , 0.   , 0.   ],
+           [0.056, 0.944, 0.   ],
+           [0.198, 0.401, 0.401]])
+    >>> cattn.attention_weights(x, x, stage="scores", scale=1.0)
+    array([[1., 0., 1.],
+           [0., 4., 2.],
+           [1., 2., 2.]])
     """
     cdef cattn_problem problem
     given, stage, result = _arguments.attention_weights(
@@ -307,17 +394,37 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
 
     Parameters
     ----------
-    query, key, value, ...
+    query, key, value : array_like
+        As in `attention`.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`.
+    mask, bias, alibi_slopes, softcap, sinks, layout, out, return_lse, num_threads : optional
         As in `attention`. Nothing is computed, and `out` is not written.
 
     Returns
     -------
     Plan
+        It follows from shapes, types and the machine, not from data.
 
     Raises
     ------
     TypeError, ValueError, MemoryError
         As `attention` does.
+
+    See Also
+    --------
+    attention : The call itself.
+    show_config : What is known of the machine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> x = np.ones((1, 12, 128, 64), np.float32)
+    >>> cattn.plan(x, x, x).strategy
+    'many rows'
+    >>> cattn.plan(x[:, :, :1], x, x).strategy  # decoding: one query a head
+    'few rows'
     """
     cdef cattn_problem problem
     cdef const Strategy *strategy
@@ -338,8 +445,8 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         workspace_bytes=found.workspace_bytes, partial_bytes=<object>found.partials * found.partial_bytes)
 
 
-for door in (attention, attention_varlen, attention_weights, plan):
-    explain_calls(door, _arguments.explain_call)
+for _door in (attention, attention_varlen, attention_weights, plan):
+    explain_calls(_door, _arguments.explain_call)
 
 
 cdef int attention_for_c(const cattn_attention_args *args) noexcept nogil:

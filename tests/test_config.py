@@ -2,12 +2,14 @@
 
 import os
 import platform
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import cattn
-from cattn import _threads
+from cattn import _config, _kernel, _threads
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def shown(capsys):
 def test_versions(capsys):
     lines = shown(capsys)
     assert lines["cattn"] == cattn.__version__
-    assert lines["NumPy"] == np.__version__
+    assert lines["NumPy"].startswith(f"{np.__version__}, built with ")
     assert lines["Python"].startswith(platform.python_version())
     assert lines["platform"] == platform.platform()
 
@@ -46,8 +48,92 @@ def test_kernel_tables(capsys):
         assert isa == runs[0]
 
 
-def test_default_threads(capsys):
-    assert shown(capsys)["threads"] == f"{_threads.default_num_threads()} (CPUs that this process may use)"
+@pytest.mark.parametrize(
+    "cpus, usable, quotas, expected",
+    [
+        (64, 64, [], "64 (all CPUs of this machine)"),
+        (64, 64, [64.0], "64 (all CPUs of this machine)"),
+        (64, 8, [], "8 (this process's affinity, 8 of 64 CPUs)"),
+        (64, 8, [9.5], "8 (this process's affinity, 8 of 64 CPUs)"),
+        (64, 8, [16, 2.5], "3 (a control group's quota of 2.5 CPUs)"),
+    ],
+)
+def test_default_threads(capsys, monkeypatch, cpus, usable, quotas, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)), raising=False)
+    monkeypatch.setattr(_threads, "_quotas", lambda root: iter(quotas))
+    assert shown(capsys)["threads"] == expected
+
+
+def test_default_threads_where_there_is_no_affinity(capsys, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(_threads, "_quotas", lambda root: iter([]))
+    assert shown(capsys)["threads"] == "64 (all CPUs of this machine)"
+
+
+def test_caches(capsys, monkeypatch):
+    assert 1 << 16 <= _kernel.l2_bytes() <= 1 << 26
+    monkeypatch.setattr(_kernel, "l2_bytes", lambda: 1280 << 10)
+    monkeypatch.setattr(_config, "_find_caches", lambda: {"L1d": 48 << 10, "L2": 2 << 20})
+    assert shown(capsys)["caches"] == "L1d 48 KiB, L2 2 MiB; blocks are cut for an L2 of 1280 KiB"
+    monkeypatch.setattr(_config, "_find_caches", lambda: {})
+    assert shown(capsys)["caches"] == "blocks are cut for an L2 of 1280 KiB"
+
+
+def test_caches_of_linux(monkeypatch, tmp_path):
+    for number, texts in enumerate((("1", "Data", "48K"), ("1", "Instruction", "32K"), ("2", "Unified", "2048K"))):
+        folder = tmp_path / f"index{number}"
+        folder.mkdir()
+        for name, text in zip(("level", "type", "size"), texts, strict=True):
+            (folder / name).write_text(f"{text}\n")
+    (tmp_path / "index3").mkdir()
+    monkeypatch.setattr(_config, "CACHES", str(tmp_path / "index*"))
+    assert _config._find_caches() == {"L1d": 48 << 10, "L2": 2 << 20}
+
+
+def test_blas(monkeypatch, capsys):
+    for blas, expected in (
+        ({"name": "scipy-openblas", "version": "0.3.31"}, "scipy-openblas 0.3.31"),
+        ({"name": "accelerate"}, "accelerate"),
+        ({"found": False}, "no BLAS"),
+    ):
+        monkeypatch.setattr(np, "show_config", lambda mode, blas=blas: {"Build Dependencies": {"blas": blas}})
+        assert shown(capsys)["NumPy"] == f"{np.__version__}, built with {expected}"
+
+
+def test_licence_and_documentation(capsys):
+    lines = shown(capsys)
+    assert lines["licence"].startswith("BSD-3-Clause")
+    assert "python -m pydoc cattn" in lines["documentation"]
+    found = _config.collect()
+    if path := found["licence"]["file"]:
+        assert "Redistribution and use" in Path(path).read_text(encoding="utf-8")
+        assert lines["licence"] == f"BSD-3-Clause, {path}"
+    if path := found["documentation"]["readme"]:
+        assert "## Promises" in Path(path).read_text(encoding="utf-8")
+        assert lines["documentation"].endswith(f"README in {path}")
+
+
+def test_files_beside_the_package(monkeypatch, tmp_path):
+    names = ("RECORD", "METADATA", "LICENSE")
+    files = [SimpleNamespace(name=name, locate=lambda name=name: tmp_path / name) for name in names]
+    monkeypatch.setattr("importlib.metadata.files", lambda package: files if package == "cattn" else [])
+    found = _config.collect()
+    assert found["licence"]["file"] == str(tmp_path.resolve() / "LICENSE")
+    assert found["documentation"]["readme"] == str(tmp_path.resolve() / "METADATA")
+
+
+def test_a_package_that_was_not_installed(capsys, monkeypatch):
+    monkeypatch.setattr(_config, "_find_file", lambda name: None)
+    lines = shown(capsys)
+    assert lines["licence"] == "BSD-3-Clause"
+    assert lines["documentation"] == "python -m pydoc cattn"
+
+
+def test_a_table_that_was_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("CATTN_ISA", _kernel.isa())
+    assert shown(capsys)["kernel table"].startswith(f"{_kernel.isa()} (CATTN_ISA); this processor runs ")
 
 
 def test_threads_of_the_environment(capsys, monkeypatch):

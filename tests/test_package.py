@@ -53,7 +53,7 @@ def paths_in(wheel):
 def test_sdist_holds_what_is_needed_to_build_and_test(built):
     with tarfile.open(built[0]) as archive:
         found = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()}
-    kinds = {"src": "**/*.[pch]*", "cattn": "*.[ph]*", "tests": "**/*.*", "benchmarks": "**/*.*"}
+    kinds = {"src": "**/*.[pch]*", "cattn": "**/*.[ph]*", "tests": "**/*.*", "benchmarks": "**/*.*"}
     expected = {path for folder, kind in kinds.items() for path in (ROOT / folder).glob(kind)}
     expected = {path.relative_to(ROOT) for path in expected if path.suffix != ".pyc" and path.name != "kernel.c"}
     assert {PurePosixPath(path) for path in expected} <= found
@@ -63,8 +63,9 @@ def test_sdist_holds_what_is_needed_to_build_and_test(built):
 
 @pytest.mark.slow
 def test_wheel_holds_the_package(built):
-    expected = {path.name for path in PACKAGE.iterdir() if path.suffix in (".py", ".pyi", ".pxd", ".h")} | {"py.typed"}
-    found = {path.name for path in paths_in(built[1]) if path.parent == PurePosixPath("cattn")}
+    sources = (path for path in PACKAGE.rglob("*.*") if path.suffix in (".py", ".pyi", ".pxd", ".h"))
+    expected = {path.relative_to(PACKAGE).as_posix() for path in sources} | {"py.typed"}
+    found = {str(path.relative_to("cattn")) for path in paths_in(built[1]) if path.parts[0] == "cattn"}
     assert expected <= found
     (compiled,) = (name for name in found if name.startswith("_kernel.") and name.endswith((".so", ".pyd")))
     assert found == expected | {compiled}

@@ -1,9 +1,13 @@
-"""trace keeps every matrix between the embeddings and the context; str() and plot() show them."""
+"""trace keeps every matrix between the embeddings and the context; str(), a notebook and plot() show them."""
 
+import base64
 import dataclasses
 import itertools
 import re
+import struct
 import sys
+import zlib
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -215,6 +219,184 @@ def test_tokens_of_any_kind_print_on_one_line():
     assert len(lines["東京"]) == len(lines["ok"]) - 2
 
 
+# As HTML
+
+
+class Page(HTMLParser):
+    """What a browser makes of it: the texts of headings, tables and SVG. Elements must nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.headings, self.captions, self.tables = [], [], [], []
+        self.labels, self.images, self.colours, self.style, self.elements = [], [], [], "", set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.add(tag)
+        attributes = dict(attributes)
+        if tag == "br":
+            return
+        self.open.append(tag)
+        kept = {"b": self.headings, "caption": self.captions, "table": self.tables, "text": self.labels}.get(tag)
+        if kept is not None:
+            kept.append([] if tag == "table" else "")
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.colours += re.findall(r"rgba\((.*)\)", attributes.get("style", ""))
+        elif tag == "image":
+            self.images.append(read_png(base64.b64decode(attributes["href"].partition("base64,")[2])))
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag, kept in (("b", self.headings), ("caption", self.captions), ("text", self.labels)):
+            if tag in self.open:
+                kept[-1] += data
+        if self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        if self.open[-1] == "style":
+            self.style += data
+
+    def numbers(self, table, columns=0):
+        """Of the cells; what they are called in the first row and the first column."""
+        rows = self.tables[table]
+        top = rows.pop(0)[1:] if columns else None
+        return np.array([row[1:] for row in rows], dtype=float), [row[0] for row in rows], top
+
+
+def read_png(data):
+    """The numbers in a picture of 8 bits into a palette."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, data = {}, data[8:]
+    while data:
+        (length,) = struct.unpack(">I", data[:4])
+        kind, content = data[4:8], data[8 : 8 + length]
+        assert data[8 + length : 12 + length] == struct.pack(">I", zlib.crc32(kind + content))
+        chunks[kind], data = content, data[12 + length :]
+    width, height, depth, colour = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
+    assert (depth, colour, len(chunks[b"PLTE"]), len(chunks[b"tRNS"])) == (8, 3, 3 * 256, 256)
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + width)
+    assert not lines[:, 0].any()
+    return lines[:, 1:]
+
+
+def test_html_shows_the_seven_steps_as_tables(steps):
+    page = Page(steps._repr_html_())
+    assert page.headings == [
+        "1. Embeddings",
+        "2. Projections",
+        "3. Scores",
+        "4. Scaled scores",
+        "5. Weights",
+        "6. Weighted values",
+        "7. Context",
+    ]
+    by_token = [X, steps.query, steps.key, steps.value]
+    squares = [steps.scores, steps.scaled_scores]
+    shares = [steps.weights[i][:, None] * steps.value for i in range(3)]
+    for table, matrix in {**dict(enumerate(by_token)), **dict(enumerate(shares, 7)), 10: steps.context}.items():
+        numbers, rows, _ = page.numbers(table)
+        np.testing.assert_allclose(numbers, matrix, atol=5.1e-5)
+        assert rows == list(TOKENS)
+    for table, matrix in enumerate(squares, 4):
+        numbers, rows, columns = page.numbers(table, columns=1)
+        np.testing.assert_allclose(numbers, matrix, atol=5.1e-5)
+        assert rows == columns == list(TOKENS)
+    numbers, _, columns = page.numbers(6, columns=1)
+    np.testing.assert_allclose(numbers, np.hstack([steps.weights, np.ones((3, 1))]), atol=5.1e-5)
+    assert columns == [*TOKENS, "row sum"]
+    assert page.captions[1:4] == ["Q (3 × 3)", "K (3 × 3)", "V (3 × 3)"]
+    assert len(page.tables) == 11
+
+
+def test_html_shows_the_heatmap_of_the_weights(steps):
+    page = Page(steps._repr_html_())
+    heatmap, scale = page.images
+    np.testing.assert_allclose(heatmap / 254, steps.weights / steps.weights.max(), atol=0.5 / 254)
+    np.testing.assert_array_equal(scale, np.arange(255)[None])
+    assert page.labels[:6] == [name for name in TOKENS for _ in range(2)]
+    assert page.labels[-1] == f"{steps.weights.max():.3g}"
+    assert "each row sums to 1" in steps._repr_html_()
+
+
+def luminance(colour):
+    """Relative, of sRGB (WCAG 2.2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+
+@pytest.mark.parametrize(("page", "text"), [(1.0, 0.0), (0.07, 0.93)], ids=["light", "dark"])
+def test_html_can_be_read_on_light_and_dark_pages(steps, page, text):
+    """The text has the page's colour, and on each shade a contrast of 4.5 or more, as WCAG asks."""
+    html = Page(steps._repr_html_())
+    assert set(re.findall(r"(?:color|fill): ([^;]+)", html.style)) == {"inherit", "currentColor"}
+    assert len(html.colours) > 40
+    for colour in html.colours:
+        *shade, alpha = map(float, colour.split(","))
+        mixed = [alpha * c / 255 + (1 - alpha) * page for c in shade]
+        low, high = sorted([luminance(mixed), luminance([text] * 3)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_html_shortens_large_matrices():
+    steps = cattn.trace(*draw(512, d_model=64, d_k=32, d_v=32), tokens=[f"token{i}" for i in range(512)])
+    html = steps._repr_html_()
+    assert len(html) < 120_000
+    assert html.count("The first and last 3 of 512 rows and of 64 columns are shown.") == 1
+    assert html.count("The first and last 3 of 512 rows and of 512 columns are shown.") == 3
+    page = Page(html)
+    shown = ["token0", "token1", "token2", "…", "token509", "token510", "token511"]
+    assert page.tables[4][0] == ["", *shown]
+    assert [row[0] for row in page.tables[4][1:]] == shown
+    heatmap, _ = page.images
+    blocks = steps.weights.reshape(256, 2, 256, 2).max(axis=(1, 3))
+    np.testing.assert_allclose(heatmap / 254, blocks / blocks.max(), atol=0.5 / 254)
+    assert "each cell is the largest of 2 × 2 weights" in html
+    assert "token256" not in " ".join(cell for table in page.tables for row in table for cell in row)
+
+
+def test_html_escapes_tokens():
+    names = ["<script>alert(1)</script>", "a & b", '"><img src=x onerror=alert(1)>']
+    page = Page(cattn.trace(*draw(3), tokens=names)._repr_html_())
+    assert page.elements.isdisjoint({"script", "img"})
+    assert [row[0] for row in page.tables[0]] == ["<script>ale...", "a & b", '"><img src=...']
+    assert "a & b" in page.labels
+
+
+def test_html_says_what_is_not_finite():
+    x, *weights = draw(3)
+    x[1, 0], x[2, 1] = np.nan, np.inf
+    page = Page(cattn.trace(x, *weights, key_lengths=2)._repr_html_())
+    assert page.captions[0] == "(3 × 4)Of 12 numbers, 1 NaN and 1 infinite."
+    assert page.captions[2].startswith("K (3 × 3)Of 9 numbers, 3 NaN and")
+    assert page.tables[0][1][1] == "nan" and page.tables[0][2][2] == "inf"
+    assert (page.images[0] == 255).any()
+    assert "orange: NaN" in cattn.trace(x, *weights)._repr_html_()
+
+
+def test_html_tells_masked_from_infinite():
+    steps = cattn.trace(*draw(3), causal=True)
+    page = Page(steps._repr_html_())
+    assert page.captions[6] == "with softcap, bias and masking (-inf: masked) (3 × 3)"
+    assert page.tables[6][1][1:] == [f"{steps.scaled_scores[0, 0]:.4f}", "-inf", "-inf"]
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_html_of_hardly_any_tokens(length):
+    page = Page(cattn.trace(*draw(length), **({"tokens": []} if length == 0 else {}))._repr_html_())
+    assert page.headings[-1] == "7. Context"
+    assert len(page.images) == 2 * length
+
+
 # Plotted
 
 
@@ -270,6 +452,47 @@ def test_plot_labels_never_overlap(pyplot, tmp_path, length):
     assert all(text.get_window_extent().width < cell for text in ax.texts)
 
 
+def test_scale_of_few_tokens_ends_at_the_largest_weight(pyplot):
+    for length in (3, 64):
+        ax = cattn.trace(*draw(length)).plot()
+        image = ax.images[0]
+        assert image.norm.vmax == image.get_array().max()
+        assert image.colorbar.extend == "neither"
+
+
+@pytest.mark.parametrize("length", [65, 500, 1300])
+def test_scale_of_many_tokens_follows_the_most_of_them(pyplot, length):
+    """One query that attends to one key alone does not hide all others, whose weights are about 1 / length; nor does a
+    query whose scores are NaN."""
+    x, *weights = draw(length)
+    bias = np.zeros((length, length))
+    bias[7, 3], bias[9] = 20, np.nan
+    ax = cattn.trace(0.1 * x, *weights, bias=bias).plot()
+    image = ax.images[0]
+    cells = image.get_array()
+    assert image.norm.vmin == 0
+    assert 1 / length < image.norm.vmax < 5 / length
+    assert cells.max() > 0.9
+    assert image.colorbar.extend == "max"
+    assert image.colorbar.ax.get_ylabel().startswith("weight (grey: NaN)")
+
+
+@pytest.mark.parametrize("length, step", [(512, 1), (513, 2), (1300, 3)])
+def test_a_cell_of_a_long_plot_is_the_largest_of_a_block(pyplot, length, step):
+    steps = cattn.trace(*draw(length))
+    ax = steps.plot()
+    image = ax.images[0]
+    padded = np.zeros((-(-length // step) * step,) * 2)
+    padded[:length, :length] = steps.weights
+    side = len(padded) // step
+    blocks = padded.reshape(side, step, side, step)
+    np.testing.assert_array_equal(image.get_array(), blocks.max(axis=(1, 3)))
+    assert image.get_extent() == [-0.5, len(padded) - 0.5, len(padded) - 0.5, -0.5], "a token is one unit wide"
+    assert ax.get_xlim() == (-0.5, length - 0.5)
+    assert ax.get_ylim() == (length - 0.5, -0.5)
+    assert (f"the largest of {step} x {step}" in image.colorbar.ax.get_ylabel()) == (step > 1)
+
+
 def test_plot_of_names_that_look_like_mathematics(pyplot, tmp_path):
     ax = cattn.trace(*draw(2), tokens=["$a_", r"$\undefined{$"]).plot()
     ax.figure.savefig(tmp_path / "weights.png")
@@ -289,6 +512,7 @@ def test_plot_of_nan_and_of_nothing(pyplot):
     x, *weights = draw(3)
     ax = cattn.trace(x * np.nan, *weights).plot()
     assert {text.get_text() for text in ax.texts} == {"nan"}
+    assert ax.images[0].colorbar.ax.get_ylabel() == "weight (NaN in some rows)"
     with pytest.raises(ValueError, match="at least one token"):
         cattn.trace(x[:0], *weights).plot()
 

@@ -3,10 +3,12 @@
 import functools
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from cattn._bench import WINDOW, Case, Inputs, additive_block, row_blocks, split_heads
+from cattn._bench.cases import HALF_TYPES, WINDOW, Case
+from cattn._bench.inputs import Inputs, additive_block, row_blocks, split_heads
 
 
 class NumpyAttention:
@@ -54,7 +56,7 @@ class NumpyAttention:
 
 def numpy_call(case: Case, inputs: Inputs) -> Callable[[], np.ndarray]:
     """NumPy's answer to a case. A window is worked through in blocks of rows, so that it costs what it should."""
-    if inputs.query.dtype.kind != "f" or inputs.query.dtype.itemsize < 4:
+    if case.dtype in HALF_TYPES:
         return _numpy_half(case, inputs)
     if case.kind == "packed":
         return _numpy_packed(case, inputs)
@@ -123,13 +125,14 @@ def _numpy_self_attention(case: Case, inputs: Inputs) -> Callable[[], np.ndarray
 
 def _numpy_half(case: Case, inputs: Inputs) -> Callable[[], np.ndarray]:
     """Half types are stored, not computed in: widen, compute, round."""
-    halves = (inputs.query, inputs.key, inputs.value)
-    wide = [np.empty(array.shape, np.float32) for array in halves]
-    compute = _numpy_blocks(case, Inputs(*wide, inputs.options))
+    halves = (inputs.query, inputs.key, inputs.value, *inputs.weights)
+    query, key, value, *weights = wide = [np.empty(array.shape, np.float32) for array in halves]
+    wider = replace(inputs, query=query, key=key, value=value, weights=tuple(weights))
+    compute = numpy_call(replace(case, dtype="float32"), wider)
 
     def call() -> np.ndarray:
         for array, half in zip(wide, halves, strict=True):
             array[...] = half
-        return compute().astype(halves[0].dtype)
+        return compute().astype(inputs.query.dtype)
 
     return call

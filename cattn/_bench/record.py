@@ -1,4 +1,5 @@
-"""The record of a run: what `compare.py --json` writes and `report.py` reads. What is not known is null.
+"""The record of a run: what `cattn bench --json` and `compare.py --json` write and `report.py` reads. What is not known
+is null.
 
 machine              its name, which all runs on it share
 processor, system    as they call themselves
@@ -11,59 +12,64 @@ versions             of Python, of each engine's package, and of NumPy's BLAS wi
 threads              of each engine
 rounds               in which each engine had a turn, at least
 peak_gflops          float32 multiply-adds of so many threads, in GFLOP/s, measured in the same run
+peak_bfloat16_gflops the same of bfloat16, in the processor's own instruction for pairs of them where it has that
 bandwidth_gb_s       what they read from memory, in GB/s, likewise
-limits_by            how these two were measured
+limits_by            how these were measured
 notes                whole sentences for the reader
 cases                one for each problem:
-    name, dtype, causal
+    name, dtype, causal, where the name tells the type unless that is float32
     shape            "batch,heads/key heads,queries,keys,head size"
     speedup          how many times as fast cattn is as its fastest peer: the median of the rounds' ratios
+    spread           how many times as long as its fast rounds an engine's slow ones took, between the quartiles; of the
+                     engine whose rounds differ most
     share_of_limit   cattn's, of what peak and bandwidth allow; null for tiny problems
     engines          by name: seconds (the median of a call), gflops (null where the time is what counts: tiny problems
-                     and one query), kappa (the largest error, in eps · Σ p|v| · (1 + the largest score's magnitude))
+                     and one query), error (the largest, in eps · Σ p|v|, with eps of dtype), kappa (the largest, in
+                     eps · Σ p|v| · (1 + the largest score's magnitude), with eps of the arithmetic, less half types'
+                     own rounding)
     errors           by name: why an engine is not among them
 """
 
+import contextlib
 import datetime
 import json
 import os
 import platform
-import shlex
-import subprocess
-import sys
-from argparse import Namespace
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cpuinfo  # comes with pytest-benchmark
-import threadpoolctl
-from answer import Check
-from engines import Engine
-from limits import Limits
+import numpy as np
 
 from cattn import _kernel
-from cattn._bench import Case, Timings
+from cattn._bench.answer import Check
+from cattn._bench.cases import Case
+from cattn._bench.engines import Engine
+from cattn._bench.limits import Limits, memory_bytes
+from cattn._bench.timing import Timings
 
 
-def run_record(options: Namespace, engines: Sequence[Engine], limits: Limits) -> dict:
-    """The record of a run that has no cases yet."""
-    processor = cpuinfo.get_cpu_info().get("brand_raw") or platform.machine()
+def run_record(threads: int, engines: Sequence[Engine], limits: Limits) -> dict:
+    """The record of a run that has no cases yet. Its machine is called by its processor; code and command are not
+    known here."""
+    processor, memory = _processor(), memory_bytes()
     versions = {engine.package: engine.version for engine in engines}
     return {
-        "machine": options.machine or processor,
+        "machine": processor,
         "processor": processor,
         "cores": os.cpu_count(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory and _short(memory / 2**30),
         "isa": _kernel.isa(),
         "system": platform.platform(),
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "commit": None,
+        "command": None,
         "source": "measured",
         "versions": {"python": platform.python_version(), **versions, "blas": _blas()},
-        "threads": options.threads,
+        "threads": threads,
         "rounds": None,
-        "peak_gflops": _short(limits.peak_flops() / 1e9),
+        "peak_gflops": _short(limits.peak_flops("float32") / 1e9),
+        "peak_bfloat16_gflops": _short(limits.peak_flops("bfloat16") / 1e9),
         "bandwidth_gb_s": _short(limits.read_bandwidth() / 1e9),
         "limits_by": limits.method,
         "notes": [],
@@ -79,16 +85,18 @@ def case_record(
     cattn = seconds.get("cattn")
     peer = min((label for label in seconds if not label.startswith("cattn")), key=seconds.get, default=None)
     return {
-        "name": case.name,
-        "shape": f"{case.batch},{case.heads}/{case.kv_heads},{case.queries},{case.keys},{case.head_size}",
+        "name": case.title,
+        "shape": case.shape,
         "dtype": case.dtype,
         "causal": case.causal,
         "speedup": _short(timings.speedup("cattn", over=peer)) if cattn and peer else None,
+        "spread": _short(max(map(timings.spread, seconds))) if timings.rounds > 1 else None,
         "share_of_limit": _short(least_seconds / cattn) if cattn and case.flops > 1_000_000 else None,
         "engines": {
             label: {
                 "seconds": _short(taken),
                 "gflops": None if case.counts_time else _short(case.flops / taken / 1e9),
+                "error": _short(checks[label].error),
                 "kappa": _short(checks[label].kappa),
             }
             for label, taken in seconds.items()
@@ -109,20 +117,22 @@ def _short(number: float) -> float:
     return float(f"{number:.4g}")
 
 
-def _memory_gib() -> float | None:
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return _short(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
-
-
-def _commit() -> str | None:
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+def _processor() -> str:
     try:
-        return subprocess.check_output(git, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        import cpuinfo  # comes with pytest-benchmark
+    except ImportError:
+        with contextlib.suppress(OSError):
+            if named := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+                return named[1]
+        return platform.processor() or platform.machine()
+    return cpuinfo.get_cpu_info().get("brand_raw") or platform.machine()
 
 
 def _blas() -> str | None:
+    try:
+        import threadpoolctl
+    except ImportError:
+        blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+        return " ".join(filter(None, (blas.get("name"), blas.get("version")))) or None
     found = (info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas")
     return ", ".join(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found) or None

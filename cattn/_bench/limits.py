@@ -1,9 +1,10 @@
-"""What the machine itself can do: its peak of floating-point arithmetic and the speed at which it reads memory.
+"""What the machine itself can do: its peak of floating-point arithmetic, its memory and the speed at which it reads it.
 
 Measured by a few lines of C, compiled when they are needed; without a C compiler by NumPy, which gives lower bounds.
 """
 
 import ctypes
+import functools
 import os
 import shutil
 import statistics
@@ -76,11 +77,47 @@ PEAK(base, 16, )
 
 double peak(long steps, float x, float y) { return BEST(peak)(steps, x, y); }
 
+/* VDPBF16PS: two multiply-adds of bfloat16 a lane. 0 where compiler or processor lack it. */
+#if defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 11)
+#include <immintrin.h>
+
+__attribute__((target("avx512f,avx512bf16")))
+static double bfloat16_loop(long steps, float x) {
+    __m512 sums[12];
+    for (int chain = 0; chain < 12; chain++)
+        sums[chain] = _mm512_set1_ps(x + chain);
+    __m512bh factor = _mm512_cvtne2ps_pbh(sums[0], sums[0]);
+    for (long step = 0; step < steps; step++) {
+        _Pragma("GCC unroll 12")
+        for (int chain = 0; chain < 12; chain++)
+            sums[chain] = _mm512_dpbf16_ps(sums[chain], factor, factor);
+    }
+    for (int chain = 1; chain < 12; chain++)
+        sums[0] = _mm512_add_ps(sums[0], sums[chain]);
+    sink = _mm512_reduce_add_ps(sums[0]);
+    return 2.0 * 2 * 12 * 16 * steps;
+}
+
+double bfloat16_peak(long steps, float x, float y) {
+    (void)y;
+    return __builtin_cpu_supports("avx512bf16") ? bfloat16_loop(steps, x) : 0;
+}
+#else
+double bfloat16_peak(long steps, float x, float y) { (void)steps, (void)x, (void)y; return 0; }
+#endif
+
 void read_often(const char *data, size_t size, long times) {
     while (times--)
         BEST(read)(data, size);
 }
 """
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, where the system says it."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class Limits:
@@ -95,14 +132,23 @@ class Limits:
     def method(self) -> str:
         return "C" if self._library else "NumPy, a lower bound"
 
-    def peak_flops(self) -> float:
-        """Floating-point operations a second, float32."""
-        if self._library is None:
-            a = np.ones((1024, 1024), np.float32)
-            return 2 * 1024**3 / _fastest(lambda: a @ a)
-        steps = 20_000_000  # 40 ms: new threads may share a processor for some of them
-        flops = self._library.peak(1, 0.5, 0.5) * steps * self.threads
-        return flops / _fastest(lambda: self._on_all_threads(lambda _: self._library.peak(steps, 0.5, 0.5)))
+    @functools.cache  # noqa: B019 (there are as many of these objects as runs: one)
+    def peak_flops(self, dtype: str) -> float:
+        """Floating-point operations a second: multiply-adds of float32, or of half as many float64; of pairs of
+        bfloat16 (VDPBF16PS; AMX is not counted) where that is more. float16 is computed in float32."""
+        if dtype == "bfloat16":
+            return max(self.peak_flops("float32"), self._peak("bfloat16_peak") if self._library else 0.0)
+        if dtype != "float32":
+            return self.peak_flops("float32") / (2 if dtype == "float64" else 1)
+        if self._library:
+            return self._peak("peak")
+        a = np.ones((1024, 1024), np.float32)
+        return 2 * 1024**3 / _fastest(lambda: a @ a)
+
+    def _peak(self, function: str) -> float:
+        peak, steps = getattr(self._library, function), 20_000_000  # 40 ms: new threads may share a processor for some
+        flops = peak(1, 0.5, 0.5) * steps * self.threads
+        return flops / _fastest(lambda: self._on_all_threads(lambda _: peak(steps, 0.5, 0.5)))
 
     def read_bandwidth(self, size: int = MEMORY_BYTES) -> float:
         """Bytes a second, when `size` bytes are read again and again: small ones come from a cache."""
@@ -150,8 +196,9 @@ def _compile() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(target))
         except (OSError, subprocess.CalledProcessError):
             return None
-    library.peak.argtypes = ctypes.c_long, ctypes.c_float, ctypes.c_float
-    library.peak.restype = ctypes.c_double
+    for peak in (library.peak, library.bfloat16_peak):
+        peak.argtypes = ctypes.c_long, ctypes.c_float, ctypes.c_float
+        peak.restype = ctypes.c_double
     library.read_often.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long
     library.read_often.restype = None
     return library

@@ -4,31 +4,21 @@ An engine imports its library when it is made (ImportError: not installed) and i
 Arrays are brought into its own layout and memory before the clock runs.
 """
 
+import functools
 import importlib
 import itertools
-import multiprocessing
-import os
 import timeit
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy_attention import numpy_call
 
-from cattn._bench import (
-    CASES,
-    SOFTCAP,
-    WINDOW,
-    Case,
-    Inputs,
-    Timer,
-    additive_block,
-    bias_block,
-    cattn_call,
-    make_inputs,
-    mask_block,
-)
+from cattn._bench.cases import HALF_TYPES, SOFTCAP, WINDOW, Case
+from cattn._bench.inputs import Inputs, additive_block, bias_block, make_inputs, mask_block
+from cattn._bench.numpy_attention import numpy_call
+from cattn._bench.process import start_process
+from cattn._bench.timing import Timer
 
 ALL = slice(None)
 
@@ -49,6 +39,7 @@ class Engine:
     name: str
     label: str
     package: str
+    keeps_scores = True  # in memory, queries × keys of all heads
 
     def __init__(self, threads: int):
         self.threads = threads
@@ -76,13 +67,40 @@ class NumPy(Engine):
 
 class Cattn(Engine):
     name, label, package = "cattn", "cattn", "cattn"
-
-    def __init__(self, threads: int):
-        super().__init__(threads)
-        importlib.import_module("cattn").set_num_threads(threads)
+    keeps_scores = False
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         return _prepared(cattn_call(case, inputs, self.threads))
+
+
+def cattn_call(case: Case, inputs: Inputs, num_threads: int) -> Callable[[], np.ndarray]:
+    """cattn's answer to a case. The thread count is set for the process, as a user's program would."""
+    import cattn
+
+    cattn.set_num_threads(num_threads)
+    arrays = (inputs.query, inputs.key, inputs.value)
+    if case.kind == "packed":
+        return functools.partial(cattn.attention_varlen, *arrays, inputs.indptr, inputs.indptr)
+    if case.kind == "self_attention":
+        return functools.partial(cattn.self_attention, inputs.query, *inputs.weights, num_heads=case.heads)
+    return functools.partial(cattn.attention, *arrays, **inputs.options)
+
+
+class CattnFloat32(Cattn):
+    """cattn on the same numbers in float32: what a half type is worth."""
+
+    name, label = "cattn-float32", "cattn float32"
+
+    def supports(self, case: Case) -> bool:
+        return case.dtype in HALF_TYPES
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        def wide(array: np.ndarray) -> np.ndarray:
+            return array.astype(np.float32)
+
+        query, key, value = map(wide, (inputs.query, inputs.key, inputs.value))
+        weights = tuple(map(wide, inputs.weights))
+        return super().prepare(case, replace(inputs, query=query, key=key, value=value, weights=weights))
 
 
 class CattnIsa(Engine):
@@ -90,30 +108,19 @@ class CattnIsa(Engine):
     only while this one waits for it: it takes its turn in the rounds like every other engine."""
 
     package = "cattn"
+    keeps_scores = False
 
     def __init__(self, threads: int, isa: str):
         super().__init__(threads)
         self.name, self.label = f"cattn-{isa}", f"cattn {isa}"
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
-        before = os.environ.get("CATTN_ISA")
-        os.environ["CATTN_ISA"] = isa
-        try:
-            self._process.start()
-        finally:
-            if before is None:
-                del os.environ["CATTN_ISA"]
-            else:
-                os.environ["CATTN_ISA"] = before
-        theirs.close()
+        self._process, self._connection = start_process(_serve, threads, environment={"CATTN_ISA": isa})
         try:
             self._answer()
         except (EOFError, RuntimeError) as error:
             raise ImportError(f"its process ended {error}".rstrip()) from error
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
-        self._ask("prepare", case.name)
+        self._ask("prepare", case)
         return Prepared(self, lambda: self._ask("result"))
 
     def timeit(self, number: int) -> float:
@@ -150,7 +157,7 @@ def _serve(connection: Any, threads: int) -> None:
             return
         try:
             if verb == "prepare":
-                case = CASES[arguments[0]]
+                (case,) = arguments
                 prepared = engine.prepare(case, make_inputs(case))
                 answer = None
             elif verb == "timeit":
@@ -164,6 +171,7 @@ def _serve(connection: Any, threads: int) -> None:
 
 class PyTorch(Engine):
     name, label, package = "pytorch", "PyTorch", "torch"
+    keeps_scores = False
 
     def __init__(self, threads: int):
         super().__init__(threads)
@@ -345,7 +353,7 @@ class OrtMultiHead(_OnnxRuntime):
     def supports(self, case: Case) -> bool:
         return (
             case.kind == "attention"
-            and case.dtype == "float32"
+            and case.dtype in ("float32", "float16")
             and case.heads == case.kv_heads
             and not case.modifiers & {"softcap", "sinks"}
         )
@@ -433,7 +441,10 @@ def _splitter(case: Case) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class OpenVino(Engine):
+    """Half types are asked for as such; where the processor has no products of float16 it takes bfloat16 for them."""
+
     name, label, package = "openvino", "OpenVINO", "openvino"
+    PRECISIONS: Mapping[str, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
     def __init__(self, threads: int):
         super().__init__(threads)
@@ -444,7 +455,7 @@ class OpenVino(Engine):
     def supports(self, case: Case) -> bool:
         return (
             case.kind == "attention"
-            and case.dtype == "float32"
+            and case.dtype in self.PRECISIONS
             and case.heads == case.kv_heads
             and not case.modifiers & {"softcap", "sinks"}
         )
@@ -454,19 +465,29 @@ class OpenVino(Engine):
         if not case.is_plain:
             mask = _mask_or_bias(case, inputs)
             arrays.append(mask.reshape((1,) * (4 - mask.ndim) + mask.shape))
-        parameters = [self.opset.parameter(array.shape, array.dtype) for array in arrays]
+        tensors = [self._tensor(array) for array in arrays]
+        parameters = [self.opset.parameter(tensor.shape, tensor.element_type) for tensor in tensors]
         attention = self.opset.scaled_dot_product_attention(*parameters, causal=case.is_plain and case.causal)
         config = {
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self.PRECISIONS[case.dtype],
             "ENABLE_CPU_PINNING": False,  # the process is already where it should be
         }
         model = self.openvino.Model([attention.output(0)], parameters, "attention")
         request = self.core.compile_model(model, "CPU", config).create_infer_request()
-        for index, array in enumerate(arrays):
-            request.set_input_tensor(index, self.openvino.Tensor(array))
-        return _prepared(lambda: request.infer(share_outputs=True), lambda _: request.get_output_tensor(0).data.copy())
+        for index, tensor in enumerate(tensors):
+            request.set_input_tensor(index, tensor)
+        # The bits of bfloat16 come as those of float16.
+        return _prepared(
+            lambda: request.infer(share_outputs=True),
+            lambda _: request.get_output_tensor(0).data.view(inputs.query.dtype).copy(),
+        )
+
+    def _tensor(self, array: np.ndarray):
+        if array.dtype.kind == "V":
+            return self.openvino.Tensor(array.view(np.uint16), array.shape, self.openvino.Type.bf16)
+        return self.openvino.Tensor(array)
 
 
 class Jax(Engine):
@@ -478,7 +499,7 @@ class Jax(Engine):
         self.jax.config.update("jax_platforms", "cpu")
 
     def supports(self, case: Case) -> bool:
-        """Its softmax is float32, and the CPU has no float16 product."""
+        """Its products are summed in float32, which it has for float16 on no CPU."""
         return (
             case.kind == "attention"
             and case.dtype in ("float32", "bfloat16")
@@ -506,18 +527,29 @@ class Jax(Engine):
         )
 
 
-PEERS: Mapping[str, type[Engine]] = {
+ENGINES: Mapping[str, type[Engine]] = {
     engine.name: engine
-    for engine in (NumPy, PyTorch, FlexAttention, OrtAttention, OrtMultiHead, OrtGroupQuery, OpenVino, Jax)
+    for engine in (
+        Cattn,
+        CattnFloat32,
+        NumPy,
+        PyTorch,
+        FlexAttention,
+        OrtAttention,
+        OrtMultiHead,
+        OrtGroupQuery,
+        OpenVino,
+        Jax,
+    )
 }
+# All but FlexAttention, which takes a compiler and seconds a case.
+USUAL_ENGINES = tuple(name for name in ENGINES if name != FlexAttention.name)
 
 
 def make_engine(name: str, threads: int) -> Engine:
     """The engine of that name; "cattn-" and an instruction set is cattn forced to it. ImportError: not installed."""
-    if name == "cattn":
-        return Cattn(threads)
+    if name in ENGINES:
+        return ENGINES[name](threads)
     if name.startswith("cattn-"):
         return CattnIsa(threads, name.removeprefix("cattn-"))
-    if name not in PEERS:
-        raise ValueError(f"engines: expected some of cattn, cattn-portable, {', '.join(PEERS)}, got {name}")
-    return PEERS[name](threads)
+    raise ValueError(f"expected engines among {', '.join(ENGINES)}, cattn-portable and the like; got {name!r}")

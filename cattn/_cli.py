@@ -1,0 +1,109 @@
+"""The command line, ``cattn COMMAND``: its frame, and what its commands share."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+
+# Each is a module, cattn._cli_COMMAND, with add_parser(commands) and run(options); run may return an exit status.
+COMMANDS = ("demo", "info", "bench", "selftest")
+
+
+class CommandError(Exception):
+    """What a command cannot do, in one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with its arguments in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
+
+
+def main(arguments=None):
+    """Run the command line and return the exit status: 2 for what cannot be done as it was asked."""
+    # File and token names may hold characters that the terminal's encoding lacks.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(arguments)
+        print(end="", flush=True)
+    except OSError as error:  # of standard output: commands handle those of files
+        # Without this the interpreter complains when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader (head, less) has seen enough
+            print(f"cattn: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130  # what shells make of it
+    return status
+
+
+def _run(arguments):
+    from cattn import __version__
+
+    parser = _Parser(prog="cattn", description="Exact attention on the CPU, on NumPy arrays.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"cattn {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    modules = {name: importlib.import_module(f"cattn._cli_{name}") for name in COMMANDS}
+    for module in modules.values():
+        module.add_parser(commands)
+
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands.choices.get(options.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return modules[options.command].run(options) or 0
+    except CommandError as error:
+        print(f"cattn {options.command}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error):
+    """A message, or an error's, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def print_json(data):
+    """Print what `json` knows: dicts, lists, strings and finite numbers."""
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_table(rows, headings=()):
+    """Print rows of texts as a table; columns of numbers are set right.
+
+    On a terminal it is rich's, where rich is installed. All else gets plain columns, which are never folded or cut.
+    """
+    rows = [list(map(str, row)) for row in rows]
+    right = {number for number, column in enumerate(zip(*rows, strict=True)) if all(map(is_number, column))}
+    if sys.stdout is not None and sys.stdout.isatty():
+        try:
+            from rich import box, console, table, text
+        except ImportError:
+            pass
+        else:
+            drawn = table.Table(box=box.SIMPLE, show_header=bool(headings))
+            for number, heading in enumerate(headings or [""] * len(rows[0])):
+                drawn.add_column(heading, justify="right" if number in right else "left", overflow="fold")
+            for row in rows:
+                drawn.add_row(*map(text.Text, row))
+            console.Console().print(drawn)
+            return
+    lines = [list(headings), *rows] if headings else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [f"{cell:{'>' if to in right else '<'}{widths[to]}}" for to, cell in enumerate(line)]
+        print("  ".join(cells).rstrip())
+
+
+def is_number(text):
+    """Whether Python reads it as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,200 @@
+"""``cattn bench``: cattn beside NumPy and every other engine that is installed, on this machine."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from cattn._bench.cases import CORE_CASES, DTYPES, case_of_shape, core_cases, find_cases
+from cattn._cli import CommandError, one_line, print_json, print_table
+
+# Half a minute beside NumPy, and each of them says something else.
+USUAL_CASES = ("seed", "minilm", "bert-128", "bert-512", "long-2k-d128", "long-2k-d128-causal", "decode-4k")
+
+BUSY = 1.3  # times as long: figures are worth less than they look
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "bench",
+        help="measure cattn beside NumPy and every installed engine",
+        description="Measure cattn on this machine beside NumPy and whatever is installed of PyTorch, ONNX Runtime "
+        "(with onnx), OpenVINO and JAX. Every answer is checked against float64 before it is timed.",
+        epilog=f"Core cases: {', '.join(case.name for case in CORE_CASES)}. "
+        f"Without --case and --shape: {', '.join(USUAL_CASES)}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--case", action="append", metavar="NAME", help="a case by its name, or core, or all; may be given again"
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        metavar="B,Hq/Hkv,Lq,Lk,D",
+        help="a problem of your own: batch, query heads/key heads, queries, keys, head size; may be given again",
+    )
+    parser.add_argument("--causal", action="store_true", help="of the shapes: row i sees keys 0 to i")
+    parser.add_argument("--dtype", choices=DTYPES, help="the type of all arrays (float32, or the case's own)")
+    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="threads for each engine (1)")
+    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="time for a case's rounds (2)")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the ratios into this file")
+    parser.add_argument("--json", action="store_true", help="print the record of the run as JSON, instead of a table")
+
+
+def run(options):
+    cases = _find_cases(options)
+    _check(options, cases)
+
+    from cattn._bench import runs
+    from cattn._bench.engines import USUAL_ENGINES
+    from cattn._bench.progress import progress
+
+    settings = runs.Settings(cases, USUAL_ENGINES, options.threads, seconds=options.seconds)
+    with progress(len(cases)) as watcher:
+        try:
+            record = runs.run(settings, watcher)
+        except runs.RunError as error:
+            raise CommandError(error) from error
+    record["command"] = shlex.join(["cattn", *sys.argv[1:]])
+
+    if options.json:
+        print_json(record)
+    else:
+        _print_record(record, watcher.left_out)
+    if options.plot:
+        _write_plot(record, options.plot)
+    return int(any(label.startswith("cattn") for case in record["cases"] for label in case["errors"]))
+
+
+def _positive(text):
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seconds(text):
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return seconds
+
+
+def _find_cases(options):
+    """The cases that were asked for."""
+    if options.causal and not options.shape:
+        raise CommandError("--causal: expected a --shape beside it; of the cases, take one such as bert-512-causal")
+    cases = []
+    dtype = options.dtype
+    try:
+        where = "--case"
+        if options.case:
+            cases += find_cases(options.case, [dtype] if dtype else [])
+        where = "--shape"
+        for shape in options.shape or ():
+            cases.append(case_of_shape(shape, dtype or "float32", options.causal))
+    except ValueError as error:
+        raise CommandError(f"{where}: {error}") from error
+    return cases or [case for case in core_cases(dtype or "float32") if case.name in USUAL_CASES]
+
+
+def _check(options, cases):
+    """What would else fail after minutes, or end the process."""
+    from cattn._bench.limits import memory_bytes
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if options.threads > usable:
+        raise CommandError(f"--threads: expected at most {usable}, the CPUs that it may use, got {options.threads}")
+    if any(case.dtype == "bfloat16" for case in cases):
+        try:
+            import ml_dtypes  # noqa: F401
+        except ImportError as error:
+            raise CommandError("bfloat16 needs ml_dtypes: pip install 'cattn[bench]'") from error
+    memory = memory_bytes()
+    for case in cases:
+        # The arrays, in float64 and as the engines keep them; the answer and what errors are measured by.
+        needed = case.batch * case.head_size * (100 * case.heads * case.queries + 80 * case.kv_heads * case.keys)
+        if memory is not None and needed > 0.75 * memory:
+            raise CommandError(
+                f"{case.title}: expected arrays that fit the memory, of {memory / 2**30:.0f} GiB, for all engines and "
+                f"the float64 answer; these would take {needed / 2**30:.0f} GiB"
+            )
+    if options.plot:
+        _check_plot(options.plot)
+
+
+def _check_plot(file):
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise CommandError("--plot needs matplotlib: pip install 'cattn[plot]'") from error
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in formats:
+        raise CommandError(f"--plot: expected a name that ends in .png, or .{', .'.join(formats)}; got {str(file)!r}")
+    if not file.parent.is_dir() or file.is_dir():
+        raise CommandError(f"--plot: expected a file in a folder that is there, got {str(file)!r}")
+
+
+def _write_plot(record, file):
+    from cattn._bench.chart import draw_engines
+
+    try:
+        draw_engines(record).savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--plot {file}: {one_line(error)}") from error
+    print(f"chart: {file}", file=sys.stderr)
+
+
+def _print_record(record, left_out):
+    threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    print(f"cattn {record['versions']['cattn']} (table {record['isa']}) on {record['machine']}, {threads}")
+    print(
+        f"The machine: {record['peak_gflops']:.0f} GFLOP/s ({record['peak_bfloat16_gflops']:.0f} of bfloat16), reads "
+        f"memory at {record['bandwidth_gb_s']:.1f} GB/s (by {record['limits_by']})\n"
+    )
+    rows = [row for case in record["cases"] for row in _rows(case)]
+    if rows:
+        columns = [list(column) for column in zip(HEADINGS, *rows, strict=True)]
+        for column in columns[1:]:
+            width = max(map(len, column))
+            column[:] = (cell.rjust(width) for cell in column)
+        headings, *rows = zip(*columns, strict=True)
+        print_table(rows, headings)
+        print(NOTES)
+    spread, name = max(((case["spread"] or 1, case["name"]) for case in record["cases"]), default=(1, ""))
+    if spread > BUSY:
+        print(f"\nThe machine is busy: slow rounds took {spread:.2g} times as long as fast ones ({name}).")
+    wrong = [f"{case['name']}: {label}: {text}" for case in record["cases"] for label, text in case["errors"].items()]
+    if wrong:
+        print("\nNot timed", *wrong, sep="\n  ")
+    if left_out:
+        print("\nNot started", *(f"{label}: {reason}" for label, reason in left_out.items()), sep="\n  ")
+
+
+HEADINGS = ("case, engine", "time", "GFLOP/s", "cattn is", "% limit", "error")
+NOTES = """
+cattn is: so many times as fast as this engine (medians of rounds in which all take turns).
+% limit: the engine's share of what the machine's arithmetic or memory allow; above 100 from a cache.
+error: the largest, in eps·Σp|v|, with eps of the type, p a row's weights, v its values."""
+
+
+def _rows(case):
+    """The case's name, then an engine each."""
+    from cattn._bench.chart import speedup
+    from cattn._bench.timing import format_seconds
+
+    share = case["share_of_limit"]
+    yield case["name"], *[""] * (len(HEADINGS) - 1)
+    for label, result in case["engines"].items():
+        ratio = speedup(case, label)
+        yield (
+            f"  {label}",
+            format_seconds(result["seconds"]),
+            "-" if result["gflops"] is None else f"{result['gflops']:.1f}",
+            "" if label == "cattn" else f"{ratio:.2f} ×",
+            "-" if share is None else f"{100 * share / ratio:.0f}",
+            f"{result['error']:.2g}",
+        )

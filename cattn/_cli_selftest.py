@@ -1,0 +1,236 @@
+"""``cattn selftest``: each kernel table that this machine runs, held against the reference in a process of its own.
+
+What is compared are whole calls, over shapes and modifiers that between them reach every kernel of a table: tiles and
+blocks that are full and that are not, each number of few rows, keys in several chunks, every type. An error is stated
+as a share of what is allowed, which is close to what `cattn.reference.attention` promises (with κ = 4).
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import cattn
+from cattn import _kernel, reference
+from cattn._cli import print_table
+
+KAPPA, KAPPA_LSE = 4, 8
+SECONDS = 120  # for one table, on a slow machine that others use too
+SHOWN = 5  # failures of one table
+# Of the types that results are stored in beyond what is computed in: epsilon, and the smallest number.
+HALF_TYPES = {"float16": (2.0**-10, 2.0**-24), "bfloat16": (2.0**-7, 2.0**-133)}
+
+# (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many rows", of
+# head sizes up to 16384. Few rows take keys, and values, from up to four places of a block in turn: 450 of 512 keys
+# from four and from three, 200 from two and from one.
+MANY = [(2, 1, 45, 150, 64, 64), (2, 2, 37, 90, 80, 33), (1, 1, 20, 17, 3, 5), (1, 1, 70, 65, 129, 1)]
+FEW = [(rows, 1, 1, 450, 64, 64) for rows in range(1, 9)] + [(4, 2, 3, 200, 80, 33), (2, 2, 5, 17, 3, 5)]
+LONG = [(1, 1, 20, 901, 64, 64), (1, 1, 1, 2600, 64, 64), (8, 1, 1, 2600, 32, 128)]
+LARGE = [(1, 1, 20, 30, 300, 300), (3, 1, 1, 70, 300, 300), (1, 1, 3, 5, 17000, 17000)]
+# Each with a modifier, by turns.
+MODIFIED = [*MANY[:1] * 12, *MANY[1:] * 4, *FEW * 3, *LONG, *LARGE]
+MODIFIERS = (
+    "large scores", "causal", "window", "mask", "bias", "ALiBi", "softcap", "sinks", "lengths", "ranges", "NaN",
+    "all of them",
+)  # fmt: skip
+
+
+def add_parser(commands):
+    commands.add_parser(
+        "selftest",
+        help="check every kernel table that this machine runs",
+        description="Hold every kernel table that this machine runs against the NumPy reference, in some seconds. The "
+        "exit status is 1 where one of them is wrong.",
+        allow_abbrev=False,
+    )
+
+
+def run(options):
+    tables = {}
+    for isa in _kernel.runnable_isas():
+        if sys.stderr is not None and sys.stderr.isatty():
+            print(f"checking {isa} ...", file=sys.stderr)
+        tables[isa] = _check_in_process(isa)
+
+    rows = []
+    for isa, (errors, broken, seconds) in tables.items():
+        name = f"{isa} (in use)" if isa == _kernel.isa() else isa
+        largest = max(errors.values(), default=0.0)
+        rows.append((name, len(errors), f"{largest:.2g}", f"{seconds:.1f}", f"{len(broken)} wrong" if broken else "ok"))
+    print_table(rows, headings=("kernel table", "checks", "error / allowed", "seconds", "result"))
+    if "bfloat16" not in _types():
+        print("bfloat16 was not checked: it needs ml_dtypes (pip install ml_dtypes)")
+
+    wrong = {isa: broken for isa, (_, broken, _) in tables.items() if broken}
+    if not wrong:
+        return 0
+    for isa, broken in wrong.items():
+        print(*(f"{isa}: {message}" for message in broken[:SHOWN]), sep="\n")
+        if len(broken) > SHOWN:
+            print(f"{isa}: ... and {len(broken) - SHOWN} more")
+    print("Please report this, with what `cattn info` prints.")
+    for isa in [isa for isa in tables if isa not in wrong][:1]:
+        print(f"Until it is mended, CATTN_ISA={isa} in the environment takes a table that is right.")
+    return 1
+
+
+def _check_in_process(isa):
+    """What the checks of a table found: the error of each as a share of what is allowed, by name; what is wrong, in a
+    line each; and the seconds taken. In a process of its own: the table is chosen at import, and may end the process.
+    """
+    code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cattn._cli_selftest import check; check()"
+    command = [sys.executable, "-c", code, json.dumps(sys.path)]
+    # One thread for NumPy's BLAS: it takes small matrices only, and each call of cattn says how many it wants.
+    environment = os.environ | {"CATTN_ISA": isa, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+    ) as process:
+        try:
+            printed, complaint = process.communicate(timeout=SECONDS)
+            ending = f"the process ended with {process.returncode}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed, complaint = process.communicate()
+            ending = f"did not end within {SECONDS} seconds"
+    errors, begun = {}, "before the first check"
+    for name, error in map(json.loads, printed.splitlines()):
+        if error is None:
+            begun = name
+        else:
+            errors[name] = error
+    broken = [f"{name}: the error is {error:.3g} times what is allowed" for name, error in errors.items() if error > 1]
+    if process.returncode:
+        last_line = "".join(complaint.strip().splitlines()[-1:])
+        broken.append(f"{begun}: {ending}. {last_line}")
+    return errors, broken, time.perf_counter() - started
+
+
+def check():
+    """Print a line of JSON before each check, [name, null], and one after it, [name, error]."""
+    for name, case in _cases():
+        print(json.dumps([name, None]), flush=True)
+        print(json.dumps([name, _error(case)]), flush=True)
+
+
+def _cases():
+    """(name, arguments of `attention`) of each check, the same ones in each process."""
+    random = np.random.default_rng(0)
+    types = _types()
+    pairs = [(name, name) for name in types] + [("float32", name) for name in types if name in HALF_TYPES]
+    for query_type, key_type in pairs:
+        modifiers = itertools.cycle(MODIFIERS)
+        plain = [(shape, "no modifier") for shape in MANY + FEW + LONG + LARGE]
+        modified = [(shape, next(modifiers)) for shape in MODIFIED]
+        for shape, modifier in plain + modified:
+            heads, key_heads, rows, keys, size, value_size = shape
+            case = {
+                "query": random.standard_normal((heads, rows, size)).astype(types[query_type]),
+                "key": random.standard_normal((key_heads, keys, size)).astype(types[key_type]),
+                "value": random.standard_normal((key_heads, keys, value_size)).astype(types[key_type]),
+            }
+            kind = query_type if query_type == key_type else f"{query_type} over {key_type}"
+            sizes = f"{size}" if size == value_size else f"{size} and {value_size}"
+            name = f"{kind}, {heads}/{key_heads} heads, {rows} x {keys}, head size {sizes}, {modifier}"
+            yield name, case | _modify(random, case, modifier)
+
+
+def _modify(random, case, modifier):
+    """The arguments that make up a modifier, and the arrays that it changes."""
+    (heads, rows, _), keys = case["query"].shape, case["key"].shape[1]
+    length = keys - keys // 3
+    bias = random.standard_normal((heads, rows, keys)).astype(np.float32)
+    bias[random.random(bias.shape) < 0.1] = -np.inf
+    start = random.integers(-2, keys // 2, (heads, rows))
+    each = {
+        "large scores": {"scale": 16.0},  # their exponentials are beyond float32
+        "causal": {"causal": True, "query_offset": "end"},
+        "window": {"window": (20, 5), "query_offset": keys // 2},
+        "mask": {"mask": random.random((rows, keys)) < 0.7},
+        "bias": {"bias": bias},
+        "ALiBi": {"alibi_slopes": 2.0 ** -np.arange(3.0, heads + 3), "query_offset": "end"},
+        "softcap": {"softcap": 1.5},
+        "sinks": {"sinks": random.standard_normal(heads)},
+        "lengths": {"query_lengths": max(1, rows - 2), "key_lengths": length},
+        "ranges": {"key_range": (start, start + random.integers(0, keys, start.shape))},
+    }
+    if modifier == "lengths":  # what does not exist may hold anything
+        changed = {name: case[name].copy() for name in ("key", "value")}
+        for array in changed.values():
+            array[:, length:] = np.nan
+        return each["lengths"] | changed
+    if modifier == "NaN":  # and infinity: they reach the queries that attend to them, in their columns, and no other
+        value = case["value"].copy()
+        value[:, keys // 3, 0], value[:, keys // 2, -1] = np.nan, np.inf
+        return each["mask"] | {"value": value}
+    if modifier == "all of them":
+        all_of_them = {name: x for arguments in each.values() for name, x in arguments.items()}
+        return all_of_them | {"scale": None, "query_offset": "end"}
+    return each.get(modifier, {})
+
+
+def _error(case):
+    """The largest error of a call's results as a share of what is allowed; infinity where other threads make other
+    bits."""
+    query_type = case["query"].dtype
+    arithmetic = np.finfo(np.float64 if query_type == np.float64 else np.float32)
+    without_value = {name: x for name, x in case.items() if name != "value"}
+    out, lse = cattn.attention(**case, return_lse=True, num_threads=1)
+    again = cattn.attention(**case, num_threads=2)
+    weights = cattn.attention_weights(**without_value, num_threads=2)
+    if out.tobytes() != again.tobytes():
+        return np.inf
+
+    unit = arithmetic.eps * _condition(case)
+    with np.errstate(all="ignore"):
+        expected, expected_lse = reference.attention(**case, return_lse=True)
+        expected_weights = reference.attention_weights(**without_value)
+        magnitude = reference.attention(**case | {"value": np.abs(case["value"])})
+        allowed = KAPPA * unit[..., None] * magnitude + 2 * arithmetic.smallest_normal
+        if query_type.name in HALF_TYPES:
+            eps, smallest = HALF_TYPES[query_type.name]
+            allowed += eps * np.abs(expected) + smallest
+        if query_type.name == "bfloat16":  # weights may be rounded
+            allowed += 1.02 * 2.0**-8 * (magnitude + np.abs(expected))
+        return max(
+            _share(out, expected, allowed),
+            _share(lse, expected_lse, KAPPA_LSE * (unit + arithmetic.eps * np.abs(expected_lse))),
+            _share(
+                weights, expected_weights, KAPPA * unit[..., None] * expected_weights + 2 * arithmetic.smallest_normal
+            ),
+        )
+
+
+def _condition(case):
+    """1 + A_i of `reference.attention`, or more: over all keys instead of those that are attended to."""
+    query, key = (np.abs(np.nan_to_num(case[name].astype(np.float64))) for name in ("query", "key"))
+    rows, keys = query.shape[1], key.shape[1]
+    condition = 1 + reference.attention_weights(query, key, scale=case.get("scale"), stage="scores").max(axis=-1)
+    if "bias" in case:
+        condition += np.where(np.isfinite(case["bias"]), np.abs(case["bias"]), 0).max(axis=-1)
+    if "alibi_slopes" in case:
+        condition += np.abs(case["alibi_slopes"])[:, None] * (rows + keys)
+    if "sinks" in case:
+        condition += np.abs(case["sinks"])[:, None]
+    return condition
+
+
+def _share(found, expected, allowed):
+    found = found.astype(np.float64)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    share = np.where(same, 0, np.abs(found - expected) / allowed)
+    return float(np.where(np.isnan(share), np.inf, share).max(initial=0.0))
+
+
+def _types():
+    """{name: dtype} of all types that can be had here."""
+    types = {name: np.dtype(name) for name in ("float32", "float64", "float16")}
+    try:
+        import ml_dtypes
+    except ImportError:
+        return types
+    return types | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}

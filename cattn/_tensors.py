@@ -1,0 +1,108 @@
+"""PyTorch's CPU tensors as NumPy's arrays, and back: the same memory, in all four types."""
+
+import numpy as np
+
+try:
+    import torch
+    from ml_dtypes import bfloat16
+    from torch.autograd import forward_ad
+except ModuleNotFoundError as error:
+    if error.name not in ("torch", "ml_dtypes"):
+        raise
+    raise ImportError(
+        f"cattn: tensors need PyTorch and ml_dtypes, and {error.name} is not installed: pip install 'cattn[torch]'"
+    ) from None
+
+from ._read import TYPES, class_shown
+from ._threads import own_num_threads
+
+_BFLOAT16 = np.dtype(bfloat16)  # NumPy has none of its own
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def to_numpy(tensor):
+    """The array of a CPU tensor's memory: of the four types, booleans or integers, with any strides. Whether a gradient
+    is wanted is for the caller to ask before."""
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.uint16).numpy(force=True).view(_BFLOAT16)
+    return tensor.numpy(force=True)  # also of parameters, and of what is negated when it is read
+
+
+def to_tensor(array):
+    """The tensor of an array's memory."""
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def num_threads():
+    """Of a call on tensors: PyTorch's own number, unless cattn was given one. Two runtimes that take turns would keep
+    each other's cores busy otherwise."""
+    return own_num_threads() or torch.get_num_threads()
+
+
+def uncompiled(function, *given):
+    """`function(*given)`, into which torch.compile does not look: it runs as it is, between graphs. Behind arrays that
+    are tensors elsewhere, the compiler loses bfloat16 and requires_grad."""
+    if torch.compiler.is_dynamo_compiling():
+        function = torch.compiler.disable(function)
+    return function(*given)
+
+
+# Arguments
+
+
+def read_inputs(names, query, key, value):
+    """`read` of query, key and value, by the caller's names: they share one of the four types."""
+    arrays = None
+    try:  # of plain tensors nothing else is asked: what is not plain, PyTorch refuses by itself
+        if query.dtype is not torch.bfloat16 and forward_ad._current_level < 0:
+            arrays = query.numpy(), key.numpy(), value.numpy()
+    except (TypeError, RuntimeError, AttributeError):
+        pass
+    if arrays is None:
+        for name, tensor in zip(names, (query, key, value), strict=True):
+            _check(name, tensor)
+        arrays = to_numpy(query), to_numpy(key), to_numpy(value)
+    q, k, v = arrays
+    if not (query.dtype in _FLOATS and q.dtype == k.dtype == v.dtype):
+        _refuse_types(names, query.dtype, key.dtype, value.dtype)
+    return arrays
+
+
+def read(name, tensor):
+    """`to_numpy` of an argument, or an error that names it."""
+    _check(name, tensor)
+    return to_numpy(tensor)
+
+
+def _check(name, tensor):
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}")
+    if not tensor.is_cpu:
+        advice = "" if tensor.is_meta else f"; write {name}.cpu()"
+        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}{advice}")
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    refuse_gradient(name, tensor)
+
+
+def refuse_gradient(name, tensor):
+    """Where one is wanted. A tensor of forward-mode differentiation carries its own."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{name}: expected a tensor that needs no gradient, since cattn computes none, got one with requires_grad; "
+            f"call it under torch.no_grad() or torch.inference_mode(), or write {name}.detach()"
+        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(f"{name}: expected a tensor without a tangent, since cattn computes none")
+
+
+def _refuse_types(names, *dtypes):
+    first, expected = names[0], dtypes[0]
+    if expected not in _FLOATS:
+        raise TypeError(f"{first}: expected type {TYPES}, got {expected}; write {first}.to(torch.float32)")
+    for name, dtype in zip(names, dtypes, strict=True):
+        if dtype is not expected:
+            raise TypeError(f"{name}: expected type {expected} like {first}, got {dtype}; write {name}.to({expected})")

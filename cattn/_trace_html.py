@@ -1,0 +1,206 @@
+"""A trace as a notebook shows it: the seven steps as tables of shaded cells, and the heatmap of the weights.
+
+The text has the colour of the page, and shades let the page shine through: light and dark pages can both be read,
+whatever the system prefers.
+"""
+
+import base64
+import html
+import math
+import re
+import struct
+import zlib
+
+import numpy as np
+
+from ._trace import EDGE, MAX_COLUMNS, MAX_LABEL, MAX_ROWS, _clip, _number_format, _shown, _size, _text_width
+
+_BLUE, _ORANGE = (40, 120, 220), (230, 110, 20)  # positive; negative, and NaN in the heatmap
+_DARKEST = 0.6  # of a cell's shade, so that text on it keeps its contrast on white and on black
+_MOST_PIXELS, _WIDEST, _CELL = 256, 384, 26  # of the heatmap: cells, and CSS pixels of its side and of a cell
+
+# Of more weight than a notebook's own rules for tables.
+_STYLE = """<style>
+.cattn-trace { font-size: 13px; line-height: 1.4; overflow-x: auto; }
+.cattn-trace p { margin: 1em 0 0.2em; }
+.cattn-trace .matrices { display: flex; flex-wrap: wrap; gap: 0.5em 2em; align-items: flex-start; }
+.cattn-trace table.matrix { border: 0; border-collapse: separate; border-spacing: 1px; margin: 0; font-size: 12px;
+  font-variant-numeric: tabular-nums; table-layout: auto; }
+.cattn-trace table.matrix caption { caption-side: top; color: inherit; padding: 2px 0; text-align: left; }
+.cattn-trace table.matrix tr:nth-child(n) { background: none; }
+.cattn-trace table.matrix th, .cattn-trace table.matrix td { border: 0; color: inherit; font-weight: normal;
+  line-height: 1.4; padding: 2px 6px; text-align: right; white-space: pre; }
+.cattn-trace table.matrix th { background: none; opacity: 0.75; }
+.cattn-trace table.matrix tbody th { text-align: left; }
+.cattn-trace small { font-size: 11px; opacity: 0.75; }
+.cattn-trace svg { display: block; margin: 1em 0; overflow: visible; }
+.cattn-trace text { fill: currentColor; font-size: 11px; white-space: pre; }
+</style>"""
+
+
+def trace_html(trace):
+    """The HTML of an AttentionTrace, without a script or a file beside it."""
+    names, d_k = trace._names(), trace.query.shape[1]
+    scaling = f"S / √d_k, d_k = {d_k}" if trace.scale == 1 / math.sqrt(d_k) else f"{trace.scale:.6g} S"
+    scaled = [_table(trace.scaled_scores, names, names)]
+    if trace.final_scores is not trace.scaled_scores:
+        title = "with softcap, bias and masking (-inf: masked)"
+        scaled.append(_table(trace.final_scores, names, names, title, masked=True))
+    steps = {
+        "Embeddings": ("X", [_table(trace.x, names)]),
+        "Projections": (
+            "Q = X W_query, K = X W_key, V = X W_value",
+            [_table(trace.query, names, title="Q"), _table(trace.key, names, title="K"),
+             _table(trace.value, names, title="V")],
+        ),
+        "Scores": ("S = Q Kᵀ: s_ij = q_i · k_j, a row for each query i", [_table(trace.scores, names, names)]),
+        "Scaled scores": (scaling, scaled),
+        "Weights": (
+            "A = softmax of each row: a_ij = exp(s_ij) / Σ_k exp(s_ik)",
+            [_table(trace.weights, names, names, sums=True), _heatmap(trace, names)],
+        ),
+        "Weighted values": (
+            "a_ij v_j: the share of each token j in the context of token i",
+            _weighted_values(trace, names),
+        ),
+        "Context": ("C = A V: context_i = Σ_j a_ij v_j", [_table(trace.context, names)]),
+    }  # fmt: skip
+    parts = [_STYLE]
+    for number, (title, (formula, matrices)) in enumerate(steps.items(), 1):
+        formula = re.sub(r"_(\w+)", r"<sub>\1</sub>", formula)
+        parts.append(f"<p><b>{number}. {title}</b>&ensp;{formula}</p>")
+        parts.append(f'<div class="matrices">{"".join(matrices)}</div>')
+    return f'<div class="cattn-trace">{"".join(parts)}</div>'
+
+
+def _weighted_values(trace, names):
+    for i in _shown(len(names), EDGE + 1):
+        if i is None:
+            yield "<span>…</span>"
+        else:
+            yield _table(trace._weighted_values(i), names, title=f"for {_clip(names[i], MAX_LABEL)}")
+
+
+def _table(matrix, names, columns=None, title="", *, masked=False, sums=False):
+    """A matrix with its names, shaded by the share of its largest magnitude. `masked`: -inf is nothing unusual."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    number, largest = _number_format(matrix), np.abs(matrix[np.isfinite(matrix)]).max(initial=0.0)
+    height, width = matrix.shape
+    shown_rows, shown_columns = _shown(height, MAX_ROWS), _shown(width, MAX_COLUMNS)
+    lines = [f"<caption>{_caption(title, matrix, shown_rows, shown_columns, masked)}</caption>"]
+    if columns is not None:
+        labels = [_label(columns[j]) if j is not None else "<th>…</th>" for j in shown_columns]
+        end = "<th>row sum</th>" if sums else ""
+        lines.append(f"<thead><tr><th></th>{''.join(labels)}{end}</tr></thead>")
+    lines.append("<tbody>")
+    for i in shown_rows:
+        if i is None:
+            lines.append(f"<tr><th>…</th>{'<td>…</td>' * (len(shown_columns) + sums)}</tr>")
+            continue
+        cells = [_cell(matrix[i, j], number, largest) if j is not None else "<td>…</td>" for j in shown_columns]
+        end = f"<td>{number(matrix[i].sum())}</td>" if sums else ""
+        lines.append(f"<tr>{_label(names[i], scope='row')}{''.join(cells)}{end}</tr>")
+    return f'<table class="matrix">{"".join(lines)}</tbody></table>'
+
+
+def _caption(title, matrix, shown_rows, shown_columns, masked):
+    """Its name and size, and in words what is left out and what is not finite."""
+    parts = [" ".join([html.escape(title), _size(matrix).replace("x", "×")]).strip()]
+    ends = [
+        f"of {count} {kind}"
+        for count, kind, indices in ((len(matrix), "rows", shown_rows), (matrix.shape[1], "columns", shown_columns))
+        if None in indices
+    ]
+    if ends:
+        parts.append(f"The first and last {EDGE} {' and '.join(ends)} are shown.")
+    nan, infinite = np.isnan(matrix).sum(), np.isinf(matrix if not masked else np.maximum(matrix, 0)).sum()
+    unusual = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count]
+    if unusual:
+        parts.append(f"Of {matrix.size} numbers, {' and '.join(unusual)}.")
+    first, *rest = parts
+    return first + "".join(f"<br><small>{text}</small>" for text in rest)
+
+
+def _label(name, scope="col"):
+    text = _clip(name, MAX_LABEL)
+    title = f' title="{html.escape(name)}"' if text != name else ""
+    return f'<th scope="{scope}"{title}>{html.escape(text)}</th>'
+
+
+def _cell(value, number, largest):
+    share = abs(value) / largest if largest and math.isfinite(value) else 0.0
+    if share == 0:
+        return f"<td>{number(value)}</td>"
+    red, green, blue = _BLUE if value > 0 else _ORANGE
+    return f'<td style="background: rgba({red}, {green}, {blue}, {_DARKEST * share:.3f})">{number(value)}</td>'
+
+
+def _heatmap(trace, names):
+    """The weights as one picture, all of them, with the names of the tokens and a scale: SVG around a PNG."""
+    count = len(trace.x)
+    if count == 0:
+        return ""
+    top = float(np.nanmax(trace.weights, initial=0.0)) or 1.0
+    block = math.ceil(count / _MOST_PIXELS)
+    starts = np.arange(0, count, block)
+    pixels = np.maximum.reduceat(np.maximum.reduceat(trace.weights, starts, axis=0), starts, axis=1)
+    levels = np.where(np.isnan(pixels), 255, np.rint(np.nan_to_num(pixels) / top * 254)).astype(np.uint8)
+    side = min(max(_CELL * count, 4 * _CELL), _WIDEST)
+    cell = side / count
+    step = math.ceil(14 / cell)  # a name is 11 pixels high
+    names = [_clip(name, MAX_LABEL) for name in names[::step]]
+    widest = 6.5 * max(map(_text_width, names)) + 6
+    upright = widest > step * cell
+    left, below = widest + 20, (widest if upright else 18) + 24
+    texts = []
+    for n, name in enumerate(map(html.escape, names)):
+        middle = (n * step + 0.5) * cell
+        texts.append(f'<text x="{left - 5:.1f}" y="{middle + 4:.1f}" text-anchor="end">{name}</text>')
+        if upright:
+            place = f'transform="translate({left + middle - 4:.1f} {side + 5:.1f}) rotate(90)"'
+        else:
+            place = f'x="{left + middle:.1f}" y="{side + 14:.1f}" text-anchor="middle"'
+        texts.append(f"<text {place}>{name}</text>")
+    bottom, centre = side + below, left + side / 2
+    notes = [f"each cell is the largest of {block} × {block} weights"] * (block > 1) + ["orange: NaN"] * (255 in levels)
+    said = f"Attention weights; {trace._row_sums()}{''.join('; ' + note for note in notes)}"
+    texts += [
+        f'<text x="{centre:.1f}" y="{bottom - 6:.1f}" text-anchor="middle">key token (attended to)</text>',
+        f'<text transform="translate(12 {side / 2:.1f}) rotate(-90)" text-anchor="middle">query token</text>',
+        f'<text x="{left:.1f}" y="{bottom + 30:.1f}">0</text>',
+        f'<text x="{left + side:.1f}" y="{bottom + 30:.1f}" text-anchor="end">{top:.3g}</text>',
+    ]
+    scale = np.arange(255, dtype=np.uint8)[None]
+    frame = 'fill="none" stroke="currentColor" stroke-opacity="0.4"'
+    return (
+        f'<div><small>{said}</small><svg width="{left + side + 12:.0f}" height="{bottom + 36:.0f}" role="img" '
+        f'aria-label="{said}">{_image(levels, left, 0.5, side, side)}'
+        f'<rect x="{left:.1f}" y="0.5" width="{side:.1f}" height="{side:.1f}" {frame}/>'
+        f"{_image(scale, left, bottom + 6, side, 10)}{''.join(texts)}</svg></div>"
+    )
+
+
+def _image(levels, x, y, width, height):
+    data = base64.b64encode(_png(levels)).decode()
+    return (
+        f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
+        f'style="image-rendering: pixelated" href="data:image/png;base64,{data}"/>'
+    )
+
+
+def _png(levels):
+    """Levels 0 to 254 as shades of one colour, from transparent on, and 255 as another (PNG, second edition, 11.2)."""
+    height, width = levels.shape
+    lines = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter: none
+    lines[:, 1:] = levels
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0),  # 8 bits into a palette
+        b"PLTE": bytes(_BLUE) * 255 + bytes(_ORANGE),
+        b"tRNS": bytes(range(255)) + b"\xff",
+        b"IDAT": zlib.compress(lines.tobytes()),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )

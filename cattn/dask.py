@@ -1,0 +1,467 @@
+"""Attention on dask arrays that are cut along batch, heads, queries and keys, on as many threads, processes or machines
+as dask has.
+
+A chunk of keys gives a partial result for each chunk of queries that may attend to it, and partial results meet in a
+tree. Chunks of keys that positions or lengths exclude have no task. Needs ``pip install 'cattn[dask]'``; the scheduler
+is whichever dask uses.
+"""
+
+import contextlib
+import functools
+import itertools
+import operator
+import os
+import platform
+import reprlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+try:
+    import dask.array as da
+    from dask.base import is_dask_collection, tokenize
+    from dask.highlevelgraph import HighLevelGraph
+except ImportError as error:
+    raise ImportError("cattn.dask needs dask with its arrays: pip install 'cattn[dask]'") from error
+if getattr(da, "ARRAY_EXPR_ENABLED", False):  # experimental: its arrays cannot be made from a graph
+    raise ImportError("cattn.dask needs dask's array.query-planning off: unset DASK_ARRAY__QUERY_PLANNING")
+
+from . import _arguments, _kernel
+from ._calls import explained
+from ._modifiers import Modifiers, Sizes, modifiers
+from ._read import HALF_TYPES, arithmetic, as_array, as_flag, as_text, class_shown, native, shown, type_name
+from ._version import __version__
+
+__all__ = ["attention"]
+
+_MEETING = 4  # partial results that a task of the tree joins
+
+
+@explained
+def attention(
+    query,
+    key,
+    value,
+    *,
+    scale=None,
+    causal=False,
+    window=None,
+    query_offset=None,
+    key_lengths=None,
+    mask=None,
+    bias=None,
+    alibi_slopes=None,
+    softcap=None,
+    sinks=None,
+    return_lse=False,
+    num_threads=1,
+    kernel_table=None,
+):
+    """Exact scaled dot-product attention over chunks: `cattn.attention` on dask arrays, lazily.
+
+    Parameters
+    ----------
+    query : dask array or array_like, shape (..., Hq, Lq, D)
+        What is no dask array is cut as key is along the leading axes and heads.
+    key : dask array, shape (..., Hkv, Lk, D)
+        Chunks along any axis but the last. Along heads, those of query are ``Hq // Hkv`` times as large.
+    value : dask array, shape (..., Hkv, Lk, Dv)
+        Chunks like those of key, and one chunk along the last axis.
+    scale, causal, window, alibi_slopes, softcap, sinks
+        As in `cattn.attention`.
+    query_offset, key_lengths
+        As in `cattn.attention`. They are needed at once, as the slopes and sinks are: NumPy arrays, no dask arrays.
+    mask, bias : dask array or array_like, broadcastable to (..., Hq, Lq, Lk), optional
+        As in `cattn.attention`; chunks like those of query and key, save along axes of one element. What is no dask
+        array is cut so.
+    return_lse : bool
+        Also return the logarithm of each row's softmax denominator.
+    num_threads : int, optional
+        Of each task: 1, since the scheduler runs tasks side by side. None is what `cattn.get_num_threads` says where a
+        task runs.
+    kernel_table : str, optional
+        The kernel table (see `cattn.show_config`) that every task must run on, by default that of this process; "any"
+        admits all, and the bits then depend on who computes what.
+
+    Returns
+    -------
+    out : dask array, shape (..., Hq, Lq, Dv), type of query
+        In the chunks of query.
+    lse : dask array, shape ``out.shape[:-1]``
+        Only with return_lse; float64 for float64 inputs, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At the call, naming the argument, what was expected and what came, and what to write where chunks don't meet.
+    RuntimeError
+        When it is computed, naming the worker whose kernel table is another one than `kernel_table`.
+
+    See Also
+    --------
+    cattn.attention, cattn.merge_attention
+
+    Notes
+    -----
+    Partial results are float32 (float64 for float64 inputs) with an lse each [1]_. They meet four at a time in a tree
+    whose order is that of the keys, and are rounded to the type of query once, at its end. The result is therefore the
+    same, bit for bit, for any scheduler, any number of workers and threads, and after the loss of a worker, as long as
+    all have the same version of cattn, kernel table and C library. It depends on the chunks of keys within the bound
+    that `cattn.reference.attention` states for a whole call, with κ + 1 in the place of κ for each level of the tree;
+    where query, key and value are bfloat16, the term for rounded weights counts twice.
+
+    The scheduler holds a chunk of keys and values, and a partial result, for each running task, as far as the chunks of
+    keys come from where they can be had again: files, not memory. ``dask.array.from_array(numpy.memmap(...),
+    name=False)`` reads what a task reads, in one process; without ``name=False`` dask reads all of it once for a name.
+    Other processes get whatever memory a dask array was made from, memory maps included, as a copy: there, open files
+    in tasks, with ``dask.array.from_npy_stack``, ``dask.array.from_zarr`` or ``dask.array.map_blocks``.
+
+    References
+    ----------
+    .. [1] Dao et al., "FlashAttention", 2022, section 3.1: softmax by blocks, joined by their statistics.
+       https://arxiv.org/abs/2205.14135
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> from cattn.dask import attention
+    >>> key = da.random.default_rng(0).standard_normal((8, 65536, 64), chunks=(8, 8192, 64), dtype=np.float32)
+    >>> query = np.ones((8, 1, 64), np.float32)
+    >>> attention(query, key, key)
+    dask.array<attention, shape=(8, 1, 64), dtype=float32, chunksize=(8, 1, 64), chunktype=numpy.ndarray>
+    >>> attention(query, key, key, window=(8000, 0), query_offset="end").compute().shape  # reads the last chunk only
+    (8, 1, 64)
+    """
+    return_lse = as_flag("return_lse", return_lse)
+    kernel_table = _table_name(kernel_table)
+    _arguments.threads(num_threads)
+    small = {
+        "scale": scale,
+        "causal": causal,
+        "window": window,
+        "query_offset": query_offset,
+        "key_lengths": key_lengths,
+        "alibi_slopes": alibi_slopes,
+        "softcap": softcap,
+        "sinks": sinks,
+    }
+    for name, argument in small.items():
+        if is_dask_collection(argument):
+            raise TypeError(f"{name}: expected what is known already, got {class_shown(argument)}; "
+                            f"write {name}.compute()")  # fmt: skip
+    arrays = {
+        "query": _array("query", query),
+        "key": _dask_array("key", key),
+        "value": _dask_array("value", value),
+    }
+    scores = {name: _array(name, x) for name, x in (("mask", mask), ("bias", bias)) if x is not None}
+
+    inputs, sizes = _arguments._inputs("bhld", **{name: _stand_in(name, array) for name, array in arrays.items()})
+    checked = modifiers(sizes, **small, **{name: _stand_in(name, array) for name, array in scores.items()})
+    arrays, chunks = _meeting(arrays | scores, sizes)
+    problem = _Problem(
+        **arrays,
+        sizes=sizes,
+        chunks=chunks,
+        modifiers=checked._replace(
+            mask=None,
+            bias=None,
+            query_offset=np.array(0) if checked.query_offset is None else checked.query_offset,
+            key_lengths=np.array(sizes.key_length) if checked.key_lengths is None else checked.key_lengths,
+        ),
+        num_threads=num_threads,
+        kernel_table=kernel_table,
+    )
+    out, lse = _results(problem, native(inputs["query"].dtype))
+    if sizes.headless:
+        out, lse = out[0], lse[0]
+    return (out, lse) if return_lse else out
+
+
+# Arguments
+
+
+class _Problem(NamedTuple):
+    """One attention call as data, checked."""
+
+    query: da.Array
+    key: da.Array
+    value: da.Array
+    mask: da.Array | None
+    bias: da.Array | None
+    sizes: Sizes
+    chunks: tuple  # the sizes of the chunks along (*batch, heads, query length, key length)
+    modifiers: Modifiers
+    num_threads: int | None
+    kernel_table: str | None  # None: any
+
+
+def _table_name(kernel_table):
+    if kernel_table is None:
+        return _kernel.isa()
+    name = as_text(kernel_table)
+    if name is None:
+        raise TypeError(f'kernel_table: expected the name of a kernel table, "any" or None, got {shown(kernel_table)}')
+    return None if name == "any" else name
+
+
+def _array(name, argument):
+    return _dask_array(name, argument) if is_dask_collection(argument) else as_array(name, argument)
+
+
+def _dask_array(name, argument):
+    if not isinstance(argument, da.Array):
+        advice = "" if is_dask_collection(argument) else f"; write dask.array.from_array({name}, chunks=...)"
+        raise TypeError(f"{name}: expected a dask array, got {class_shown(argument)}{advice}")
+    if np.isnan(argument.shape).any():
+        raise ValueError(f"{name}: expected chunks of known sizes, got shape {argument.shape}; "
+                         f"write {name}.compute_chunk_sizes()")  # fmt: skip
+    return argument
+
+
+def _stand_in(name, array):
+    """What the checks of `cattn.attention` look at: an array of this shape and type that takes no memory. Integers that
+    count as float64 are float64 already, or they would be converted one by one."""
+    dtype = array.dtype
+    if name != "mask" and dtype.kind == "i" and dtype.itemsize in (4, 8):
+        dtype = np.float64
+    return np.broadcast_to(np.zeros((), dtype), array.shape)
+
+
+def _meeting(arrays, sizes):
+    """The arrays by name, with an axis for heads, in chunks that meet; and the sizes of these."""
+    if sizes.headless:
+        arrays = arrays | {name: arrays[name][None] for name in ("query", "key", "value")}
+    query, key, value = arrays["query"], arrays["key"], arrays["value"]
+
+    # Along each axis: the sizes that are expected, and what to write for them.
+    def along(array, name, axis):
+        return array.chunks[axis], f"{name}.chunks[{axis}]"
+
+    def along_batch(axis):
+        for name, array in (("key", key), ("value", value), ("query", query)):
+            if isinstance(array, da.Array) and array.ndim >= -axis and array.shape[axis] == sizes.batch[axis + 3]:
+                return along(array, name, axis)
+        return (sizes.batch[axis + 3],), "-1"
+
+    def whole(array, axis):
+        return (array.shape[axis],), "-1"
+
+    batch = [along_batch(axis) for axis in range(-3 - len(sizes.batch), -3)]
+    key_heads, keys = along(key, "key", -3), along(key, "key", -2)
+    group = sizes.query_heads // max(1, key.shape[-3])
+    heads = key_heads
+    if group != 1:
+        heads = tuple(group * n for n in key_heads[0]), f"tuple({group} * n for n in {key_heads[1]})"
+    rows = along(query, "query", -2) if isinstance(query, da.Array) else whole(query, -2)
+    axes = {
+        "key": [*batch, key_heads, keys, whole(key, -1)],
+        "value": [*batch, key_heads, keys, whole(value, -1)],
+        "query": [*batch, heads, rows, whole(query, -1)],
+        "mask": [*batch, heads, rows, keys],
+        "bias": [*batch, heads, rows, keys],
+    }
+    met = {name: _cut(name, arrays[name], axes[name]) if name in arrays else None for name in axes}
+    return met, tuple(sizes for sizes, _ in axes["mask"])
+
+
+def _cut(name, array, axes):
+    """The array, in chunks of these sizes along its axes, the last ones of these. Where it has one element it is
+    broadcast."""
+    axes = axes[len(axes) - array.ndim :]
+    if not isinstance(array, da.Array):
+        chunks = ((1,) if size == 1 else sizes for size, (sizes, _) in zip(array.shape, axes, strict=True))
+        return da.from_array(array, tuple(chunks))
+    apart = [n for n, (sizes, _) in enumerate(axes) if array.chunks[n] not in (sizes, (1,))]
+    if apart:
+        first = apart[0]
+        advice = ", ".join(f"{n - array.ndim}: {axes[n][1]}" for n in apart)
+        raise ValueError(
+            f"{name}: expected chunks {reprlib.repr(axes[first][0])} along axis {first - array.ndim}, got "
+            f"{reprlib.repr(array.chunks[first])}; write {name}.rechunk({{{advice}}})"
+        )
+    return array
+
+
+# The graph
+
+
+class _Rows(NamedTuple):
+    """A chunk of entries, heads and queries, and what concerns it of the modifiers."""
+
+    shape: tuple  # of its output
+    first: np.ndarray  # the position of its first query, for each entry or for all
+    lengths: np.ndarray  # of keys, for each entry or for all
+    slopes: np.ndarray | None
+    sinks: np.ndarray | None
+
+
+def _results(problem, dtype):
+    """out and lse as dask arrays."""
+    token = tokenize(__version__, dtype, *problem)
+    tree = f"attention-part-{token}"
+    tasks, tops = _trees(problem, tree)
+    graph = HighLevelGraph.from_collections(tree, tasks, [x for x in problem[:5] if x is not None])
+
+    def collected(name, function, chunks, dtype):
+        layer = {(name, *index, *(0,) * (len(chunks) - len(index))): (function, top) for index, top in tops.items()}
+        layers = HighLevelGraph({**graph.layers, name: layer}, {**graph.dependencies, name: {tree}})
+        return da.Array(layers, name, chunks, dtype=dtype)
+
+    rows = problem.chunks[:-1]
+    out = collected(
+        f"attention-{token}", functools.partial(_rounded, dtype=dtype), (*rows, problem.value.chunks[-1]), dtype
+    )
+    lse = collected(f"attention-lse-{token}", operator.itemgetter(1), rows, arithmetic(dtype))
+    return out, lse
+
+
+def _trees(problem, name):
+    """The tasks of one tree for each chunk of entries, heads and queries; and the keys at their tops, by the numbers of
+    the chunk. A task gives (out, lse)."""
+    tasks, tops = {}, {}
+    *outer, key_slices = [_slices(sizes) for sizes in problem.chunks]
+    merge = functools.partial(_merge, num_threads=problem.num_threads, kernel_table=problem.kernel_table)
+    for index in np.ndindex(*map(len, outer)):
+        rows = _rows(problem, *(slices[n] for slices, n in zip(outer, index, strict=True)))
+        seen = _chunks_seen(problem, rows, key_slices)
+        level = [_part(problem, rows, index, n, key_slices[n], with_sinks=n == seen[0]) for n in seen]
+        if not seen:
+            level = [(functools.partial(_nothing, rows.shape, problem.sizes.arithmetic, rows.sinks),)]
+        for height in itertools.count():
+            keys = [(name, *index, height, n) for n in range(len(level))]
+            tasks |= zip(keys, level, strict=True)
+            if len(keys) == 1:
+                break
+            level = [(merge, keys[n : n + _MEETING]) for n in range(0, len(keys), _MEETING)]
+        tops[index] = keys[0]
+    return tasks, tops
+
+
+def _slices(sizes):
+    return [slice(start, stop) for start, stop in itertools.pairwise(itertools.accumulate(sizes, initial=0))]
+
+
+def _rows(problem, *place):
+    *entries, heads, queries = place
+    entries, modifiers = tuple(entries), problem.modifiers
+
+    def of_entries(numbers):
+        return numbers[entries] if numbers.ndim else numbers
+
+    slopes, sinks = modifiers.alibi_slopes, modifiers.sinks
+    if slopes is not None:
+        slopes = slopes[heads] if slopes.ndim == 1 else slopes[(*entries, heads)]
+    return _Rows(
+        shape=(*(part.stop - part.start for part in place), problem.value.shape[-1]),
+        first=of_entries(modifiers.query_offset) + queries.start,
+        lengths=of_entries(modifiers.key_lengths),
+        slopes=slopes,
+        sinks=None if sinks is None else sinks[heads],
+    )
+
+
+def _chunks_seen(problem, rows, key_slices):
+    """The numbers of the chunks of keys to which a query may attend, as far as positions and lengths tell."""
+    if not rows.shape[-2]:
+        return []
+    left, right = problem.modifiers.window_left, problem.modifiers.window_right
+    start, stop = 0, rows.lengths  # of what any row of an entry attends to
+    if left >= 0:
+        start = rows.first - left
+    if right >= 0:
+        stop = np.minimum(stop, rows.first + rows.shape[-2] + right)
+    return [
+        n for n, keys in enumerate(key_slices) if np.any(np.maximum(start, keys.start) < np.minimum(stop, keys.stop))
+    ]
+
+
+def _part(problem, rows, index, chunk, keys, with_sinks):
+    """The task for one chunk of keys."""
+    *batch, head, row = index
+    modifiers = problem.modifiers
+    given = {"scale": modifiers.scale, "softcap": modifiers.softcap or None}
+    if with_sinks:
+        given["sinks"] = rows.sinks
+    window = modifiers.window_left, modifiers.window_right
+    if window != (-1, -1) or rows.slopes is not None:
+        given |= {"window": window, "query_offset": rows.first - keys.start, "alibi_slopes": rows.slopes}
+    lengths = np.clip(rows.lengths - keys.start, 0, keys.stop - keys.start)
+    if np.any(lengths < keys.stop - keys.start):
+        given["key_lengths"] = lengths
+    attend = functools.partial(_attend, num_threads=problem.num_threads, kernel_table=problem.kernel_table, **given)
+    return (
+        attend,
+        _block(problem.query, (*batch, head, row, 0)),
+        _block(problem.key, (*batch, head, chunk, 0)),
+        _block(problem.value, (*batch, head, chunk, 0)),
+        _block(problem.mask, (*batch, head, row, chunk)),
+        _block(problem.bias, (*batch, head, row, chunk)),
+    )
+
+
+def _block(array, index):
+    """The key of a chunk of an array that may have fewer axes, or one chunk for all along some."""
+    if array is None:
+        return None
+    index = index[len(index) - array.ndim :]
+    return (array.name, *(0 if count == 1 else n for count, n in zip(array.numblocks, index, strict=True)))
+
+
+# The tasks
+
+
+def _attend(query, key, value, mask, bias, *, kernel_table, **given):
+    """(out, lse) over one chunk of keys, out not rounded."""
+    _check_kernels(kernel_table)
+    out = None
+    if type_name(query.dtype) in HALF_TYPES:
+        batch = np.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+        out = np.empty((*batch, *query.shape[-3:-1], value.shape[-1]), np.float32)
+    return _kernel.attention(query, key, value, mask=mask, bias=bias, out=out, return_lse=True, **given)
+
+
+def _nothing(shape, dtype, sinks):
+    """(out, lse) over no keys."""
+    lse = np.full(shape[:-1], -np.inf, dtype)
+    if sinks is not None:
+        lse[...] = sinks[:, None]
+    return np.zeros(shape, dtype), lse
+
+
+def _merge(parts, *, num_threads, kernel_table):
+    """(out, lse) over the keys of all parts: attention again, with the lse of a part as its score.
+
+    `cattn.merge_attention` does this in NumPy, whose exponentials differ between processors on one kernel table.
+    """
+    _check_kernels(kernel_table)
+    outs, lses = zip(*parts, strict=True)
+    value = np.stack(outs, axis=-2)[..., None, :, :]  # (..., Hq, Lq, 1 head, parts, Dv)
+    bias = np.stack(lses, axis=-1)[..., None, None, :]  # (..., Hq, Lq, 1 head, 1 query, parts)
+    nought = np.zeros((), value.dtype)
+    query, key = np.broadcast_to(nought, (1, 1, 1)), np.broadcast_to(nought, (1, len(parts), 1))
+    out, lse = _kernel.attention(query, key, value, bias=bias, return_lse=True, num_threads=num_threads)
+    return out[..., 0, 0, :], lse[..., 0, 0]
+
+
+def _rounded(result, dtype):
+    out, _ = result
+    return out.astype(dtype, copy=False)
+
+
+def _check_kernels(expected):
+    """Refuse to compute on another kernel table."""
+    found = _kernel.isa()
+    if expected is None or expected == found:
+        return
+    worker = f"process {os.getpid()} on {platform.node()}"
+    if "distributed" in sys.modules:
+        with contextlib.suppress(ValueError):  # a task of another scheduler
+            worker = f"worker {sys.modules['distributed'].get_worker().address}, {worker}"
+    raise RuntimeError(
+        f"kernel_table: expected {expected!r} wherever this is computed, got {found!r} in {worker}; set CATTN_ISA of "
+        "all workers to a table that each of them runs and give kernel_table= its name, or give up the same bits with "
+        'kernel_table="any"'
+    )

@@ -1,0 +1,262 @@
+"""Attention on CPUs under the names and with the semantics of the package flash_attn, 2.x: forward only.
+
+For NumPy's arrays, for which nothing else needs to be installed, and for PyTorch's CPU tensors. Not affiliated with,
+nor endorsed by, the authors of FlashAttention.
+"""
+
+import operator
+import sys
+
+import numpy as np
+
+import cattn
+
+from ._calls import renamed
+from ._modifiers import FAR
+from ._read import as_array, as_floats, as_integers, check_same_type, shown
+
+__all__ = ["flash_attn_func", "flash_attn_varlen_func"]
+
+_INPUTS = ("q", "k", "v")
+# Of cattn's errors.
+_WORDS = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "query_indptr": "cu_seqlens_q",
+    "key_indptr": "cu_seqlens_k",
+    "scale:": "softmax_scale:",
+    "window:": "window_size:",
+}
+
+
+def flash_attn_func(
+    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+    deterministic=False, return_attn_probs=False, *, return_lse=False,
+):  # fmt: skip
+    """Attention over a batch of sequences of one length.
+
+    Not affiliated with, nor endorsed by, the authors of FlashAttention.
+
+    Parameters
+    ----------
+    q : Tensor or ndarray, shape (batch, Lq, H, D)
+        CPU tensors, or arrays, of float16, bfloat16, float32 or float64, with any strides. Nothing is copied.
+    k : Tensor or ndarray, shape (batch, Lk, Hk, D)
+        H is a multiple of Hk, and head h of q reads head ``h // (H // Hk)``.
+    v : Tensor or ndarray, shape (batch, Lk, Hk, Dv)
+    dropout_p : float
+        0 only: there is no dropout.
+    softmax_scale : float, optional
+        Factor of the scores. Default ``1 / sqrt(D)``.
+    causal : bool
+        Row i stands at position ``p_i = i + Lk - Lq`` (the bottom right corner), and attends to keys ``j <= p_i`` only.
+    window_size : (left, right)
+        ``p_i - left <= j <= p_i + right`` only; -1 is no limit on that side.
+    softcap : float
+        Scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
+    alibi_slopes : Tensor or ndarray, shape (H,) or (batch, H), optional
+        Adds ``-slope * |p_i - j|`` to the scores.
+    deterministic : bool
+        Of gradients, there; the results here are the same bits, always.
+    return_attn_probs : bool
+        False only: write ``return_lse=True``, or ask `cattn.attention_weights` for the weights.
+    return_lse : bool
+        Also return the logarithms of the softmax's denominators. (What that package returns beside the probabilities.)
+
+    Returns
+    -------
+    out : Tensor or ndarray, shape (batch, Lq, H, Dv), type of q
+        Zeros in rows that may attend to nothing.
+    lse : Tensor or ndarray, shape (batch, H, Lq)
+        Only with return_lse; float64 for float64 inputs, else float32. As in that package, **+inf** in rows that may
+        attend to nothing, where `cattn.attention` and `cattn.merge_attention` have -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+    NotImplementedError
+        Where a gradient would be wanted: a tensor has requires_grad, and gradients are enabled.
+
+    Notes
+    -----
+    Dao 2024, "FlashAttention-2", https://arxiv.org/abs/2307.08691, and the documentation of the package, version 2.8.
+    For tensors, the number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or
+    CATTN_NUM_THREADS says another.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cattn.flash_attn import flash_attn_func
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 128, 12, 64), np.float32)
+    >>> flash_attn_func(q, k, v, causal=True).shape
+    (1, 128, 12, 64)
+    """
+    given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
+    house = _house(q)
+    return house.uncompiled(_batched, house, q, k, v, *given)
+
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
+    block_table=None, *, return_lse=False,
+):  # fmt: skip
+    """Attention over packed sequences: sequence n owns rows ``cu_seqlens[n]`` to ``cu_seqlens[n + 1]``.
+
+    Not affiliated with, nor endorsed by, the authors of FlashAttention.
+
+    Parameters
+    ----------
+    q : Tensor or ndarray, shape (total queries, H, D)
+    k : Tensor or ndarray, shape (total keys, Hk, D)
+    v : Tensor or ndarray, shape (total keys, Hk, Dv)
+    cu_seqlens_q, cu_seqlens_k : Tensor or ndarray, shape (batch + 1,), of int32 or int64
+        Ascending, from 0 to the total.
+    max_seqlen_q, max_seqlen_k : int
+        No less than the longest sequence. Nothing else depends on them.
+    block_table
+        None only: there is no paged cache.
+    dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs, return_lse
+        As in `flash_attn_func`, with the lengths of each sequence.
+
+    Returns
+    -------
+    out : Tensor or ndarray, shape (total queries, H, Dv)
+    lse : Tensor or ndarray, shape (H, total queries)
+        Only with return_lse.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `flash_attn_func` does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cattn.flash_attn import flash_attn_varlen_func
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 128, 12, 64), np.float32)
+    >>> indptr = np.array([0, 50, 51, 128], np.int32)
+    >>> flash_attn_varlen_func(q, k, v, indptr, indptr, 77, 77, causal=True).shape
+    (128, 12, 64)
+    """
+    if block_table is not None:
+        raise ValueError(f"block_table: expected None, since cattn has no paged cache, got {shown(block_table)}")
+    given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
+    lengths = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+    house = _house(q)
+    return house.uncompiled(_packed, house, q, k, v, *lengths, *given)
+
+
+def _batched(house, q, k, v, *given):
+    arrays = _read_inputs(house, 4, "(batch, length, heads, size)", q, k, v)
+    options = _options(house, *given)
+    if arrays[0].shape[1] != arrays[1].shape[1]:
+        options["query_offset"] = "end"
+    return _attend(house, cattn.attention, *arrays, layout="blhd", **options)
+
+
+def _packed(house, q, k, v, cu_seqlens, max_seqlens, *given):
+    arrays = _read_inputs(house, 3, "(total length, heads, size)", q, k, v)
+    for side, argument, most in zip("qk", cu_seqlens, max_seqlens, strict=True):
+        indptr = as_integers(f"cu_seqlens_{side}", house.read(f"cu_seqlens_{side}", argument), -FAR, FAR)
+        if indptr.ndim == 1:
+            _check_longest(side, most, indptr)
+        arrays.append(indptr)
+    return _attend(house, cattn.attention_varlen, *arrays, query_offset="end", **_options(house, *given))
+
+
+class _Arrays:
+    """What _tensors does, for arrays."""
+
+    read = staticmethod(as_array)
+
+    @staticmethod
+    def read_inputs(names, *given):
+        arrays = [as_floats(name, argument) for name, argument in zip(names, given, strict=True)]
+        for name, array in zip(names, arrays, strict=True):
+            if array.dtype != arrays[0].dtype:
+                check_same_type(name, array.dtype, names[0], arrays[0].dtype)
+        return arrays
+
+    @staticmethod
+    def uncompiled(function, *given):
+        return function(*given)
+
+    @staticmethod
+    def num_threads():
+        return None
+
+    @staticmethod
+    def to_tensor(array):
+        return array
+
+
+def _house(q):
+    """Where the caller is at home: in PyTorch, or in NumPy."""
+    torch = sys.modules.get("torch")
+    if not isinstance(q, getattr(torch, "Tensor", ())):
+        return _Arrays
+    from . import _tensors
+
+    return _tensors
+
+
+def _read_inputs(house, ndim, axes, *given):
+    arrays = [*house.read_inputs(_INPUTS, *given)]
+    for name, array in zip(_INPUTS, arrays, strict=True):
+        if array.ndim != ndim:
+            raise ValueError(f"{name}: expected {ndim} axes {axes}, got shape {array.shape}")
+    return arrays
+
+
+def _options(
+    house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
+):
+    """In cattn's words."""
+    if dropout_p != 0:
+        raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {shown(dropout_p)}")
+    if return_attn_probs:
+        raise ValueError(
+            "return_attn_probs: expected False, since cattn holds no weights here; write return_lse=True for their "
+            "denominators, cattn.attention_weights(...) for the weights"
+        )
+    options = {
+        "scale": softmax_scale,
+        "causal": causal,
+        "return_lse": return_lse,
+        "num_threads": house.num_threads(),
+    }
+    if window_size != (-1, -1):
+        options["window"] = window_size
+    if softcap != 0:
+        options["softcap"] = softcap
+    if alibi_slopes is not None:
+        options["alibi_slopes"] = house.read("alibi_slopes", alibi_slopes)
+    return options
+
+
+def _attend(house, function, *arrays, **options):
+    try:
+        found = function(*arrays, **options)
+    except (TypeError, ValueError) as error:
+        raise renamed(error, _WORDS) from None
+    if not options["return_lse"]:
+        return house.to_tensor(found)
+    out, lse = found
+    lse = np.ascontiguousarray(lse.swapaxes(-1, -2))
+    lse[lse == -np.inf] = np.inf
+    return house.to_tensor(out), house.to_tensor(lse)
+
+
+def _check_longest(side, most, indptr):
+    longest = int((indptr[1:] - indptr[:-1]).max(initial=0))
+    try:
+        most = operator.index(most)
+    except TypeError:
+        raise TypeError(f"max_seqlen_{side}: expected an integer, got {shown(most)}") from None
+    if most < longest:
+        raise ValueError(
+            f"max_seqlen_{side}: expected {longest} or more, the length of a sequence in cu_seqlens_{side}, got {most}"
+        )

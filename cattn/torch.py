@@ -1,0 +1,285 @@
+"""Attention on PyTorch's CPU tensors, by PyTorch's own name and semantics: forward only, and without a copy.
+
+`scaled_dot_product_attention` stands in for the function of that name in `torch.nn.functional`. It is the operator
+`torch.ops.cattn.attention`, which torch.compile and torch.export keep whole. Within `sdpa()`, calls of PyTorch's own
+function come here too.
+"""
+
+import functools
+import types
+import warnings
+
+import numpy as np
+
+import cattn
+
+from ._tensors import num_threads, read, read_inputs, refuse_gradient, to_tensor, uncompiled
+
+# isort: split
+import torch  # after _tensors, which says what to install where there is none
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ._calls import renamed
+from ._read import class_shown
+
+__all__ = ["scaled_dot_product_attention", "sdpa"]
+
+_INPUTS = ("query", "key", "value")
+_TENSORS = (*_INPUTS, "attn_mask")
+# Of cattn's errors.
+_WORDS = {
+    "mask": "attn_mask",
+    "bias": "attn_mask",
+    ", or what is padding at the keys' end goes to key_lengths=": "",
+}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def scaled_dot_product_attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """Attention as `torch.nn.functional.scaled_dot_product_attention` defines it, computed by cattn.
+
+    Parameters
+    ----------
+    query : Tensor, shape (..., H, L, E)
+        On the CPU, of float16, bfloat16, float32 or float64, with any strides. Nothing is copied.
+    key : Tensor, shape (..., H, S, E)
+        Of the type of query. All axes before S broadcast with those of query.
+    value : Tensor, shape (..., H, S, Ev)
+        Of the type of query. All axes before S broadcast with those of query.
+    attn_mask : Tensor, broadcastable to (..., H, L, S), optional
+        Of booleans: True where a query may attend to a key. Of the type of query, or float32: added to the scores.
+    dropout_p : float
+        0 only: there is no dropout.
+    is_causal : bool
+        Query i attends to keys ``j <= i`` only, also where L and S differ (the top left corner). Not beside attn_mask.
+    scale : float, optional
+        Factor of the scores. Default ``1 / sqrt(E)``.
+    enable_gqa : bool
+        key and value may have fewer heads than query then, by a factor: query head h reads head ``h // factor``.
+
+    Returns
+    -------
+    Tensor, shape (..., H, L, Ev)
+        Of the type of query. Contiguous, or, as from PyTorch's own CPU kernel, (B, L, H, Ev) transposed where query is:
+        then heads are joined without a copy.
+        Zeros in rows that may attend to nothing, as in PyTorch since version 2.5.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came.
+    NotImplementedError
+        Where a gradient would be wanted: a tensor has requires_grad, and gradients are enabled.
+
+    Notes
+    -----
+    The number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or CATTN_NUM_THREADS says
+    another.
+
+    float16 and bfloat16 are read and written, and float32 is computed: `cattn.reference.attention` says how accurate
+    the result is. Within torch.autocast, tensors are cast as for PyTorch's own function.
+
+    The operator takes the same arguments, without dropout_p. Import cattn.torch before an exported program is loaded
+    that holds it.
+
+    Examples
+    --------
+    >>> import torch, cattn.torch
+    >>> query, key, value = torch.randn(3, 1, 12, 128, 64)
+    >>> cattn.torch.scaled_dot_product_attention(query, key, value, is_causal=True).shape
+    torch.Size([1, 12, 128, 64])
+    """
+    if dropout_p != 0:
+        raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
+            and (attn_mask is None or isinstance(attn_mask, Tensor))):  # fmt: skip
+        _refuse_others(query=query, key=key, value=value, attn_mask=attn_mask)
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value, attn_mask = map(_cast, (query, key, value, attn_mask))
+    return _operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+
+
+def _refuse_others(**given):
+    for name, tensor in given.items():
+        if not (isinstance(tensor, Tensor) or (name == "attn_mask" and tensor is None)):
+            raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}; arrays go to cattn.attention")
+
+
+def _cast(tensor):
+    """As torch.autocast does it for PyTorch's own function."""
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype("cpu"))
+
+
+# The operator
+
+
+def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+    q, k, v = read_inputs(_INPUTS, query, key, value)
+    is_blhd = _is_blhd(q.strides)
+    options = {"scale": scale, "causal": is_causal, "num_threads": num_threads()}
+    if attn_mask is not None:
+        if is_causal:
+            raise ValueError("attn_mask: expected None beside is_causal=True; write one mask that says both")
+        options |= _read_mask(attn_mask, query.dtype)
+    if not q.shape == k.shape == v.shape:
+        q, k, v = _aligned(q, k, v, enable_gqa)
+        if is_causal:
+            options["query_offset"] = "start"
+    if is_blhd and q.ndim == 4:
+        try:
+            out = cattn.attention(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), layout="blhd", **options)
+            return to_tensor(out.swapaxes(1, 2))
+        except (TypeError, ValueError):
+            pass  # below, it shows shapes as they were given
+    try:
+        return to_tensor(cattn.attention(q, k, v, **options))
+    except (TypeError, ValueError) as error:
+        raise renamed(error, _WORDS) from None
+
+
+def _is_blhd(strides):
+    """Whether the heads of a query lie within its positions."""
+    return len(strides) == 4 and strides[1] < strides[2]
+
+
+def _read_mask(attn_mask, dtype):
+    """The modifier of `cattn.attention` that it is."""
+    mask = read("attn_mask", attn_mask)
+    if type(attn_mask) not in _PLAIN:  # such as CausalBias, which holds no numbers
+        raise TypeError(f"attn_mask: expected a plain tensor, got {class_shown(attn_mask)}")
+    if attn_mask.dtype is torch.bool:
+        return {"mask": mask}
+    if attn_mask.dtype is dtype or attn_mask.dtype is torch.float32:
+        return {"bias": mask}
+    raise TypeError(
+        f"attn_mask: expected type bool (True: may attend), or {dtype} like query or torch.float32 (added to the "
+        f"scores), got {attn_mask.dtype}"
+    )
+
+
+def _aligned(query, key, value, enable_gqa):
+    """What PyTorch broadcasts and cattn does not: axes that are missing in front, and, without enable_gqa, heads."""
+    arrays = {"query": query, "key": key, "value": value}
+    ndim = max(array.ndim for array in arrays.values())
+    if min(array.ndim for array in arrays.values()) < 2 or ndim == 2:
+        return arrays.values()
+    query, key, value = (array[(None,) * (ndim - array.ndim)] for array in arrays.values())
+    heads = query.shape[-3], key.shape[-3], value.shape[-3]
+    if enable_gqa or heads[1] == heads[2] in (1, heads[0]):
+        return query, key, value
+    most = max(heads)
+    for name, number in zip(arrays, heads, strict=True):
+        if number not in (1, most):
+            raise ValueError(
+                f"{name}: expected {most} heads, or one, got {number} (shape {arrays[name].shape}); fewer heads of key "
+                "and value than of query want enable_gqa=True"
+            )
+    return (np.broadcast_to(x, (*x.shape[:-3], most, *x.shape[-2:])) for x in (query, key, value))
+
+
+def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+    """An empty result: its shape, type and strides."""
+    if enable_gqa:
+        leading = *torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3]), *query.shape[-3:-2]
+    else:
+        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    shape = *leading, query.shape[-2], value.shape[-1]
+    if _is_blhd(query.stride()) and len(shape) == 4:
+        batch, heads, length, size = shape
+        return query.new_empty(batch, length, heads, size).transpose(1, 2)
+    return query.new_empty(shape)
+
+
+def _attention_below(*given):
+    """Where a gradient could be recorded: the last place that sees whether one is wanted. Nobody else is to be asked
+    about plain tensors then."""
+    if torch._C._len_torch_dispatch_stack() == 0 and all(type(x) in _PLAIN for x in given[:3]):
+        return _attention(*given)
+    for name, tensor in zip(_TENSORS, given, strict=False):
+        if tensor is not None:
+            refuse_gradient(name, tensor)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _operator(*given)
+
+
+_library = torch.library.Library("cattn", "FRAGMENT")
+_library.define(
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, bool is_causal=False, "
+    "float? scale=None, bool enable_gqa=False) -> Tensor",
+    # The strides of the result follow those of query.
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
+)
+_library.impl("attention", functools.partial(uncompiled, _attention), "CompositeExplicitAutograd")
+_library.impl("attention", functools.partial(uncompiled, _attention_below), "Autograd")
+torch.library.register_fake("cattn::attention", _fake_attention, lib=_library)
+_operator = torch.ops.cattn.attention.default
+
+
+class sdpa(TorchFunctionMode):
+    """Within it, calls of `torch.nn.functional.scaled_dot_product_attention` on CPU tensors come to cattn.
+
+    For models that cannot be changed. Where the call can be, write `scaled_dot_product_attention` of this module
+    instead: PyTorch asks a mode about each call of any of its functions, which makes all of them about a microsecond
+    slower. It also gives up the path of its own for `torch.nn.TransformerEncoderLayer` and `MultiheadAttention` in
+    evaluation, one call of C++, so that short sequences may take longer there than without.
+
+    What cattn does not serve (gradients, dropout, mixed types, tensors of other classes) is left to PyTorch, and a
+    warning says what it was, once. Tensors on other devices are left to PyTorch silently.
+
+    It reaches the calls of its own thread that go through Python: those of a model's code, and those in
+    `torch.nn.functional.multi_head_attention_forward`, thus in `torch.nn.MultiheadAttention` with
+    ``need_weights=False`` and PyTorch's Transformer layers. It reaches no other threads, no TorchScript, nothing that
+    C++ calls, and no `torch.nn.MultiheadAttention` that returns weights, its default: that one multiplies matrices.
+
+    Examples
+    --------
+    >>> import torch, cattn.torch
+    >>> query, key, value = torch.randn(3, 1, 12, 128, 64)
+    >>> with cattn.torch.sdpa():
+    ...     out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._warned = set()
+
+    def __torch_function__(self, function, overridden, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention or function is F.multi_head_attention_forward:
+            others = [kind.__name__ for kind in overridden if kind not in _PLAIN]
+            if others:
+                self._warn(f"{others[0]}: expected plain tensors, got a class with functions of its own")
+            elif function is F.scaled_dot_product_attention:
+                return self._attend(*args, **kwargs)
+            else:
+                return _multi_head_attention_forward(self._attend)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    def _attend(self, query, *others, **named):
+        if query.is_cpu:
+            try:
+                return scaled_dot_product_attention(query, *others, **named)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                self._warn(str(error))
+        return F.scaled_dot_product_attention(query, *others, **named)
+
+    def _warn(self, reason):
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(f"cattn.torch.sdpa leaves this to PyTorch: {reason}", stacklevel=4)
+
+
+def _multi_head_attention_forward(attention):
+    """PyTorch's function of that name, on `attention` in the place of its own: asked about the whole function, a mode
+    does not see the calls inside it."""
+    theirs = F.multi_head_attention_forward
+    names = vars(F) | {"scaled_dot_product_attention": attention}
+    ours = types.FunctionType(theirs.__code__, names, argdefs=theirs.__defaults__)
+    ours.__kwdefaults__ = theirs.__kwdefaults__
+    return ours

@@ -1,0 +1,319 @@
+"""`cattn bench`, run as its users run it; and what it and `benchmarks/` share: cases, checks of answers, runs."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import timeit
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import environment, run_python
+
+import cattn
+from cattn import _cli_bench
+from cattn._bench import answer, cases, chart, engines, inputs, runs, timing
+from cattn._bench.progress import Progress
+from cattn._cli import main
+
+RECORDS = sorted(Path(__file__).parents[1].glob("benchmarks/results/*.json"))
+
+
+@pytest.fixture
+def fails(capsys):
+    """The one line that the command says before it ends with status 2, in this process."""
+
+    def fails(*arguments):
+        try:
+            status = main(["bench", *arguments])
+        except SystemExit as end:
+            status = end.code
+        said = capsys.readouterr()
+        assert (status, said.out) == (2, "")
+        (line,) = said.err.splitlines()
+        assert line.startswith("cattn bench: error: ")
+        return line
+
+    return fails
+
+
+# The command
+
+
+def rows_of(table):
+    """The words of each row below the headings."""
+    lines = table.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("case, ")) + 1
+    return [line.split() for line in lines[start : lines.index("", start)]]
+
+
+def test_table(tmp_path):
+    """Without anything but NumPy, in the command's own process."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['rich', 'matplotlib', 'ml_dtypes']);"
+        "from cattn._cli import main; sys.exit(main())"
+    )
+    done = run_python("-c", code, "bench", "--case", "seed", "--case", "minilm", "--seconds", "0.01", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(done.stdout)
+    assert [row[0] for row in rows if len(row) == 1] == ["seed", "minilm"]
+    assert [row[0] for row in rows if len(row) > 1 and row[0] in ("cattn", "NumPy")] == ["cattn", "NumPy"] * 2
+    assert done.stdout.startswith(f"cattn {cattn.__version__} (table {cattn._kernel.isa()}) on ")
+    assert "1 of 2: seed\n2 of 2: minilm\n" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def record():
+    """Of a problem of the user's own, in a half type, with two threads where there are two."""
+    threads = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    options = "bench", "--shape", "2,4/2,60,60,8", "--causal", "--dtype", "float16", "--threads", threads
+    done = run_python("-m", "cattn", *options, "--seconds", "0.01", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) | {"asked": threads}
+
+
+def test_json_is_what_was_measured(record):
+    (case,) = record["cases"]
+    assert (case["name"], case["shape"]) == ("2,4/2,60,60,8-causal-float16", "2,4/2,60,60,8")
+    assert (case["dtype"], case["causal"], case["errors"]) == ("float16", True, {})
+    assert record["threads"] == record["asked"]
+    assert record["rounds"] >= 3
+    assert record["command"].startswith("cattn bench --shape 2,4/2,60,60,8 --causal")
+    found = case["engines"]
+    assert {"cattn", "cattn float32", "NumPy"} <= set(found)
+    assert all(result["seconds"] > 0 for result in found.values())
+    assert found["cattn float32"]["error"] < 0.01 < found["cattn"]["error"] < 1
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
+def test_json_is_a_record_like_those_of_the_benchmarks(record, file):
+    def fields(record):
+        case = record["cases"][0]
+        return set(record) - {"asked"}, set(case), set(case["engines"]["cattn"])
+
+    assert fields(record) == fields(json.loads(file.read_text(encoding="utf-8")))
+
+
+def test_plot(record, tmp_path):
+    """A mark for each engine, where its ratio is."""
+    pytest.importorskip("matplotlib")
+    _cli_bench._write_plot(record, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = chart.draw_engines(record).axes
+    marks = {line.get_label(): line.get_xdata() for line in axes.lines if not line.get_label().startswith("_")}
+    engines = dict(record["cases"][0]["engines"])
+    seconds = engines.pop("cattn")["seconds"]
+    assert marks == {label: [result["seconds"] / seconds] for label, result in engines.items()}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--cases", "seed"], "unrecognized arguments: --cases seed"),
+        (["--case", "bert128"], "--case: expected core, all or the name of a case, such as bert-128; got 'bert128'"),
+        (["--shape", "1,2,3"], "--shape: expected B,Hq/Hkv,Lq,Lk,D, such as 1,32/8,1,4096,128; got '1,2,3'"),
+        (["--shape", "1,8/3,4,4,8"], "--shape: expected Hq to be a multiple of Hkv, got 8 and 3"),
+        (["--shape", "1,8,0,4,8"], "--shape: expected sizes of at least 1"),
+        (["--shape", "1,8/0,4,4,8"], "--shape: expected sizes of at least 1"),
+        (["--shape", "1,8,4,5,8", "--causal"], "--shape: expected as many queries as keys where it is causal"),
+        (["--shape", "9,99,99999,99999,999"], "9,99/99,99999,99999,999: expected arrays that fit the memory"),
+        (["--causal"], "--causal: expected a --shape beside it"),
+        (["--dtype", "float8"], "--dtype: invalid choice: 'float8'"),
+        (["--threads", "0"], "--threads: expected a whole number of at least 1, got '0'"),
+        (["--threads", "two"], "--threads: expected a whole number of at least 1, got 'two'"),
+        (["--threads", "99999"], "--threads: expected at most"),
+        (["--seconds", "-1"], "--seconds: expected a number above 0, got '-1'"),
+        (["--seconds", "nan"], "--seconds: expected a number above 0, got 'nan'"),
+    ],
+)
+def test_bad_values_are_said_in_a_line(fails, arguments, message):
+    assert message in fails(*arguments)
+
+
+@pytest.mark.parametrize("name", ["chart.gif2", "no-folder/chart.png", "chart", "."])
+def test_places_for_no_chart_are_said_before_anything_is_measured(fails, name):
+    pytest.importorskip("matplotlib")
+    line = fails("--plot", name)
+    assert "--plot: expected a" in line and repr(name) in line
+
+
+@pytest.mark.parametrize(
+    "module, arguments, extra",
+    [("matplotlib", ["--plot", "x.png"], "cattn[plot]"), ("ml_dtypes", ["--dtype", "bfloat16"], "cattn[bench]")],
+)
+def test_what_is_missing_is_said_with_its_extra(monkeypatch, fails, module, arguments, extra):
+    for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert f"needs {module}: pip install '{extra}'" in fails(*arguments)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a terminal")
+def test_ctrl_c_ends_it():
+    command = [sys.executable, "-m", "cattn", "bench", "--case", "seed", "--seconds", "600"]
+    options = {"stderr": subprocess.PIPE, "text": True, "env": environment(), "start_new_session": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parent, **options) as process:
+        assert process.stderr.readline() == "1 of 1: seed\n"
+        os.killpg(process.pid, signal.SIGINT)
+        # To its end, which comes when the process that measures is gone, too: by itself after 51 rounds, 17 seconds.
+        _, said = process.communicate(timeout=10)
+    assert process.returncode != 0
+    assert said == ""
+
+
+# Runs
+
+
+@pytest.fixture
+def no_limits(monkeypatch):
+    """The machine's limits take a second to measure."""
+
+    class Limits:
+        method = "fake"
+
+        def __init__(self, threads):
+            self.peak_flops = self.read_bandwidth = lambda _=None: 1e9
+
+    monkeypatch.setattr(runs, "Limits", Limits)
+
+
+class Fake(engines.Engine):
+    """An engine whose answer is zeros, or an error."""
+
+    package = "numpy"
+
+    def __init__(self, name, error=None, missing=False):
+        self.name = self.label = name
+        self.error, self.missing, self.timed = error, missing, 0
+
+    def __call__(self, threads):
+        if self.missing:
+            raise ImportError("No module named 'fake'")
+        return self
+
+    def prepare(self, case, inputs):
+        if self.error:
+            raise self.error
+        return engines.Prepared(timeit.Timer(self.work), lambda: np.zeros_like(inputs.query))
+
+    def work(self):
+        self.timed += 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_wrong_answers_are_said_and_not_timed(monkeypatch, no_limits, dtype):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    fakes = Fake("wrong"), Fake("broken", error=RuntimeError("two\nlines")), Fake("missing", missing=True)
+    for fake in fakes:
+        monkeypatch.setitem(engines.ENGINES, fake.name, fake)
+        monkeypatch.setattr(fake, "label", fake.name)
+    watcher = Progress(1)
+    case = cases.case_of_shape("1,2,64,64,16", dtype)
+    names = ("numpy", *(fake.name for fake in fakes))
+    record = runs.run_here(runs.Settings([case], names, rounds=1), watcher)
+    (found,) = record["cases"]
+    assert set(found["engines"]) == {"NumPy"}
+    assert set(found["errors"]) == {"wrong", "broken"}
+    assert found["errors"]["wrong"].startswith("a wrong answer, off by ")
+    assert found["errors"]["broken"] == "RuntimeError: two lines"
+    assert [fake.timed for fake in fakes] == [0, 0, 0]
+    assert watcher.left_out == {"missing": "No module named 'fake'"}
+
+
+def test_scores_beyond_the_memory_are_not_tried(monkeypatch, no_limits):
+    """By engines that keep them."""
+    monkeypatch.setattr(runs, "memory_bytes", lambda: 1 << 20)
+    record = runs.run_here(
+        runs.Settings([cases.case_of_shape("1,1,512,512,4")], ("cattn", "numpy"), rounds=1), Progress(1)
+    )
+    (case,) = record["cases"]
+    assert set(case["engines"]) == {"cattn"}
+    assert case["errors"] == {"NumPy": "MemoryError: queries × keys of all heads would take 0.0 GiB"}
+
+
+def test_a_process_that_dies_is_said(capfd):
+    with pytest.raises(runs.RunError, match="the process that measures ended with status 1"):
+        runs.run(runs.Settings(["no case"], ["cattn"]), Progress(1))
+    assert "AttributeError" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is killed there")
+def test_a_process_that_is_killed_is_said():
+    class Killer(Progress):
+        def begin(self, title):
+            (process,) = multiprocessing.active_children()
+            process.kill()
+
+    settings = runs.Settings(cases.find_cases(["seed"]), ["cattn"], seconds=600)
+    with pytest.raises(runs.RunError, match="status -9; it was killed, as systems do where memory runs out"):
+        runs.run(settings, Killer(1))
+
+
+def test_wrong_answers_of_cattn_are_a_failure(monkeypatch, no_limits, capsys):
+    def run(settings, watcher):
+        record = runs.run_here(runs.Settings(settings.cases, ["numpy"], rounds=1), watcher)
+        record["versions"]["cattn"] = "0"
+        record["cases"][0]["errors"]["cattn"] = "a wrong answer, off by 1e+06 eps·Σp|v|"
+        return record
+
+    monkeypatch.setattr(runs, "run", run)
+    parser = argparse.ArgumentParser()
+    _cli_bench.add_parser(parser.add_subparsers())
+    assert _cli_bench.run(parser.parse_args(["bench", "--case", "seed"])) == 1
+    assert "Not timed\n  seed: cattn: a wrong answer" in capsys.readouterr().out
+
+
+def test_times_have_three_digits_and_no_exponent():
+    times = {5.284e-7: "0.528 µs", 9.99e-4: "999 µs", 9.996e-4: "1 ms", 0.0999: "99.9 ms", 1.2: "1.2 s", 1e4: "10000 s"}
+    assert {seconds: timing.format_seconds(seconds) for seconds in times} == times
+
+
+# Cases and answers
+
+
+def test_cases_are_found():
+    assert [case.title for case in cases.find_cases(["core"])] == [case.name for case in cases.CORE_CASES]
+    assert [case.title for case in cases.find_cases(["bert-128", "vit"], ["float16", "float64"])] == [
+        "bert-128-float16",
+        "vit-float16",
+        "bert-128-float64",
+        "vit-float64",
+    ]
+    (same,) = cases.find_cases(["bert-128", "bert-128-bfloat16"], ["float16"])
+    assert same == cases.find_cases(["bert-128-float16"])[0]
+    halves = cases.find_cases(["core"], ["bfloat16"])
+    assert [case.name for case in halves] == list(cases.HALF_NAMES)
+    assert all(case.shape == cases.case_of_shape(case.shape).name for case in cases.CASES.values())
+
+
+@pytest.mark.parametrize("name", ["bert-128-float64", *(f"minilm-{modifier}" for modifier in cases.MODIFIERS)])
+def test_answers_are_the_references(name):
+    case = cases.CASES[name]
+    arrays = inputs.make_inputs(case)
+    options = dict(arrays.options)
+    if case.causal:
+        options["causal"] = True
+    expected = cattn.reference.attention(arrays.query, arrays.key, arrays.value, **options)
+    np.testing.assert_allclose(answer.expected(case, arrays).out.astype(np.float64), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype, eps", [("float32", 2**-23), ("float16", 2**-10), ("bfloat16", 2**-7)])
+def test_errors_are_counted_in_eps_of_the_type(dtype, eps):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    case = cases.case_of_shape("1,2,30,40,8", dtype)
+    arrays = inputs.make_inputs(case)
+    query, key, value = (array.astype(np.float64) for array in (arrays.query, arrays.key, arrays.value))
+    out = cattn.reference.attention(query, key, value)
+    size = cattn.reference.attention(query, key, abs(value))
+    found = answer.expected(case, arrays)
+    assert found.check(out).error < 1e-3
+    out[0, 1, 7, 3] -= 3 * eps * size[0, 1, 7, 3]
+    assert found.check(out).error == pytest.approx(3, rel=1e-6)
+    assert not found.check(out).wrong
+    out[0, 1, 7, 3] = np.nan
+    assert found.check(out).wrong

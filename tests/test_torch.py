@@ -1,0 +1,632 @@
+"""cattn.torch: PyTorch's function, served by cattn."""
+
+import contextlib
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ml_dtypes")
+pytest.importorskip("torch")
+
+import torch
+import torch.nn.functional as F
+
+import cattn
+import cattn.torch
+from cattn.torch import scaled_dot_product_attention, sdpa
+
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+EVERY_TYPE = pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+FUNCTION_AND_OPERATOR = pytest.mark.parametrize(
+    "attention", [scaled_dot_product_attention, torch.ops.cattn.attention], ids=["function", "operator"]
+)
+SHAPE = (2, 4, 5, 8)
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def inputs(dtype=torch.float32, shape=SHAPE):
+    return [normal(*shape, dtype=dtype, seed=seed) for seed in range(3)]
+
+
+def assert_like_pytorch(out, query, key, value, attn_mask=None, **options):
+    """To what rounding excuses, where PyTorch computes in float64."""
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.double()
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask, **options)
+    assert (out.dtype, out.shape) == (query.dtype, expected.shape)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[out.dtype])
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What cattn.attention was given, and what it gave, call by call."""
+    seen = []
+
+    def spy(*arrays, **options):
+        seen.append((arrays, options, real(*arrays, **options)))
+        return seen[-1][-1]
+
+    real = cattn.attention
+    monkeypatch.setattr(cattn, "attention", spy)
+    return seen
+
+
+# What it computes
+
+
+def case(seed, dtype):
+    """Tensors and options that PyTorch takes, of all kinds."""
+    random = np.random.default_rng(seed)
+
+    def maybe(size):
+        return int(random.choice([1, size]))
+
+    length, keys, size, value_size = random.integers(1, 12, 4).tolist()
+    groups, heads = random.integers(1, 4, 2).tolist()
+    leading = random.integers(1, 4, random.integers(0, 3)).tolist()
+    options = {"enable_gqa": bool(random.random() < 0.4)}
+    if options["enable_gqa"]:
+        query_heads, key_heads, value_heads = groups * heads, heads, heads
+    else:
+        query_heads, key_heads, value_heads = (maybe(heads) for _ in range(3))
+    tensors = []
+    for axes in ((query_heads, length, size), (key_heads, keys, size), (value_heads, keys, value_size)):
+        shape = [*(maybe(axis) for axis in leading), *axes]
+        shape = shape[random.integers(0, len(leading) + 1) :]  # axes that are missing in front
+        if random.random() < 0.5:
+            tensor = torch.from_numpy(random.standard_normal(shape))
+        else:  # heads within positions
+            shape[-3:-1] = shape[-2:-4:-1]
+            tensor = torch.from_numpy(random.standard_normal(shape)).transpose(-2, -3)
+        tensors.append(tensor.to(dtype))
+    if random.random() < 0.3:
+        options["scale"] = float(random.uniform(-1, 1))
+    kind = random.choice(["none", "causal", "bool", "added"])
+    if kind == "causal":
+        options["is_causal"] = True
+    elif kind != "none":
+        query, key, _ = tensors  # PyTorch adds a mask to scores, whose shape it has to fit
+        batch = np.broadcast_shapes(query.shape[:-3], key.shape[:-3])
+        shape = (*batch, max(query.shape[-3], key.shape[-3]), length, keys)
+        shape = [maybe(axis) for axis in shape][random.integers(0, len(shape) - 1) :]
+        mask = torch.from_numpy(random.standard_normal(shape))
+        options["attn_mask"] = mask > -0.5 if kind == "bool" else mask.to(random.choice([dtype, torch.float32]))
+    return tensors, options
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("seed", range(60))
+def test_like_pytorch(seed, dtype):
+    tensors, options = case(seed, dtype)
+    out = scaled_dot_product_attention(*tensors, **options)
+    assert_like_pytorch(out, *tensors, **options)
+    assert torch.equal(torch.ops.cattn.attention(*tensors, **options), out)
+
+
+@EVERY_TYPE
+def test_two_axes(dtype):
+    query, key, value = (x[0, 0] for x in inputs(dtype))
+    for options in ({}, {"is_causal": True}, {"attn_mask": torch.eye(5, dtype=torch.bool)}):
+        out = scaled_dot_product_attention(query, key, value, **options)
+        assert_like_pytorch(out, query, key, value, **options)
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("queries, keys", [(5, 5), (3, 7), (7, 3), (1, 4)])
+def test_causal_starts_at_the_top_left(dtype, queries, keys):
+    query, key, value = normal(1, 1, queries, 4, dtype=dtype), normal(1, 1, keys, 4, dtype=dtype), torch.eye(keys)
+    out = scaled_dot_product_attention(query, key, value.to(dtype)[None, None], is_causal=True)
+    assert torch.equal(out[0, 0] > 0, torch.ones(queries, keys, dtype=torch.bool).tril())
+
+
+@EVERY_TYPE
+def test_rows_that_may_attend_to_nothing(dtype):
+    """Zeros, as in PyTorch since version 2.5, whichever kind the mask is."""
+    tensors = inputs(dtype)
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    mask[2] = False
+    added = torch.zeros(5, 5, dtype=dtype).masked_fill(~mask, -torch.inf)
+    for attn_mask in (mask, added):
+        out = scaled_dot_product_attention(*tensors, attn_mask)
+        assert torch.all(out[:, :, 2] == 0) and torch.all(out[:, :, 3] != 0)
+        assert_like_pytorch(out, *tensors, attn_mask)
+    assert torch.equal(scaled_dot_product_attention(*(x[:, :, :s] for x, s in zip(tensors, (5, 0, 0), strict=True))),
+                       torch.zeros(SHAPE, dtype=dtype))  # fmt: skip
+
+
+def test_no_rows():
+    query, key, value = inputs()
+    assert scaled_dot_product_attention(query[:, :, :0], key, value).shape == (2, 4, 0, 8)
+    assert scaled_dot_product_attention(query[:0], key[:0], value[:0]).shape == (0, 4, 5, 8)
+    assert scaled_dot_product_attention(query, key, value[..., :0]).shape == (2, 4, 5, 0)
+
+
+def test_added_masks_are_added_in_full():
+    """A mask of float32 beside half types is not rounded to them: their numbers around 256 are 2 or 0.25 apart."""
+    for dtype in (torch.bfloat16, torch.float16):
+        tensors = inputs(dtype)
+        mask = 256 + torch.linspace(0, 3, 25).reshape(5, 5)
+        assert_like_pytorch(scaled_dot_product_attention(*tensors, mask), *tensors, mask)
+
+
+def test_autocast():
+    tensors = inputs()
+    mask = normal(5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (f(*tensors, mask) for f in (scaled_dot_product_attention, F.scaled_dot_product_attention))
+        mixed = scaled_dot_product_attention(tensors[0], tensors[1].bfloat16(), tensors[2].half())
+        wide = scaled_dot_product_attention(*(x.double() for x in tensors))
+    assert found.dtype == expected.dtype == mixed.dtype == torch.bfloat16
+    assert wide.dtype == torch.float64
+    halves = [x.bfloat16() for x in tensors]
+    assert torch.equal(found, scaled_dot_product_attention(*halves, mask.bfloat16()))
+
+
+# Memory
+
+
+def address(x):
+    return x.data_ptr() if isinstance(x, torch.Tensor) else x.__array_interface__["data"][0]
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("view", ["plain", "transposed", "sliced", "expanded"])
+def test_nothing_is_copied(dtype, view, calls):
+    tensors = inputs(dtype)
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    if view == "transposed":
+        tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
+    elif view == "sliced":
+        tensors = [x[:, 1:, ::2, 2:] for x in tensors]
+        mask = mask[:3, 1:4]
+    elif view == "expanded":
+        tensors = [x[:1, :1].expand(SHAPE) for x in tensors]
+    out = scaled_dot_product_attention(*tensors, mask)
+    [(arrays, options, result)] = calls
+    for tensor, array in zip([*tensors, mask], [*arrays, options["mask"]], strict=True):
+        assert address(array) == address(tensor)
+        assert array.dtype.itemsize == tensor.dtype.itemsize
+    assert address(out) == address(result)
+    assert_like_pytorch(out, *tensors, mask)
+
+
+@EVERY_TYPE
+def test_parameters(dtype):
+    """Weights of a model require a gradient, and are read where none is computed."""
+    query, key, value = (torch.nn.Parameter(x) for x in inputs(dtype))
+    with torch.no_grad():
+        out = scaled_dot_product_attention(query, key, value)
+    assert not out.requires_grad
+    assert torch.equal(out, scaled_dot_product_attention(*inputs(dtype)))
+
+
+def test_what_is_negated_when_it_is_read():
+    query, key, value = inputs()
+    negated = torch.complex(value, key).conj().imag
+    assert negated.is_neg()
+    expected = scaled_dot_product_attention(query, -key, value)
+    assert torch.equal(scaled_dot_product_attention(query, negated, value), expected)
+
+
+@EVERY_TYPE
+def test_the_result_lies_as_query_does(dtype):
+    """As PyTorch's CPU kernel has it: heads within positions are joined without a copy."""
+    tensors = inputs(dtype)
+    assert scaled_dot_product_attention(*tensors).is_contiguous()
+    query = tensors[0].transpose(1, 2).contiguous().transpose(1, 2)
+    for others in (tensors[1:], [x[:1] for x in tensors[1:]], [x[:, :1] for x in tensors[1:]]):
+        out = scaled_dot_product_attention(query, *others)
+        assert out.transpose(1, 2).is_contiguous() and not out.is_contiguous()
+        assert torch.equal(out, scaled_dot_product_attention(tensors[0], *others))
+        assert out.stride() == F.scaled_dot_product_attention(query, *tensors[1:]).stride()
+
+
+# Threads
+
+
+@pytest.fixture
+def nothing_set(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("CATTN_NUM_THREADS", raising=False)
+    cattn.set_num_threads(None)
+    yield monkeypatch
+    monkeypatch.undo()
+    cattn.set_num_threads(None)
+    torch.set_num_threads(before)
+
+
+def test_threads(nothing_set, calls):
+    def threads():
+        scaled_dot_product_attention(*inputs())
+        return calls[-1][1]["num_threads"]
+
+    torch.set_num_threads(3)
+    assert threads() == 3
+    torch.set_num_threads(2)
+    assert threads() == 2
+    cattn.set_num_threads(5)
+    assert threads() == 5
+    nothing_set.setenv("CATTN_NUM_THREADS", "4")
+    assert threads() == 5
+    cattn.set_num_threads(None)
+    assert threads() == 4
+    nothing_set.delenv("CATTN_NUM_THREADS")
+    cattn.set_num_threads(None)
+    assert threads() == 2
+
+
+def test_a_wrong_number_of_threads(nothing_set):
+    nothing_set.setenv("CATTN_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match=r"^CATTN_NUM_THREADS: expected an integer of 1 or more, got 'many'$"):
+        scaled_dot_product_attention(*inputs())
+
+
+# Errors
+
+Q, K, V = inputs()
+EYE = torch.eye(5)
+REFUSED = {
+    "query, 1 axis": ((Q[0, 0, 0], K, V), {}, ValueError, r"query: expected axes .* got shape \(8,\)"),
+    "key, 1 axis": ((Q, K[0, 0, 0], V), {}, ValueError, r"key: expected axes .* got shape \(8,\)"),
+    "head size": ((Q, K[..., 1:], V), {}, ValueError, r"key: expected head size 8 like query, got 7 \(shape \(2, 4, 5, 7\)\)"),  # noqa: E501
+    "head size, transposed": ((Q.transpose(1, 2).contiguous().transpose(1, 2), K[..., 1:], V), {}, ValueError,
+                              r"key: expected head size 8 like query, got 7 \(shape \(2, 4, 5, 7\)\)"),
+    "length": ((Q, K, V[:, :, 1:]), {}, ValueError, r"value: expected length 5 like key, got 4 \(shape \(2, 4, 4, 8\)\)"),  # noqa: E501
+    "batch": ((Q, torch.cat([K, K[:1]]), V), {}, ValueError, r"key: expected leading axes that broadcast with \(2,\), got \(3,\)"),  # noqa: E501
+    "heads": ((Q, K[:, :2], V[:, :2]), {}, ValueError, r"key: expected 4 heads, or one, got 2 \(shape \(2, 2, 5, 8\)\); .*enable_gqa=True"),  # noqa: E501
+    "grouped heads": ((Q, K[:, :3], V[:, :3]), {"enable_gqa": True}, ValueError, "key: expected a number of heads that divides the 4 of query, got 3"),  # noqa: E501
+    "heads of value": ((Q, K[:, :2], V[:, :1]), {"enable_gqa": True}, ValueError, "value: expected 2 heads like key, got 1"),  # noqa: E501
+    "no head size": ((Q[..., :0], K[..., :0], V), {}, ValueError, "query: expected a head size of 1 or more, got 0"),
+    "type of key": ((Q, K.bfloat16(), V), {}, TypeError, r"key: expected type torch.float32 like query, got torch.bfloat16; write key.to\(torch.float32\)"),  # noqa: E501
+    "type of value": ((Q, K, V.double()), {}, TypeError, "value: expected type torch.float32 like query, got torch.float64"),  # noqa: E501
+    "integers": ((Q.long(), K.long(), V.long()), {}, TypeError, "query: expected type float16, bfloat16, float32 or float64, got torch.int64"),  # noqa: E501
+    "complex": ((Q + 1j, K + 1j, V + 1j), {}, TypeError, "query: expected type .* got torch.complex64"),
+    "mask and causal": ((Q, K, V, EYE), {"is_causal": True}, ValueError, "attn_mask: expected None beside is_causal=True"),  # noqa: E501
+    "type of mask": ((Q, K, V, EYE.double()), {}, TypeError, r"attn_mask: expected type bool \(True: may attend\), or torch.float32 .* got torch.float64"),  # noqa: E501
+    "integer mask": ((Q, K, V, EYE.int()), {}, TypeError, "attn_mask: expected type bool .* got torch.int32"),
+    "shape of mask": ((Q, K, V, EYE[:4]), {}, ValueError, r"attn_mask: expected a shape that broadcasts to \(2, 4, 5, 5\) .* got \(4, 5\)$"),  # noqa: E501
+    "mask by batch": ((Q, K, V, EYE[:2] > 0), {}, ValueError, r"attn_mask: expected .* got \(2, 5\); of batch and keys only, it wants attn_mask\[:, None, None, :\]$"),  # noqa: E501
+    "mask without heads": ((Q, K, V, EYE.expand(2, 5, 5)), {}, ValueError, r"attn_mask: .* without heads it wants attn_mask\[:, None\]$"),  # noqa: E501
+    "larger mask": ((Q, K, V, EYE.expand(3, 1, 1, 5, 5)), {}, ValueError, "attn_mask: expected a shape that broadcasts to"),  # noqa: E501
+    "scale": ((Q, K, V), {"scale": float("nan")}, ValueError, "scale: expected a finite number, got nan"),
+    "meta query": ((Q.to("meta"), K, V), {}, ValueError, "query: expected a tensor on the CPU, got one on meta"),
+    "meta key": ((Q, K.to("meta"), V), {}, ValueError, "key: expected a tensor on the CPU, got one on meta"),
+    "meta mask": ((Q, K, V, EYE.to("meta")), {}, ValueError, "attn_mask: expected a tensor on the CPU, got one on"),
+    "sparse": ((Q, K.to_sparse(), V), {}, TypeError, "key: expected a dense tensor, got one of layout torch"),
+}  # fmt: skip
+
+
+@FUNCTION_AND_OPERATOR
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, attention):
+    tensors, options, error, message = REFUSED[name]
+    with pytest.raises(error, match=f"^{message}"):
+        attention(*tensors, **options)
+
+
+@pytest.mark.parametrize("dropout_p", [0.1, 1, -1, float("nan")])
+def test_dropout_is_refused(dropout_p):
+    with pytest.raises(ValueError, match=rf"^dropout_p: expected 0, since cattn has no dropout, got {dropout_p}$"):
+        scaled_dot_product_attention(Q, K, V, dropout_p=dropout_p)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "attn_mask"])
+def test_arrays_are_refused(name):
+    given = {"query": Q, "key": K, "value": V, "attn_mask": None}
+    with pytest.raises(TypeError, match=f"^{name}: expected a tensor, got numpy.ndarray; arrays go to cattn"):
+        scaled_dot_product_attention(**given | {name: Q.numpy()})
+
+
+@FUNCTION_AND_OPERATOR
+def test_masks_that_hold_no_numbers(attention):
+    from torch.nn.attention.bias import causal_lower_right
+
+    with pytest.raises(TypeError, match=r"^attn_mask: expected a plain tensor, got torch\.nn.*CausalBias$"):
+        attention(Q, K, V, causal_lower_right(5, 5))
+
+
+# Gradients
+
+
+def wanted(x):
+    return x.clone().requires_grad_()
+
+
+@FUNCTION_AND_OPERATOR
+@pytest.mark.parametrize("name", ["query", "key", "value", "attn_mask"])
+def test_gradients_are_refused(name, attention):
+    given = {"query": Q, "key": K, "value": V, "attn_mask": EYE}
+    given[name] = wanted(given[name])
+    with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor that needs no gradient.*{name}.detach"):
+        attention(**given)
+    expected = attention(Q, K, V, EYE)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert torch.equal(attention(**given), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # PyTorch's own use of it
+@FUNCTION_AND_OPERATOR
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", range(3))
+def test_gradients_of_functions_are_refused(place, dtype, attention):
+    """Whose tensors do not say outside that they require one."""
+    tensors = inputs(dtype)
+
+    def loss(x):
+        return attention(*tensors[:place], x, *tensors[place + 1 :]).sum()
+
+    name = ("query", "key", "value")[place]
+    with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor that needs no gradient"):
+        torch.func.grad(loss)(tensors[place])
+    with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor without a tangent"):
+        torch.func.jvp(loss, (tensors[place],), (tensors[place],))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(tensors[place], tensors[place])
+        with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor without a tangent"):
+            loss(dual)
+        assert torch.equal(attention(*tensors), attention(*inputs(dtype)))
+
+
+# The operator
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(8))
+def test_opcheck(seed, dtype):
+    """Schema, fake kernel and its strides, with sizes known and unknown."""
+    tensors, options = case(seed, dtype)
+    torch.library.opcheck(torch.ops.cattn.attention.default, tensors, options)
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("seed", range(60))
+def test_fake_results(seed, dtype):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    tensors, options = case(seed, dtype)
+    real = torch.ops.cattn.attention(*tensors, **options)
+    with FakeTensorMode() as mode:
+        options = {name: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+        fake = torch.ops.cattn.attention(*map(mode.from_tensor, tensors), **options)
+    assert (fake.shape, fake.dtype, fake.device) == (real.shape, real.dtype, real.device)
+    assert [n for n, size in zip(fake.stride(), fake.shape, strict=True) if size > 1] == \
+           [n for n, size in zip(real.stride(), real.shape, strict=True) if size > 1]  # fmt: skip
+
+
+class Model(torch.nn.Module):
+    def forward(self, query, key, value):
+        out = scaled_dot_product_attention(2 * query, key, value, is_causal=True)
+        return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1) + 1
+
+
+def transposed(batch, length, dtype=torch.float32):
+    return [x.transpose(1, 2) for x in inputs(dtype, (batch, length, 4, 8))]
+
+
+def operators(graph):
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compile(backend, dtype, calls):
+    """In one graph, and for other lengths too."""
+    torch._dynamo.reset()
+    compiled = torch.compile(Model(), backend=backend, fullgraph=True)
+    for batch, length in ((2, 5), (3, 7), (1, 9)):
+        tensors = transposed(batch, length, dtype)
+        calls.clear()
+        found = compiled(*tensors)
+        assert len(calls) == 1
+        assert torch.equal(found, Model()(*tensors))
+
+
+def test_the_compiler_sees_one_operator():
+    graphs = []
+    torch._dynamo.reset()
+
+    def backend(graph, _):
+        graphs.append(graph.graph)
+        return graph
+
+    torch.compile(Model(), backend=backend)(*transposed(2, 5))
+    assert operators(*graphs).count("cattn.attention.default") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch's own code
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(strict):
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("length")}
+    program = torch.export.export(Model(), (*transposed(2, 5),), dynamic_shapes=(sizes,) * 3, strict=strict)
+    assert operators(program.graph).count("cattn.attention.default") == 1
+    assert operators(program.run_decompositions().graph).count("cattn.attention.default") == 1
+    for batch, length in ((2, 5), (3, 7)):
+        tensors = transposed(batch, length)
+        assert torch.equal(program.module()(*tensors), Model()(*tensors))
+
+
+@pytest.mark.parametrize("attention", [scaled_dot_product_attention, torch.ops.cattn.attention])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_calls_refuse_gradients(backend, attention):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: attention(x, K, V) + 1, backend=backend)
+    with pytest.raises(NotImplementedError, match=r"^query: expected a tensor that needs no gradient"):
+        compiled(wanted(Q))
+    with torch.no_grad():
+        assert torch.equal(compiled(wanted(Q)), attention(Q, K, V) + 1)
+
+
+# The context
+
+
+@contextlib.contextmanager
+def warnings_of():
+    """The texts of cattn's warnings."""
+    texts = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    texts += [text for warning in caught if (text := str(warning.message)).startswith("cattn")]
+
+
+def test_within_the_context(calls):
+    expected = F.scaled_dot_product_attention(Q, K, V, is_causal=True)
+    assert not calls
+    with sdpa():
+        found = F.scaled_dot_product_attention(Q, K, V, is_causal=True)
+        assert len(calls) == 1
+        by_name = torch.nn.functional.scaled_dot_product_attention(value=V, query=Q, is_causal=True, key=K)
+        assert len(calls) == 2
+    F.scaled_dot_product_attention(Q, K, V)
+    assert len(calls) == 2
+    assert torch.equal(found, by_name)
+    torch.testing.assert_close(found, expected)
+
+
+NOT_SERVED = {
+    "dropout": ((Q, K, V), {"dropout_p": 0.5}, "dropout_p: expected 0, since cattn has no dropout, got 0.5"),
+    "gradient": ((Q, wanted(K), V), {}, "key: expected a tensor that needs no gradient"),
+    "mask and causal": ((Q, K, V, EYE), {"is_causal": True}, "attn_mask: expected None beside is_causal=True"),
+    "head size": ((Q[..., :0], K[..., :0], V), {}, "query: expected a head size of 1 or more, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SERVED)
+def test_what_is_not_served_goes_to_pytorch(name):
+    """With one warning."""
+    tensors, options, reason = NOT_SERVED[name]
+    torch.manual_seed(0)
+    expected = [F.scaled_dot_product_attention(*tensors, **options) for _ in range(2)]
+    torch.manual_seed(0)
+    with warnings_of() as texts, sdpa():
+        found = [F.scaled_dot_product_attention(*tensors, **options) for _ in range(2)]
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+        assert x.requires_grad == y.requires_grad
+    [text] = texts
+    assert text.startswith(f"cattn.torch.sdpa leaves this to PyTorch: {reason}")
+
+
+def test_the_warning_names_the_place():
+    with pytest.warns(UserWarning, match="dropout_p") as caught, sdpa():
+        F.scaled_dot_product_attention(Q, K, V, dropout_p=0.5)
+    assert caught[0].filename == __file__
+
+
+def test_what_pytorch_refuses_is_refused():
+    with pytest.raises(RuntimeError, match="dtype"), pytest.warns(UserWarning, match="key: expected type"), sdpa():
+        F.scaled_dot_product_attention(Q, K.double(), V)
+
+
+def test_other_devices_go_to_pytorch_silently():
+    with sdpa():
+        assert F.scaled_dot_product_attention(*(x.to("meta") for x in (Q, K, V))).is_meta
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+def test_classes_with_functions_of_their_own_go_to_pytorch():
+    from torch.nn.attention.bias import causal_lower_right
+
+    bias = causal_lower_right(3, 5)
+    jagged = torch.nested.as_nested_tensor([Q[0].transpose(0, 1), K[0, :, :3].transpose(0, 1)], layout=torch.jagged)
+    calls = {
+        "CausalBias": lambda: F.scaled_dot_product_attention(Q[:, :, :3], K, V, bias),
+        "NestedTensor": lambda: F.scaled_dot_product_attention(*[jagged.transpose(1, 2)] * 3).transpose(1, 2).values(),
+    }
+    for name, call in calls.items():
+        expected = call()
+        with warnings_of() as texts, sdpa():
+            assert torch.equal(call(), expected)
+        assert texts == [
+            f"cattn.torch.sdpa leaves this to PyTorch: {name}: expected plain tensors, got a class with functions of "
+            "its own"
+        ]
+
+
+def test_other_threads_are_not_reached(calls):
+    thread = threading.Thread(target=F.scaled_dot_product_attention, args=(Q, K, V))
+    with sdpa():
+        thread.start()
+        thread.join()
+        assert not calls
+        F.scaled_dot_product_attention(Q, K, V)
+    assert len(calls) == 1
+
+
+PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+CAUSAL = torch.nn.Transformer.generate_square_subsequent_mask(6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"key_padding_mask": PADDING}, {"attn_mask": CAUSAL, "is_causal": True}, {"attn_mask": CAUSAL}]
+)
+def test_multi_head_attention(options, calls):
+    torch.manual_seed(0)
+    module = torch.nn.MultiheadAttention(32, 4, batch_first=True).eval()
+    x = normal(2, 6, 32)
+    with torch.no_grad():
+        expected, _ = module(x, x, x, need_weights=False, **options)
+        with sdpa():
+            found, _ = module(x, x, x, need_weights=False, **options)
+            assert len(calls) == 1
+            same, weights = module(x, x, x, **options)
+            assert len(calls) == 1  # it multiplies matrices where weights are asked for
+    assert weights.shape == (2, 6, 6)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, same)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+@pytest.mark.parametrize("padding", [None, PADDING])
+def test_transformer_layers(padding, calls):
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, 2).eval()
+    decoder = torch.nn.TransformerDecoderLayer(32, 4, 64, batch_first=True).eval()
+    x = normal(2, 6, 32)
+
+    def run():
+        memory = encoder(x, src_key_padding_mask=padding)[:, :4]
+        return memory, decoder(x, memory)
+
+    with torch.no_grad():
+        expected = run()
+        with sdpa():
+            found = run()
+    assert len(calls) == 4
+    torch.testing.assert_close(found, expected)
+
+
+def test_training_goes_to_pytorch():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0, batch_first=True)
+    x = normal(2, 6, 32)
+    layer(x).sum().backward()
+    expected = {name: p.grad for name, p in layer.named_parameters()}
+    layer.zero_grad()
+    with pytest.warns(UserWarning, match="query: expected a tensor that needs no gradient"), sdpa():
+        layer(x).sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("inside", [True, False], ids=["context compiled", "compiled in context"])
+def test_the_context_and_the_compiler(inside, backend, calls):
+    torch._dynamo.reset()
+
+    def attend(x):
+        with sdpa() if inside else contextlib.nullcontext():
+            return F.scaled_dot_product_attention(2 * x, K, V)
+
+    with contextlib.nullcontext() if inside else sdpa():
+        found = torch.compile(attend, backend=backend)(Q)
+    assert len(calls) == 1
+    assert torch.equal(found, scaled_dot_product_attention(2 * Q, K, V))
