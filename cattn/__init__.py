@@ -46,9 +46,14 @@ def get_include():
         For the `include_dirs` of an extension module. ``cimport cattn`` finds its declarations without it, and names
         the same header.
 
+    See Also
+    --------
+    show_config : What else is known of this build.
+
     Examples
     --------
     >>> from pathlib import Path
+    >>> import cattn
     >>> [path.name for path in Path(cattn.get_include()).glob("*.h")]
     ['cattn.h']
     """

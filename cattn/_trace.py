@@ -324,8 +324,6 @@ class AttentionTrace:
             return "grey: NaN"
         if np.allclose(sums, 1, atol=1e-3):
             return "each row sums to 1"
-        if np.isnan(sums).any():
-            return "NaN in some rows"
         return f"rows sum to {sums.min():.2g} to {sums.max():.2g}"
 
     def _label_axes(self, ax, names):

@@ -512,7 +512,7 @@ def test_plot_of_nan_and_of_nothing(pyplot):
     x, *weights = draw(3)
     ax = cattn.trace(x * np.nan, *weights).plot()
     assert {text.get_text() for text in ax.texts} == {"nan"}
-    assert ax.images[0].colorbar.ax.get_ylabel() == "weight (NaN in some rows)"
+    assert ax.images[0].colorbar.ax.get_ylabel() == "weight (grey: NaN)"
     with pytest.raises(ValueError, match="at least one token"):
         cattn.trace(x[:0], *weights).plot()
 
