@@ -274,15 +274,16 @@ def _attention(
         raise ValueError('sinks: cattn has one sink a head; write attn_implementation="eager"')
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    arrays = read_inputs(("query", "key", "value"), query, key, value)
-    batch, heads, queries, _ = query.shape
+    # Heads within positions: where they come from as a rule, and where the result goes.
+    arrays = [array.swapaxes(1, 2) for array in read_inputs(("query", "key", "value"), query, key, value)]
+    queries, keys = query.shape[2], key.shape[2]
     if attention_mask is None:
         # One query alone is a new token, which attends to all. Several stand at the first keys: in an empty cache of
         # fixed length these are the ones that exist.
         causal = queries > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
         modifiers = {"causal": True, "query_offset": "start"} if causal else {}
     else:
-        modifiers = _read_mask(attention_mask, queries, key.shape[-2])
+        modifiers = _read_mask(attention_mask, queries, keys)
     if position_bias is not None:
         if "bias" in modifiers:
             position_bias = position_bias + attention_mask
@@ -292,15 +293,11 @@ def _attention(
     if s_aux is not None:
         modifiers["sinks"] = read("s_aux", s_aux)
 
-    out = None  # the heads of one query lie side by side in either order
-    if queries > 1:
-        out = torch.empty((max(batch, len(key)), queries, heads, value.shape[-1]), dtype=query.dtype)
-    written = None if out is None else to_numpy(out).swapaxes(1, 2)
     try:
-        result = attention(*arrays, scale=scaling, out=written, num_threads=num_threads(), **modifiers)
+        out = attention(*arrays, layout="blhd", scale=scaling, num_threads=num_threads(), **modifiers)
     except (TypeError, ValueError) as error:
         raise renamed(error, _NAMES if position_bias is None else _NAMES | {"bias": "position_bias"}) from None
-    return to_tensor(result).transpose(1, 2) if out is None else out, None
+    return to_tensor(out), None
 
 
 def _read_mask(attention_mask, queries, keys):
