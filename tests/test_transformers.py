@@ -319,7 +319,7 @@ def test_taken_and_left_again(calls):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # what torch.compile has to say about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of PyTorch itself
 def test_compiled():
     given = tokens(3)
     expected, found = run_both("mistral", lambda model: torch.compile(model, backend="eager")(**given).logits)
@@ -591,11 +591,27 @@ def test_other_devices_are_refused():
         call(query=torch.zeros(1, 2, 3, 4, device="meta"))
 
 
-def call(**changes):
+def call(module=None, **changes):
     """The registered attention function."""
     tensors = {name: torch.zeros(1, 2, 3, 4) for name in ("query", "key", "value")} | {"attention_mask": None}
     attention = transformers.AttentionInterface()["cattn"]
-    return attention(SimpleNamespace(is_causal=False), **tensors | changes)
+    return attention(module or SimpleNamespace(is_causal=False), **tensors | changes)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("given", [True, False, None])
+@pytest.mark.parametrize("module", [True, False])
+def test_no_mask(module, given, queries):
+    """Causal as for sdpa: by the argument, else by the module; queries stand at the first keys; one attends to all."""
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, length, 4, generator=random) for length in (queries, 5, 5))
+    tensors = {"query": query, "key": key, "value": value}
+    out, weights = call(SimpleNamespace(is_causal=module), **tensors, is_causal=given)
+    causal = queries > 1 and (module if given is None else given)
+    arrays = (tensor.numpy() for tensor in tensors.values())
+    expected = cattn.reference.attention(*arrays, causal=causal, query_offset="start").swapaxes(1, 2)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert weights is None
 
 
 @pytest.mark.parametrize(
