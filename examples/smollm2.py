@@ -8,7 +8,7 @@ names llm and llama-cpp-python as requirements; only its file of weights is read
 
 Each step writes its keys and values into arrays made once, and attends to the part of them that is filled: nine query
 heads share three heads of keys and values, which are neither copied nor repeated. --check runs the whole text through
-the model once more, without a cache and with attention in NumPy, and fails where that would have written another token.
+the model once more, with attention in NumPy and without a cache, and fails where that would have chosen another token.
 """
 
 import argparse
@@ -24,8 +24,6 @@ from pathlib import Path
 import numpy as np
 
 import cattn
-
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # from the model's chat template
 
 
 def read():
@@ -64,7 +62,7 @@ def numbers(data, kind, shape):
     count = int(np.prod(shape))
     if kind == 0:  # F32
         return data[: 4 * count].view("<f4").reshape(shape)
-    if kind == 3:  # Q4_1: a scale, a smallest number, and 16 bytes: the first 16 numbers in their low halves
+    if kind == 3:  # Q4_1: a scale, a smallest number, and 16 bytes, the first 16 numbers in their low halves
         blocks = data[: count // 32 * 20].reshape(-1, 20)
         scale, least = blocks[:, :4].view("<f2").astype(np.float32).T[:, :, None]
         return (scale * np.hstack([blocks[:, 4:] & 15, blocks[:, 4:] >> 4]) + least).reshape(shape)
@@ -75,50 +73,45 @@ def numbers(data, kind, shape):
 
 
 class Tokens:
-    """Byte-level BPE as in GPT-2, in which a digit is a word."""
+    """Byte-level BPE as in GPT-2, except that each digit is a word, and the model's chat template."""
 
+    SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     DIGIT = re.compile(f"([{''.join(c for c in map(chr, range(0x110000)) if unicodedata.category(c)[0] == 'N')}])")
     WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W_]+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 
     def __init__(self, facts):
-        self.pieces = facts["tokenizer.ggml.tokens"]
-        self.numbers = {piece: number for number, piece in enumerate(self.pieces)}
+        pieces, self.unknown = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.unknown_token_id"]
+        self.numbers = {piece: number for number, piece in enumerate(pieces)}
         self.ranks = {tuple(pair.split(" ")): rank for rank, pair in enumerate(facts["tokenizer.ggml.merges"])}
         # A byte is written as the visible sign of its number in Latin-1, or, where there is none, as one from 256 on.
         visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [byte for byte in range(256) if byte not in visible]
-        self.signs = dict(zip(visible + others, map(chr, [*visible, *range(256, 256 + len(others))]), strict=True))
-        self.bytes = {sign: byte for byte, sign in self.signs.items()}
+        others = (byte for byte in range(256) if byte not in visible)
+        self.signs = {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+        bytes_of = {sign: byte for byte, sign in self.signs.items()}
+        self.bytes = [bytes(bytes_of[sign] for sign in piece) for piece in pieces]  # may be a part of a character
 
     def encode(self, text):
         words = [word for part in self.DIGIT.split(text) for word in self.WORD.findall(part)]
-        return [self.numbers[piece] for word in words for piece in self.split(word)]
+        return [self.numbers.get(piece, self.unknown) for word in words for piece in self.split(word)]
 
     def split(self, word):
         """The pieces of a word: the two neighbours whose pair stands first in the list become one, again and again."""
-        pieces = [self.signs[byte] for byte in word.encode()]
-        while len(pieces) > 1:
-            ranks = [self.ranks.get(pair, len(self.ranks)) for pair in pairwise(pieces)]
-            n = ranks.index(min(ranks))
-            if ranks[n] == len(self.ranks):
-                break
-            pieces[n : n + 2] = ["".join(pieces[n : n + 2])]
+        pieces = [self.signs[byte] for byte in word.encode("utf-8", "replace")]
+        while known := [(self.ranks[pair], n) for n, pair in enumerate(pairwise(pieces)) if pair in self.ranks]:
+            _, n = min(known)
+            pieces[n : n + 2] = [pieces[n] + pieces[n + 1]]
         return pieces
 
-    def decode(self, number):
-        """The bytes of a token, which may be a part of a character."""
-        return bytes(self.bytes[sign] for sign in self.pieces[number])
-
     def chat(self, prompt):
-        """The model's chat template, ready for an answer. Nothing in a prompt is read as one of its control tokens."""
+        """A prompt as the chat template puts it, up to the answer. Nothing in it is read as a control token."""
         start, end = self.numbers["<|im_start|>"], self.numbers["<|im_end|>"]
-        told = [self.encode(text) for text in (f"system\n{SYSTEM}", "\n", f"user\n{prompt}", "\n", "assistant\n")]
+        told = [self.encode(text) for text in (f"system\n{self.SYSTEM}", "\n", f"user\n{prompt}", "\n", "assistant\n")]
         return [start, *told[0], end, *told[1], start, *told[2], end, *told[3], start, *told[4]]
 
 
 class Model:
     def __init__(self, facts, weights):
-        self.weights, self.layers = weights, facts["llama.block_count"]
+        self.weights, self.layers = weights, [f"blk.{n}" for n in range(facts["llama.block_count"])]
         self.key_heads, self.size = facts["llama.attention.head_count_kv"], facts["llama.rope.dimension_count"]
         self.epsilon = np.float32(facts["llama.attention.layer_norm_rms_epsilon"])
         self.frequencies = facts["llama.rope.freq_base"] ** (-np.arange(0, self.size, 2) / self.size)
@@ -131,12 +124,11 @@ class Model:
 
     def logits(self, tokens, first, attend, last=1):
         """Those after each of the last tokens, (last, vocabulary). The tokens stand at positions first, first + 1, ...
-        `attend(layer, first, query, key, value)` takes and gives (length, heads, size)."""
-        angles = np.outer(np.arange(first, first + len(tokens)), self.frequencies)
-        turns = np.exp(1j * angles).astype(np.complex64)[:, None]
+        `attend(n, first, query, key, value)` takes and gives (length, heads, size), in layer n."""
+        angles = np.outer(np.arange(first, first + len(tokens)), self.frequencies)[:, None]
+        turns = np.exp(1j * angles).astype(np.complex64)
         x = self.weights["token_embd.weight"][tokens]
-        for n in range(self.layers):
-            layer = f"blk.{n}"
+        for n, layer in enumerate(self.layers):
             y = self.normalised(x, f"{layer}.attn_norm")
             query, key, value = (self.linear(y, f"{layer}.attn_{c}").reshape(len(x), -1, self.size) for c in "qkv")
             # Rotary positions (RoFormer, section 3.2): two neighbouring numbers are turned as a complex one.
@@ -151,24 +143,22 @@ class Model:
 
 def generate(model, prompt, most, stop):
     """The likeliest token, again and again, with the logits from which it was taken."""
-    keys, values = np.empty((2, model.layers, len(prompt) + most, model.key_heads, model.size), np.float32)
+    keys, values = np.empty((2, len(model.layers), len(prompt) + most, model.key_heads, model.size), np.float32)
 
-    def attend(layer, first, query, key, value):
+    def attend(n, first, query, key, value):
         end = first + len(query)
-        keys[layer, first:end], values[layer, first:end] = key, value
-        filled = keys[layer, :end], values[layer, :end]
-        return cattn.attention(query, *filled, causal=True, query_offset="end", layout="blhd")
+        keys[n, first:end], values[n, first:end] = key, value
+        return cattn.attention(query, keys[n, :end], values[n, :end], causal=True, query_offset="end", layout="blhd")
 
     new, first = prompt, 0
     while first < len(prompt) + most - 1 and new != [stop]:
         (logits,) = model.logits(new, first, attend)
-        first += len(new)
-        new = [int(logits.argmax())]
+        new, first = [int(logits.argmax())], first + len(new)
         yield new[0], logits
 
 
-def numpy_attention(layer, first, query, key, value):
-    """The same where first is 0: all keys are given, and no cache is needed."""
+def numpy_attention(n, first, query, key, value):
+    """The same from all keys at once, first being 0."""
     group = query.shape[1] // key.shape[1]
     query, key, value = (x.swapaxes(0, 1) for x in (query, key.repeat(group, 1), value.repeat(group, 1)))
     scores = query @ key.swapaxes(1, 2) / np.float32(query.shape[-1] ** 0.5)
@@ -185,28 +175,24 @@ def main():
     options = parser.parse_args()
     facts, weights = read()
     tokens, model, stop = Tokens(facts), Model(facts, weights), facts["tokenizer.ggml.eos_token_id"]
-    prompt, answer, logits = tokens.chat(options.prompt), [], []
+    prompt = tokens.chat(options.prompt)
     most = facts["llama.context_length"] - len(prompt)
     if not 1 <= options.tokens <= most:
         parser.error(f"--tokens: expected 1 to {most} after a prompt of {len(prompt)} tokens, got {options.tokens}")
 
-    text, times = codecs.getincrementaldecoder("utf-8")("replace"), [time.perf_counter()]
-    for number, row in generate(model, prompt, options.tokens, stop):
-        times.append(time.perf_counter())
-        answer.append(number)
-        logits.append(row)
-        print(text.decode(tokens.decode(number) if number != stop else b""), end="", flush=True)
-    rest, seconds = len(answer) - 1, times[-1] - times[1]
-    print(f"\n\nThe first token, after a prompt of {len(prompt)}, took {times[1] - times[0]:.2f} s,", end=" ")
-    print(f"the {rest} after it {rest and seconds / rest:.3f} s each, {rest and rest / seconds:.1f} a second.")
-
+    text, found, start = codecs.getincrementaldecoder("utf-8")("replace"), [], time.perf_counter()
+    for number, logits in generate(model, prompt, options.tokens, stop):
+        found.append((number, logits, time.perf_counter() - start))
+        print(text.decode(tokens.bytes[number] if number != stop else b""), end="", flush=True)
+    answer, logits, times = map(list, zip(*found, strict=True))
+    speed = (len(answer) - 1) / (times[-1] - times[0] or 1)
+    print(f"\n\n{len(prompt)} tokens read in {times[0]:.2f} s, {len(answer)} written, {speed:.1f} a second.")
     if options.check:
         plain = model.logits(prompt + answer[:-1], 0, numpy_attention, last=len(answer))
-        if plain.argmax(axis=-1).tolist() != answer:
-            raise SystemExit("check: NumPy's attention, without a cache, gives other tokens")
-        first, second = np.sort(plain, axis=-1)[:, :-3:-1].T
-        print(f"check: NumPy's attention, without a cache, gives the same {len(answer)} tokens;", end=" ")
-        print(f"logits differ by {np.abs(plain - logits).max():.1e}, the closest choice by {min(first - second):.1e}")
+        same, difference = plain.argmax(axis=-1).tolist() == answer, np.abs(plain - logits).max()
+        print(f"check: NumPy's attention, without a cache, chooses {'the same' if same else 'other'} tokens;", end=" ")
+        print(f"logits differ by {difference:.1e} at most.")
+        raise SystemExit(not same)
 
 
 if __name__ == "__main__":
