@@ -73,7 +73,7 @@ def test_smollm2(tmp_path):
     assert answer.startswith("The capital of France is Paris")
     assert re.fullmatch(r"\d+ tokens read in \d+\.\d+ s, 24 written, \d+\.\d a second\.", speed)
     assert "chooses the same tokens" in check
-    assert float(re.search(r"differ by (\S+)", check)[1]) < 1e-3  # of logits up to 30
+    assert float(re.search(r"differ by (\S+)", check)[1]) < 1e-3  # of logits up to 32
 
 
 @pytest.mark.slow
