@@ -5,7 +5,6 @@ import functools
 import inspect
 import itertools
 import os
-import re
 import runpy
 import sys
 from types import SimpleNamespace
@@ -340,17 +339,6 @@ def test_sentence_transformers(tmp_path, calls):
     assert len(calls) == 2
     assert np.abs(expected[0] - expected[2]).max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
-README = HERE.parent / "README.md"
-
-
-@pytest.mark.skipif(not README.exists(), reason="not in a checkout")
-def test_readme(calls):
-    blocks = re.findall(r"```python\n(# needs transformers.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), {})
-    assert len(calls) == 1
 
 
 EXAMPLE = HERE.parent / "examples" / "sentence_encoder_transformers.py"
