@@ -9,9 +9,9 @@ import itertools
 import math
 import zlib
 
-import ml_dtypes
 import numpy as np
 from kernel_tables import (
+    ALIGNMENT,
     BFLOAT16,
     FEW,
     FLOAT16,
@@ -20,8 +20,10 @@ from kernel_tables import (
     MANY,
     MAX_LANES,
     PLACEMENTS,
+    TYPES,
     Memory,
     ScoreMod,
+    own_types,
     pointers,
     table_of,
 )
@@ -33,12 +35,12 @@ class Case:
 
     function: str
     isa: str
-    real: np.dtype
+    own: int  # the type that the set of kernels is for
     few: bool
     rows: int
     count: int
     size: int
-    type: int
+    type: int  # that keys and values are stored in
     half: int | None = None
     placement: str = "contiguous"
     at_end: bool = True
@@ -48,12 +50,22 @@ class Case:
 
     @property
     def kernels(self):
-        return table_of(self.isa).kernels[self.real.itemsize // 8][FEW if self.few else MANY]
+        return table_of(self.isa).kernels[self.own][FEW if self.few else MANY]
+
+    @property
+    def real(self):
+        return TYPES[FLOAT64 if self.own == FLOAT64 else FLOAT32]
+
+    @property
+    def pairs(self):
+        """Whether queries, keys, weights and values meet as pairs of bfloat16."""
+        return bool(self.kernels.rounds_weights)
 
     def __str__(self):
         layout = "few" if self.few else "many" if self.half is None else f"half {self.half} of many"
         return (
-            f"{self.function} {self.isa} {self.real}, {layout} rows={self.rows} count={self.count} size={self.size} "
+            f"{self.function} {self.isa} {TYPES[self.own]}, {layout} "
+            f"rows={self.rows} count={self.count} size={self.size} "
             f"type={self.type} keys={self.placement} pages={'behind' if self.at_end else 'before'} "
             f"modifiers={'+'.join(self.modifiers) or None} special={self.special} number={self.number}"
         )
@@ -76,6 +88,7 @@ AXES = {
     "rows": "rows count size",
     "widen": "size",
     "narrow": "size",
+    "interleave": "size",
 }
 STORED = {"scores", "modify_scores", "mark_attended", "values", "rows"}  # read half types, too
 HALVES = {"scores", "add_scores", "modify_scores", "mark_attended", "exponentials", "values"}
@@ -90,20 +103,26 @@ def edges(most, *units):
     return sorted(number for number in numbers if 0 < number <= most)
 
 
+def sets(function, isa):
+    """The sets of kernels that have a function: (type, few)."""
+    every = list(itertools.product(own_types(isa), [False, True]))
+    interleaves = [(own, few) for own, few in every if table_of(isa).kernels[own][FEW if few else MANY].interleaves]
+    return interleaves if function == "interleave" else every
+
+
 def cases(function, isa, rounds):
     """Every awkward number of rows, of keys and of columns, each beside others."""
     random = np.random.default_rng(zlib.crc32(f"{function} {isa}".encode()))
     number = itertools.count()
-    for _, real, few in itertools.product(range(rounds), [np.dtype("f4"), np.dtype("f8")], [False, True]):
-        kernels = table_of(isa).kernels[real.itemsize // 8][FEW if few else MANY]
-        width = 64 // real.itemsize
+    for _, (own, few) in itertools.product(range(rounds), sets(function, isa)):
+        kernels = table_of(isa).kernels[own][FEW if few else MANY]
+        width = ALIGNMENT // TYPES[own].itemsize
         axes = {
             "rows": edges(kernels.lanes, kernels.lanes // 4, kernels.half),
-            "count": edges(kernels.most, *([12, 48] if few else [kernels.run, 6, 12])),
-            "size": edges(Memory.LARGEST if few else 129, width, 6, 12, 16 * width if few else 16),
+            "count": edges(kernels.most, *([12, 48, 64] if few else [kernels.run, 6, 12])),
+            "size": edges(Memory.LARGEST if few else 129, width, 6, 12, min(16 * width, 256) if few else 16),
         }
         types = [type for type in range(4) if kernels.reads >> type & 1]
-        own = FLOAT32 if real.itemsize == 4 else FLOAT64
         for axis in AXES[function].split():
             for value in axes[axis]:
                 chosen = {axis: value}
@@ -116,7 +135,7 @@ def cases(function, isa, rounds):
                 yield Case(
                     function,
                     isa,
-                    real,
+                    own,
                     few,
                     **chosen,
                     type=int(random.choice(types)) if function in STORED else own,
@@ -144,15 +163,15 @@ def tiny(real):
     return np.finfo(real).tiny
 
 
-def chain(n):
+def chain(case, n):
     """Roundings on the longest way through the sum of n terms: chains have 20 of them, or 16 where their number grows
-    with n, and few sums are joined behind them."""
-    return 24 + n / 16
+    with n, and few sums are joined behind them. Chains of pairs have the 80 keys of a block."""
+    return (84 if case.pairs else 24) + n / 16
 
 
-def sum_tolerance(real, n, sizes):
+def sum_tolerance(case, n, sizes):
     """For a sum of n products whose sizes add up to `sizes`; and for the expected one."""
-    return (chain(n) * unit(real) + n * np.finfo(wide(real)).eps) * sizes + tiny(real)
+    return (chain(case, n) * unit(case.real) + n * np.finfo(wide(case.real)).eps) * sizes + tiny(case.real)
 
 
 def exponential_tolerance(real, x, power):
@@ -161,6 +180,15 @@ def exponential_tolerance(real, x, power):
     what is below the smallest normal number."""
     with np.errstate(invalid="ignore"):
         return np.where(power == 0, 0, (4 * np.abs(x) + 8) * unit(real) * power) + tiny(real)
+
+
+def rounded(number, tolerance):
+    """What a number so close to a positive one is in bfloat16, and how far from that it may be. What is below the
+    smallest normal number may become 0."""
+    least, most = (
+        np.maximum(x, 0).astype(TYPES[BFLOAT16]).astype(np.float64) for x in (number - tolerance, number + tolerance)
+    )
+    return (least + most) / 2, (most - least) / 2
 
 
 def close(what, got, expected, tolerance):
@@ -206,8 +234,7 @@ def stored(random, shape, case):
         for special in (np.nan, np.inf, -np.inf):
             if random.random() < 0.7:
                 numbers[random.integers(shape[0]), random.integers(shape[1])] = special
-    dtype = {FLOAT32: "f4", FLOAT64: "f8", FLOAT16: "f2", BFLOAT16: ml_dtypes.bfloat16}[case.type]
-    numbers = numbers.astype(dtype)
+    numbers = numbers.astype(TYPES[case.type])
     return numbers.view(np.uint16) if case.type in (FLOAT16, BFLOAT16) else numbers, numbers.astype(case.real)
 
 

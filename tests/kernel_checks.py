@@ -11,7 +11,6 @@ import math
 import sys
 import zlib
 
-import ml_dtypes
 import numpy as np
 from kernel_cases import (
     Modifiers,
@@ -19,7 +18,9 @@ from kernel_cases import (
     close,
     exponential_tolerance,
     products,
+    rounded,
     same,
+    sets,
     stored,
     sum_tolerance,
     tiny,
@@ -31,13 +32,16 @@ from kernel_tables import (
     BFLOAT16,
     FLOAT16,
     PLACEMENTS,
+    TYPES,
     KeyBlock,
     Memory,
     Softmax,
     Tile,
     address,
+    pack,
     round_up,
     table_of,
+    unpack,
 )
 
 
@@ -58,7 +62,7 @@ def largest(scores):
 
 def check_load(case, memory, random):
     tile = Tile(memory, case)
-    rows = random.standard_normal((case.rows, case.size)).astype(case.real)
+    rows = random.standard_normal((case.rows, case.size)).astype(TYPES[case.own])
     if case.special:
         rows[random.random(rows.shape) < 0.1] = np.inf
         rows[random.random(rows.shape) < 0.1] = np.nan
@@ -66,7 +70,10 @@ def check_load(case, memory, random):
     tile.point_to("source", [memory.source.put(slot, row, case.at_end) for slot, row in enumerate(rows)])
     tile.struct.scale = float(random.choice([1, 0.125, 1 / 3, -2.5]))
     tile("load", "queries", KeyBlock(size=case.size))
-    same("queries", tile.queries, case.real.type(tile.struct.scale) * rows)
+    if case.pairs:  # `scores` applies the scale
+        same("queries", unpack(tile.queries), unpack(pack(rows, tile.queries.shape[1])))
+    else:
+        same("queries", tile.queries, case.real.type(tile.struct.scale) * rows)
 
 
 def check_reset(case, memory, random):
@@ -80,15 +87,19 @@ def check_reset(case, memory, random):
     bound = np.finfo(case.real).max
     same("row_max", tile.row_max, np.where(has_sink, np.clip(sinks, -bound, bound), -np.inf).astype(case.real))
     same("row_sum", tile.row_sum, has_sink.astype(case.real))
+    same("lse_sum", tile.lse_sum, has_sink.astype(case.real))
 
 
 def compute_scores(tile, case, memory, random):
     """Of random queries and keys, unmodified: what is expected and how exactly, and the block."""
-    tile.queries[...] = random.standard_normal((case.rows, case.size))
+    queries = random.standard_normal((case.rows, case.size)).astype(TYPES[case.own])
+    tile.queries[...] = pack(queries, tile.queries.shape[1]) if case.pairs else queries
+    tile.struct.scale = scale = float(random.choice([1, 0.125, 1 / 3, -2.5]))
+    scale = float(np.float32(scale)) if case.pairs else 1  # `load` has applied it to the others
     keys, numbers = stored(random, (case.count, case.size), case)
     block = memory.block(keys, case.type, case.placement, case.at_end)
-    raw, sizes = products(tile.queries, numbers.T, case.real)
-    return raw, sum_tolerance(case.real, case.size, sizes), block
+    raw, sizes = products(queries, numbers.T, case.real)
+    return scale * raw, sum_tolerance(case, case.size, abs(scale) * sizes), block
 
 
 def check_scores(case, memory, random):
@@ -142,6 +153,13 @@ def check_mark_attended(case, memory, random):
     assert bool(every) == tile.attended.all(), f"answers {every}"
 
 
+def sums(random, case, empty):
+    """Sums of weights, as they meet the values and as they were, of rows of which some have seen no key."""
+    row_sum = np.where(empty, 0, random.uniform(1, 9, case.rows)).astype(case.real)
+    lse_sum = row_sum * random.uniform(0.9, 1.1, case.rows).astype(case.real) if case.pairs else row_sum
+    return row_sum, lse_sum
+
+
 def check_exponentials(case, memory, random):
     tile, real = Tile(memory, case), case.real
     spread = random.choice([1, 10, 200] if real.itemsize == 4 else [1, 10, 1500])
@@ -152,39 +170,56 @@ def check_exponentials(case, memory, random):
     if case.special:
         scores[random.random(scores.shape) < 0.05] = np.nan
         scores[random.random(scores.shape) < 0.02] = np.inf
-    row_sum = np.where(row_max == -np.inf, 0, random.uniform(1, 9, case.rows)).astype(real)
-    tile.scores[...], tile.block_max[...], tile.row_max[...], tile.row_sum[...] = (
-        scores,
-        largest(scores),
-        row_max,
-        row_sum,
-    )
+    row_sum, lse_sum = sums(random, case, row_max == -np.inf)
+    tile.scores[...], tile.block_max[...] = scores, largest(scores)
+    tile.row_max[...], tile.row_sum[...], tile.lse_sum[...] = row_max, row_sum, lse_sum
     tile("exponentials", "scores", KeyBlock(count=case.count))
     new = np.fmax(row_max, largest(scores))
     same("row_max", tile.row_max, new)
     reference = np.where(new == -np.inf, 0, new).astype(wide(real))
     with np.errstate(invalid="ignore", under="ignore"):
-        for what, got, before in [
-            ("row_scale", tile.row_scale, row_max - reference),
-            ("scores", tile.scores, scores - reference[:, None]),
-        ]:
-            power = np.exp(before)
-            tolerance = exponential_tolerance(real, before, power)
-            close(what, got, power, np.where(before == -np.inf, 0, tolerance))
-        total = tile.row_scale.astype(wide(real)) * row_sum + tile.scores.astype(wide(real)).sum(axis=1)
-        close("row_sum", tile.row_sum, total, sum_tolerance(real, case.count, np.abs(total)))
+        (row_scale, scale_tolerance), (power, tolerance) = (
+            (np.exp(x), np.where(x == -np.inf, 0, exponential_tolerance(real, x, np.exp(x))))
+            for x in (row_max - reference, scores - reference[:, None])
+        )
+        close("row_scale", tile.row_scale, row_scale, scale_tolerance)
+        weights, rest = np.split(tile.weights.astype(wide(real)), [case.count], axis=1)
+        close("weights", weights, *(rounded(power, tolerance) if case.pairs else (power, tolerance)))
+        close("behind the last weight", rest, 0, 0)
+        scale = tile.row_scale.astype(wide(real))
+        total = scale * row_sum + weights.sum(axis=1)
+        close("row_sum", tile.row_sum, total, sum_tolerance(case, case.count, np.abs(total)))
+        total = scale * lse_sum + power.sum(axis=1)
+        tolerance = tolerance.sum(axis=1) + sum_tolerance(case, case.count, np.abs(total))
+        close("lse_sum", tile.lse_sum, total, tolerance)
 
 
 def weigh(tile, case, memory, random):
     """Random weights and values: the block, and the values' numbers."""
     values, numbers = stored(random, (case.count, case.size), case)
-    tile.scores[...] = random.uniform(0, 1, tile.scores.shape) * (random.random(tile.scores.shape) < 0.8)
-    tile.attended[...] = (random.random(tile.scores.shape) < 0.7) | (tile.scores > 0)
+    shape = case.rows, case.count
+    weights = (random.uniform(0, 1, shape) * (random.random(shape) < 0.8)).astype(TYPES[case.own])
+    tile.weights = weights
+    tile.attended[...] = (random.random(shape) < 0.7) | (weights > 0)
     tile.struct.is_new = bool(random.random() < 0.3)
     if not tile.struct.is_new:
         tile.row_scale[...] = random.uniform(0, 1, case.rows) * (random.random(case.rows) < 0.8)
         tile.output[...] = random.standard_normal(tile.output.shape)
-    return memory.block(values, case.type, case.placement, case.at_end), numbers
+    return value_block(memory, case, values), weights, numbers
+
+
+def value_block(memory, case, values):
+    """As the kernels take them: interleaved, words of two keys have their strides."""
+    if not case.kernels.interleaves:
+        return memory.block(values, case.type, case.placement, case.at_end)
+    even = np.pad(values, ((0, len(values) % 2), (0, 0)), mode="edge")
+    block = memory.block(interleaved(even[::2], even[1::2]), case.type, case.placement, case.at_end)
+    block.count, block.stride = len(values), block.stride // 2
+    return block
+
+
+def interleaved(one, other):
+    return one | other.astype(np.uint32) << 16
 
 
 def roomy(memory, case, random):
@@ -199,17 +234,17 @@ def roomy(memory, case, random):
 def check_values(case, memory, random):
     case = dataclasses.replace(case, special=False)
     tile = roomy(memory, case, random)
-    block, numbers = weigh(tile, case, memory, random)
-    expected, sizes = products(tile.scores, numbers, case.real)
+    block, weights, numbers = weigh(tile, case, memory, random)
+    expected, sizes = products(weights, numbers, case.real)
     if not tile.struct.is_new:
         before = tile.row_scale.astype(wide(case.real))[:, None] * tile.output
         expected, sizes = expected + before, sizes + np.abs(before)
     start = tile.output.copy()
     tile("values", "output", block)
-    close("output", tile.output, expected, sum_tolerance(case.real, case.count, sizes))
+    close("output", tile.output, expected, sum_tolerance(case, case.count, sizes))
     together, column = tile.output.copy(), int(random.integers(case.size))
     tile.output[...] = start
-    block.rows += column * (2 if case.type in HALF_TYPES else case.real.itemsize)
+    block.rows += column * TYPES[case.type].itemsize * (2 if case.kernels.interleaves else 1)
     block.size = 1
     tile("values", "output", block, first=column if case.few else column * case.kernels.lanes)
     same("output", tile.output[:, column], together[:, column])
@@ -220,18 +255,18 @@ def part(random, case):
     empty = random.random(case.rows) < 0.2
     row_max = np.where(empty, -np.inf, 4 * random.standard_normal(case.rows)).astype(case.real)
     row_max[random.random(case.rows) < 0.1] -= 2000  # whose share is 0
-    row_sum = np.where(empty, 0, random.uniform(1, 9, case.rows)).astype(case.real)
+    row_sum, lse_sum = sums(random, case, empty)
     output = np.where(empty[:, None], 0, random.standard_normal((case.rows, case.size))).astype(case.real)
     if case.special:
         some = ~empty[:, None] & (random.random(output.shape) < 0.1)
         output[some] = random.choice([np.inf, -np.inf, np.nan], some.sum())
-    return row_max, row_sum, output
+    return row_max, row_sum, lse_sum, output
 
 
-def set_part(tile, memory, row_max, row_sum, output):
+def set_part(tile, memory, row_max, row_sum, lse_sum, output):
     """What joins the total. Of few rows it lies anywhere."""
     if not tile.few:
-        tile.row_max[...], tile.row_sum[...], tile.output[...] = row_max, row_sum, output
+        tile.row_max[...], tile.row_sum[...], tile.lse_sum[...], tile.output[...] = row_max, row_sum, lse_sum, output
         return
     pitch, at_end = tile.struct.output_pitch, tile.at_end
     apart = np.full((len(output) - 1) * pitch + output.shape[1], np.nan, output.dtype)
@@ -239,10 +274,10 @@ def set_part(tile, memory, row_max, row_sum, output):
     rows = [
         memory.source.put(0, row_max, at_end),
         memory.source.put(1, row_sum, at_end),
+        memory.source.put(2, lse_sum, at_end),
         memory.span.put(0, apart, at_end),
     ]
-    row_max, row_sum, output = map(address, rows)
-    tile.struct.softmax = Softmax(row_max, row_sum, row_sum, output)
+    tile.struct.softmax = Softmax(*map(address, rows))
 
 
 def check_merge(case, memory, random):
@@ -251,8 +286,9 @@ def check_merge(case, memory, random):
     carries = [
         (unit(real) * random.standard_normal(x.shape) * np.where(np.isfinite(x), x, 0)).astype(real) for x in total[1:]
     ]
-    tile.total_max[...], tile.total_sum[...], tile.total_output[...] = total
-    tile.row_sum_carry[...], tile.output_carry[...] = carries
+    carries[1] = carries[1 if case.pairs else 0]
+    tile.total_max[...], tile.total_sum[...], tile.total_lse_sum[...], tile.total_output[...] = total
+    tile.row_sum_carry[...], tile.lse_sum_carry[...], tile.output_carry[...] = carries
     set_part(tile, memory, *other)
     tile.struct.selecting = selecting = case.few or bool(random.random() < 0.5)
     tile("merge", "total_output", KeyBlock(size=case.size))
@@ -263,7 +299,8 @@ def check_merge(case, memory, random):
         x, y = total[0] - reference, other[0] - reference
         for what, got, carry, one, rest, two in [
             ("row_sum", tile.total_sum, tile.row_sum_carry, total[1], carries[0], other[1]),
-            ("output", tile.total_output, tile.output_carry, total[2], carries[1], other[2]),
+            ("lse_sum", tile.total_lse_sum, tile.lse_sum_carry, total[2], carries[1], other[2]),
+            ("output", tile.total_output, tile.output_carry, total[3], carries[2], other[3]),
         ]:
             a, b = x, y
             if one.ndim == 2:
@@ -292,15 +329,22 @@ def check_merges(case, memory, random):
     tile = Tile(memory, case)
     count = 300
     row_max = random.standard_normal(case.rows).astype(case.real)
-    sums = random.uniform(1, 9, (count, case.rows)).astype(case.real)
+    row_sums, lse_sums = (
+        np.array(parts) for parts in zip(*(sums(random, case, False) for _ in range(count)), strict=True)
+    )
     outputs = random.uniform(0, 1, (count, case.rows, case.size)).astype(case.real)
-    tile.total_max[...], tile.total_sum[...], tile.total_output[...] = row_max, sums[0], outputs[0]
-    tile.row_sum_carry[...] = tile.output_carry[...] = 0
-    for row_sum, output in zip(sums[1:], outputs[1:], strict=True):
-        set_part(tile, memory, row_max, row_sum, output)
+    tile.total_max[...], tile.total_output[...] = row_max, outputs[0]
+    tile.total_sum[...], tile.total_lse_sum[...] = row_sums[0], lse_sums[0]
+    tile.row_sum_carry[...] = tile.lse_sum_carry[...] = tile.output_carry[...] = 0
+    for joining in zip(row_sums[1:], lse_sums[1:], outputs[1:], strict=True):
+        set_part(tile, memory, row_max, *joining)
         tile("merge", "total_output", KeyBlock(size=case.size))
         memory.settle(all=False)
-    for what, got, terms in [("row_sum", tile.total_sum, sums), ("output", tile.total_output, outputs)]:
+    for what, got, terms in [
+        ("row_sum", tile.total_sum, row_sums),
+        ("lse_sum", tile.total_lse_sum, lse_sums),
+        ("output", tile.total_output, outputs),
+    ]:
         exact = terms.astype(wide(case.real)).sum(axis=0)
         close(what, got, exact, 1.01 * unit(case.real) * exact + count * np.finfo(wide(case.real)).eps * exact)
 
@@ -336,13 +380,13 @@ def check_logsumexp(case, memory, random):
     tile, real = Tile(memory, case), case.real
     empty = random.random(case.rows) < 0.2
     row_max = np.where(empty, -np.inf, 100 * random.standard_normal(case.rows)).astype(real)
-    row_sum = np.where(empty, 0, random.uniform(1, 1e4, case.rows)).astype(real)
-    tile.row_max[...], tile.row_sum[...] = row_max, row_sum
+    lse_sum = np.where(empty, 0, random.uniform(1, 1e4, case.rows)).astype(real)
+    tile.row_max[...], tile.lse_sum[...] = row_max, lse_sum
     rows = [memory.destination.room(slot, [1], real, case.at_end) for slot in range(case.rows)]
     tile.point_to("destination", rows)
-    tile("logsumexp", "row_sum")
+    tile("logsumexp", "lse_sum")
     with np.errstate(divide="ignore"):
-        logarithm = np.log(row_sum.astype(wide(real)))
+        logarithm = np.log(lse_sum.astype(wide(real)))
         sizes = np.where(empty, 0, np.abs(row_max) + np.abs(logarithm))
         close("lse", np.concatenate(rows), row_max + logarithm, 3 * unit(real) * sizes)
 
@@ -352,7 +396,7 @@ class Problem:
 
     def __init__(self, case, random):
         self.case = case = dataclasses.replace(case, placement="contiguous")  # no two keys are the same
-        self.source = random.standard_normal((case.rows, case.size)).astype(case.real)
+        self.source = random.standard_normal((case.rows, case.size)).astype(TYPES[case.own])
         self.sinks = random.choice([-np.inf, 0.5], case.rows)
         # Values that are not finite never come to `values`.
         self.keys, self.values = (
@@ -376,10 +420,9 @@ class Problem:
             memory.settle(all=False)
             for name in names.get("leaves", "").split():
                 result = getattr(tile, name)
-                left[f"{step}, {kernel}: {name}"] = (result[:, : -extra or None] if name == "scores" else result).copy()
-
-        def block(rows):
-            return memory.block(rows[: case.count], case.type, case.placement, case.at_end)
+                left[f"{step}, {kernel}: {name}"] = (
+                    result[:, : self.case.count] if name == "weights" else result
+                ).copy()
 
         source = self.source[chosen]
         if alone is not None:
@@ -398,7 +441,7 @@ class Problem:
             for part, (start, stop) in zip(parts, itertools.pairwise(starts), strict=True):
                 part.struct.is_new = True
                 modifiers.of(chosen[start:stop], extra).pass_to(part, memory)
-                part("scores", "scores", block(keys))
+                part("scores", "scores", memory.block(keys[: case.count], case.type, case.placement, case.at_end))
                 memory.settle(all=False)
             if case.special:
                 call(step, "mark_attended", "scores", KeyBlock(count=case.count), parts)
@@ -408,25 +451,26 @@ class Problem:
                 "scores",
                 KeyBlock(count=case.count),
                 parts,
-                leaves="scores row_scale row_max row_sum",
+                leaves="weights row_scale row_max row_sum lse_sum",
             )
-            call(step, "values", "output", block(values), parts, leaves="output")
+            call(step, "values", "output", value_block(memory, case, values[: case.count]), parts, leaves="output")
             if step == 0:
-                tile.total_max[...], tile.total_sum[...], tile.total_output[...] = (
+                tile.total_max[...], tile.total_sum[...], tile.total_lse_sum[...], tile.total_output[...] = (
                     tile.row_max,
                     tile.row_sum,
+                    tile.lse_sum,
                     tile.output,
                 )
-                tile.row_sum_carry[...] = tile.output_carry[...] = 0
+                tile.row_sum_carry[...] = tile.lse_sum_carry[...] = tile.output_carry[...] = 0
         call(
             step,
             "merge",
             "total_output",
             KeyBlock(size=case.size),
-            leaves="total_max total_sum total_output output_carry",
+            leaves="total_max total_sum total_lse_sum total_output output_carry",
         )
         tile.struct.softmax = tile.struct.total
-        for kernel, array, size in [("store", "total_output", case.size), ("logsumexp", "total_sum", 1)]:
+        for kernel, array, size in [("store", "total_output", case.size), ("logsumexp", "total_lse_sum", 1)]:
             rows = [memory.destination.room(slot, [size], case.real, case.at_end) for slot in range(len(chosen))]
             tile.point_to("destination", rows)
             tile(kernel, array, KeyBlock(size=size))
@@ -461,7 +505,7 @@ def check_rows(case, memory, random):
         check("by halves", everyone, halves=True)
 
 
-HALF_TYPES = {FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+HALF_TYPES = {type: TYPES[type] for type in (FLOAT16, BFLOAT16)}
 
 
 def convert(case, memory, name, type, array, out):
@@ -515,6 +559,15 @@ def check_narrow(case, memory, random):
         memory.settle()
 
 
+def check_interleave(case, memory, random):
+    """Rows whose numbers are aligned to their own type only."""
+    one, other = random.integers(0, 1 << 16, (2, case.size), dtype=np.uint16)
+    rows = [memory.source.put(slot, row, case.at_end) for slot, row in enumerate((one, other))]
+    to = memory.converted.room(0, one.shape, np.uint32, case.at_end)
+    table_of(case.isa).interleave(address(to), *map(address, rows), case.size)
+    same("words", to, interleaved(one, other))
+
+
 CHECKS = {
     "load": check_load,
     "reset": check_reset,
@@ -531,7 +584,13 @@ CHECKS = {
     "rows": check_rows,
     "widen": check_widen,
     "narrow": check_narrow,
+    "interleave": check_interleave,
 }
+
+
+def checks(isa):
+    """The functions of a table that are checked."""
+    return [function for function in CHECKS if sets(function, isa)]
 
 
 def run(isa, rounds, functions):
@@ -556,4 +615,4 @@ def run(isa, rounds, functions):
 
 if __name__ == "__main__":
     isa, rounds, *functions = sys.argv[1:]
-    run(isa, int(rounds), functions or list(CHECKS))
+    run(isa, int(rounds), functions or checks(isa))

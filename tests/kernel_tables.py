@@ -7,12 +7,15 @@ import functools
 import math
 import mmap
 
+import ml_dtypes
 import numpy as np
 
 from cattn import _kernel
 
 MAX_LANES, FEW_ROWS, ALIGNMENT = 64, 8, 64
+VECTOR_NUMBERS = 32  # of bfloat16: rows of few queries end in a whole vector, and rows of weights
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
+TYPES = [np.dtype(type) for type in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 MANY, FEW = range(2)
 integer, count_of, pointer = ctypes.c_int, ctypes.c_ssize_t, ctypes.c_void_p
 
@@ -69,17 +72,23 @@ class Kernels(ctypes.Structure):
 
 class Table(ctypes.Structure):
     Converter = ctypes.CFUNCTYPE(None, pointer, pointer, integer, count_of)
+    Interleaver = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, count_of)
     _fields_ = [
         ("name", ctypes.c_char_p),
         ("kernels", Kernels * 2 * 4),
         *fields(Converter, "widen narrow"),
-        ("interleave", pointer),
+        ("interleave", Interleaver),
     ]
 
 
 @functools.cache
 def table_of(isa):
     return Table.from_address(_kernel.table_address(isa))
+
+
+def own_types(isa):
+    """The types that a table has sets of kernels of its own for: the others share float32's."""
+    return [type for type in range(4) if table_of(isa).kernels[type][MANY].type == type]
 
 
 # Memory.
@@ -195,6 +204,17 @@ def round_up(number, multiple):
     return -(-number // multiple) * multiple
 
 
+def pack(numbers, words):
+    """Rows of bfloat16 as so many words of float32's size, which hold pairs: 0 behind the last ones."""
+    padded = np.zeros((len(numbers), 2 * words), TYPES[BFLOAT16])
+    padded[:, : numbers.shape[1]] = numbers
+    return padded.view(np.float32)
+
+
+def unpack(words):
+    return np.ascontiguousarray(words).view(TYPES[BFLOAT16])
+
+
 def address(array):
     return array.ctypes.data
 
@@ -203,6 +223,10 @@ def pointers(arrays):
     """For all lanes: those without a row read what the first row reads."""
     addresses = [address(array) for array in arrays]
     return (pointer * MAX_LANES)(*addresses, *[addresses[0]] * (MAX_LANES - len(addresses)))
+
+
+# Where weights are not rounded, these two are one.
+SHARED = {"lse_sum": "row_sum", "lse_sum_carry": "row_sum_carry", "total_lse_sum": "total_sum"}
 
 
 class Tile:
@@ -215,19 +239,28 @@ class Tile:
         *("queries", "scores", "slice_scores", "attn_bias", "attended"),
         *("output", "block_output", "output_carry", "total_output"),
     )
-    VECTORS = ("block_max", "row_scale", "row_max", "row_sum", "row_sum_carry", "total_max", "total_sum")
+    VECTORS = (
+        *("block_max", "row_scale", "row_max", "row_sum", "lse_sum", "row_sum_carry", "lse_sum_carry"),
+        *("total_max", "total_sum", "total_lse_sum"),
+    )
 
     def __init__(self, memory, case, *, rows=None, pitch=0, start=0, beyond=0):
         rows = case.rows if rows is None else rows
         self.kernels, self.few, self.real, self.at_end = case.kernels, case.few, case.real, case.at_end
+        self.pairs, self.count = case.pairs, case.count
         self.lanes = rows if self.few else self.kernels.lanes
         self.start, pitch, output_pitch = start, max(pitch, round_up(case.count, 64)), start + case.size + beyond
         self.lying, self.columns = {}, {}
         for slot, name in enumerate(self.MATRICES + self.VECTORS):
+            if name in SHARED and not self.pairs:
+                self.lying[name] = self.lying[SHARED[name]]
+                continue
             dtype = np.dtype(np.uint8) if name == "attended" else self.real
             first, count, row = 0, case.size, output_pitch
             if name == "queries":
-                row = case.size
+                if self.pairs:
+                    count = (round_up(case.size, VECTOR_NUMBERS) if self.few else round_up(case.size, 2)) // 2
+                row = count
             elif name in ("scores", "slice_scores", "attended", "attn_bias"):
                 count, row = case.count, pitch
             elif name != "block_output":
@@ -268,10 +301,21 @@ class Tile:
         struct.rows = rows
         for name in ["queries", "scores", "attn_bias", "attended", "block_max", "row_scale", "block_output"]:
             setattr(struct, name, at[name])
-        struct.softmax = Softmax(at["row_max"], at["row_sum"], at["row_sum"], at["output"])
-        total = ("total_max", "total_sum", "total_sum", "total_output")
-        carries = ("row_sum_carry", "row_sum_carry", "output_carry")
+        struct.softmax = Softmax(*(at[name] for name in ("row_max", "row_sum", "lse_sum", "output")))
+        total = ("total_max", "total_sum", "total_lse_sum", "total_output")
+        carries = ("row_sum_carry", "lse_sum_carry", "output_carry")
         struct.total = Softmax(*(at[name] for name in total + carries))
+
+    @property
+    def weights(self):
+        """What `exponentials` makes of the scores, and what it leaves behind an odd last one of pairs."""
+        return unpack(self.scores)[:, : round_up(self.count, 2)] if self.pairs else self.scores
+
+    @weights.setter
+    def weights(self, numbers):
+        if self.pairs:
+            numbers = pack(numbers, round_up(self.count, 2) // 2)
+        self.scores[:, : numbers.shape[1]] = numbers
 
     def half(self, number, rows):
         other = copy.copy(self)
@@ -288,7 +332,8 @@ class Tile:
                 parts += [lying[..., : self.first], lying[..., self.first + self.kernels.half :]]
             elif self.few and lying.ndim == 2:
                 columns = self.columns[name]
-                parts += [lying[:, : columns.start], lying[:, columns.stop :]]
+                stop = max(columns.stop, VECTOR_NUMBERS // 2) if name == "scores" and self.pairs else columns.stop
+                parts += [lying[:, : columns.start], lying[:, stop:]]
         return [part.tobytes() for part in parts]
 
     def __call__(self, kernel, array, block=None, *, first=0):

@@ -8,6 +8,7 @@ A stray access ends the process, so that the checks of a table run in one of the
 do."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -15,13 +16,15 @@ import sys
 
 import kernel_tables
 import pytest
-from kernel_checks import CHECKS
+from kernel_checks import checks
 from kernel_tables import (
+    BFLOAT16,
     FEW,
     FLOAT32,
     FLOAT64,
     MAX_LANES,
     Memory,
+    own_types,
     table_of,
 )
 
@@ -34,7 +37,7 @@ def outcome(isa, rounds):
     """What failed of each function, and where the process ended if it did not reach its end: {function: [message]}."""
     paths = [os.path.dirname(os.path.dirname(cattn.__file__)), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    functions, messages = list(CHECKS), {}
+    functions, messages = checks(isa), {}
     while functions:
         command = [sys.executable, "kernel_checks.py", isa, str(rounds), *functions]
         done = subprocess.run(
@@ -60,6 +63,7 @@ def outcome(isa, rounds):
 
 
 ISAS = _kernel.runnable_isas() if not os.environ.get("CATTN_ISA") else [_kernel.isa()]
+EACH = pytest.mark.parametrize(("isa", "function"), [(isa, function) for isa in ISAS for function in checks(isa)])
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -67,26 +71,29 @@ def test_struct(isa):
     """What stands here of tiles.h is what the tables are."""
     table = table_of(isa)
     assert table.name == isa.encode()
-    for kernels, itemsize in [(k, size) for size, both in zip((4, 8), table.kernels[:2], strict=True) for k in both]:
-        assert kernels.itemsize == itemsize and 1 <= kernels.lanes <= MAX_LANES
+    assert {FLOAT32, FLOAT64} <= set(own_types(isa)) <= {FLOAT32, FLOAT64, BFLOAT16}
+    for type, layout in itertools.product(range(4), range(2)):
+        kernels, own = table.kernels[type][layout], type in own_types(isa)
+        assert kernels.itemsize == (8 if type == FLOAT64 else 4) and 1 <= kernels.lanes <= MAX_LANES
         assert kernels.half in (kernels.lanes, kernels.lanes // 2)
         assert kernels.run >= 1 and 1 <= kernels.least <= kernels.most <= Memory.LARGEST and kernels.bytes > 0
-        assert kernels.reads >> (FLOAT64 if itemsize == 8 else FLOAT32) & 1
+        assert kernels.reads >> kernels.type & 1
+        assert kernels.rounds_weights == (own and type == BFLOAT16)
+        assert table.interleave or not kernels.interleaves
+        assert own or bytes(kernels) == bytes(table.kernels[FLOAT32][layout])
         assert all(getattr(kernels, name) for name in kernel_tables.Kernels.NAMES)
-    assert table.kernels[0][FEW].lanes == table.kernels[1][FEW].lanes == kernel_tables.FEW_ROWS
+    assert all(both[FEW].lanes == kernel_tables.FEW_ROWS for both in table.kernels)
     assert table.widen and table.narrow
 
 
-@pytest.mark.parametrize("function", CHECKS)
-@pytest.mark.parametrize("isa", ISAS)
+@EACH
 def test_kernels(isa, function):
     failures = outcome(isa, 1)[function]
     assert not failures, "\n".join(failures)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", CHECKS)
-@pytest.mark.parametrize("isa", ISAS)
+@EACH
 def test_kernels_thoroughly(isa, function):
     failures = outcome(isa, 8)[function]
     assert not failures, "\n".join(failures)
