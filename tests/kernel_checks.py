@@ -122,12 +122,13 @@ def check_add_scores(case, memory, random):
 
 
 def check_modify_scores(case, memory, random):
-    """As `scores` would have done at once, bit for bit."""
+    """As `scores` would have done at once, bit for bit; but for pairs, of which it rounds the product with the scale and
+    what is added to it together."""
     tile, modifiers = Tile(memory, case), Modifiers(case, random)
     _, _, block = compute_scores(tile, case, memory, random)
     modifiers.pass_to(tile, memory)
     tile("scores", "scores", block)
-    at_once, maximum = tile.scores.copy(), tile.block_max.copy()
+    at_once = tile.scores.copy()
     tile.struct.score_mod = None
     tile("scores", "scores", block)
     raw = tile.scores.astype(wide(case.real))
@@ -136,8 +137,9 @@ def check_modify_scores(case, memory, random):
     modifiers.pass_to(tile, memory)
     tile("modify_scores", "scores", block)
     check_modified("scores", tile.scores, raw, modifiers, tiny(case.real))
-    same("scores", tile.scores + case.real.type(0), at_once + case.real.type(0))  # -0 + 0 is 0
-    same("block_max", tile.block_max, maximum)
+    roundings = np.where(np.isfinite(at_once), np.abs(raw) + 2 * np.abs(at_once), 0)
+    close("scores", tile.scores, at_once, unit(case.real) * roundings if case.pairs else 0)
+    same("block_max", tile.block_max, largest(tile.scores))
 
 
 def check_mark_attended(case, memory, random):

@@ -124,7 +124,7 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
             UNROLL for (int v = 0; v < vectors; v++) {
                 vector score = sum[j][v] * scale;
                 if (added != NULL)
-                    score += added[j * TILE_VECTORS + v];
+                    score = F(muladd)(sum[j][v], F(splat)(scale), added[j * TILE_VECTORS + v]);
                 scores[j * TILE_VECTORS + v] = score;
                 maximum[v] = F(larger)(score, maximum[v]);
             }
