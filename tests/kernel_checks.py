@@ -122,7 +122,7 @@ def check_add_scores(case, memory, random):
 
 
 def check_modify_scores(case, memory, random):
-    """As `scores` would have done at once, bit for bit; but for pairs, of which it rounds the product with the scale and
+    """As `scores` would have done at once, bit for bit; but for pairs, where it rounds the product with the scale and
     what is added to it together."""
     tile, modifiers = Tile(memory, case), Modifiers(case, random)
     _, _, block = compute_scores(tile, case, memory, random)

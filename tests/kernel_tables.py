@@ -13,7 +13,7 @@ import numpy as np
 from cattn import _kernel
 
 MAX_LANES, FEW_ROWS, ALIGNMENT = 64, 8, 64
-VECTOR_NUMBERS = 32  # of bfloat16: rows of few queries end in a whole vector, and rows of weights
+VECTOR_NUMBERS = ALIGNMENT // 2  # of bfloat16
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 TYPES = [np.dtype(type) for type in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 MANY, FEW = range(2)
@@ -324,24 +324,25 @@ class Tile:
         other.is_half = True
         return other
 
-    def beside(self):
-        """The bytes of all that must be left alone."""
+    def beside(self, kernel):
+        """The bytes of all that it must leave alone. Rounded weights of few rows end in a whole vector."""
         parts = []
         for name, lying in self.lying.items():
             if self.is_half:
                 parts += [lying[..., : self.first], lying[..., self.first + self.kernels.half :]]
             elif self.few and lying.ndim == 2:
                 columns = self.columns[name]
-                stop = max(columns.stop, VECTOR_NUMBERS // 2) if name == "scores" and self.pairs else columns.stop
+                rounding = self.pairs and (kernel, name) == ("exponentials", "scores")
+                stop = max(columns.stop, VECTOR_NUMBERS // 2) if rounding else columns.stop
                 parts += [lying[:, : columns.start], lying[:, stop:]]
         return [part.tobytes() for part in parts]
 
     def __call__(self, kernel, array, block=None, *, first=0):
         """`first` is the element of the array that the kernel is given as its first one."""
-        before = self.beside()
+        before = self.beside(kernel)
         function, block = getattr(self.kernels, kernel), None if block is None else ctypes.byref(block)
         answer = function(self.at[array] + first * self.kernels.itemsize, ctypes.byref(self.struct), block)
-        assert self.beside() == before, f"{kernel} wrote to what is not this tile's"
+        assert self.beside(kernel) == before, f"{kernel} wrote to what is not this tile's"
         return answer
 
     def point_to(self, name, rows):
