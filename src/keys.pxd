@@ -102,12 +102,6 @@ cdef inline void open_prefetch(Prefetch *prefetch, const Worker *worker, const T
         prefetch.next = find_task(&prefetch.next_task, call.plan, call.problem, call.starts, task.number + call.threads)
 
 
-cdef inline void prefetch_lines(const char *row, Py_ssize_t bytes) noexcept nogil:
-    cdef Py_ssize_t line
-    for line in range((bytes + 63) // 64):
-        CATTN_PREFETCH(row + line * 64)
-
-
 cdef inline void prefetch_queries(const Prefetch *prefetch, const Worker *worker, Py_ssize_t first,
                                   Py_ssize_t count) noexcept nogil:
     """Rows first, first + 1, ... of the task that comes next: each is read once, from far away, and never foreseen."""
@@ -116,10 +110,11 @@ cdef inline void prefetch_queries(const Prefetch *prefetch, const Worker *worker
     cdef const Task *task = prefetch.next
     cdef const char *queries = first_row(problem, &problem.query, task.entry, task.key_head * plan.group,
                                          problem.query_indptr)
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, line
     for row in range(task.first_row + first, task.first_row + min(first + count, task.rows)):
-        prefetch_lines(queries + row % plan.group * problem.query.head + row // plan.group * problem.query.row,
-                       problem.head_size * plan.itemsize)
+        for line in range((problem.head_size * plan.itemsize + 63) // 64):
+            CATTN_PREFETCH(queries + row % plan.group * problem.query.head + row // plan.group * problem.query.row
+                           + line * 64)
 
 
 cdef inline void prefetch_out(const Worker *worker, const KeyHead *head, const Tile *tile) noexcept nogil:

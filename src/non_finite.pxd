@@ -1,9 +1,9 @@
 # The weighted sum of values for a tile that did not end finite. An infinity or NaN counts where it is attended to, only
 # and always: 0·NaN of a masked value would be NaN, and so would 0·infinity of a weight that came out as 0, which is a
-# small positive number. Everything else goes through the same kernel as before, and gets the same bits.
+# small positive number. All that is finite goes through the same kernel as before, and gets the same bits.
 
 from libc.math cimport INFINITY, NAN
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from convert cimport item_size
@@ -28,12 +28,23 @@ cdef inline cattn_type arithmetic_of(const cattn_kernels *kernels) noexcept nogi
     return CATTN_FLOAT32 if kernels.itemsize == sizeof(float) else CATTN_FLOAT64
 
 
-cdef inline bint are_finite(const void *reals, Py_ssize_t count, const cattn_kernels *kernels) noexcept nogil:
+cdef inline bint are_finite(const void *items, Py_ssize_t count, cattn_type type) noexcept nogil:
+    """Whether no exponent is the largest one: in loops that compilers take many at a time."""
+    cdef uint64_t double_exponent = <uint64_t>0x7ff << 52
+    cdef uint32_t float_exponent = 0x7f800000
+    cdef uint16_t half_exponent = 0x7c00 if type == CATTN_FLOAT16 else 0x7f80
+    cdef unsigned char found = 0
     cdef Py_ssize_t i
-    for i in range(count):
-        if non_finite(<const char *>reals + i * kernels.itemsize, arithmetic_of(kernels)) != 0:
-            return False
-    return True
+    if type == CATTN_FLOAT64:
+        for i in range(count):
+            found |= (<const uint64_t *>items)[i] & double_exponent == double_exponent
+    elif type == CATTN_FLOAT32:
+        for i in range(count):
+            found |= (<const uint32_t *>items)[i] & float_exponent == float_exponent
+    else:
+        for i in range(count):
+            found |= (<const uint16_t *>items)[i] & half_exponent == half_exponent
+    return not found
 
 
 cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
@@ -49,15 +60,18 @@ cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *
     return <char *>output + kernels.itemsize * (row * tile.output_pitch + c if tile.pitch != 0 else c * tile.lanes + row)
 
 
-cdef inline bint is_finite_column(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
-                                  const cattn_key_block *block, Py_ssize_t c) noexcept nogil:
-    """Whether its values are finite, and its sums so far."""
-    cdef Py_ssize_t j, row
-    for j in range(block.count + (block.count % 2 if kernels.interleaves else 0)):   # the last word as a whole
-        if non_finite(value_at(kernels, block, j, c), block.type) != 0:
+cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
+                                 const cattn_key_block *block) noexcept nogil:
+    """Whether its values are finite, and the sums so far."""
+    cdef bint few = tile.pitch != 0
+    cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
+    cdef Py_ssize_t together = 2 if kernels.interleaves else 1, i
+    for i in range(0, block.count, together):
+        if not are_finite(block.rows + i * block.stride, together * block.size, block.type):
             return False
-    for row in range(0 if tile.is_new else tile.rows):
-        if non_finite(output_at(kernels, tile, output, row, c), arithmetic_of(kernels)) != 0:
+    for i in range(0 if tile.is_new else lines):
+        if not are_finite(output_at(kernels, tile, output, i if few else 0, 0 if few else i), length,
+                          arithmetic_of(kernels)):
             return False
     return True
 
@@ -103,18 +117,10 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
 
 cdef inline void select_values(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                                const cattn_key_block *block) noexcept nogil:
-    """As the kernel `values`, with spans of columns that are finite as wide as they come."""
-    cdef cattn_key_block span = block[0]
-    cdef Py_ssize_t start = 0, c
-    cdef bint last
-    for c in range(block.size + 1):
-        last = c == block.size
-        if not last and is_finite_column(kernels, output, tile, block, c):
-            continue
-        if c > start:
-            span.rows = value_at(kernels, block, 0, start)
-            span.size = c - start
-            kernels.values(output_at(kernels, tile, output, 0, start), tile, &span)
-        if not last:
-            weigh_column(kernels, output, tile, block, c)
-        start = c + 1
+    """As the kernel `values`."""
+    cdef Py_ssize_t c
+    if is_finite_block(kernels, output, tile, block):
+        kernels.values(output, tile, block)
+        return
+    for c in range(block.size):
+        weigh_column(kernels, output, tile, block, c)

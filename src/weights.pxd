@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 
 from attend cimport score_huge
 from keys cimport *
-from non_finite cimport are_finite
+from non_finite cimport are_finite, arithmetic_of
 from score_mod cimport *
 from tile cimport *
 
@@ -61,7 +61,7 @@ cdef inline void find_weights(const Worker *worker, const Task *task) noexcept n
         memset(divisor, 0, vector)   # scores are divided by nothing
         for pass_number in range(passes):
             # A masked weight is 0 by itself, unless it is divided by what is not finite.
-            marking = not are_finite(divisor, tile.arrays.rows, tile.kernels)
+            marking = not are_finite(divisor, tile.arrays.rows, arithmetic_of(tile.kernels))
             begin_blocks(&block, 0, task.key_stop)
             while next_block(&block, worker, strategy, &head, lanes):
                 every = score_block(tile, worker, strategy, &head, &block, marking)
