@@ -66,8 +66,8 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
     cdef bint few = tile.pitch != 0
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
     cdef Py_ssize_t together = 2 if kernels.interleaves else 1, i
-    for i in range(0, block.count, together):
-        if not are_finite(block.rows + i * block.stride, together * block.size, block.type):
+    for i in range((block.count + together - 1) // together):
+        if not are_finite(block.rows + i * together * block.stride, together * block.size, block.type):
             return False
     for i in range(0 if tile.is_new else lines):
         if not are_finite(output_at(kernels, tile, output, i if few else 0, 0 if few else i), length,
