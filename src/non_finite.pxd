@@ -47,6 +47,10 @@ cdef inline bint are_finite(const void *items, Py_ssize_t count, cattn_type type
     return not found
 
 
+cdef inline bint is_zero(const char *item, const cattn_kernels *kernels) noexcept nogil:
+    return ((<const float *>item)[0] if kernels.itemsize == sizeof(float) else (<const double *>item)[0]) == 0
+
+
 cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
                                  Py_ssize_t c) noexcept nogil:
     cdef Py_ssize_t item = item_size(block.type)
@@ -57,19 +61,23 @@ cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_b
 
 cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *tile, void *output, Py_ssize_t row,
                             Py_ssize_t c) noexcept nogil:
-    return <char *>output + kernels.itemsize * (row * tile.output_pitch + c if tile.pitch != 0 else c * tile.lanes + row)
+    cdef Py_ssize_t at = row * tile.output_pitch + c if tile.pitch != 0 else c * tile.lanes + row
+    return <char *>output + at * kernels.itemsize
 
 
 cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                                  const cattn_key_block *block) noexcept nogil:
     """Whether its values are finite, and the sums so far."""
-    cdef bint few = tile.pitch != 0
+    cdef bint few = tile.pitch != 0, lost = False
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
     cdef Py_ssize_t together = 2 if kernels.interleaves else 1, i
     for i in range((block.count + together - 1) // together):
         if not are_finite(block.rows + i * together * block.stride, together * block.size, block.type):
             return False
-    for i in range(0 if tile.is_new else lines):
+    # A sum that is not finite stays so by itself where its scale is not 0.
+    for i in range(0 if tile.is_new else tile.rows):
+        lost |= is_zero(<const char *>tile.row_scale + i * kernels.itemsize, kernels)
+    for i in range(lines if lost else 0):
         if not are_finite(output_at(kernels, tile, output, i if few else 0, 0 if few else i), length,
                           arithmetic_of(kernels)):
             return False

@@ -4,15 +4,17 @@
 # The innermost loops run over the lanes, a constant number of them, without a branch: compilers turn each into a few
 # vector instructions and keep the small accumulator arrays in registers.
 #
-# Two passes of gcc are off for the sake of these loops, in the whole module. peephole2 turns "copy the factor, multiply
-# it by memory" into "load, multiply by the factor", which lengthens the chain of each sum. Unroll-and-jam joins two
-# turns of the outer loop, whose sums then do not fit into the registers. And no product is contracted into an FMA,
-# where the baseline has one: a remainder would round differently.
+# Three passes of gcc are off, in the whole module; two for the sake of these loops. peephole2 turns "copy the factor,
+# multiply it by memory" into "load, multiply by the factor", which lengthens the chain of each sum. Unroll-and-jam
+# joins two turns of the outer loop, whose sums then do not fit into the registers. Without loops gcc would join
+# neighbouring scalars to vectors, and read as one what was stored one by one right before, for which processors wait:
+# short calls do little else than fill structs and read them. And no product is contracted into an FMA, where the
+# baseline has one: a remainder would round differently.
 
 cdef extern from *:
     """
     #if defined(__GNUC__) && !defined(__clang__)
-    #pragma GCC optimize ("no-peephole2", "no-loop-unroll-and-jam", "fp-contract=off")
+    #pragma GCC optimize ("no-peephole2", "no-loop-unroll-and-jam", "no-tree-slp-vectorize", "fp-contract=off")
     #endif
     """
 

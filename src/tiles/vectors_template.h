@@ -104,7 +104,8 @@ INLINE vector F(muladd)(vector a, vector b, vector c)
     return (vector)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 #elif defined(__FP_FAST_FMAF)   /* of other processors: lane by lane, as they compute these vectors anyway */
     UNROLL for (int i = 0; i < WIDTH; i++)
-        c[i] = REAL_BITS == 32 ? __builtin_fmaf((float)a[i], (float)b[i], (float)c[i]) : __builtin_fma(a[i], b[i], c[i]);
+        c[i] = REAL_BITS == 32 ? __builtin_fmaf((float)a[i], (float)b[i], (float)c[i])
+                               : __builtin_fma(a[i], b[i], c[i]);
     return c;
 #else
     return a * b + c;
