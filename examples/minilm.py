@@ -171,7 +171,6 @@ def main():
     parser.add_argument("--head", type=int, default=0, choices=range(HEADS))
     options = parser.parse_args()
     weights, vocabulary = load()
-
     batch = Batch(SENTENCES, weights, vocabulary)
     (padded, _), (packed, _), (plain, _) = batch.with_padding(), batch.without_padding(), batch.in_numpy()
     print("similarities (cosines):")
@@ -190,7 +189,8 @@ def main():
             runs.append((time.perf_counter() - start, of_attention))
         seconds, of_it = min(runs)
         print(f"  {name:<15} {len(batch.lengths) / seconds:6.0f} a second, attention takes {of_it / seconds:5.1%}")
-
+    if importlib.util.find_spec("matplotlib") is None:
+        return print("minilm.png is left out: it needs matplotlib (pip install 'cattn[plot]')")
     draw(SENTENCES[3], weights, vocabulary, options.layer, options.head, "minilm.png")
     print(f"minilm.png: layer {options.layer}, head {options.head} of {SENTENCES[3]!r}")
 
