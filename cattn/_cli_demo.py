@@ -9,7 +9,7 @@ import numpy as np
 import cattn
 from cattn import reference
 from cattn._cli import CommandError, is_number, one_line
-from cattn._trace import format_matrix
+from cattn._trace_text import format_matrix
 
 TOKENS = ("The", "cat", "sat")
 EMBEDDINGS = ((0.2, 0.5, 0.1, 0.7), (0.9, 0.1, 0.4, 0.6), (0.3, 0.8, 0.2, 0.5))

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import unicodedata
 
 import numpy as np
 
@@ -11,10 +10,9 @@ from ._calls import explained, forwarding
 from ._kernel import attention, attention_weights
 from ._read import as_number
 from ._self_attention import check_shapes, float_arrays, project, widened
+from ._trace_text import EDGE, MAX_LABEL, clip, format_matrix, shown, size_of
 
-# A printed matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
-MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
-MAX_LABEL, MAX_TICK_LABEL = 14, 18  # characters of a token name, in print and in a plot
+MAX_TICK_LABEL = 18  # characters of a token name
 # A heatmap of at most FEW tokens has a scale up to its largest weight, and none has more than MAX_CELLS rows of cells.
 FEW, MAX_CELLS = 64, 512
 
@@ -186,15 +184,15 @@ class AttentionTrace:
         scaling = f"S / sqrt(d_k), d_k = {d_k}" if self.scale == 1 / math.sqrt(d_k) else f"{self.scale:.6g} S"
         sums = self.weights.sum(axis=1, keepdims=True)
         lines = [
-            f"1. Embeddings  X  {_size(self.x)}",
+            f"1. Embeddings  X  {size_of(self.x)}",
             *format_matrix(self.x, names),
             "",
             "2. Projections  Q = X W_query, K = X W_key, V = X W_value",
-            f"Q  {_size(self.query)}",
+            f"Q  {size_of(self.query)}",
             *format_matrix(self.query, names),
-            f"K  {_size(self.key)}",
+            f"K  {size_of(self.key)}",
             *format_matrix(self.key, names),
-            f"V  {_size(self.value)}",
+            f"V  {size_of(self.value)}",
             *format_matrix(self.value, names),
             "",
             "3. Scores  S = Q K^T: s_ij = q_i . k_j (a row for each query i, a column for each key j)",
@@ -217,18 +215,18 @@ class AttentionTrace:
             "6. Weighted values  a_ij v_j: the share of each token j in the context of token i",
             *self._format_weighted_values(names),
             "",
-            f"7. Context  C = A V: context_i = sum_j a_ij v_j  {_size(self.context)}",
+            f"7. Context  C = A V: context_i = sum_j a_ij v_j  {size_of(self.context)}",
             *format_matrix(self.context, names),
         ]
         return "\n".join(lines)
 
     def _format_weighted_values(self, names):
-        rows = _shown(len(names), EDGE + 1)
+        rows = shown(len(names), EDGE + 1)
         for i in rows:
             if i is None:
                 yield "..."
                 continue
-            yield f"for {_clip(names[i], MAX_LABEL)}"
+            yield f"for {clip(names[i], MAX_LABEL)}"
             yield from format_matrix(self._weighted_values(i), names)
 
     def _weighted_values(self, i):
@@ -288,7 +286,7 @@ class AttentionTrace:
         count = len(self.x)
         if count == 0:
             raise ValueError("plot: expected at least one token, got none")
-        names = [_clip(name, MAX_TICK_LABEL) for name in self._names()]
+        names = [clip(name, MAX_TICK_LABEL) for name in self._names()]
         if ax is None:
             from matplotlib import pyplot
 
@@ -357,69 +355,6 @@ def _largest_of_blocks(matrix, step):
     for axis in (0, 1):
         matrix = np.maximum.reduceat(matrix, range(0, matrix.shape[axis], step), axis=axis)
     return matrix
-
-
-def format_matrix(matrix, rows=None, columns=None, number=None, last_column=False):
-    """The lines of a printed matrix, with names for its rows and columns and an ellipsis in place of what is long.
-
-    `number` is a format of one number, chosen by the size of the numbers where it is not given. `last_column` keeps
-    one more column at the right end when columns are left out.
-    """
-    matrix = np.asarray(matrix, dtype=np.float64)
-    number = number or _number_format(matrix)
-    height, width = matrix.shape
-    shown_rows = _shown(height, MAX_ROWS)
-    for limit in (MAX_COLUMNS + last_column, 0):
-        table = []
-        shown_columns = _shown(width, limit, EDGE + last_column)
-        if columns is not None:
-            labels = ["..." if j is None else _clip(columns[j], MAX_LABEL) for j in shown_columns]
-            table.append(["", *labels] if rows is not None else labels)
-        for i in shown_rows:
-            cells = ["..." if i is None or j is None else number(matrix[i, j]) for j in shown_columns]
-            label = [] if rows is None else ["..." if i is None else _clip(rows[i], MAX_LABEL)]
-            table.append(label + cells)
-        widths = [max(map(_text_width, column)) for column in zip(*table, strict=True)]
-        if sum(widths) + 2 * len(widths) <= MAX_WIDTH:
-            break
-    return [_line(cells, widths, left=rows is not None) for cells in table]
-
-
-def _shown(count, limit, tail=EDGE):
-    """The indices to print; None stands for those left out."""
-    if count <= max(limit, EDGE + tail + 1):
-        return range(count)
-    return [*range(EDGE), None, *range(count - tail, count)]
-
-
-def _number_format(matrix):
-    size = np.abs(matrix[np.isfinite(matrix)])
-    largest = size.max(initial=0.0)
-    if largest == 0 or 1e-2 <= largest < 1e5:
-        return lambda number: f"{round(number, 4) + 0.0:.4f}"
-    return lambda number: f"{number:.3e}"
-
-
-def _line(cells, widths, left):
-    padding = [" " * (width - _text_width(cell)) for cell, width in zip(cells, widths, strict=True)]
-    parts = [pad + cell for cell, pad in zip(cells, padding, strict=True)]
-    if left:
-        parts[0] = cells[0] + padding[0]
-    return ("  " + "  ".join(parts)).rstrip()
-
-
-def _size(matrix):
-    return f"({matrix.shape[0]} x {matrix.shape[1]})"
-
-
-def _clip(text, width):
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _text_width(text):
-    """Columns of a terminal that the text takes: East Asian wide characters take two, combining marks none."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
 
 def _token_names(tokens, count):

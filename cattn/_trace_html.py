@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from ._trace import EDGE, MAX_COLUMNS, MAX_LABEL, MAX_ROWS, _clip, _number_format, _shown, _size, _text_width
+from ._trace_text import EDGE, MAX_COLUMNS, MAX_LABEL, MAX_ROWS, clip, number_format, shown, size_of, text_width
 
 _BLUE, _ORANGE = (40, 120, 220), (230, 110, 20)  # positive; negative, and NaN in the heatmap
 _DARKEST = 0.6  # of a cell's shade, so that text on it keeps its contrast on white and on black
@@ -74,19 +74,19 @@ def trace_html(trace):
 
 
 def _weighted_values(trace, names):
-    for i in _shown(len(names), EDGE + 1):
+    for i in shown(len(names), EDGE + 1):
         if i is None:
             yield "<span>…</span>"
         else:
-            yield _table(trace._weighted_values(i), names, title=f"for {_clip(names[i], MAX_LABEL)}")
+            yield _table(trace._weighted_values(i), names, title=f"for {clip(names[i], MAX_LABEL)}")
 
 
 def _table(matrix, names, columns=None, title="", *, masked=False, sums=False):
     """A matrix with its names, shaded by the share of its largest magnitude. `masked`: -inf is nothing unusual."""
     matrix = np.asarray(matrix, dtype=np.float64)
-    number, largest = _number_format(matrix), np.abs(matrix[np.isfinite(matrix)]).max(initial=0.0)
+    number, largest = number_format(matrix), np.abs(matrix[np.isfinite(matrix)]).max(initial=0.0)
     height, width = matrix.shape
-    shown_rows, shown_columns = _shown(height, MAX_ROWS), _shown(width, MAX_COLUMNS)
+    shown_rows, shown_columns = shown(height, MAX_ROWS), shown(width, MAX_COLUMNS)
     lines = [f"<caption>{_caption(title, matrix, shown_rows, shown_columns, masked)}</caption>"]
     if columns is not None:
         labels = [_label(columns[j]) if j is not None else "<th>…</th>" for j in shown_columns]
@@ -105,7 +105,7 @@ def _table(matrix, names, columns=None, title="", *, masked=False, sums=False):
 
 def _caption(title, matrix, shown_rows, shown_columns, masked):
     """Its name and size, and in words what is left out and what is not finite."""
-    parts = [" ".join([html.escape(title), _size(matrix).replace("x", "×")]).strip()]
+    parts = [" ".join([html.escape(title), size_of(matrix).replace("x", "×")]).strip()]
     ends = [
         f"of {count} {kind}"
         for count, kind, indices in ((len(matrix), "rows", shown_rows), (matrix.shape[1], "columns", shown_columns))
@@ -122,7 +122,7 @@ def _caption(title, matrix, shown_rows, shown_columns, masked):
 
 
 def _label(name, scope="col"):
-    text = _clip(name, MAX_LABEL)
+    text = clip(name, MAX_LABEL)
     title = f' title="{html.escape(name)}"' if text != name else ""
     return f'<th scope="{scope}"{title}>{html.escape(text)}</th>'
 
@@ -148,8 +148,8 @@ def _heatmap(trace, names):
     side = min(max(_CELL * count, 4 * _CELL), _WIDEST)
     cell = side / count
     step = math.ceil(14 / cell)  # a name is 11 pixels high
-    names = [_clip(name, MAX_LABEL) for name in names[::step]]
-    widest = 6.5 * max(map(_text_width, names)) + 6
+    names = [clip(name, MAX_LABEL) for name in names[::step]]
+    widest = 6.5 * max(map(text_width, names)) + 6
     upright = widest > step * cell
     left, below = widest + 20, (widest if upright else 18) + 24
     texts = []

@@ -1,0 +1,72 @@
+"""Matrices as text: which rows and columns are shown, with how many digits, under which names."""
+
+import unicodedata
+
+import numpy as np
+
+# A matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
+MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
+MAX_LABEL = 14  # characters of a token name
+
+
+def format_matrix(matrix, rows=None, columns=None, number=None, last_column=False):
+    """The lines of a printed matrix, with names for its rows and columns and an ellipsis in place of what is long.
+
+    `number` is a format of one number, chosen by the size of the numbers where it is not given. `last_column` keeps
+    one more column at the right end when columns are left out.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    number = number or number_format(matrix)
+    height, width = matrix.shape
+    shown_rows = shown(height, MAX_ROWS)
+    for limit in (MAX_COLUMNS + last_column, 0):
+        table = []
+        shown_columns = shown(width, limit, EDGE + last_column)
+        if columns is not None:
+            labels = ["..." if j is None else clip(columns[j], MAX_LABEL) for j in shown_columns]
+            table.append(["", *labels] if rows is not None else labels)
+        for i in shown_rows:
+            cells = ["..." if i is None or j is None else number(matrix[i, j]) for j in shown_columns]
+            label = [] if rows is None else ["..." if i is None else clip(rows[i], MAX_LABEL)]
+            table.append(label + cells)
+        widths = [max(map(text_width, column)) for column in zip(*table, strict=True)]
+        if sum(widths) + 2 * len(widths) <= MAX_WIDTH:
+            break
+    return [_line(cells, widths, left=rows is not None) for cells in table]
+
+
+def shown(count, limit, tail=EDGE):
+    """The indices to print; None stands for those left out."""
+    if count <= max(limit, EDGE + tail + 1):
+        return range(count)
+    return [*range(EDGE), None, *range(count - tail, count)]
+
+
+def number_format(matrix):
+    size = np.abs(matrix[np.isfinite(matrix)])
+    largest = size.max(initial=0.0)
+    if largest == 0 or 1e-2 <= largest < 1e5:
+        return lambda number: f"{round(number, 4) + 0.0:.4f}"
+    return lambda number: f"{number:.3e}"
+
+
+def _line(cells, widths, left):
+    padding = [" " * (width - text_width(cell)) for cell, width in zip(cells, widths, strict=True)]
+    parts = [pad + cell for cell, pad in zip(cells, padding, strict=True)]
+    if left:
+        parts[0] = cells[0] + padding[0]
+    return ("  " + "  ".join(parts)).rstrip()
+
+
+def size_of(matrix):
+    return f"({matrix.shape[0]} x {matrix.shape[1]})"
+
+
+def clip(text, width):
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def text_width(text):
+    """Columns of a terminal that the text takes: East Asian wide characters take two, combining marks none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
