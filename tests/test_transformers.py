@@ -51,6 +51,8 @@ SEQ2SEQ = {
     "decoder_start_token_id": 2,
 }
 T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+# A choice between them would turn the last bit of a tie into another answer.
+ALL_EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
 # Model, configuration, and the attention of transformers that serves it.
 MODELS = {
     "llama": ("LlamaForCausalLM", GROUPED, "sdpa"),
@@ -62,13 +64,14 @@ MODELS = {
     ),
     "gpt_oss": (
         "GptOssForCausalLM",
-        GROUPED | {"sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+        GROUPED | {"sliding_window": 8} | ALL_EXPERTS,
         "eager",
     ),
     "llama4": (
         "Llama4ForCausalLM",
         GROUPED
-        | {"attention_chunk_size": 6, "intermediate_size_mlp": 64, "num_local_experts": 2, "no_rope_layers": [1, 0]},
+        | {"attention_chunk_size": 6, "intermediate_size_mlp": 64, "no_rope_layers": [1, 0]}
+        | ALL_EXPERTS,
         "sdpa",
     ),
     "bert": ("BertModel", SMALL, "sdpa"),
