@@ -1,0 +1,220 @@
+"""Calls of cattn as C and Cython make them, for the tests of what cattn.h promises.
+
+The function is called where its capsule says, by ctypes; and, in the long tests, by an extension module in C and one in
+Cython that are compiled against the package, wherever it is installed.
+"""
+
+import ctypes
+import importlib.util
+import itertools
+import sysconfig
+from pathlib import Path
+
+import cases
+import numpy as np
+from helpers import assert_same_bits, problem
+
+import cattn
+from cattn import _kernel
+
+HEADER = Path(cattn.get_include(), "cattn.h")
+
+# What cattn.h declares. These numbers and this order stay as they are: programs were compiled with them.
+
+BOOL, INT64 = 4, 5
+TYPES = {
+    dtype: number
+    for number, dtype in enumerate(cases.TYPES[name] for name in ("float32", "float64", "float16", "bfloat16"))
+} | {np.dtype(bool): BOOL, np.dtype(np.int64): INT64}
+CAUSAL, HAS_SCALE, HAS_WINDOW, OFFSET_START, OFFSET_END = 1, 2, 4, 8, 16
+DONE, STOPPED, NO_MEMORY, TOO_MANY_TASKS, NOT_IMPORTED = range(5)
+ARGUMENTS = (
+    *("args", "flags", "num_threads", "scale", "softcap", "window", "query", "key", "value", "out", "lse"),
+    *("query_offset", "query_lengths", "key_lengths", "key_start", "key_stop", "mask", "bias", "alibi_slopes", "sinks"),
+)
+ARRAYS = ARGUMENTS[6:]
+NULL, SHAPE, TYPE, VALUE, MISALIGNED, OVERLAPS, MISSING, UNKNOWN = range(1, 9)
+
+
+class Array(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+    ]
+
+
+WantsToStop = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+
+
+class Args(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("flags", ctypes.c_uint),
+        ("num_threads", ctypes.c_int),
+        *((name, Array) for name in ("query", "key", "value", "out", "lse")),
+        ("scale", ctypes.c_double),
+        ("softcap", ctypes.c_double),
+        ("window_left", ctypes.c_int64),
+        ("window_right", ctypes.c_int64),
+        *((name, Array) for name in ARRAYS[5:]),
+        ("wants_to_stop", WantsToStop),
+        ("context", ctypes.c_void_p),
+    ]
+
+
+class Functions(ctypes.Structure):
+    _fields_ = [
+        ("abi", ctypes.c_int),
+        ("version", ctypes.c_int),
+        ("attention", ctypes.c_void_p),
+        ("message", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)),
+    ]
+
+
+def functions():
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return Functions.from_address(pointer(_kernel.c_api, b"cattn._kernel.c_api"))
+
+
+def message(status):
+    return functions().message(status).decode()
+
+
+def args_of(arguments):
+    """As a struct."""
+    args = Args(struct_size=ctypes.sizeof(Args))
+    for name, given in arguments.items():
+        setattr(args, name, Array(*given) if isinstance(given, tuple) else given)
+    return args
+
+
+def capsule(arguments, kind=ctypes.CFUNCTYPE):
+    """(status, message) of a call through the capsule, without the GIL."""
+    args = args_of(arguments)
+    status = kind(ctypes.c_int, ctypes.c_void_p)(functions().attention)(ctypes.addressof(args))
+    return status, message(status)
+
+
+def capsule_with_gil(arguments):
+    return capsule(arguments, ctypes.PYFUNCTYPE)
+
+
+# The same by extension modules
+
+
+def load(built, name):
+    (path,) = built.glob(f"{name}.*{sysconfig.get_config_var('SHLIB_SUFFIX')}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Arguments
+
+
+def described(array, **changes):
+    """An array as the fields of cattn_ndarray, and what must live as long as they are used."""
+    axes = ctypes.c_ssize_t * array.ndim
+    shape, strides = axes(*changes.get("shape", array.shape)), axes(*array.strides)
+    addresses = ctypes.addressof(shape), ctypes.addressof(strides)
+    return (array.ctypes.data, TYPES[array.dtype], array.ndim, *addresses), (array, shape, strides)
+
+
+def broadcast(*shapes):
+    """NumPy's own takes 32 axes."""
+    sizes = itertools.zip_longest(*map(reversed, shapes), fillvalue=1)
+    return tuple(min(axis) if 0 in axis else max(axis) for axis in sizes)[::-1]
+
+
+class Call:
+    """A call of `attention` in Python as arguments for C: `arguments`, by the names of the struct's fields, arrays
+    described; and the arrays themselves, by the same names."""
+
+    def __init__(self, out_dtype=None, with_lse=True, spread=False, **given):
+        self.arrays, self.numbers = self.converted(given), {}
+        query, key, value = (self.arrays[name] for name in ("query", "key", "value"))
+        self.set_numbers(given)
+        batch = broadcast(*(x.shape[:-3] for x in (query, key, value)))
+        shape = (*batch, *query.shape[-3:-1], value.shape[-1])
+        self.arrays["out"] = self.new(shape, out_dtype or query.dtype, spread)
+        if with_lse:
+            dtype = np.float64 if query.dtype == np.float64 else np.float32
+            self.arrays["lse"] = self.new(shape[:-1], np.dtype(dtype), spread)
+
+    @staticmethod
+    def new(shape, dtype, spread):
+        """Memory that is full of NaN, with gaps if asked for."""
+        if not spread or not shape:
+            return np.full(shape, np.nan, dtype)
+        return np.full((*shape[:-1], 2 * shape[-1]), np.nan, dtype)[..., ::-2]
+
+    @staticmethod
+    def converted(given):
+        """In the types and the order of axes that C wants."""
+        arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
+        if given.get("layout") == "blhd":
+            arrays |= {name: arrays[name].swapaxes(-2, -3) for name in ("query", "key", "value")}
+        for name in ("query_lengths", "key_lengths", "query_offset"):
+            if given.get(name) is not None and not isinstance(given[name], str):
+                arrays[name] = np.array(given[name], np.int64)
+        for name, bound in zip(("key_start", "key_stop"), given.get("key_range") or (None, None), strict=True):
+            if bound is not None:
+                arrays[name] = np.array(bound, np.int64)
+        return {name: x if x.dtype.isnative else x.astype(x.dtype.newbyteorder()) for name, x in arrays.items()}
+
+    def set_numbers(self, given):
+        flags = 0
+        if given.get("causal"):
+            flags |= CAUSAL
+        if given.get("scale") is not None:
+            flags |= HAS_SCALE
+            self.numbers["scale"] = given["scale"]
+        if given.get("window") is not None:
+            flags |= HAS_WINDOW
+            left, right = (-1 if side is None else side for side in given["window"])
+            self.numbers |= {"window_left": left, "window_right": right}
+        flags |= {"start": OFFSET_START, "end": OFFSET_END}.get(str(given.get("query_offset")), 0)
+        self.numbers |= {"flags": flags, "softcap": given.get("softcap") or 0}
+
+    @property
+    def arguments(self):
+        self.alive = []
+        found = dict(self.numbers)
+        for name, array in self.arrays.items():
+            found[name], alive = described(array)
+            self.alive.append(alive)
+        return found
+
+    @property
+    def results(self):
+        return tuple(self.arrays[name] for name in ("out", "lse") if name in self.arrays)
+
+
+def big(**changes):
+    """More work than one thread is given alone."""
+    return problem(150, 150, batch=(), heads=3, key_heads=3, size=64, value_size=64, **changes)
+
+
+def check(door, case, num_threads=0, **options):
+    """Against Python, bit for bit."""
+    call = Call(**case, **options)
+    call.numbers["num_threads"] = num_threads
+    assert door(call.arguments) == (DONE, "done"), cases.describe(case)
+    expected = cattn.attention(**case, return_lse=True, num_threads=1)
+    if case.get("layout") == "blhd":
+        expected = expected[0].swapaxes(-2, -3), expected[1].swapaxes(-1, -2)
+    assert_same_bits(call.results, expected[: len(call.results)])
+    return call
+
+
+def assert_wrong(found, call, argument, reason, begins):
+    """And nothing has been written."""
+    number = ARGUMENTS.index(argument) + 1
+    assert (found[0] >> 8, found[0] & 255) == (number, reason), found
+    assert found[1].startswith(begins), found[1]
+    assert all(np.isnan(result.astype(np.float64)).all() for result in call.results)
