@@ -16,7 +16,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-TABLES = ["vec128", "avx2", "avx512", "avx512bf16"]
+TABLES = ["vec128", "avx2", "avx512", "avx512bf16", "amx"]
 SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", *(f"tiles/{table}.c" for table in TABLES)]
 # What they include or cimport: where one of these changes, all are built anew.
 INCLUDED = [*Path("src").rglob("*"), *Path("cattn").glob("*")]

@@ -15,7 +15,7 @@ class Plan:
     strategy : {"many rows", "few rows"}
         What lies in the lanes of vectors: rows, or (where at most 8 rows share a key head, as in decoding) the head
         size. A row is one query of one head.
-    isa : {"portable", "vec128", "avx2", "avx512", "avx512bf16"}
+    isa : {"portable", "vec128", "avx2", "avx512", "avx512bf16", "amx"}
         The kernel table.
     lanes : int
         Rows of one tile: they are computed side by side, and share each load of a key.

@@ -6,10 +6,11 @@ from libc.string cimport memcpy, memset
 
 from problem cimport *
 from tiles.portable cimport to_float
-from tiles.tiles cimport cattn_table
+from tiles.tiles cimport CATTN_MANY, cattn_table
 
 cdef enum:
     PIECE = 128   # elements converted at a time, through the stack
+    MOST_INTERLEAVED = 32   # rows: a row of an AMX tile of bfloat16
 
 
 cdef inline Py_ssize_t item_size(cattn_type type) noexcept nogil:
@@ -108,25 +109,23 @@ cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *ar
 
 cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row,
                                  Py_ssize_t rows, Py_ssize_t count, const cattn_table *table) noexcept nogil:
-    """Pairs of rows of bfloat16, as words that hold a number of each; behind an odd number of rows, of zeros."""
-    cdef uint16_t[PIECE] one, other
-    cdef bint direct = is_direct(array, row) and is_multiple(array.row, 2)
-    cdef Py_ssize_t i, number, start, size
-    for i in range(0, rows, 2):
-        if direct and i + 1 < rows:
-            table.interleave(to, row, row + array.row, count)
-        else:
-            for number in range((count + PIECE - 1) // PIECE):
-                start = number * PIECE
-                size = min(<Py_ssize_t>PIECE, count - start)
-                gather_row(<char *>one, to_type, array, row + start * array.column, size, table)
-                if i + 1 < rows:
-                    gather_row(<char *>other, to_type, array, row + array.row + start * array.column, size, table)
-                else:
-                    memset(other, 0, sizeof(other))
-                table.interleave(to + start * 4, one, other, size)
-        to += count * 4
-        row += 2 * array.row
+    """Rows of bfloat16 in groups, as the table's kernels take values of it."""
+    cdef uint16_t[MOST_INTERLEAVED * PIECE] gathered
+    cdef Py_ssize_t group = table.kernels[<int>to_type][<int>CATTN_MANY].interleaves, size = group * item_size(to_type)
+    cdef Py_ssize_t block, first, number, start, piece, i
+    if is_direct(array, row) and is_multiple(array.row, item_size(to_type)):
+        table.interleave(to, row, array.row, rows, count)
+        return
+    for block in range((rows + group - 1) // group):
+        first = block * group
+        for number in range((count + PIECE - 1) // PIECE):
+            start = number * PIECE
+            piece = min(<Py_ssize_t>PIECE, count - start)
+            for i in range(min(group, rows - first)):
+                gather_row(<char *>&gathered[i * PIECE], to_type, array,
+                           row + (first + i) * array.row + start * array.column, piece, table)
+            table.interleave(to + first * count * item_size(to_type) + start * size, <const char *>gathered,
+                             PIECE * sizeof(uint16_t), min(group, rows - first), piece)
 
 
 cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type,

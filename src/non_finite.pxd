@@ -53,10 +53,8 @@ cdef inline bint is_zero(const char *item, const cattn_kernels *kernels) noexcep
 
 cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
                                  Py_ssize_t c) noexcept nogil:
-    cdef Py_ssize_t item = item_size(block.type)
-    if kernels.interleaves:
-        return block.rows + (j - j % 2) * block.stride + 2 * c * item + j % 2 * item
-    return block.rows + j * block.stride + c * item
+    cdef Py_ssize_t item = item_size(block.type), group = kernels.interleaves
+    return block.rows + (j - j % group) * block.stride + (c * group + j % group) * item
 
 
 cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *tile, void *output, Py_ssize_t row,
@@ -70,7 +68,7 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
     """Whether its values are finite, and the sums so far."""
     cdef bint few = tile.pitch != 0, lost = False
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
-    cdef Py_ssize_t together = 2 if kernels.interleaves else 1, i
+    cdef Py_ssize_t together = kernels.interleaves, i
     for i in range((block.count + together - 1) // together):
         if not are_finite(block.rows + i * together * block.stride, together * block.size, block.type):
             return False
@@ -87,7 +85,7 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
 cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                               const cattn_key_block *block, Py_ssize_t c) noexcept nogil:
     """One column: what is finite by itself, then what is not."""
-    cdef double values[CATTN_MAX_KEYS + 1]
+    cdef double values[CATTN_MAX_KEYS]
     cdef double rest[CATTN_MAX_LANES]
     cdef double value
     cdef Py_ssize_t j, row, item = item_size(block.type)
@@ -107,7 +105,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
             for row in range(tile.rows):
                 if tile.attended[row * tile.pitch + j if tile.pitch != 0 else j * tile.lanes + row]:
                     rest[row] += value
-    memset(column + block.count * item, 0, item)   # the other one of the last pair
+    memset(column + block.count * item, 0, (kernels.interleaves - 1) * item)   # the rest of the last group
     finite.rows = column
     finite.stride = item
     finite.size = 1

@@ -209,7 +209,7 @@ cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, 
     strategy.query_in_place = in_place(&problem.query, strategy.kernels.type, problem.batch_ndim)
     set_storage(&strategy.key, &problem.key, strategy.kernels, False, problem.batch_ndim)
     if problem.value.data != NULL:
-        set_storage(&strategy.value, &problem.value, strategy.kernels, strategy.kernels.interleaves,
+        set_storage(&strategy.value, &problem.value, strategy.kernels, strategy.kernels.interleaves > 1,
                     problem.batch_ndim)
 
 
@@ -262,6 +262,12 @@ cdef inline Py_ssize_t prepared_bytes(const Strategy *strategy, const Storage *s
     return 0 if storage.prepare == NULL else strategy.key_block * item_size(storage.type)
 
 
+cdef inline Py_ssize_t query_room(const Plan *plan, const cattn_problem *problem) noexcept nogil:
+    """Return the room that a tile's queries have, in numbers a row: they may end in a whole vector of 64 bytes, or in a
+    whole row of a register tile, which takes pairs of columns."""
+    return round_up(min(problem.head_size, plan.columns), 16)
+
+
 cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noexcept nogil:
     cdef const Strategy *many = &plan.many
     cdef Py_ssize_t bytes = 0, item = plan.itemsize, lanes = many.kernels.lanes, tile_count, tile_rows, block, key_block
@@ -271,9 +277,7 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     tile_count = many.tiles_per_task
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (3 * tile_count + 3) * CATTN_MAX_LANES * item)
-    # Rows of few queries may end in a whole vector, of 64 bytes at most.
-    plan.queries_at = reserve(&bytes,
-                              tile_count * tile_rows * round_up(min(problem.head_size, plan.columns), 16) * item)
+    plan.queries_at = reserve(&bytes, tile_count * tile_rows * query_room(plan, problem) * item)
     plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
     plan.block_output_at = reserve(&bytes, 0 if key_block <= many.kernels.run else lanes * problem.value_size * item)
     plan.totals_at = reserve(&bytes, 0 if not has_chunks(plan, problem.key_length) else

@@ -168,7 +168,7 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     arrays.softmax.row_max = vectors + (3 + 3 * number) * vector
     arrays.softmax.row_sum = vectors + (4 + 3 * number) * vector
     arrays.softmax.lse_sum = vectors + (5 + 3 * number) * vector if rounds else arrays.softmax.row_sum
-    arrays.queries = workspace + plan.queries_at + number * arrays.lanes * min(problem.head_size, plan.columns) * item
+    arrays.queries = workspace + plan.queries_at + number * arrays.lanes * query_room(plan, problem) * item
     arrays.softmax.output = workspace + plan.output_at + number * output
     arrays.block_output = workspace + plan.block_output_at
     arrays.scores = workspace + plan.scores_at

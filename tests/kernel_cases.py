@@ -61,6 +61,10 @@ class Case:
         """Whether queries, keys, weights and values meet as pairs of bfloat16."""
         return bool(self.kernels.rounds_weights)
 
+    def scales_late(self, scale):
+        """Whether scores come without this scale, so that `exponentials` applies it."""
+        return bool(self.kernels.scales_late) and scale > 0 and not {"softcap", "bias", "alibi"} & {*self.modifiers}
+
     def __str__(self):
         layout = "few" if self.few else "many" if self.half is None else f"half {self.half} of many"
         return (
@@ -88,7 +92,7 @@ AXES = {
     "rows": "rows count size",
     "widen": "size",
     "narrow": "size",
-    "interleave": "size",
+    "interleave": "count size",
 }
 STORED = {"scores", "modify_scores", "mark_attended", "values", "rows"}  # read half types, too
 HALVES = {"scores", "add_scores", "modify_scores", "mark_attended", "exponentials", "values"}
@@ -106,7 +110,7 @@ def edges(most, *units):
 def sets(function, isa):
     """The sets of kernels that have a function: (type, few)."""
     every = list(itertools.product(own_types(isa), [False, True]))
-    interleaves = [(own, few) for own, few in every if table_of(isa).kernels[own][FEW if few else MANY].interleaves]
+    interleaves = [(own, few) for own, few in every if table_of(isa).kernels[own][FEW if few else MANY].interleaves > 1]
     return interleaves if function == "interleave" else every
 
 

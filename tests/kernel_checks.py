@@ -96,6 +96,8 @@ def compute_scores(tile, case, memory, random):
     tile.queries[...] = pack(queries, tile.queries.shape[1]) if case.pairs else queries
     tile.struct.scale = scale = float(random.choice([1, 0.125, 1 / 3, -2.5]))
     scale = float(np.float32(scale)) if case.pairs else 1  # `load` has applied it to the others
+    if case.scales_late(scale):
+        scale = 1
     keys, numbers = stored(random, (case.count, case.size), case)
     block = memory.block(keys, case.type, case.placement, case.at_end)
     raw, sizes = products(queries, numbers.T, case.real)
@@ -108,7 +110,12 @@ def check_scores(case, memory, random):
     modifiers.pass_to(tile, memory)
     tile("scores", "scores", block)
     check_modified("scores", tile.scores, raw, modifiers, tolerance)
-    same("block_max", tile.block_max, largest(tile.scores))
+    same("block_max", tile.block_max, late_scale(case, tile) * largest(tile.scores))
+
+
+def late_scale(case, tile):
+    """The scale that scores come without."""
+    return case.real.type(tile.struct.scale if case.scales_late(tile.struct.scale) else 1)
 
 
 def check_add_scores(case, memory, random):
@@ -131,6 +138,8 @@ def check_modify_scores(case, memory, random):
     at_once = tile.scores.copy()
     tile.struct.score_mod = None
     tile("scores", "scores", block)
+    at_once *= late_scale(case, tile)
+    tile.scores *= late_scale(dataclasses.replace(case, modifiers=()), tile)
     raw = tile.scores.astype(wide(case.real))
     memory.bias.settle()
     memory.mask.settle()
@@ -174,9 +183,16 @@ def check_exponentials(case, memory, random):
         scores[random.random(scores.shape) < 0.02] = np.inf
     row_sum, lse_sum = sums(random, case, row_max == -np.inf)
     tile.scores[...], tile.block_max[...] = scores, largest(scores)
+    case = dataclasses.replace(case, modifiers=())
+    tile.struct.scale = float(random.choice([-1, 0.125, 1 / 3, 2.5]))
+    if case.scales_late(tile.struct.scale):
+        scale = real.type(tile.struct.scale)
+        tile.block_max[...] *= scale
+        scores = scores.astype(wide(real)) * scale
+    block_max = tile.block_max.copy()
     tile.row_max[...], tile.row_sum[...], tile.lse_sum[...] = row_max, row_sum, lse_sum
     tile("exponentials", "scores", KeyBlock(count=case.count))
-    new = np.fmax(row_max, largest(scores))
+    new = np.fmax(row_max, block_max)
     same("row_max", tile.row_max, new)
     reference = np.where(new == -np.inf, 0, new).astype(wide(real))
     with np.errstate(invalid="ignore", under="ignore"):
@@ -211,17 +227,19 @@ def weigh(tile, case, memory, random):
 
 
 def value_block(memory, case, values):
-    """As the kernels take them: interleaved, words of two keys have their strides."""
-    if not case.kernels.interleaves:
+    """As the kernels take them: interleaved, groups of keys lie one behind the other, in a workspace."""
+    group = case.kernels.interleaves
+    if group == 1:
         return memory.block(values, case.type, case.placement, case.at_end)
-    even = np.pad(values, ((0, len(values) % 2), (0, 0)), mode="edge")
-    block = memory.block(interleaved(even[::2], even[1::2]), case.type, case.placement, case.at_end)
-    block.count, block.stride = len(values), block.stride // 2
+    padded = np.pad(values, ((0, -len(values) % group), (0, 0)), mode="edge")
+    block = memory.block(interleaved(padded, group), case.type, "contiguous", case.at_end)
+    block.count, block.stride, block.size = len(values), block.stride // group, values.shape[1]
     return block
 
 
-def interleaved(one, other):
-    return one | other.astype(np.uint32) << 16
+def interleaved(rows, group):
+    """The rows of a group of keys as one, column by column."""
+    return rows.reshape(-1, group, rows.shape[1]).swapaxes(1, 2).reshape(len(rows) // group, -1)
 
 
 def roomy(memory, case, random):
@@ -246,7 +264,7 @@ def check_values(case, memory, random):
     close("output", tile.output, expected, sum_tolerance(case, case.count, sizes))
     together, column = tile.output.copy(), int(random.integers(case.size))
     tile.output[...] = start
-    block.rows += column * TYPES[case.type].itemsize * (2 if case.kernels.interleaves else 1)
+    block.rows += column * TYPES[case.type].itemsize * case.kernels.interleaves
     block.size = 1
     tile("values", "output", block, first=column if case.few else column * case.kernels.lanes)
     same("output", tile.output[:, column], together[:, column])
@@ -563,11 +581,15 @@ def check_narrow(case, memory, random):
 
 def check_interleave(case, memory, random):
     """Rows whose numbers are aligned to their own type only."""
-    one, other = random.integers(0, 1 << 16, (2, case.size), dtype=np.uint16)
-    rows = [memory.source.put(slot, row, case.at_end) for slot, row in enumerate((one, other))]
-    to = memory.converted.room(0, one.shape, np.uint32, case.at_end)
-    table_of(case.isa).interleave(address(to), *map(address, rows), case.size)
-    same("words", to, interleaved(one, other))
+    group = case.kernels.interleaves
+    rows = random.integers(0, 1 << 16, (case.count, case.size), dtype=np.uint16)
+    block = memory.block(rows, case.type, case.placement, case.at_end)
+    if case.placement == "repeated":
+        rows = np.repeat(rows[-1:], case.count, axis=0)
+    expected = interleaved(np.pad(rows, ((0, -case.count % group), (0, 0))), group)
+    to = memory.converted.room(0, expected.shape, np.uint16, case.at_end)
+    table_of(case.isa).interleave(address(to), block.rows, block.stride, case.count, case.size)
+    same("numbers", to, expected)
 
 
 CHECKS = {

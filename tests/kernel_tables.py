@@ -64,7 +64,7 @@ class Kernels(ctypes.Structure):
         *fields(count_of, "lanes half itemsize run"),
         ("type", integer),
         ("reads", ctypes.c_uint),
-        *fields(integer, "rounds_weights interleaves"),
+        *fields(integer, "rounds_weights scales_late interleaves"),
         *fields(count_of, "most least step bytes chunk_blocks least_chunk most_chunk"),
         *fields(Function, " ".join(NAMES)),
     ]
@@ -72,7 +72,7 @@ class Kernels(ctypes.Structure):
 
 class Table(ctypes.Structure):
     Converter = ctypes.CFUNCTYPE(None, pointer, pointer, integer, count_of)
-    Interleaver = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, count_of)
+    Interleaver = ctypes.CFUNCTYPE(None, pointer, pointer, *[count_of] * 3)
     _fields_ = [
         ("name", ctypes.c_char_p),
         ("kernels", Kernels * 2 * 4),
@@ -259,7 +259,8 @@ class Tile:
             first, count, row = 0, case.size, output_pitch
             if name == "queries":
                 if self.pairs:
-                    count = (round_up(case.size, VECTOR_NUMBERS) if self.few else round_up(case.size, 2)) // 2
+                    whole = VECTOR_NUMBERS if self.few else case.kernels.interleaves
+                    count = round_up(case.size, whole) // 2
                 row = count
             elif name in ("scores", "slice_scores", "attended", "attn_bias"):
                 count, row = case.count, pitch

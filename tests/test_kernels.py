@@ -79,7 +79,7 @@ def test_struct(isa):
         assert kernels.run >= 1 and 1 <= kernels.least <= kernels.most <= Memory.LARGEST and kernels.bytes > 0
         assert kernels.reads >> kernels.type & 1
         assert kernels.rounds_weights == (own and type == BFLOAT16)
-        assert table.interleave or not kernels.interleaves
+        assert table.interleave or kernels.interleaves == 1
         assert own or bytes(kernels) == bytes(table.kernels[FLOAT32][layout])
         assert all(getattr(kernels, name) for name in kernel_tables.Kernels.NAMES)
     assert all(both[FEW].lanes == kernel_tables.FEW_ROWS for both in table.kernels)

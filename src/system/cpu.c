@@ -13,6 +13,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -22,6 +25,7 @@
  * the mask registers, the upper halves and the upper sixteen that AVX-512 adds. */
 #define SAVES_AVX 0x06u
 #define SAVES_AVX512 (SAVES_AVX | 0xe0u)
+#define SAVES_AMX (SAVES_AVX512 | 0x60000u)   /* the tiles and their configuration */
 
 /* Whether the processor has all these features, bits of CPUID's leaves 1 and 7, and the system saves what they use. The
  * compilers' __builtin_cpu_supports would ask the same, but clang-cl does not link the library that it needs. */
@@ -84,6 +88,24 @@ static int runs_avx512bf16(void)
 #endif
 }
 
+/* The processor has tiles and products of bfloat16 on them (leaf 7), and the system saves the tiles of those who asked it
+ * to, which is asked here: for the whole process, and for good. It says no where some thread has a stack for signals that
+ * is too small to save them on. */
+static int runs_amx(void)
+{
+#if defined(CATTN_EMULATE)
+    return CATTN_HAS_AMX;
+#elif CATTN_HAS_AMX
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, ASK_FOR_STATE = 0x1023, TILE_DATA = 18 };
+    unsigned eax, ebx, ecx, edx;
+    return runs_avx512bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)
+           && (edx & (AMX_BF16 | AMX_TILE)) == (AMX_BF16 | AMX_TILE) && has(bit_AVX, 0, SAVES_AMX)
+           && syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
 static int runs_vec128(void)
 {
     return CATTN_HAS_VEC128;   /* 128 bits are the baseline wherever it compiles */
@@ -96,6 +118,7 @@ static const struct {
     void (*override)(cattn_table *);
     int by_name;   /* on Intel's processors: VDPBF16PS may have half of an FMA's throughput there, or less */
 } tables[] = {
+    {"amx", runs_amx, cattn_override_amx, 0},
     {"avx512bf16", runs_avx512bf16, cattn_override_avx512bf16, 1},
     {"avx512", runs_avx512, cattn_override_avx512, 0},
     {"avx2", runs_avx2, cattn_override_avx2, 0},

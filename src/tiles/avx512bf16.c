@@ -17,6 +17,10 @@
 #include "vectors_template.h"
 #include "register_tile_template.h"
 #include "score_mod_template.h"
+#include "few_score_mod_template.h"
+#define PAIR_SCALES_LATE 0
+#define PAIR_EXPONENTIAL F(exponential)
+#include "pairs_template.h"
 #include "bfloat16_template.h"
 #include "few_bfloat16_template.h"
 #include "target_end.h"

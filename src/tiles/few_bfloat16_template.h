@@ -8,27 +8,11 @@
 #define FEW_STREAMS 4
 #define FEW_KEYS 4            /* of each stream, before the next one's turn */
 #define FEW_BYTES_AHEAD 4096  /* of each stream, asked for ahead of those being read */
-#define NUMBERS 32            /* bfloat16 numbers a vector */
 #define FEW_VECTORS 8         /* of values that are summed at a time: their sums lie in the first-level cache */
 /* Keys of each stream whose values are summed in one chain: 64 keys in all. Chains join one of FEW_TOTALS totals in
  * turn. */
 #define FEW_CHAIN 16
 #define FEW_TOTALS 2
-
-/* The first n numbers, zeros behind them. */
-INLINE words load_numbers(const void *from, ptrdiff_t n)
-{
-    words x = {0};
-    if (n >= NUMBERS)
-        __builtin_memcpy(&x, from, sizeof x);
-    else
-#if defined(TILES_AVX512BF16)
-        x = (words)_mm512_maskz_loadu_epi16((__mmask32)((1u << n) - 1), from);
-#else
-        __builtin_memcpy(&x, from, (size_t)n * 2);
-#endif
-    return x;
-}
 
 /* Bytes from a row to the one to ask for meanwhile: half as far with one row, where the processor foresees more. */
 INLINE ptrdiff_t pairs_ahead(ptrdiff_t stride, ptrdiff_t size, const int rows)

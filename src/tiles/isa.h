@@ -32,10 +32,20 @@
 #define CATTN_HAS_AVX512 CATTN_HAS_AVX
 #endif
 
+/* Tiles are asked for in Linux's way, and older compilers have no intrinsics for them. */
+#if defined(CATTN_EMULATE)
+#define CATTN_HAS_AMX CATTN_HAS_AVX512
+#elif CATTN_HAS_AVX && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define CATTN_HAS_AMX 1
+#else
+#define CATTN_HAS_AMX 0
+#endif
+
 /* Each replaces the entries that it improves. Entries that depend on `lanes` are replaced together. */
 void cattn_override_vec128(cattn_table *table);
 void cattn_override_avx2(cattn_table *table);
 void cattn_override_avx512(cattn_table *table);
 void cattn_override_avx512bf16(cattn_table *table);
+void cattn_override_amx(cattn_table *table);
 
 #endif

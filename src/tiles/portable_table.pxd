@@ -33,7 +33,8 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     many.itemsize = few.itemsize = sizeof(real)
     many.type = few.type = type
     many.reads = few.reads = 1u << type
-    many.rounds_weights = few.rounds_weights = many.interleaves = few.interleaves = False
+    many.rounds_weights = few.rounds_weights = many.scales_late = few.scales_late = False
+    many.interleaves = few.interleaves = 1
     many.load = few.load = <cattn_kernel>load[real]
     many.reset = few.reset = <cattn_kernel>reset[real]
     many.add_scores = few.add_scores = <cattn_kernel>add_scores[real]

@@ -9,7 +9,16 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(TILES_AVX512BF16)
+#if defined(TILES_AMX)
+#define TILES_FMA
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16," \
+                                                   "amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
+#endif
+#elif defined(TILES_AVX512BF16)
 #define TILES_FMA
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), \

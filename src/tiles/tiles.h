@@ -157,11 +157,12 @@ typedef struct {
     cattn_type type;      /* of queries, keys and values as these kernels take them */
     unsigned reads;       /* and of keys and values that they read where they lie: bits 1 << cattn_type */
     int rounds_weights;   /* to bfloat16: pairs of them are words, and sums for logarithms others than for outputs */
-    int interleaves;      /* values come interleaved, in words of two keys */
+    int scales_late;      /* without softcap, bias and ALiBi, exponentials applies a scale above 0, not scores */
+    int interleaves;      /* so many keys' values lie beside each other, column by column; 1: they lie as they come */
     cattn_blocking blocking;
 
-    /* queries = scale · source for each row; block->size columns. Of bfloat16:
-     * as they are, in pairs of columns; `scores` applies the scale. */
+    /* queries = scale · source for each row; block->size columns. Of bfloat16: as they are, in pairs of columns, and zeros
+     * up to a multiple of the keys that are interleaved; `scores` applies the scale. */
     cattn_kernel load;
 
     /* row_max = -infinity and the sums 0; the sink and 1 in rows that have one. About row_max. */
@@ -217,8 +218,9 @@ typedef struct {
     void (*widen)(void *to, const char *from, cattn_type type, ptrdiff_t count);
     void (*narrow)(char *to, const void *from, cattn_type type, ptrdiff_t count);
 
-    /* to[c] = one[c] | other[c] << 16: a row of pairs. NULL where no kernels take them. */
-    void (*interleave)(void *to, const void *one, const void *other, ptrdiff_t count);
+    /* Rows of bfloat16, `stride` bytes apart, in groups of as many keys as the kernels interleave: to[group][column][key
+     * of the group], zeros behind the last key. NULL where no kernels take them. */
+    void (*interleave)(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns);
 } cattn_table;
 
 #endif

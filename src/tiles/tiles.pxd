@@ -81,7 +81,7 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t lanes, half, itemsize, run
         cattn_type type
         unsigned int reads
-        int rounds_weights, interleaves
+        int rounds_weights, scales_late, interleaves
         cattn_blocking blocking
         cattn_kernel load, reset, scores, add_scores, modify_scores, mark_attended, exponentials
         cattn_kernel values, merge, store, logsumexp
@@ -91,4 +91,5 @@ cdef extern from "tiles/tiles.h" nogil:
         cattn_kernels kernels[CATTN_FLOATS][CATTN_LAYOUTS]
         void (*widen)(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil
         void (*narrow)(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil
-        void (*interleave)(void *to, const void *one, const void *other, Py_ssize_t count) noexcept nogil
+        void (*interleave)(void *to, const char *source, Py_ssize_t stride, Py_ssize_t keys,
+                           Py_ssize_t columns) noexcept nogil

@@ -118,6 +118,7 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
 }
 
 #include "score_mod_template.h"
+#include "few_score_mod_template.h"
 
 #define SCORES_TILE F(scores_tile)
 #define SCORES F(scores)

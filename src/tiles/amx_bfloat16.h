@@ -1,0 +1,274 @@
+/* bfloat16 on AMX: many rows. For amx.c, with REAL_BITS 32 and behind pairs_template.h.
+ *
+ *   scoresᵀ = keys · queries     16 keys, read where they lie, × 32 columns; 16 pairs of columns × 16 lanes
+ *   outputᵀ = valuesᵀ · weights  16 columns × the 32 keys of a group; 16 pairs of keys × 16 lanes
+ *
+ * Two by two of these products share their operands: 32 keys, or value columns, × 32 lanes. A product sums 32 terms by
+ * itself, and so many are a run: pairs of queries have zeros behind them up to a whole one, values come interleaved by
+ * groups of so many keys. What is no whole tile is copied to one, with zeros. */
+
+#define GROUP TILE_NUMBERS   /* keys whose values lie beside each other */
+#define TALL (2 * TILE_ROWS)
+#define WIDE 2               /* vectors of lanes */
+
+/* The sums of 2 × 2 tiles, where they wait for what happens to them: of 32 keys or columns, 32 lanes of each. */
+typedef vector products[TALL][WIDE];
+
+typedef struct {
+    words row[TILE_ROWS];
+} whole_tile;
+
+/* At most 16 rows with n numbers each, and zeros up to a whole tile. */
+static __attribute__((noinline)) const char *copy_tile(whole_tile *to, const char *rows, ptrdiff_t stride,
+                                                       ptrdiff_t count, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < TILE_ROWS; i++)
+        to->row[i] = i < count ? load_numbers(rows + i * stride, n) : (words){0};
+    return (const char *)to;
+}
+
+/* Rows for TILE_LOAD: where they lie if they fill a tile, else a copy. */
+INLINE const char *find_tile(whole_tile *copy, const char *rows, ptrdiff_t *stride, ptrdiff_t count, ptrdiff_t n)
+{
+    if (count >= TILE_ROWS && n >= TILE_NUMBERS)
+        return rows;
+    rows = copy_tile(copy, rows, *stride, count, n);
+    *stride = TILE_BYTES;
+    return rows;
+}
+
+/* What is multiplied: a's two tiles of at most 16 rows each, `stride` bytes from row to row, and b's two tiles of 16 rows
+ * side by side; `steps` of each, of 32 numbers a row. */
+typedef struct {
+    const char *a;
+    ptrdiff_t count, stride;   /* of a's rows, in both tiles */
+    ptrdiff_t below, next;     /* bytes from one of the tiles to the other, and to those of the next step */
+    const vector *b, *last_b;  /* of the last step, b lies elsewhere */
+    ptrdiff_t steps, last;     /* numbers of a row of the last step */
+} factors;
+
+/* Σ a · b, 32 rows of 32 lanes, `pitch` vectors apart. */
+INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
+{
+    const ptrdiff_t b_stride = TILE_VECTORS * VECTOR_BYTES, to_stride = pitch * VECTOR_BYTES;
+    const char *a = of->a;
+    const vector *b = of->b;
+    whole_tile copy[2];
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    for (ptrdiff_t step = 1; step <= of->steps; step++) {
+        const ptrdiff_t n = step < of->steps ? TILE_NUMBERS : of->last;
+        ptrdiff_t stride = of->stride, other_stride = stride;
+        const char *one = find_tile(&copy[0], a, &stride, of->count, n);
+        const char *other = find_tile(&copy[1], a + of->below, &other_stride, of->count - TILE_ROWS, n);
+        if (step == of->steps)
+            b = of->last_b;
+        TILE_LOAD(4, one, stride);
+        TILE_LOAD(6, b, b_stride);
+        TILE_DOT(0, 4, 6);
+        TILE_LOAD(7, b + 1, b_stride);
+        TILE_DOT(1, 4, 7);
+        TILE_LOAD(5, other, other_stride);
+        TILE_DOT(2, 5, 6);
+        TILE_DOT(3, 5, 7);
+        a += of->next;
+        b += TILE_PAIRS * TILE_VECTORS;
+    }
+    TILE_STORE(0, to, to_stride);
+    TILE_STORE(1, to + 1, to_stride);
+    TILE_STORE(2, to + TILE_ROWS * pitch, to_stride);
+    TILE_STORE(3, to + TILE_ROWS * pitch + 1, to_stride);
+}
+
+/* ---- load ---- */
+
+static int amx_load(void *queries, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    const ptrdiff_t pairs = (block->size + 1) / 2;
+    load_pairs(queries, tile, block);
+    for (ptrdiff_t c = pairs; c % TILE_PAIRS != 0; c++)
+        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+            ((vector *)queries)[c * TILE_VECTORS + v] = (vector){0};
+    return 1;
+}
+
+/* ---- scores ---- */
+
+/* Products become scores, and their maxima are found. Scaled late, they stay as they are where nothing is added. */
+INLINE void finish_scores(vector *scores, vector *maximum, const vector *added, const float scale, ptrdiff_t count,
+                          const int late)
+{
+    vector largest[WIDE] = {maximum[0], maximum[1]};
+    UNROLL_EIGHT for (ptrdiff_t at = 0; at < count * TILE_VECTORS; at += TILE_VECTORS)
+        UNROLL for (int v = 0; v < WIDE; v++) {
+            vector score = scores[at + v];
+            if (added != NULL)
+                score = F(muladd)(score, F(splat)(late ? 1 : scale), added[at + v]);
+            else if (!late)
+                score *= scale;
+            if (added != NULL || !late)
+                scores[at + v] = score;
+            largest[v] = F(larger)(score, largest[v]);
+        }
+    UNROLL for (int v = 0; v < WIDE; v++)
+        maximum[v] = largest[v];
+}
+
+INLINE void amx_scores_of(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block, const vector *added,
+                          const int late)
+{
+    const vector *queries = tile->queries;
+    const ptrdiff_t count = block->count, vectors = tile->rows <= HALF ? WIDE : TILE_VECTORS;
+    const ptrdiff_t steps = (block->size + TILE_NUMBERS - 1) / TILE_NUMBERS;
+    const float scale = (float)tile->scale;
+    factors of = {.stride = block->stride, .below = TILE_ROWS * block->stride, .next = TILE_BYTES, .steps = steps,
+                  .last = block->size - (steps - 1) * TILE_NUMBERS};
+    products rest;
+    vector maximum[TILE_VECTORS], *block_max = tile->block_max;
+    ptrdiff_t before = 0;   /* what was multiplied in the turn before */
+    UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+        maximum[v] = F(splat)(-INFINITE);
+#define FINISH                                                                                      \
+    finish_scores(scores + before, maximum + before % TILE_VECTORS, added == NULL ? NULL : added + before, scale, \
+                  AT_MOST(GROUP, count - before / TILE_VECTORS), late)
+    for (ptrdiff_t j = 0; j < count; j += GROUP) {
+        cattn_prefetch_next(block->prefetch);
+        of.a = block->rows + j * block->stride;
+        of.count = count - j;
+        for (ptrdiff_t v = 0; v < vectors; v += WIDE) {
+            const ptrdiff_t at = j * TILE_VECTORS + v;
+            of.b = queries + v;
+            of.last_b = of.b + (of.steps - 1) * TILE_PAIRS * TILE_VECTORS;
+            if (of.count >= GROUP) {
+                multiply(scores + at, TILE_VECTORS, &of);
+            } else {
+                multiply(rest[0], WIDE, &of);
+                for (ptrdiff_t i = 0; i < of.count; i++)
+                    UNROLL for (int w = 0; w < WIDE; w++)
+                        scores[at + i * TILE_VECTORS + w] = rest[i][w];
+            }
+            if (at > 0)
+                FINISH;
+            before = at;
+        }
+    }
+    FINISH;
+#undef FINISH
+    UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+        if (v < vectors)
+            block_max[v] = maximum[v] * (late ? scale : 1);
+}
+
+static int amx_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    const cattn_score_mod *mod = tile->score_mod;
+    const int capped = mod != NULL && mod->softcap != 0;
+    const void *added = F(find_attn_bias)(tile, block->count);
+    TILES_BEGIN;
+    if (scales_late(tile) && added == NULL)
+        amx_scores_of(scores, tile, block, NULL, 1);
+    else if (scales_late(tile))
+        amx_scores_of(scores, tile, block, added, 1);
+    else
+        amx_scores_of(scores, tile, block, capped ? NULL : added, 0);
+    TILES_END;
+    if (capped)
+        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
+    return 1;
+}
+
+/* ---- values ---- */
+
+INLINE void finish_values(vector *output, const products sums, const vector *row_scale, ptrdiff_t columns)
+{
+    UNROLL_EIGHT for (ptrdiff_t c = 0; c < columns; c++)
+        UNROLL for (int v = 0; v < WIDE; v++) {
+            vector *out = &output[c * TILE_VECTORS + v];
+            if (row_scale != NULL)
+                *out = F(muladd)(row_scale[v], *out, sums[c][v]);
+            else
+                *out = sums[c][v];
+        }
+}
+
+static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    const ptrdiff_t size = block->size, vectors = tile->rows <= HALF ? WIDE : TILE_VECTORS;
+    const ptrdiff_t pairs = (block->count + 1) / 2, steps = (block->count + GROUP - 1) / GROUP;
+    const vector *weights = tile->scores, *row_scale = tile->is_new ? NULL : tile->row_scale;
+    factors of = {.stride = TILE_BYTES, .below = TILE_ROWS * TILE_BYTES, .next = GROUP * block->stride, .steps = steps,
+                  .last = TILE_NUMBERS};
+    vector *output = output_, last[TILE_PAIRS * TILE_VECTORS];   /* the weights of the last group, zeros behind them */
+    products sums[2];
+    ptrdiff_t turn = 0, before = 0;   /* what was multiplied in the turn before */
+#define FINISH                                                                                                         \
+    finish_values(output + before, sums[(turn - 1) % 2], row_scale == NULL ? NULL : row_scale + before % TILE_VECTORS, \
+                  AT_MOST(TALL, size - before / TILE_VECTORS))
+    for (ptrdiff_t p = 0; p < TILE_PAIRS; p++)
+        for (ptrdiff_t v = 0; v < vectors; v++) {
+            const ptrdiff_t at = (steps - 1) * TILE_PAIRS + p;
+            last[p * TILE_VECTORS + v] = (vector){0};
+            if (at < pairs)
+                last[p * TILE_VECTORS + v] = weights[at * TILE_VECTORS + v];
+        }
+    TILES_BEGIN;
+    for (ptrdiff_t c = 0; c < size; c += TALL) {
+        cattn_prefetch_next(block->prefetch);
+        of.a = block->rows + c * TILE_BYTES;
+        of.count = size - c;
+        for (ptrdiff_t v = 0; v < vectors; v += WIDE) {
+            of.b = weights + v;
+            of.last_b = last + v;
+            multiply(sums[turn % 2][0], WIDE, &of);
+            if (turn > 0)
+                FINISH;
+            before = c * TILE_VECTORS + v;
+            turn++;
+        }
+    }
+    FINISH;
+    TILES_END;
+#undef FINISH
+    return 1;
+}
+
+/* Groups of 32 keys: squares of 16 columns × 16 pairs of keys. */
+static void amx_interleave(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns)
+{
+    words *square = to;
+    for (ptrdiff_t j = 0; j < keys; j += GROUP)
+        for (ptrdiff_t c = 0; c < columns; c += TILE_ROWS) {
+            const ptrdiff_t n = AT_MOST(columns - c, TILE_ROWS);
+            vector pair[TILE_PAIRS];
+            UNROLL for (int p = 0; p < TILE_PAIRS; p++) {
+                const char *one = from + (j + 2 * p) * stride + c * 2;
+                words low = {0}, high = {0};
+                if (j + 2 * p < keys)
+                    low = (words)F(load_stored)(one, 0, n, CATTN_BFLOAT16) >> 16;
+                if (j + 2 * p + 1 < keys)
+                    high = (words)F(load_stored)(one + stride, 0, n, CATTN_BFLOAT16);
+                pair[p] = (vector)(low | high);
+            }
+            F(transpose)(pair);
+            for (ptrdiff_t i = 0; i < n; i++)
+                __builtin_memcpy(square++, &pair[i], TILE_BYTES);
+        }
+}
+
+static void override_amx(cattn_table *table)
+{
+    cattn_kernels *many = &table->kernels[CATTN_BFLOAT16][CATTN_MANY];
+    many->run = RUN;
+    many->scales_late = 1;
+    many->interleaves = GROUP;
+    /* Keys, values, scores and weights of a block stay in L2 beside the tiles of a task. */
+    many->blocking = (cattn_blocking){.most = 256, .least = GROUP, .bytes = 131072,
+                                      .chunk_blocks = 8, .least_chunk = 512, .most_chunk = PTRDIFF_MAX};
+    many->load = amx_load;
+    many->scores = amx_scores;
+    many->exponentials = pair_exponentials;
+    many->values = amx_values;
+    table->interleave = amx_interleave;
+}

@@ -1,0 +1,164 @@
+/* Pairs of bfloat16, in 32 bits a lane: what every set of kernels of many rows that takes them shares. For tables with
+ * REAL_BITS 32.
+ *
+ * Products of bfloat16 numbers are exact in float32, and are summed there. Queries lie in the lanes as pairs of
+ * columns, and weights, rounded, as pairs of keys. Sums of weights are those of the rounded ones, so that a row stays an
+ * average of its values. */
+
+#define NUMBERS 32   /* bfloat16 numbers a vector */
+
+/* The first n numbers, zeros behind them. */
+INLINE words load_numbers(const void *from, ptrdiff_t n)
+{
+    words x = {0};
+    if (n >= NUMBERS)
+        __builtin_memcpy(&x, from, sizeof x);
+    else
+#if defined(TILES_AVX512BF16)
+        x = (words)_mm512_maskz_loadu_epi16((__mmask32)((1u << n) - 1), from);
+#else
+        __builtin_memcpy(&x, from, (size_t)n * 2);
+#endif
+    return x;
+}
+
+/* sum + a.high · b.high + a.low · b.low in each lane, in this order. */
+INLINE vector dot_pairs(vector sum, words a, words b)
+{
+#if defined(TILES_AVX512BF16)
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum += (vector)(a & 0xffff0000) * (vector)(b & 0xffff0000);
+    return sum + (vector)(a << 16) * (vector)(b << 16);
+#endif
+}
+
+/* Words of `low` and `high`, rounded to nearest, ties to even. */
+INLINE words round_pairs(vector low, vector high)
+{
+#if defined(TILES_AVX512BF16)
+    static const uint16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (words)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
+#else
+    words x = (words)low, y = (words)high, nan = (words)(low != low);
+    x = ((nan & (x | 0x400000)) | (~nan & (x + 0x7fff + ((x >> 16) & 1)))) >> 16;
+    nan = (words)(high != high);
+    return x | (((nan & (y | 0x400000)) | (~nan & (y + 0x7fff + ((y >> 16) & 1)))) & 0xffff0000);
+#endif
+}
+
+/* ---- load ---- */
+
+static int load_pairs(void *queries_, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    vector *queries = queries_;
+    const ptrdiff_t count = tile->rows, pairs = block->size / 2;
+    for (int v = 0; v * WIDTH < count; v++) {
+        const void *row[WIDTH];
+        for (int i = 0; i < WIDTH; i++)   /* lanes behind read the last row, and lose it again */
+            row[i] = tile->source[v * WIDTH + i < count ? v * WIDTH + i : count - 1];
+        const integers used = F(iota)() < (INT)(count - v * WIDTH);
+        for (ptrdiff_t c = 0; c < pairs; c += WIDTH) {
+            vector x[WIDTH];
+            F(load_square)(x, row, c, AT_MOST(pairs - c, WIDTH));
+            UNROLL for (int i = 0; i < WIDTH; i++)
+                if (i < pairs - c)
+                    queries[(c + i) * TILE_VECTORS + v] = (vector)((integers)x[i] & used);
+        }
+        if (block->size % 2) {
+            integers last = {0};
+            for (int i = 0; i < WIDTH; i++)
+                last[i] = ((const uint16_t *)row[i])[block->size - 1];
+            queries[pairs * TILE_VECTORS + v] = (vector)(last & used);
+        }
+    }
+    return 1;
+}
+
+/* ---- exponentials ---- */
+
+/* Whether scores come without their scale, which the exponentials then apply: where nothing is added to them but
+ * -infinity, and the largest of them is the largest with the scale, too. What masks never decides it, so that the bits of
+ * a row do not depend on masked keys. */
+INLINE int scales_late(const cattn_row_tile *tile)
+{
+    const cattn_score_mod *mod = tile->score_mod;
+    return PAIR_SCALES_LATE && tile->scale > 0 && (mod == NULL || (mod->softcap == 0 && !mod->has_bias && !mod->has_alibi));
+}
+
+/* Two exponentials for each vector of lanes, from the scores of two keys. */
+INLINE void pair_powers(vector low[TILE_VECTORS], vector high[TILE_VECTORS], const vector *scores, const vector *shift,
+                        const float scale, const int late, const int keys, const int vectors)
+{
+    UNROLL for (int key = 0; key < 2; key++) {
+        vector *power = key == 0 ? low : high;
+        if (key >= keys) {
+            UNROLL for (int v = 0; v < vectors; v++)
+                power[v] = (vector){0};
+            continue;
+        }
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const vector score = scores[key * TILE_VECTORS + v];
+            power[v] = score - shift[v];
+            if (late)
+                power[v] = F(muladd)(score, F(splat)(scale), -shift[v]);
+            power[v] *= (REAL)CATTN_LOG2E;
+        }
+        PAIR_EXPONENTIAL(power, vectors);
+    }
+}
+
+INLINE void pair_exponentials_of(vector *scores, const cattn_row_tile *tile, ptrdiff_t count, const int late,
+                                 const int vectors)
+{
+    vector *row_max = tile->softmax.row_max, *row_sum = tile->softmax.row_sum, *row_scale = tile->row_scale;
+    vector *lse_sum = tile->softmax.lse_sum;
+    const vector *block_max = tile->block_max;
+    const words one = 0x3f803f80 - (words){0};
+    const float scale = (float)tile->scale;
+    vector shift[TILE_VECTORS], block[TILE_VECTORS], exact[TILE_VECTORS];
+    UNROLL for (int v = 0; v < vectors; v++) {
+        shift[v] = F(advance)(&row_max[v], &row_scale[v], block_max[v]);
+        block[v] = exact[v] = (vector){0};
+    }
+    for (ptrdiff_t start = 0; start < count; start += RUN) {
+        vector run[TILE_VECTORS];
+        UNROLL for (int v = 0; v < vectors; v++)
+            run[v] = (vector){0};
+        for (ptrdiff_t j = start; j < F(run_end)(start, count, RUN); j += 2) {
+            vector low[TILE_VECTORS], high[TILE_VECTORS];
+            if (j + 1 < count)
+                pair_powers(low, high, scores + j * TILE_VECTORS, shift, scale, late, 2, vectors);
+            else
+                pair_powers(low, high, scores + j * TILE_VECTORS, shift, scale, late, 1, vectors);
+            UNROLL for (int v = 0; v < vectors; v++) {
+                const words pair = round_pairs(low[v], high[v]);
+                scores[j / 2 * TILE_VECTORS + v] = (vector)pair;
+                block[v] = dot_pairs(block[v], pair, one);
+                run[v] += low[v] + high[v];
+            }
+        }
+        UNROLL for (int v = 0; v < vectors; v++)
+            exact[v] += run[v];
+    }
+    UNROLL for (int v = 0; v < vectors; v++) {
+        row_sum[v] = F(muladd)(row_scale[v], row_sum[v], block[v]);
+        lse_sum[v] = F(muladd)(row_scale[v], lse_sum[v], exact[v]);
+    }
+}
+
+static int pair_exponentials(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+#define EXPONENTIALS_OF(vectors) pair_exponentials_of(scores, tile, block->count, late, vectors)
+    if (scales_late(tile)) {
+        const int late = 1;
+        WITH_VECTORS(tile->rows, EXPONENTIALS_OF)
+    } else {
+        const int late = 0;
+        WITH_VECTORS(tile->rows, EXPONENTIALS_OF)
+    }
+#undef EXPONENTIALS_OF
+    return 1;
+}
