@@ -77,7 +77,7 @@ PEAK(base, 16, )
 
 double peak(long steps, float x, float y) { return BEST(peak)(steps, x, y); }
 
-/* VDPBF16PS: two multiply-adds of bfloat16 a lane. 0 where compiler or processor lack it. */
+/* VDPBF16PS: two multiply-adds of bfloat16 a lane. 0 where compiler or processor lack it, as below. */
 #if defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 11)
 #include <immintrin.h>
 
@@ -104,6 +104,47 @@ double bfloat16_peak(long steps, float x, float y) {
 }
 #else
 double bfloat16_peak(long steps, float x, float y) { (void)steps, (void)x, (void)y; return 0; }
+#endif
+
+/* TDPBF16PS of AMX: 16 x 16 sums of 32 products each. Six tiles of sums hide its latency. */
+#if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 11)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* The system gives a process the tiles when it asks for them. */
+static int has_amx(void) {
+    const long request_permission = 0x1023, tile_data = 18;
+    const unsigned bfloat16_and_tiles = 1u << 22 | 1u << 24;
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bfloat16_and_tiles) == bfloat16_and_tiles
+        && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+__attribute__((target("amx-tile,amx-bf16")))
+static void amx_loop(long steps) {
+    struct { unsigned char palette, start, zeros[14]; unsigned short bytes[16]; unsigned char rows[16]; } config = {1};
+    for (int tile = 0; tile < 8; tile++)
+        config.bytes[tile] = 64, config.rows[tile] = 16;
+    _tile_loadconfig(&config);
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); _tile_zero(4); _tile_zero(5);
+    _tile_zero(6); _tile_zero(7);
+    for (long step = 0; step < steps; step += 6) {
+        _tile_dpbf16ps(0, 6, 7); _tile_dpbf16ps(1, 6, 7); _tile_dpbf16ps(2, 6, 7);
+        _tile_dpbf16ps(3, 6, 7); _tile_dpbf16ps(4, 6, 7); _tile_dpbf16ps(5, 6, 7);
+    }
+    _tile_release();
+}
+
+double amx_peak(long steps, float x, float y) {
+    (void)x, (void)y;
+    if (!has_amx())
+        return 0;
+    amx_loop(steps);
+    return 2.0 * 16 * 16 * 32 * steps;
+}
+#else
+double amx_peak(long steps, float x, float y) { (void)steps, (void)x, (void)y; return 0; }
 #endif
 
 void read_often(const char *data, size_t size, long times) {
@@ -134,10 +175,11 @@ class Limits:
 
     @functools.cache  # noqa: B019 (there are as many of these objects as runs: one)
     def peak_flops(self, dtype: str) -> float:
-        """Floating-point operations a second: multiply-adds of float32, or of half as many float64; of pairs of
-        bfloat16 (VDPBF16PS; AMX is not counted) where that is more. float16 is computed in float32."""
+        """Floating-point operations a second: multiply-adds of float32, or of half as many float64; for bfloat16 those
+        of AMX or VDPBF16PS where they are more. float16 is computed in float32."""
         if dtype == "bfloat16":
-            return max(self.peak_flops("float32"), self._peak("bfloat16_peak") if self._library else 0.0)
+            own = [self._peak(function) for function in ("bfloat16_peak", "amx_peak")] if self._library else []
+            return max(self.peak_flops("float32"), *own)
         if dtype != "float32":
             return self.peak_flops("float32") / (2 if dtype == "float64" else 1)
         if self._library:
@@ -196,7 +238,7 @@ def _compile() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(target))
         except (OSError, subprocess.CalledProcessError):
             return None
-    for peak in (library.peak, library.bfloat16_peak):
+    for peak in (library.peak, library.bfloat16_peak, library.amx_peak):
         peak.argtypes = ctypes.c_long, ctypes.c_float, ctypes.c_float
         peak.restype = ctypes.c_double
     library.read_often.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long
