@@ -24,7 +24,7 @@ from cattn._bench.runs import RunError, Settings, run
 def main() -> int:
     options = _parse()
     settings = Settings(options.cases, options.engines, options.threads, options.rounds, options.seconds)
-    with progress(len(options.cases)) as watcher:
+    with progress(settings.turns) as watcher:
         try:
             record = run(settings, watcher)
         except RunError as error:

@@ -11,12 +11,19 @@ from pathlib import Path
 
 from cattn._bench.cases import HALF_TYPES
 from cattn._bench.chart import BAND, SHAPE, make_figure, names_of
-from cattn._bench.timing import format_seconds
+from cattn._bench.timing import (
+    MAX_OUTSIDE_LOAD,
+    MAX_OVER_ONE_THREAD,
+    MAX_REFUSED,
+    format_seconds,
+    is_busy,
+    is_slowed,
+)
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
-HEAD = """\
+HEAD = f"""\
 # Measured
 
 cattn beside the engines that one would use in its place, machine by machine. `python benchmarks/compare.py --json`
@@ -35,12 +42,21 @@ the best kernel table of the machine, "cattn avx2" and the like are others, forc
 operators Attention, MultiHeadAttention and GroupQueryAttention. All is float32 where a case's name does not say
 otherwise. Attention is one part of a model: a model gains less than these ratios.
 
+**Figures in parentheses** are not to be relied on. A round in which an engine takes over {MAX_OVER_ONE_THREAD:g}
+times as long as with one thread, or in which other programs keep more than {MAX_OUTSIDE_LOAD:g} processors busy, is
+measured again, up to {MAX_REFUSED} times a case. What stays so is marked. **†**: with these threads the engine took
+that much longer than with one. In tiny problems waking threads may cost as much. Elsewhere something held them up:
+PyTorch's threads, for one, wait for each other by spinning, which takes many times as long where another program has
+one of their processors. A ratio is marked too where such an engine might else have been the fastest peer. **‡**: other
+programs were busy. Such a case counts in no summary and is in no chart. Where the lines about a run do not name other
+programs, nobody looked at them.
+
 **Half types** have a heading of their own. Each engine rounds in its own way there, and a speed says little without
 what it costs: "error" is the largest in the answers of the engine in the column before, in units of eps·Σp|v| (eps of
 the half type, 2⁻⁷ for bfloat16 and 2⁻¹⁰ for float16; p the row's weights, v its values). An answer that is rounded
 once, at its end, stays below 0.5. "× float32" is how many times as fast cattn is as in float32 on the same numbers (of
-medians). The limit of bfloat16 is that of the processor's instruction for pairs of it, where it has one (AMX is not
-counted). On CPUs ONNX Runtime has no bfloat16, and JAX no float16; OpenVINO takes bfloat16 for float16 where the
+medians). The limit of bfloat16 is that of the fastest instructions that the processor has for it: AMX, or those for
+pairs of it. On CPUs ONNX Runtime has no bfloat16, and JAX no float16; OpenVINO takes bfloat16 for float16 where the
 processor has no products of that.
 """
 
@@ -93,8 +109,8 @@ def over_float32(case: dict) -> float | None:
 
 
 def ranked(run: dict) -> list[dict]:
-    """The cases in which cattn and a peer were measured."""
-    return [case for case in run["cases"] if case["speedup"] is not None]
+    """The cases in which cattn and a peer were measured, and nobody disturbed them."""
+    return [case for case in run["cases"] if case["speedup"] is not None and not is_busy(case["outside_load"])]
 
 
 def summary(run: dict) -> dict[str, object]:
@@ -132,6 +148,21 @@ def inexact_peers(run: dict) -> list[str]:
     return [told] if found else []
 
 
+def flagged(run: dict) -> list[str]:
+    """Which figures are no speed of an engine's, in a sentence for each reason."""
+    slowed = [
+        f"{label} in {case['name']} ({result['over_one_thread']:.2g})"
+        for case in run["cases"]
+        for label, result in case["engines"].items()
+        if is_slowed(result["over_one_thread"])
+    ]
+    busy = [f"{case['name']} ({case['outside_load']:.2g})" for case in run["cases"] if is_busy(case["outside_load"])]
+    return [
+        *([f"{threads_of(run)}: † slower than with one thread (times): {', '.join(slowed)}."] if slowed else []),
+        *([f"{threads_of(run)}: ‡ disturbed by other programs (processors): {', '.join(busy)}."] if busy else []),
+    ]
+
+
 def circumstances(run: dict) -> list[str]:
     """What is known of them, the notes and the errors."""
     largest: dict[str, float] = {}
@@ -139,11 +170,15 @@ def circumstances(run: dict) -> list[str]:
         for label, result in case["engines"].items():
             if result["kappa"] is not None:
                 largest[label] = max(largest.get(label, 0), result["kappa"])
+    refused = [case["refused_rounds"] for case in run["cases"] if case["refused_rounds"] is not None]
+    loads = [case["outside_load"] for case in run["cases"] if case["outside_load"] is not None]
     facts = {
         "date": run["date"],
         "commit": run["commit"],
         "command": run["command"] and f"`{run['command']}`",
         "rounds": run["rounds"],
+        "disturbed rounds measured again": refused and f"{sum(refused)}",
+        "other programs": loads and f"{max(loads):.2g} processors at most",
         "kernel table": run["isa"],
         "multiply-adds": run["peak_gflops"] and f"{run['peak_gflops']:g} GFLOP/s",
         "of bfloat16": run["peak_bfloat16_gflops"] and f"{run['peak_bfloat16_gflops']:g} GFLOP/s",
@@ -166,7 +201,7 @@ def describe(runs: Sequence[dict]) -> str:
     run = runs[0]
     cores, memory = run["cores"] and f"{run['cores']} cores", run["memory_gib"] and f"{run['memory_gib']} GiB"
     machine = ", ".join(filter(None, (run["processor"], cores, memory, run["system"])))
-    told = [f"- {text}" for run in runs for text in (summary_sentence(run), *inexact_peers(run))]
+    told = [f"- {text}" for run in runs for text in (summary_sentence(run), *inexact_peers(run), *flagged(run))]
     lines = [f"{machine}.", "", *told, "", *figures(runs), ""]
     return "\n".join(lines + [line for run in runs for line in circumstances(run)]) + "\n"
 
@@ -179,17 +214,19 @@ def figures(runs: Sequence[dict]) -> list[str]:
     head = ["threads", "case", "shape", "× fastest peer", *["× float32"] * has_halves, "% of limit"]
     for label in labels:
         head += [label, *["error"] * has_halves]
-    rows = [[run["threads"], case["name"], case["shape"], *_cells(case, labels, has_halves)] for run, case in cases]
+    rows = [
+        [run["threads"], case["name"], case["shape"], *_cells(run, case, labels, has_halves)] for run, case in cases
+    ]
     return table(head, rows, left=3)
 
 
-def _cells(case: dict, labels: Sequence[str], has_halves: bool) -> Iterator[str]:
+def _cells(run: dict, case: dict, labels: Sequence[str], has_halves: bool) -> Iterator[str]:
     ratio, share = case["speedup"], case["share_of_limit"]
-    yield "-" if ratio is None else f"{ratio:.2f}"
+    yield "-" if ratio is None else _marked(f"{ratio:.2f}", case, "cattn", *_perhaps_fastest(run, case))
     if has_halves:
         ratio = over_float32(case)
-        yield "-" if ratio is None else f"{ratio:.2f}"
-    yield "-" if share is None else f"{100 * share:.0f}"
+        yield "-" if ratio is None else _marked(f"{ratio:.2f}", case, "cattn", "cattn float32")
+    yield "-" if share is None else _marked(f"{100 * share:.0f}", case, "cattn")
     for label in labels:
         yield figure_of(case, label)
         if has_halves:
@@ -205,7 +242,27 @@ def figure_of(case: dict, label: str) -> str:
         text = f"{result['gflops']:.1f}"
     else:
         text = format_seconds(result["seconds"]).replace(" ", "\u00a0")
+    text = _marked(text, case, label)
     return f"**{text}**" if label == fastest_peer(case) else text
+
+
+def _perhaps_fastest(run: dict, case: dict) -> list[str]:
+    """The fastest peer, and those that would be it if their threads had not been held up at all."""
+    fastest = fastest_peer(case)
+    reached = {
+        label: speed(result)
+        * (result["over_one_thread"] * run["threads"] if is_slowed(result["over_one_thread"]) else 1)
+        for label, result in case["engines"].items()
+        if not label.startswith("cattn")
+    }
+    return [label for label, reach in reached.items() if reach >= speed(case["engines"][fastest])]
+
+
+def _marked(text: str, case: dict, *labels: str) -> str:
+    """A figure that comes from these engines, in parentheses where it is none to rely on."""
+    slowed = any(is_slowed(case["engines"][label]["over_one_thread"]) for label in labels)
+    marks = "†" * slowed + "‡" * is_busy(case["outside_load"])
+    return f"({text}){marks}" if marks else text
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int) -> list[str]:

@@ -77,7 +77,7 @@ def test_half_types(halves):
         ("minilm-bfloat16", "bfloat16"),
         ("minilm-float16", "float16"),
     ]
-    assert fields(halves)[2] == {"seconds", "gflops", "error", "kappa"}
+    assert fields(halves)[2] == {"seconds", "gflops", "error", "kappa", "over_one_thread"}
     for case in halves["cases"]:
         assert not case["errors"]
         errors = {label: result["error"] for label, result in case["engines"].items()}

@@ -51,7 +51,7 @@ def run(options):
     from cattn._bench.progress import progress
 
     settings = runs.Settings(cases, USUAL_ENGINES, options.threads, seconds=options.seconds)
-    with progress(len(cases)) as watcher:
+    with progress(settings.turns) as watcher:
         try:
             record = runs.run(settings, watcher)
         except runs.RunError as error:
@@ -167,11 +167,25 @@ def _print_record(record, left_out):
     spread, name = max(((case["spread"] or 1, case["name"]) for case in record["cases"]), default=(1, ""))
     if spread > BUSY:
         print(f"\nThe machine is busy: slow rounds took {spread:.2g} times as long as fast ones ({name}).")
+    if disturbed := list(_disturbed(record)):
+        print("\nDisturbed", *disturbed, sep="\n  ")
     wrong = [f"{case['name']}: {label}: {text}" for case in record["cases"] for label, text in case["errors"].items()]
     if wrong:
         print("\nNot timed", *wrong, sep="\n  ")
     if left_out:
         print("\nNot started", *(f"{label}: {reason}" for label, reason in left_out.items()), sep="\n  ")
+
+
+def _disturbed(record):
+    """A line for each figure that is no engine's speed, though rounds were measured again."""
+    from cattn._bench.timing import is_busy, is_slowed
+
+    for case in record["cases"]:
+        if is_busy(case["outside_load"]):
+            yield f"{case['name']}: other programs took {case['outside_load']:.2g} processors meanwhile"
+        for label, result in case["engines"].items():
+            if is_slowed(ratio := result["over_one_thread"]):
+                yield f"{case['name']}: {label} took {ratio:.2g} times as long as with one thread"
 
 
 HEADINGS = ("case, engine", "time", "GFLOP/s", "cattn is", "% limit", "error")

@@ -1,12 +1,15 @@
 """`cattn bench`, run as its users run it; and what it and `benchmarks/` share: cases, checks of answers, runs."""
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import timeit
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from helpers import environment, run_python
 
 import cattn
 from cattn import _cli_bench
-from cattn._bench import answer, cases, chart, engines, inputs, runs, timing
+from cattn._bench import answer, cases, chart, engines, inputs, limits, load, runs, timing
 from cattn._bench.progress import Progress
 from cattn._cli import main
 
@@ -86,6 +89,9 @@ def test_json_is_what_was_measured(record):
     found = case["engines"]
     assert {"cattn", "cattn float32", "NumPy"} <= set(found)
     assert all(result["seconds"] > 0 for result in found.values())
+    assert case["refused_rounds"] >= 0
+    for result in found.values():  # what is measured first, with one thread, is what it is compared with
+        assert (result["over_one_thread"] is None) == (record["threads"] == 1)
     assert found["cattn float32"]["error"] < 0.01 < found["cattn"]["error"] < 1
 
 
@@ -96,6 +102,20 @@ def test_json_is_a_record_like_those_of_the_benchmarks(record, file):
         return set(record) - {"asked"}, set(case), set(case["engines"]["cattn"])
 
     assert fields(record) == fields(json.loads(file.read_text(encoding="utf-8")))
+
+
+def test_disturbed_figures_are_named(record, capsys):
+    (case,) = record["cases"]
+    calm = {label: result | {"over_one_thread": 1.25} for label, result in case["engines"].items()}
+    slowed = calm | {"NumPy": calm["NumPy"] | {"over_one_thread": 5.14}}
+    for engines_, load_, expected in (
+        (calm, 0.05, []),
+        (slowed, None, [f"{case['name']}: NumPy took 5.1 times as long as with one thread"]),
+        (calm, 0.83, [f"{case['name']}: other programs took 0.83 processors meanwhile"]),
+    ):
+        _cli_bench._print_record(record | {"cases": [case | {"engines": engines_, "outside_load": load_}]}, {})
+        said = [line.strip() for line in capsys.readouterr().out.partition("Disturbed\n")[2].splitlines()]
+        assert said == expected
 
 
 def test_plot(record, tmp_path):
@@ -270,6 +290,122 @@ def test_wrong_answers_of_cattn_are_a_failure(monkeypatch, no_limits, capsys):
 def test_times_have_three_digits_and_no_exponent():
     times = {5.284e-7: "0.528 µs", 9.99e-4: "999 µs", 9.996e-4: "1 ms", 0.0999: "99.9 ms", 1.2: "1.2 s", 1e4: "10000 s"}
     assert {seconds: timing.format_seconds(seconds) for seconds in times} == times
+
+
+# Rounds that are disturbed
+
+
+@pytest.fixture
+def measure_two_rounds(monkeypatch):
+    """Measures an engine where each round is told: the seconds of a call, and the processors that others take."""
+
+    class Engine:
+        seconds = 1.0
+
+        def timeit(self, number):
+            return number * self.seconds
+
+    def measure_two_rounds(told, **options):
+        engine, rounds = Engine(), iter(told)
+
+        class Load:
+            def __init__(self):
+                engine.seconds, self.load = next(rounds)
+
+            def processors(self):
+                return self.load
+
+        monkeypatch.setattr(timing, "OutsideLoad", Load)
+        monkeypatch.setattr(timing, "REST_SECONDS", 0)
+        found = timing.measure({"engine": engine}, rounds=2, **options)
+        return found.samples["engine"], found.refused, found.outside_load
+
+    return measure_two_rounds
+
+
+def test_rounds_are_measured_again_where_others_are_busy(measure_two_rounds):
+    assert measure_two_rounds([(1, 0.02), (1, 0.8), (9, 0.2), (2, 0.04)]) == ((1, 2), 2, pytest.approx(0.03))
+
+
+def test_rounds_are_measured_again_where_threads_are_held_up(measure_two_rounds):
+    told = [(1.2, 0.0), (6.2, 0.0), (1.31, 0.0), (1.29, 0.0)]
+    assert measure_two_rounds(told, one_thread={"engine": 1.0}) == ((1.2, 1.29), 2, 0)
+    assert measure_two_rounds(told) == ((1.2, 6.2), 0, 0)
+
+
+def test_disturbed_rounds_are_kept_where_there_is_no_end_of_them(measure_two_rounds):
+    told = [(5, 0.9)] * (timing.MAX_REFUSED + 2)
+    assert measure_two_rounds(told, one_thread={"engine": 1.0}) == ((5, 5), timing.MAX_REFUSED, pytest.approx(0.9))
+
+
+def test_rounds_count_where_no_system_says_who_is_busy(measure_two_rounds):
+    assert measure_two_rounds([(1, None), (2, None)]) == ((1, 2), 0, None)
+
+
+@pytest.mark.skipif(load.OutsideLoad().processors() is None, reason="this system does not say who is busy")
+class TestOutsideLoad:
+    """On one processor, which others may use while the tests run."""
+
+    SECONDS = 0.7
+    SPIN = f"import time\nstart = time.process_time()\nwhile time.process_time() - start < {SECONDS}: pass"
+
+    @pytest.fixture(autouse=True)
+    def one_processor(self):
+        with timing.limited(1):
+            yield
+
+    def test_other_programs_count(self):
+        outside = load.OutsideLoad()
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", self.SPIN], check=True)
+        share = self.SECONDS / (time.perf_counter() - started)
+        assert outside.processors() > share - 0.2
+
+    def test_this_program_does_not(self):
+        outside = load.OutsideLoad()
+        started, spun = time.perf_counter(), time.process_time()
+        while time.process_time() - spun < self.SECONDS:
+            pass
+        share = self.SECONDS / (time.perf_counter() - started)
+        assert outside.processors() < 1.2 - share
+
+    def test_workers_of_this_program_do_not(self):
+        engine = engines.CattnIsa(1, "portable")
+        try:
+            case = cases.CASES["bert-128"]
+            timer = engine.prepare(case, inputs.make_inputs(case)).timer
+            outside, started, ticks = load.OutsideLoad(), time.perf_counter(), load._ticks_of_workers()
+            while (taken := load._ticks_of_workers() - ticks) < self.SECONDS * os.sysconf("SC_CLK_TCK"):
+                timer.timeit(10)
+            share = taken / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - started)
+            assert outside.processors() < 1.2 - share
+        finally:
+            engine.close()
+
+
+@pytest.mark.parametrize("text", [None, "", "cpu  1 2 3\n", "cpu0 a b\n", "cpu0 0 0 0 0 0 0 0 0 0 0\n"])
+def test_outside_load_is_unknown_where_no_file_says_it(monkeypatch, tmp_path, text):
+    if text is not None:
+        (tmp_path / "stat").write_text(text)
+    monkeypatch.setattr(load, "PROC", tmp_path)
+    with timing.limited(1) if hasattr(os, "sched_setaffinity") else contextlib.nullcontext():
+        assert load.OutsideLoad().processors() is None
+
+
+# Limits
+
+
+def test_amx_is_a_limit_of_bfloat16():
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        flags = ""
+    if "amx_bf16" not in flags or not shutil.which("cc"):
+        pytest.skip("no AMX for bfloat16, or no C compiler")
+    machine = limits.Limits()
+    assert machine.method == "C"
+    # A tile multiplies 16 times as many pairs a cycle as two vectors of float32 do: VDPBF16PS twice as many at most.
+    assert machine.peak_flops("bfloat16") > 4 * machine.peak_flops("float32")
 
 
 # Cases and answers

@@ -1,6 +1,7 @@
 """The benchmarks' page and charts show what their records hold."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -38,11 +39,14 @@ def written_of_halves(tmp_path):
 
     def case(dtype, **speeds_and_errors):
         engines = {
-            label.replace("_", " "): {"seconds": 1e9 / speed, "gflops": speed, "error": error, "kappa": 0.1}
+            label.replace("_", " "): dict(
+                seconds=1e9 / speed, gflops=speed, error=error, kappa=0.1, over_one_thread=None
+            )
             for label, (speed, error) in speeds_and_errors.items()
         }
         fields = {"name": f"bert-512-{dtype}", "shape": "1,12/12,512,512,64", "dtype": dtype, "causal": False}
-        return fields | {"speedup": 2.0, "share_of_limit": 0.75, "engines": engines, "errors": {}}
+        fields |= {"speedup": 2.0, "share_of_limit": 0.75, "refused_rounds": 0, "outside_load": None}
+        return fields | {"engines": engines, "errors": {}}
 
     run["cases"] = [
         case("bfloat16", cattn=(150.0, 0.125), cattn_float32=(100.0, 2e-5), NumPy=(75.0, 0.13)),
@@ -69,6 +73,80 @@ def test_half_types_show_what_each_speed_costs(written_of_halves):
         "2.00 | 1.50 | 75 | 150.0 | 0.12 | 100.0 | 2e-05 | **75.0** | 0.13 | - | -",
         "2.00 | 0.90 | 75 | 90.0 | 0.25 | 100.0 | 0.0001 | 30.0 | 0.5 | **45.0** | 17",
     ]
+
+
+def rows_of(page):
+    """The rows of each machine's table, as dictionaries."""
+    for section in page.split("\n## ")[1:]:
+        head, _, *rows = (
+            [cell.strip() for cell in line[1:-1].split("|")] for line in section.splitlines() if line[:1] == "|"
+        )
+        yield [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def calls_a_second(figure):
+    """What a figure of the page says, where it is a time; else its rate."""
+    number, _, unit = figure.strip("*()†‡").partition("\u00a0")
+    return {"µs": 1e6, "ms": 1e3, "s": 1}[unit] / float(number) if unit else float(number)
+
+
+def test_no_figure_of_more_threads_stands_unmarked_at_half_the_speed_of_one():
+    """PyTorch's at bert-128 did: no machine makes 69 GFLOP/s with one thread and 11 with two."""
+    several = 0
+    for rows in rows_of((BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")):
+        alone = {row["case"]: row for row in rows if row["threads"] == "1"}
+        for row in rows:
+            for label in list(row)[5:] if row["threads"] != "1" else ():
+                one, more = alone[row["case"]][label], row[label]
+                if "-" not in (one, more):
+                    several += 1
+                    assert "†" in more or calls_a_second(more) > calls_a_second(one) / 2, (row["case"], label)
+    assert several > 300
+
+
+@pytest.fixture
+def written_of_disturbed(tmp_path):
+    """The page of a run in which somebody disturbed three cases; its rows by case."""
+    pytest.importorskip("matplotlib")
+    run = json.loads((BENCHMARKS / "results" / "amd-zen-4-2-threads.json").read_text(encoding="utf-8"))
+    cases = {case["name"]: case for case in run["cases"]}
+    for case in cases.values():
+        case |= {"refused_rounds": 0, "outside_load": 0.02}
+        for result in case["engines"].values():
+            result["over_one_thread"] = 0.6
+    cases["bert-128"]["engines"]["PyTorch"]["over_one_thread"] = 6.19  # 69 GFLOP/s with one thread
+    cases["batch"]["engines"]["JAX"]["over_one_thread"] = 2.0  # 78 with one: with two it might be the fastest peer
+    cases["vit"] |= {"refused_rounds": 6, "outside_load": 0.75}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    shutil.copy(BENCHMARKS / "report.py", tmp_path)
+    report(tmp_path)
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    (rows,) = rows_of(page)
+    return tmp_path, page, {row["case"]: row for row in rows}
+
+
+def test_figures_of_engines_that_were_held_up_are_flagged(written_of_disturbed):
+    _, page, rows = written_of_disturbed
+    flagged = {(name, label): cell for name, row in rows.items() for label, cell in row.items() if "†" in cell}
+    assert flagged == {
+        ("bert-128", "PyTorch"): "(11.2)†",
+        ("batch", "JAX"): "(38.8)†",
+        ("batch", "× fastest peer"): "(1.27)†",
+    }
+    assert "- 2 threads: † slower than with one thread (times): PyTorch in bert-128 (6.2), JAX in batch (2).\n" in page
+
+
+def test_disturbed_cases_are_flagged_and_count_nowhere(written_of_disturbed):
+    folder, page, rows = written_of_disturbed
+    for name, row in rows.items():
+        figures = [cell.strip("*") for cell in list(row.values())[3:] if cell != "-"]
+        assert all(re.fullmatch(r"\(.+\)‡", figure) for figure in figures) == (name == "vit")
+    assert "- 2 threads: ‡ disturbed by other programs (processors): vit (0.75).\n" in page
+    assert "; disturbed rounds measured again 6; other programs 0.75 processors at most; " in page
+    assert f"| AMD Zen 4 | 2 | {len(rows) - 1} |" in page
+    chart = ElementTree.parse(folder / "results" / "amd-zen-4.svg").find(f".//{DESCRIPTION}").text
+    assert "bert-128, 2 threads" in chart and "vit, 2 threads" not in chart
 
 
 def test_page_is_generated(written):

@@ -12,7 +12,7 @@ versions             of Python, of each engine's package, and of NumPy's BLAS wi
 threads              of each engine
 rounds               in which each engine had a turn, at least
 peak_gflops          float32 multiply-adds of so many threads, in GFLOP/s, measured in the same run
-peak_bfloat16_gflops the same of bfloat16, in the processor's own instruction for pairs of them where it has that
+peak_bfloat16_gflops the same of bfloat16, in the fastest instructions that the processor has for it: AMX, or VDPBF16PS
 bandwidth_gb_s       what they read from memory, in GB/s, likewise
 limits_by            how these were measured
 notes                whole sentences for the reader
@@ -23,10 +23,14 @@ cases                one for each problem:
     spread           how many times as long as its fast rounds an engine's slow ones took, between the quartiles; of the
                      engine whose rounds differ most
     share_of_limit   cattn's, of what peak and bandwidth allow; null for tiny problems
+    refused_rounds   disturbed rounds that were measured again and are not counted
+    outside_load     how many processors other programs kept busy in the rounds that count, on average, of those that
+                     the run was pinned to; null where the system does not say
     engines          by name: seconds (the median of a call), gflops (null where the time is what counts: tiny problems
                      and one query), error (the largest, in eps · Σ p|v|, with eps of dtype), kappa (the largest, in
                      eps · Σ p|v| · (1 + the largest score's magnitude), with eps of the arithmetic, less half types'
-                     own rounding)
+                     own rounding), over_one_thread (how many times as long a call takes as with one thread, which is
+                     measured right before; null in a run of one thread)
     errors           by name: why an engine is not among them
 """
 
@@ -78,9 +82,15 @@ def run_record(threads: int, engines: Sequence[Engine], limits: Limits) -> dict:
 
 
 def case_record(
-    case: Case, least_seconds: float, timings: Timings, checks: Mapping[str, Check], errors: Mapping[str, str]
+    case: Case,
+    least_seconds: float,
+    timings: Timings,
+    one_thread: Mapping[str, float],
+    checks: Mapping[str, Check],
+    errors: Mapping[str, str],
 ) -> dict:
-    """`least_seconds` is what the machine's limits allow; the rest is by the engines' labels."""
+    """`least_seconds` is what the machine's limits allow; the rest is by the engines' labels. `one_thread` are seconds
+    with one thread, where that is another run."""
     seconds = {label: timings.median(label) for label in timings.samples}
     cattn = seconds.get("cattn")
     peer = min((label for label in seconds if not label.startswith("cattn")), key=seconds.get, default=None)
@@ -92,12 +102,15 @@ def case_record(
         "speedup": _short(timings.speedup("cattn", over=peer)) if cattn and peer else None,
         "spread": _short(max(map(timings.spread, seconds))) if timings.rounds > 1 else None,
         "share_of_limit": _short(least_seconds / cattn) if cattn and case.flops > 1_000_000 else None,
+        "refused_rounds": timings.refused,
+        "outside_load": None if timings.outside_load is None else _short(timings.outside_load),
         "engines": {
             label: {
                 "seconds": _short(taken),
                 "gflops": None if case.counts_time else _short(case.flops / taken / 1e9),
                 "error": _short(checks[label].error),
                 "kappa": _short(checks[label].kappa),
+                "over_one_thread": _short(taken / one_thread[label]) if label in one_thread else None,
             }
             for label, taken in seconds.items()
         },

@@ -3,8 +3,8 @@
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -22,13 +22,20 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. `rounds` for each case; not given, as many as fit in `seconds`, and at least three."""
+    """What to run. `rounds` for each case; not given, as many as fit in `seconds`, and at least three. `one_thread` are
+    the seconds of a call with one thread, by case and engine: `run` measures them where there are more threads."""
 
     cases: Sequence[Case]
     engines: Sequence[str]
     threads: int = 1
     rounds: int | None = None
     seconds: float = 2.0
+    one_thread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def turns(self) -> int:
+        """How often `run` begins a case."""
+        return len(self.cases) * (1 if self.threads == 1 else 2)
 
 
 class Watcher(Protocol):
@@ -50,7 +57,20 @@ def run(settings: Settings, watcher: Watcher) -> dict:
 
     The run has a process of its own, pinned to as many processors as the engines may have threads: libraries look for
     that, and for the variables that say it, when they are imported. Ctrl-C ends it. RunError where it ends by itself.
+    With more than one thread, a shorter run with one comes first: it tells whether threads are held up.
     """
+    if settings.threads > 1:
+        alone = _run(replace(settings, threads=1, seconds=0), watcher)
+        one_thread = {
+            case["name"]: {label: result["seconds"] for label, result in case["engines"].items()}
+            for case in alone["cases"]
+        }
+        settings = replace(settings, one_thread=one_thread)
+    return _run(settings, watcher)
+
+
+def _run(settings: Settings, watcher: Watcher) -> dict:
+    """Return the record of a run in a process of its own."""
     environment = dict.fromkeys(THREAD_VARIABLES, str(settings.threads))
     if settings.threads == 1:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
@@ -73,7 +93,7 @@ def run(settings: Settings, watcher: Watcher) -> dict:
 
 
 def _run_for(connection: Connection, settings: Settings) -> None:
-    """The other end of `run`."""
+    """The other end of `_run`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who waits decides
     os.dup2(2, 1)  # what engines print is not our output
 
@@ -128,9 +148,10 @@ def _measure(settings: Settings, case: Case, engines: Sequence[Engine], limits: 
             errors[engine.label] = f"a wrong answer, off by {check.error:.3g} eps·Σp|v|"
         else:
             timers[engine.label], checks[engine.label] = prepared.timer, check
-    timings = measure(timers, rounds=settings.rounds, seconds=settings.seconds)
+    one_thread = settings.one_thread.get(case.title, {})
+    timings = measure(timers, rounds=settings.rounds, seconds=settings.seconds, one_thread=one_thread)
     least = _least_seconds(case, inputs, limits)
-    return case_record(case, least, timings, checks, errors) | {"rounds": timings.rounds}
+    return case_record(case, least, timings, one_thread, checks, errors) | {"rounds": timings.rounds}
 
 
 def _least_seconds(case: Case, inputs: Inputs, limits: Limits) -> float:

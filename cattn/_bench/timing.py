@@ -10,7 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from cattn._bench.load import OutsideLoad
+
 MIN_ROUNDS, MAX_ROUNDS = 3, 51
+MAX_REFUSED = 6  # rounds of a case
+MAX_OUTSIDE_LOAD = 0.1  # processors; ticks of 10 ms tell no less of a round
+MAX_OVER_ONE_THREAD = 1.3
 REST_SECONDS = 0.15  # OpenBLAS's idle workers spin for 2^28 cycles, 90 ms
 
 
@@ -31,6 +36,8 @@ class Timings:
     """Seconds a call, by engine; sample i of every engine is from round i."""
 
     samples: Mapping[str, tuple[float, ...]]
+    refused: int = 0  # disturbed rounds, which are not among the samples
+    outside_load: float | None = None  # processors that others kept busy, the mean of the rounds; None: not known
 
     @property
     def rounds(self) -> int:
@@ -55,6 +62,7 @@ def measure(
     rounds: int | None = None,
     seconds: float = 2.0,
     sample_seconds: float = 0.01,
+    one_thread: Mapping[str, float] | None = None,
 ) -> Timings:
     """Time several engines in interleaved rounds, so that a busy minute meets them all alike.
 
@@ -62,21 +70,49 @@ def measure(
     in `seconds`. Each engine first gets a rest, in which its neighbour's idle workers stop spinning (with one thread,
     too: behind JAX, a call that reads much memory took 1.7 times as long), and a sample that is not counted, which
     wakes its own and the processor: loops of many short instructions take 10 ms to get up to speed after a rest.
+
+    A disturbed round is measured again, up to `MAX_REFUSED` times: one in which other programs were busy, or an engine
+    took over `MAX_OVER_ONE_THREAD` times its seconds in `one_thread`. Threads that wait for each other by spinning do
+    that where another program has one of their processors. Once no more rounds are refused, disturbed ones are kept.
     """
+    one_thread = one_thread or {}
     numbers = {name: _calls_per_sample(timer, sample_seconds) for name, timer in timers.items()}
-    samples: dict[str, list[float]] = {name: [] for name in timers}
+    kept: list[dict[str, float]] = []
+    loads: list[float | None] = []
     started = time.perf_counter()
-    for done in itertools.count():
-        elapsed = time.perf_counter() - started
-        if done >= MIN_ROUNDS and rounds is None and (done == MAX_ROUNDS or elapsed * (1 + 1 / done) > seconds):
+    for tried in itertools.count():
+        done, elapsed = len(kept), time.perf_counter() - started
+        if done >= MIN_ROUNDS and rounds is None and (done == MAX_ROUNDS or elapsed * (1 + 1 / tried) > seconds):
             break
         if done == rounds:
             break
-        for name in _shuffled(list(timers), done):
+        outside, taken = OutsideLoad(), {}
+        for name in _shuffled(list(timers), tried):
             time.sleep(REST_SECONDS)
             timers[name].timeit(numbers[name])
-            samples[name].append(timers[name].timeit(numbers[name]) / numbers[name])
-    return Timings({name: tuple(values) for name, values in samples.items()})
+            taken[name] = timers[name].timeit(numbers[name]) / numbers[name]
+        load = outside.processors()
+        slowed = any(is_slowed(taken[name] / one_thread[name]) for name in taken if name in one_thread)
+        if tried - done < MAX_REFUSED and (is_busy(load) or slowed):
+            continue
+        kept.append(taken)
+        loads.append(load)
+    known = [load for load in loads if load is not None]
+    return Timings(
+        {name: tuple(taken[name] for taken in kept) for name in timers},
+        refused=tried - len(kept),
+        outside_load=statistics.mean(known) if known else None,
+    )
+
+
+def is_busy(outside_load: float | None) -> bool:
+    """Whether others used so much of the processors that a round or a case is no measure of any engine."""
+    return outside_load is not None and outside_load > MAX_OUTSIDE_LOAD
+
+
+def is_slowed(over_one_thread: float | None) -> bool:
+    """Whether an engine took so many times its time with one thread that something held its threads up."""
+    return over_one_thread is not None and over_one_thread > MAX_OVER_ONE_THREAD
 
 
 def _calls_per_sample(timer: Timer, sample_seconds: float) -> int:
