@@ -191,7 +191,7 @@ cdef inline void attend_chunks(Tile *tiles, Py_ssize_t tile_count, const Worker 
 
 cdef inline bint store_result(Tile *tile, const Worker *worker, const Task *task, const KeyHead *head) noexcept nogil:
     """Whether all of it is finite."""
-    return store_output(tile, worker, head) if task.partial < 0 else store_partial(tile, worker, task.partial)
+    return store_output(tile, worker, head) if task.partial < 0 else store_partial(tile, worker, task)
 
 
 cdef inline void attend(const Worker *worker, const Task *task) noexcept nogil:
@@ -212,13 +212,11 @@ cdef inline void attend(const Worker *worker, const Task *task) noexcept nogil:
 
 
 cdef inline void merge_partials(const Worker *worker, const Task *task) noexcept nogil:
-    """The partial results of the same rows, from left to right, if the task's is the first of them."""
+    """Merge the partial results of the task's rows from left to right, and store the output."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef Tile *tile = <Tile *>(worker.workspace + worker.call.plan.tiles_at)
     cdef Py_ssize_t size = problem.value_size, item = worker.call.plan.itemsize, number
     cdef KeyHead head
-    if task.partial < 0 or task.key_start > 0:
-        return
     open_head(&head, worker, task)
     open_tile(tile, worker, task, &head, 0)
     reset_softmax(tile, worker, &head, False)
@@ -227,7 +225,7 @@ cdef inline void merge_partials(const Worker *worker, const Task *task) noexcept
     for number in range(count_splits(task.strategy, entry_key_length(problem, task.entry))):
         if stopped(worker, ROW_WORK + MOVE_WORK * task.rows * size):
             return
-        set_partial(&tile.arrays.softmax, worker, task.partial + number)
+        set_partial(&tile.arrays.softmax, worker, task, number)
         if not is_empty(tile.arrays.softmax.row_sum, task.rows * item):
             join_total(tile, size, True)
     tile.arrays.softmax = tile.arrays.total

@@ -39,12 +39,12 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
             or stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size))):
         return True
     mode = cattn_change_float_mode(CATTN_TASK_MODE)
-    if call.merging:
-        merge_partials(&worker, &task)
-    elif call.plan.stage == STAGE_OUTPUT:
-        attend(&worker, &task)
-    else:
+    if call.plan.stage != STAGE_OUTPUT:
         find_weights(&worker, &task)
+    elif not call.merging:
+        attend(&worker, &task)
+    if leaves_last_partial(&task, call.problem) and (call.merging or call.threads == 1):
+        merge_partials(&worker, &task)
     cattn_change_float_mode(mode)
     return call.stopped
 
@@ -52,7 +52,7 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
 cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
     call.merging = False
     cattn_pool_run(do_task, call, call.plan.tasks, call.threads, poll)
-    if call.plan.partials > 0 and not call.stopped:
+    if call.plan.partial_rows > 0 and call.threads > 1 and not call.stopped:
         call.merging = True
         cattn_pool_run(do_task, call, call.plan.tasks, call.threads, poll)
     return CATTN_STOPPED if call.stopped else CATTN_DONE
@@ -72,7 +72,8 @@ cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ss
     bytes[0] = 0
     shared_at = reserve(bytes, sizeof(SharedCall) if threads > 1 else 0)
     starts_at = reserve(bytes, times(plan.entries, sizeof(Start)) if packed else 0)
-    partials_at = reserve(bytes, times(plan.partials, plan.partial_bytes))
+    partials_at = reserve(bytes, times(plan.partial_rows if threads > 1 else plan.head_partial_rows,
+                                       plan.partial_row_bytes))
     workspaces_at = reserve(bytes, times(threads, plan.workspace_bytes))
     on_stack = threads == 1 and bytes[0] <= SMALL_WORKSPACE
     if on_stack:

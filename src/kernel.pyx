@@ -442,7 +442,7 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         strategy="many rows" if found.has_many else "few rows", isa=isa(),
         lanes=lanes if found.has_many else min(problem.query_length * found.group, lanes),
         key_block=strategy.key_block, chunk=strategy.chunk, tiles_per_task=strategy.tiles_per_task, tasks=found.tasks,
-        workspace_bytes=found.workspace_bytes, partial_bytes=<object>found.partials * found.partial_bytes)
+        workspace_bytes=found.workspace_bytes, partial_bytes=<object>found.partial_rows * found.partial_row_bytes)
 
 
 for _door in (attention, attention_varlen, attention_weights, plan):

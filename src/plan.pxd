@@ -72,7 +72,9 @@ cdef struct Plan:
     bint heads_inside                    # tasks of the same rows follow each other, head by head
     bint head_fits_l2                    # its keys and values, which then stay from task to task
     bint out_in_place, mask_in_place, bias_in_place
-    Py_ssize_t tasks, partials, partial_bytes
+    Py_ssize_t tasks
+    Py_ssize_t partial_rows, head_partial_rows   # of all partial results, and at most of those that are merged into one
+    Py_ssize_t partial_row_bytes
     Py_ssize_t tasks_of_entry            # all have as many, unless packed
     # Where each array of a worker's workspace begins, and its size.
     Py_ssize_t tiles_at, queries_at, output_at, block_output_at, scores_at, attn_bias_at, vectors_at, totals_at
@@ -85,7 +87,7 @@ cdef struct Task:
     const Strategy *strategy
     Py_ssize_t first_row, rows       # of the rows that share this entry's key head: row i · group + g
     Py_ssize_t key_start, key_stop
-    Py_ssize_t partial               # the number of its partial result; -1: it writes the output itself
+    Py_ssize_t partial               # the first row of the partial results of its rows; -1: it writes the output itself
 
 
 # The rows that are computed side by side, and their running softmax.
@@ -105,7 +107,7 @@ cdef struct Tile:
     double position[CATTN_MAX_LANES]   # and where it stands among them
 
 
-# The first task of a packed sequence and the first partial result, counted over all of them.
+# The first task of a packed sequence and the first row of its partial results, counted over all of them.
 cdef struct Start:
     Py_ssize_t task, partial
 
@@ -295,7 +297,7 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     plan.bias_at = reserve(&bytes, 0 if plan.bias_in_place else tile_rows * block * item)
     plan.mask_at = reserve(&bytes, 0 if plan.mask_in_place else tile_rows * block)
     plan.workspace_bytes = bytes
-    plan.partial_bytes = CATTN_FEW_ROWS * (3 + problem.value_size) * item
+    plan.partial_row_bytes = (3 + problem.value_size) * item
 
 
 cdef inline Py_ssize_t rows_of_task(const Strategy *strategy) noexcept nogil:
@@ -312,23 +314,31 @@ cdef inline Py_ssize_t count_splits(const Strategy *strategy, Py_ssize_t keys) n
     return count_chunks(keys, strategy.chunk) if strategy.splits_keys else 1
 
 
+cdef inline Py_ssize_t rows_of_partial(Py_ssize_t rows) noexcept nogil:
+    """Return how many rows a partial result has room for, where so many rows share a key head."""
+    return min(rows, <Py_ssize_t>CATTN_FEW_ROWS)
+
+
 cdef inline cattn_status count_packed(Plan *plan, const cattn_problem *problem, const Caller *caller,
                                       Start *starts) noexcept nogil:
-    """The numbers of tasks and of partial results of packed sequences, and where those of each begin, if asked to."""
+    """The numbers of tasks and of rows of partial results of packed sequences, and where those of each begin, if asked
+    to."""
     cdef Py_ssize_t entry, rows, splits, count
     cdef const Strategy *strategy
-    plan.tasks = plan.partials = 0
+    plan.tasks = plan.partial_rows = plan.head_partial_rows = 0
     for entry in range(plan.entries):
         if is_stopped(caller, entry):
             return CATTN_STOPPED
         if starts != NULL:
-            starts[entry] = Start(plan.tasks, plan.partials)
+            starts[entry] = Start(plan.tasks, plan.partial_rows)
         rows = entry_query_length(problem, entry) * plan.group
         strategy = strategy_of(plan, rows)
         splits = count_splits(strategy, entry_key_length(problem, entry))
         count = times(times(problem.key_heads, count_row_spans(strategy, rows)), splits)
         plan.tasks += count
-        plan.partials += count if splits > 1 else 0
+        if splits > 1:
+            plan.partial_rows += times(count, rows_of_partial(rows))
+            plan.head_partial_rows = max(plan.head_partial_rows, splits * rows_of_partial(rows))
         if plan.tasks > CATTN_LARGEST_COUNT:
             break
     return CATTN_DONE
@@ -344,7 +354,8 @@ cdef inline cattn_status count_tasks(Plan *plan, const cattn_problem *problem, c
         splits = count_splits(strategy, problem.key_length)
         plan.tasks_of_entry = times(times(problem.key_heads, count_row_spans(strategy, rows)), splits)
         plan.tasks = times(plan.entries, plan.tasks_of_entry)
-        plan.partials = plan.tasks if splits > 1 else 0
+        plan.partial_rows = times(plan.tasks, rows_of_partial(rows)) if splits > 1 else 0
+        plan.head_partial_rows = splits * rows_of_partial(rows) if splits > 1 else 0
     return CATTN_TOO_MANY_TASKS if plan.tasks > CATTN_LARGEST_COUNT else status
 
 
@@ -397,11 +408,10 @@ cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *pr
     cdef Py_ssize_t rows = entry_query_length(problem, entry) * plan.group, keys = entry_key_length(problem, entry)
     cdef const Strategy *strategy = strategy_of(plan, rows)
     cdef Py_ssize_t splits = count_splits(strategy, keys), of_head = count_row_spans(strategy, rows) * splits
-    cdef Py_ssize_t rest = number - start.task, of_rows, span, row_stop
+    cdef Py_ssize_t rest = number - start.task, of_rows, span, split, row_stop
     task.number = number
     task.entry = entry
     task.strategy = strategy
-    task.partial = start.partial + rest if splits > 1 else -1
     if plan.heads_inside:
         of_rows = divided(rest, problem.key_heads)
         task.key_head = rest - of_rows * problem.key_heads
@@ -409,11 +419,18 @@ cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *pr
         task.key_head = divided(rest, of_head)
         of_rows = rest - task.key_head * of_head
     span = divided(of_rows, splits)
+    split = of_rows - span * splits
+    task.partial = start.partial + (rest - split) * rows_of_partial(rows) if splits > 1 else -1
     row_stop = round_up(rows, strategy.kernels.lanes) - span * rows_of_task(strategy)
     task.first_row = max(<Py_ssize_t>0, row_stop - rows_of_task(strategy))
     task.rows = min(rows, row_stop) - task.first_row
-    task.key_start = (of_rows - span * splits) * strategy.chunk if splits > 1 else 0
+    task.key_start = split * strategy.chunk if splits > 1 else 0
     task.key_stop = min(keys, task.key_start + strategy.chunk) if splits > 1 else keys
+
+
+cdef inline bint leaves_last_partial(const Task *task, const cattn_problem *problem) noexcept nogil:
+    """Whether the task leaves a partial result, and is the last of those with the same rows."""
+    return task.partial >= 0 and task.key_stop == entry_key_length(problem, task.entry)
 
 
 cdef inline Py_ssize_t find_sequence(const Start *starts, const Plan *plan, Py_ssize_t task) noexcept nogil:
@@ -447,7 +464,8 @@ cdef inline const Task *find_task(Task *task, const Plan *plan, const cattn_prob
         return NULL
     if starts == NULL:
         entry = divided(number, plan.tasks_of_entry)
-        start.task = start.partial = entry * plan.tasks_of_entry
+        start.task = entry * plan.tasks_of_entry
+        start.partial = start.task * rows_of_partial(problem.query_length * plan.group)
     else:
         entry = find_sequence(starts, plan, number)
         start = starts[entry]

@@ -340,23 +340,27 @@ cdef inline bint is_empty(const void *row_sum, Py_ssize_t bytes) noexcept nogil:
     return True
 
 
-cdef inline void set_partial(cattn_softmax *partial, const Worker *worker, Py_ssize_t number) noexcept nogil:
-    """Where the partial result of this number lies."""
+cdef inline void set_partial(cattn_softmax *partial, const Worker *worker, const Task *task,
+                             Py_ssize_t split) noexcept nogil:
+    """Point to the partial result of the task's rows and this split of their keys. One thread merges the splits of one
+    task's rows before it goes on to other rows, which take their place."""
     cdef const Plan *plan = worker.call.plan
-    partial.row_max = worker.call.partials + number * plan.partial_bytes
-    partial.row_sum = <char *>partial.row_max + CATTN_FEW_ROWS * plan.itemsize
-    partial.lse_sum = <char *>partial.row_sum + CATTN_FEW_ROWS * plan.itemsize
-    partial.output = <char *>partial.lse_sum + CATTN_FEW_ROWS * plan.itemsize
+    cdef Py_ssize_t rows = rows_of_partial(entry_query_length(worker.call.problem, task.entry) * plan.group)
+    cdef Py_ssize_t first = (0 if worker.call.threads == 1 else task.partial) + split * rows
+    partial.row_max = worker.call.partials + first * plan.partial_row_bytes
+    partial.row_sum = <char *>partial.row_max + rows * plan.itemsize
+    partial.lse_sum = <char *>partial.row_sum + rows * plan.itemsize
+    partial.output = <char *>partial.lse_sum + rows * plan.itemsize
 
 
-cdef inline bint store_partial(Tile *tile, const Worker *worker, Py_ssize_t number) noexcept nogil:
+cdef inline bint store_partial(Tile *tile, const Worker *worker, const Task *task) noexcept nogil:
     """Of few rows, the softmax as it stands: the output is divided by nothing. Whether all of it is finite."""
     cdef Py_ssize_t bytes = tile.arrays.rows * worker.call.plan.itemsize
     cdef cattn_softmax *softmax = &tile.arrays.softmax
     cdef cattn_softmax partial
     cdef void *row_sum = softmax.row_sum
     cdef bint finite
-    set_partial(&partial, worker, number)
+    set_partial(&partial, worker, task, task.key_start // task.strategy.chunk)
     memcpy(partial.row_max, softmax.row_max, bytes)
     memcpy(partial.row_sum, softmax.row_sum, bytes)
     memcpy(partial.lse_sum, softmax.lse_sum, bytes)
