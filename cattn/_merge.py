@@ -1,10 +1,14 @@
 """Attention over disjoint sets of keys, joined."""
 
+import math
+
 import numpy as np
 
 from ._read import arithmetic, as_floats, check_same_type, class_shown, native
 
 __all__ = ["merge_attention"]
+
+_PIECE = 2**20  # elements that are joined at a time: signal handlers run in between
 
 
 def merge_attention(outputs, lses):
@@ -72,21 +76,44 @@ def merge_attention(outputs, lses):
                              f"got {lse.shape}")  # fmt: skip
 
     computed = arithmetic(stored)
+    merged, merged_lse = np.empty(shape, stored), np.empty(shape[:-1], computed)
+    with np.errstate(all="ignore"):
+        for rows in _pieces(shape):
+            parts = [out[rows] for out in outputs], [lse[rows] for lse in lses]
+            merged[rows], merged_lse[rows] = _merged(*parts, computed)
+    return merged, merged_lse
+
+
+def _pieces(shape):
+    """Yield indices of rows, which cut an array of this shape (..., Dv) into pieces of about `_PIECE` elements."""
+    axis = 0
+    while axis < len(shape) - 1 and math.prod(shape[axis:]) > _PIECE:
+        axis += 1
+    if axis == 0:
+        yield ()
+        return
+    step = max(1, _PIECE // math.prod(shape[axis:]))
+    for index in np.ndindex(shape[: axis - 1]):
+        for start in range(0, shape[axis - 1], step):
+            yield (*index, slice(start, start + step))
+
+
+def _merged(outputs, lses, computed):
+    """Return the merged output and lse of a piece, in the type of the arithmetic."""
     lses = [_narrowed(lse, computed)[..., None] for lse in lses]
     maximum = lses[0]
     for lse in lses[1:]:
         maximum = np.maximum(maximum, lse)
     shift = np.where(maximum == -np.inf, 0, maximum)
-    merged, total = np.zeros(shape, computed), np.zeros_like(maximum)
-    with np.errstate(all="ignore"):
-        for out, lse in zip(outputs, lses, strict=True):
-            weight = np.exp(lse - shift)
-            total += weight
-            out = out.astype(computed)
-            # What is not finite stays what it is, even when its weight came out as 0.
-            merged += np.where(lse == -np.inf, 0, np.where(np.isfinite(out), weight * out, out))
-        merged /= np.where(total == 0, 1, total)
-        return merged.astype(stored), (maximum + np.log(total))[..., 0]
+    merged, total = np.zeros(outputs[0].shape, computed), np.zeros_like(maximum)
+    for out, lse in zip(outputs, lses, strict=True):
+        weight = np.exp(lse - shift)
+        total += weight
+        out = out.astype(computed)
+        # What is not finite stays what it is, even when its weight came out as 0.
+        merged += np.where(lse == -np.inf, 0, np.where(np.isfinite(out), weight * out, out))
+    merged /= np.where(total == 0, 1, total)
+    return merged, (maximum + np.log(total))[..., 0]
 
 
 def _parts(name, parts):

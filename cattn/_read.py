@@ -8,6 +8,8 @@ import numpy as np
 
 TYPES = "float16, bfloat16, float32 or float64"
 HALF_TYPES = ("float16", "bfloat16")
+_PIECE = 2**17  # elements of a long list, which is converted piece by piece
+_NUMBERS = {int, float, np.int32, np.int64, np.float32, np.float64}
 # By character: longdouble has one of its own even where it is no wider than float64.
 _NUMPY_TYPES = {"e": "float16", "f": "float32", "d": "float64"}
 
@@ -19,6 +21,9 @@ def as_array(name, argument):
         return argument.view()
     if argument is None:
         raise TypeError(f"{name}: expected an array, got None")
+    numbers = _long_list_of_numbers(argument)
+    if numbers is not None:
+        return numbers
     parts = argument if isinstance(argument, (list, tuple)) else ()
     if isinstance(argument, np.ma.MaskedArray) or any(isinstance(part, np.ma.MaskedArray) for part in parts):
         raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
@@ -28,6 +33,20 @@ def as_array(name, argument):
         raise
     except Exception as error:  # whatever the conversion of a foreign object may raise
         raise TypeError(f"{name}: expected an array, got {shown(argument)}, which NumPy refuses: {error}") from error
+
+
+def _long_list_of_numbers(argument):
+    """Return a long list of nothing but numbers as an array, or None for anything else. Signal handlers run between its
+    pieces. Their exceptions reach the caller, because no conversion of such a piece can fail."""
+    if type(argument) not in (list, tuple) or len(argument) <= _PIECE:
+        return None
+    arrays = []
+    for start in range(0, len(argument), _PIECE):
+        piece = argument[start : start + _PIECE]
+        if not _NUMBERS.issuperset(map(type, piece)):
+            return None
+        arrays.append(np.asarray(piece))
+    return np.concatenate(arrays) if len({array.dtype for array in arrays}) == 1 else None
 
 
 def as_floats(name, argument):

@@ -8,6 +8,11 @@ from ._calls import explained, forwarding
 from ._kernel import attention
 from ._read import arithmetic, as_array, as_count, as_floats, check_same_type, native
 
+# Signal handlers run between matrix products, so a long one goes in blocks of rows: of so much work, in bytes of weights
+# times rows, and of a multiple of so many rows. Smaller blocks would cost speed.
+_BLOCK_WORK = 2**35
+_LEAST_ROWS = 256
+
 
 @explained
 @forwarding(attention, without=("layout", "out"))
@@ -205,9 +210,14 @@ def widened(arrays):
 def project(x, weight, bias=None):
     """x (..., rows) @ weight (rows, columns) + bias: one matrix product for all leading dimensions."""
     lead = x.shape[:-1]
-    result = x.reshape(math.prod(lead), x.shape[-1]) @ weight
-    if bias is not None:
-        result += bias
+    rows = x.reshape(math.prod(lead), x.shape[-1])
+    result = np.empty((len(rows), weight.shape[1]), x.dtype)
+    step = max(_LEAST_ROWS, _BLOCK_WORK // max(1, weight.nbytes) // _LEAST_ROWS * _LEAST_ROWS)
+    for start in range(0, len(rows), step):
+        block = result[start : start + step]
+        np.matmul(rows[start : start + step], weight, out=block)
+        if bias is not None:
+            block += bias
     return result.reshape(*lead, weight.shape[1])
 
 

@@ -26,8 +26,9 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int or None
-        At least 1; the calling thread counts. More than 1024 count as 1024. None goes back to the default:
-        the environment variable CATTN_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that the process may
+        At least 1; the calling thread counts. More than 1024 count as 1024, and a call takes no more than 4 for each
+        processor that the process could use when cattn was imported, or 8. None goes back to the default: the
+        environment variable CATTN_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that the process may
         use, by its affinity and its cgroup's quota. They are read anew when a call next needs them.
 
     See Also
@@ -107,6 +108,12 @@ def default_num_threads(root="/"):
     return min(number or _usable_cpus(root), _MOST)
 
 
+def most_threads():
+    """Return how many threads a call takes at most, whatever it is told: more of them on the same processors compute
+    nothing sooner, and keep the calling thread from looking for signals."""
+    return min(max(8, 4 * _processors()), _MOST)
+
+
 def _from_environment():
     return os.environ.get("CATTN_NUM_THREADS", "").strip()
 
@@ -120,11 +127,14 @@ def _positive(text):
 
 
 def _usable_cpus(root):
+    return math.ceil(min([_processors(), *_quotas(root)]))
+
+
+def _processors():
     try:
-        cpus = len(os.sched_getaffinity(0))
+        return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
-        cpus = os.cpu_count() or 1
-    return math.ceil(min([cpus, *_quotas(root)]))
+        return os.cpu_count() or 1
 
 
 def _quotas(root):

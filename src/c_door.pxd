@@ -43,7 +43,6 @@ cdef extern from *:
 
 cdef enum:
     MOST_AXES = 64
-    MOST_THREADS = 1024   # as in _threads
     KNOWN_FLAGS = 31
 
 
@@ -528,7 +527,7 @@ cdef inline int set_problem_of(cattn_problem *problem, Copies *copies, cattn_att
 cdef inline int run(const cattn_problem *problem, const cattn_attention_args *args,
                     const Machine *machine) noexcept nogil:
     cdef Caller caller = Caller(args.wants_to_stop, args.context)
-    cdef Py_ssize_t threads = min(max(args.num_threads, 1), MOST_THREADS), bytes
+    cdef Py_ssize_t threads = min(max(args.num_threads, 1), machine.most_threads), bytes
     cdef cattn_status status
     cdef Plan plan
     status = make_plan(&plan, problem, machine, STAGE_OUTPUT, &caller)

@@ -96,7 +96,7 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
         threads = 1
     elif threads == 0:
         threads = default_threads()
-    threads = min(threads, plan.tasks)
+    threads = min(threads, plan.tasks, machine.most_threads)
     if work < GIL_WORK:
         status = execute(&plan, problem, threads, &caller, &bytes)
     else:

@@ -4,7 +4,7 @@ import atexit
 import os
 
 from . import _arguments
-from ._threads import get_num_threads
+from ._threads import get_num_threads, most_threads
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_New
@@ -41,6 +41,7 @@ cdef list isas():
 def _open_machine(name):
     machine.l2_bytes = cattn_l2_bytes()
     machine.prefetches_rows = cattn_prefetches_rows()
+    machine.most_threads = most_threads()
     fill_portable(&machine.table)
     chosen = <bytes>cattn_best_isa() if name is None else os.fsencode(name)
     status = cattn_override(&machine.table, chosen)

@@ -33,6 +33,7 @@ cdef struct Machine:
     cattn_table table
     Py_ssize_t l2_bytes        # of one core
     bint prefetches_rows       # by itself
+    Py_ssize_t most_threads    # of a call
 
 
 # Whoever called, who may want to stop: asked now and then, by the thread that called. NULL: nobody.
