@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 
 import cases
 import numpy as np
@@ -91,6 +92,33 @@ def test_partials_are_small_beside_keys_and_values(dtype, size, keys, rows):
     query, key, value = problem(4, 4, rows, keys, size, size, dtype)
     plan = cattn.plan(query, key, value)
     assert 0 < plan.partial_bytes <= 0.01 * (key.nbytes + value.nbytes)
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "rows", "room"), [(8, 8, 1, 1), (8, 2, 1, 4), (8, 8, 3, 3), (8, 2, 2, 8)])
+def test_partials_have_room_for_the_rows_there_are(heads, key_heads, rows, room):
+    plan = cattn.plan(*problem(heads, key_heads, rows, 10_000, 64, 48, np.float32))
+    assert plan.partial_bytes == key_heads * -(-10_000 // plan.chunk) * room * (3 + 48) * 4
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc here")
+def test_partials_of_one_thread_are_those_of_one_key_head():
+    code = """
+import numpy as np, cattn
+def peak():
+    with open("/proc/self/status") as file:
+        return int(file.read().split("VmHWM:")[1].split()[0]) * 1024
+query, keys = np.ones((200, 1, 1, 1), "f"), np.broadcast_to(np.float32(1), (200, 1, 50_000, 1))
+values = np.broadcast_to(np.ones(256, "f"), (200, 1, 50_000, 256))
+def call(keys, values):
+    before = peak()
+    cattn.attention(query, keys, values, num_threads=1)
+    return peak() - before
+call(keys[..., :3000, :], values[..., :3000, :])
+print(call(keys, values))
+"""
+    assert int(python(code)) < MIB
+    query, keys, values = huge((200, 1, 1, 1), "f"), huge((200, 1, 50_000, 1), "f"), huge((200, 1, 50_000, 256), "f")
+    assert cattn.plan(query, keys, values).partial_bytes > 4 * MIB
 
 
 def test_no_partials_where_one_chunk_is_enough():

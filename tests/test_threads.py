@@ -82,6 +82,18 @@ started(num_threads=6)
 
 
 @NO_PROC
+def test_no_more_threads_than_have_a_use():
+    """Hundreds on a few processors would keep the calling thread from looking for signals."""
+    code = """
+before = threads()
+many = np.ones((2000, 150, 64), np.float32)
+cattn.attention(many, x[:1], x[:1], num_threads=1024)
+print(len(threads() - before) < max(8, 4 * len(os.sched_getaffinity(0))))
+"""
+    assert python(BEGINNING + code) == "True\n"
+
+
+@NO_PROC
 def test_importing_starts_nothing():
     code = """
 before = threads()
