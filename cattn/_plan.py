@@ -30,7 +30,8 @@ class Plan:
     workspace_bytes : int
         Bytes of memory for each thread.
     partial_bytes : int
-        Bytes of memory, in all, for the results of chunks that are tasks of their own.
+        Bytes of memory, in all, for the results of chunks that are tasks of their own. One thread holds only those of
+        one key head at a time.
 
     See Also
     --------

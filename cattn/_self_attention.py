@@ -8,8 +8,8 @@ from ._calls import explained, forwarding
 from ._kernel import attention
 from ._read import arithmetic, as_array, as_count, as_floats, check_same_type, native
 
-# Signal handlers run between matrix products, so a long one goes in blocks of rows: of so much work, in bytes of weights
-# times rows, and of a multiple of so many rows. Smaller blocks would cost speed.
+# Signal handlers run between matrix products, so a long one goes in blocks of rows: of so much work, in bytes of
+# weights times rows, and of a multiple of so many rows. Smaller blocks would cost speed.
 _BLOCK_WORK = 2**35
 _LEAST_ROWS = 256
 

@@ -136,8 +136,9 @@ typedef struct {
                           * fields. A shorter struct is taken as if zeros came behind it, a longer one where zeros
                           * do: what this version does not know is refused. */
     unsigned flags;      /* of those above */
-    int num_threads;     /* at most, the caller counted; 0: the caller alone. The bits of the result do not depend on
-                          * it. What Python's calls take by default is cattn.get_num_threads(). */
+    int num_threads;     /* at most, the caller counted; 0: the caller alone. A call takes no more than 4 for each
+                          * processor, or 8. The bits of the result do not depend on it. What Python's calls take by
+                          * default is cattn.get_num_threads(). */
 
     cattn_ndarray query, key, value;
     cattn_ndarray out;  /* written */
@@ -175,7 +176,9 @@ typedef struct {
 typedef enum {
     CATTN_DONE = 0,
     CATTN_STOPPED = 1,         /* wants_to_stop said so: what out and lse hold is unspecified */
-    CATTN_NO_MEMORY = 2,       /* for the workspace, at most 1 MiB a thread where D and Dv are 256 or less; as above */
+    CATTN_NO_MEMORY = 2,       /* for the workspace, at most 1 MiB a thread where D and Dv are 256 or less, and for
+                                * partial results: where up to 8 rows share a key head, 3 + Dv numbers of each row for
+                                * every chunk of up to 2048 keys (on one thread, of one key head at a time); as above */
     CATTN_TOO_MANY_TASKS = 3,  /* the leading axes broadcast to more than any memory holds */
     CATTN_NOT_IMPORTED = 4     /* this source file has not called cattn_import() */
 } cattn_status;

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import EVERY_TYPE, problem
+from helpers import EVERY_TYPE, assert_same_bits, normal, problem
 from kappa import Yardstick
 
 import cattn
@@ -33,6 +33,18 @@ def test_parts_make_the_whole(dtype, edges):
     else:
         error = np.abs(out.astype(float) - yardstick.out)
         assert np.all(error <= 0.01 * (1 + np.abs(yardstick.out)))
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4), (1, 2, 5), (2, 30, 3)], ids=str)
+def test_pieces_change_no_bit(dtype, shape, monkeypatch):
+    """Wherever the arrays are cut, and however they lie in memory."""
+    outs = [normal(*shape, 10, dtype=dtype, seed=n).swapaxes(0, -1)[::-1].swapaxes(0, -1) for n in range(3)]
+    lses = [normal(*shape, seed=n).T[::-1].T if shape else normal(seed=n) for n in range(3)]
+    whole = merge_attention(outs, lses)
+    for elements in (1, 40, 100):
+        monkeypatch.setattr("cattn._merge._PIECE", elements)
+        assert_same_bits(merge_attention(outs, lses), whole)
 
 
 def test_sinks_in_one_part():
