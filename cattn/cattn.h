@@ -133,8 +133,8 @@ enum {
  * of 0, the same first element, or two contiguous arrays). */
 typedef struct {
     size_t struct_size;  /* sizeof(cattn_attention_args), as the caller was compiled. A later version may know more
-                          * fields. A shorter struct is taken as if zeros came behind it, a longer one where zeros
-                          * do: what this version does not know is refused. */
+                          * fields. A shorter struct that ends behind a field is taken as if zeros came behind it, a
+                          * longer one where zeros do: what this version does not know is refused. */
     unsigned flags;      /* of those above */
     int num_threads;     /* at most, the caller counted; 0: the caller alone. A call takes no more than 4 for each
                           * processor, or 8. The bits of the result do not depend on it. What Python's calls take by

@@ -23,8 +23,10 @@ from door cimport THREADS_WORK, work_of
 from execute cimport execute
 from plan cimport *
 from problem cimport *
+from system.system cimport cattn_now
 from tile cimport entry_integer
 from tiles.tiles cimport cattn_table
+from worker cimport POLL_NANOSECONDS
 
 cdef extern from "c_messages.h" nogil:
     const char *cattn_status_message(int status) noexcept
@@ -58,8 +60,31 @@ cdef struct Copies:
     char *memory     # offsets of each, slopes and sinks; NULL: there are none
 
 
+# Whoever called, and when they were last asked whether to stop, while entries are read one by one.
+cdef struct Watch:
+    Caller caller
+    int64_t polled       # in ns; 0: not yet
+    Py_ssize_t entries   # since the last look at the clock
+
+
 cdef inline int wrong(int argument, int reason) noexcept nogil:
     return argument << 8 | reason
+
+
+cdef inline bint wants_to_end(Watch *watch, Py_ssize_t entries) noexcept nogil:
+    """Whether to give up after so many more entries. The caller is asked as often as in the tasks."""
+    cdef int64_t nanoseconds
+    watch.entries += entries
+    if watch.entries < POLL_ENTRIES or watch.caller.wants_to_stop == NULL:
+        return False
+    watch.entries = 0
+    nanoseconds = cattn_now()
+    if watch.polled == 0:
+        watch.polled = nanoseconds
+    if 0 <= nanoseconds - watch.polled < POLL_NANOSECONDS:
+        return False
+    watch.polled = nanoseconds
+    return watch.caller.wants_to_stop(watch.caller.context)
 
 
 cdef inline int read_args(cattn_attention_args *args, const cattn_attention_args *given) noexcept nogil:
@@ -67,7 +92,9 @@ cdef inline int read_args(cattn_attention_args *args, const cattn_attention_args
     cdef size_t at
     if given == NULL:
         return wrong(CATTN_ARGUMENT_ARGS, CATTN_IS_NULL)
-    if not CATTN_LEAST_ARGS <= given.struct_size <= CATTN_MOST_ARGS:
+    if not CATTN_LEAST_ARGS <= given.struct_size <= CATTN_MOST_ARGS or (
+            given.struct_size < sizeof(cattn_attention_args)
+            and (given.struct_size - CATTN_LEAST_ARGS) % sizeof(size_t)):   # it ends within a number or a pointer
         return wrong(CATTN_ARGUMENT_ARGS, CATTN_WRONG_VALUE)
     for at in range(sizeof(cattn_attention_args), given.struct_size):
         if (<const char *>given)[at] != 0:
@@ -188,10 +215,18 @@ cdef inline int check_array(const cattn_ndarray *array, int argument) noexcept n
     return CATTN_DONE
 
 
-cdef inline int check_arrays(const Arrays *arrays) noexcept nogil:
+cdef inline bint is_cut(const cattn_ndarray *array, const cattn_attention_args *args) noexcept nogil:
+    """Whether the caller's struct ends within this array's fields."""
+    cdef size_t at = <const char *>array - <const char *>args
+    return at < args.struct_size < at + sizeof(cattn_ndarray)
+
+
+cdef inline int check_arrays(const Arrays *arrays, const cattn_attention_args *args) noexcept nogil:
     """Each by itself."""
     cdef int argument, status
     for argument in range(CATTN_ARGUMENT_QUERY, CATTN_ARGUMENT_SINKS + 1):
+        if is_cut(arrays.given[argument], args):
+            return wrong(CATTN_ARGUMENT_ARGS, CATTN_WRONG_VALUE)
         if argument <= CATTN_ARGUMENT_OUT or arrays.given[argument].data != NULL:
             status = check_array(arrays.given[argument], argument)
             if status != CATTN_DONE:
@@ -403,17 +438,22 @@ cdef inline int set_numbers(cattn_problem *problem, const cattn_attention_args *
     return CATTN_DONE
 
 
-cdef inline bint is_within(const cattn_ndarray *array, int64_t low, int64_t high) noexcept nogil:
-    """Whether all integers of an array are, if it is given."""
+cdef inline int check_integers(const cattn_ndarray *array, int argument, int64_t low, int64_t high,
+                               Watch *watch) noexcept nogil:
+    """That all of them are within these bounds, if the array is given."""
     cdef Py_ssize_t number
     if array.data != NULL:
         for number in range(count_of(array)):
             if not low <= (<const int64_t *>item_at(array, number))[0] <= high:
-                return False
-    return True
+                return wrong(argument, CATTN_WRONG_VALUE)
+            if wants_to_end(watch, 1):
+                return CATTN_STOPPED
+    return CATTN_DONE
 
 
-cdef inline int check_positions(const cattn_problem *problem, const cattn_attention_args *args) noexcept nogil:
+cdef inline int check_positions(const cattn_problem *problem, const cattn_attention_args *args,
+                                Watch *watch) noexcept nogil:
+    cdef int status
     cdef unsigned int words = args.flags & (CATTN_OFFSET_START | CATTN_OFFSET_END)
     cdef bint is_placed = words != 0 or args.query_offset.data != NULL
     if words == (CATTN_OFFSET_START | CATTN_OFFSET_END) or (words != 0 and args.query_offset.data != NULL):
@@ -422,13 +462,12 @@ cdef inline int check_positions(const cattn_problem *problem, const cattn_attent
             args.flags & CATTN_CAUSAL or problem.window_left != CATTN_UNLIMITED
             or problem.window_right != CATTN_UNLIMITED or args.alibi_slopes.data != NULL):
         return wrong(CATTN_ARGUMENT_QUERY_OFFSET, CATTN_IS_MISSING)
-    if not is_within(&args.query_offset, -CATTN_FAR, CATTN_FAR):
-        return wrong(CATTN_ARGUMENT_QUERY_OFFSET, CATTN_WRONG_VALUE)
-    if not is_within(&args.query_lengths, 0, problem.query_length):
-        return wrong(CATTN_ARGUMENT_QUERY_LENGTHS, CATTN_WRONG_VALUE)
-    if not is_within(&args.key_lengths, 0, problem.key_length):
-        return wrong(CATTN_ARGUMENT_KEY_LENGTHS, CATTN_WRONG_VALUE)
-    return CATTN_DONE
+    status = check_integers(&args.query_offset, CATTN_ARGUMENT_QUERY_OFFSET, -CATTN_FAR, CATTN_FAR, watch)
+    if status == CATTN_DONE:
+        status = check_integers(&args.query_lengths, CATTN_ARGUMENT_QUERY_LENGTHS, 0, problem.query_length, watch)
+    if status == CATTN_DONE:
+        status = check_integers(&args.key_lengths, CATTN_ARGUMENT_KEY_LENGTHS, 0, problem.key_length, watch)
+    return status
 
 
 # What the problem reads and the caller does not have
@@ -442,22 +481,26 @@ cdef inline Py_ssize_t count_entries(const cattn_problem *problem) noexcept nogi
     return entries
 
 
-cdef inline void copy_doubles(cattn_array *array, cattn_ndarray *given, char *to, const cattn_problem *problem,
-                              const cattn_table *table) noexcept nogil:
+cdef inline int copy_doubles(cattn_array *array, cattn_ndarray *given, char *to, const cattn_problem *problem,
+                             const cattn_table *table, Watch *watch) noexcept nogil:
     """An array over heads, of any floating type, becomes one of doubles."""
-    cdef Py_ssize_t count = count_of(given), heads = problem.query_heads, done = 0
+    cdef Py_ssize_t count = count_of(given), heads = problem.query_heads, done = 0, piece
     cdef cattn_array row = array[0]
     row.column = row.head
     while done < count:
-        gather_row(to + done * <Py_ssize_t>sizeof(double), CATTN_FLOAT64, &row, item_at(given, done), heads, table)
-        done += heads
+        piece = min(heads - done % heads, <Py_ssize_t>POLL_ENTRIES)
+        gather_row(to + done * <Py_ssize_t>sizeof(double), CATTN_FLOAT64, &row, item_at(given, done), piece, table)
+        done += piece
+        if wants_to_end(watch, piece):
+            return CATTN_STOPPED
     given.data = to
     given.type = CATTN_FLOAT64
     given.strides = NULL
     place(array, given, problem, &heads, 0, 1, 1)
+    return CATTN_DONE
 
 
-cdef inline void count_from_end(cattn_problem *problem, int64_t *offsets, bint each) noexcept nogil:
+cdef inline int count_from_end(cattn_problem *problem, int64_t *offsets, bint each, Watch *watch) noexcept nogil:
     """The query offset at which the last query stands at the last key, of all entries or of each."""
     cdef Py_ssize_t entry, stride = sizeof(int64_t) if each else 0
     cdef cattn_array *array = &problem.query_offset
@@ -465,6 +508,8 @@ cdef inline void count_from_end(cattn_problem *problem, int64_t *offsets, bint e
     for entry in range(count_entries(problem) if each else 1):
         offsets[entry] = (entry_integer(problem, &problem.key_lengths, entry, problem.key_length)
                           - entry_integer(problem, &problem.query_lengths, entry, problem.query_length))
+        if wants_to_end(watch, 1):
+            return CATTN_STOPPED
     array.data = <char *>offsets
     array.type = CATTN_INT64
     array.swapped = False
@@ -472,10 +517,12 @@ cdef inline void count_from_end(cattn_problem *problem, int64_t *offsets, bint e
     for axis in range(problem.batch_ndim - 1, -1, -1):
         array.batch[axis] = stride
         stride = times(stride, problem.batch_shape[axis])
+    return CATTN_DONE
 
 
 cdef inline int add_copies(cattn_problem *problem, Copies *copies, cattn_attention_args *args,
-                           const cattn_table *table) noexcept nogil:
+                           const cattn_table *table, Watch *watch) noexcept nogil:
+    cdef int status = CATTN_DONE
     cdef bint from_end = args.flags & CATTN_OFFSET_END != 0
     cdef bint each = from_end and (args.query_lengths.data != NULL or args.key_lengths.data != NULL)
     cdef Py_ssize_t bytes = 0, slopes_at, sinks_at, item = sizeof(double), number
@@ -487,28 +534,32 @@ cdef inline int add_copies(cattn_problem *problem, Copies *copies, cattn_attenti
         if copies.memory == NULL:
             return CATTN_NO_MEMORY
     if from_end:
-        count_from_end(problem, <int64_t *>copies.memory if each else &copies.offset, each)
-    if args.alibi_slopes.data != NULL:
-        copy_doubles(&problem.alibi_slopes, &args.alibi_slopes, copies.memory + slopes_at, problem, table)
-    if args.sinks.data != NULL:
-        copy_doubles(&problem.sinks, &args.sinks, copies.memory + sinks_at, problem, table)
+        status = count_from_end(problem, <int64_t *>copies.memory if each else &copies.offset, each, watch)
+    if args.alibi_slopes.data != NULL and status == CATTN_DONE:
+        status = copy_doubles(&problem.alibi_slopes, &args.alibi_slopes, copies.memory + slopes_at, problem, table,
+                              watch)
+    if args.sinks.data != NULL and status == CATTN_DONE:
+        status = copy_doubles(&problem.sinks, &args.sinks, copies.memory + sinks_at, problem, table, watch)
+    if args.sinks.data != NULL and status == CATTN_DONE:
         for number in range(problem.query_heads):
             if not (<const double *>(copies.memory + sinks_at))[number] < INFINITY:   # nor NaN
                 return wrong(CATTN_ARGUMENT_SINKS, CATTN_WRONG_VALUE)
-    return CATTN_DONE
+            if wants_to_end(watch, 1):
+                return CATTN_STOPPED
+    return status
 
 
 # The call
 
 
 cdef inline int set_problem_of(cattn_problem *problem, Copies *copies, cattn_attention_args *args,
-                               const cattn_table *table) noexcept nogil:
+                               const cattn_table *table, Watch *watch) noexcept nogil:
     cdef Arrays arrays
     cdef int status
     problem.struct_size = sizeof(cattn_problem)
     problem.query_indptr = problem.key_indptr = NULL
     list_arrays(&arrays, args, problem)
-    status = check_arrays(&arrays)
+    status = check_arrays(&arrays, args)
     if status == CATTN_DONE:
         status = check_types(args)
     if status == CATTN_DONE:
@@ -520,22 +571,21 @@ cdef inline int set_problem_of(cattn_problem *problem, Copies *copies, cattn_att
     if status == CATTN_DONE:
         status = set_numbers(problem, args)
     if status == CATTN_DONE:
-        status = check_positions(problem, args)
-    return add_copies(problem, copies, args, table) if status == CATTN_DONE else status
+        status = check_positions(problem, args, watch)
+    return add_copies(problem, copies, args, table, watch) if status == CATTN_DONE else status
 
 
 cdef inline int run(const cattn_problem *problem, const cattn_attention_args *args,
-                    const Machine *machine) noexcept nogil:
-    cdef Caller caller = Caller(args.wants_to_stop, args.context)
+                    const Caller *caller, const Machine *machine) noexcept nogil:
     cdef Py_ssize_t threads = min(max(args.num_threads, 1), machine.most_threads), bytes
     cdef cattn_status status
     cdef Plan plan
-    status = make_plan(&plan, problem, machine, STAGE_OUTPUT, &caller)
+    status = make_plan(&plan, problem, machine, STAGE_OUTPUT, caller)
     if status != CATTN_DONE or plan.tasks == 0:
         return status
     if work_of(&plan, problem) < THREADS_WORK:
         threads = 1
-    return execute(&plan, problem, min(threads, plan.tasks), &caller, &bytes)
+    return execute(&plan, problem, min(threads, plan.tasks), caller, &bytes)
 
 
 cdef inline int attend_for_c(const cattn_attention_args *given, const Machine *machine) noexcept nogil:
@@ -543,11 +593,14 @@ cdef inline int attend_for_c(const cattn_attention_args *given, const Machine *m
     cdef cattn_attention_args args
     cdef cattn_problem problem
     cdef Copies copies
+    cdef Watch watch
     cdef int status = read_args(&args, given)
     copies.memory = NULL
+    watch.polled = watch.entries = 0
     if status == CATTN_DONE:
-        status = set_problem_of(&problem, &copies, &args, &machine.table)
+        watch.caller = Caller(args.wants_to_stop, args.context)
+        status = set_problem_of(&problem, &copies, &args, &machine.table, &watch)
     if status == CATTN_DONE:
-        status = run(&problem, &args, machine)
+        status = run(&problem, &args, &watch.caller, machine)
     free(copies.memory)
     return status

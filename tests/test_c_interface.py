@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import warnings
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from c_interface_calls import (
     load,
     message,
 )
-from helpers import EVERY_TYPE, PACKAGE, assert_same_bits, problem, python, run_python
+from helpers import EVERY_TYPE, PACKAGE, assert_same_bits, normal, problem, python, run_python, zeros
 
 import cattn
 
@@ -251,6 +252,40 @@ def test_goes_on_when_asked():
     assert not np.isnan(call.arrays["out"]).any()
 
 
+ENTRIES = 2**28
+READ = {
+    "query_offset": {"query_offset": np.int64(0)},
+    "query_lengths": {"query_lengths": np.int64(1)},
+    "key_lengths": {"key_lengths": np.int64(1)},
+    "offsets from the end": {"key_lengths": np.array(1, np.int64), "query_offset": "end"},
+    "slopes of each entry": {"alibi_slopes": np.zeros(1)},
+    "slopes of many heads": {"alibi_slopes": np.zeros(1)},
+    "sinks": {"sinks": np.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_stops_while_arguments_are_read(name):
+    """A number for each entry of a large batch, or for each of many heads, that is in memory once."""
+    heads, entries = (ENTRIES, 1) if name in ("slopes of many heads", "sinks") else (1, ENTRIES)
+    one = np.zeros(1, np.float32)
+    asked = []
+    call = Call(query=one[None, None], key=one[None, None], value=zeros(1, 1, 0), with_lse=False, **READ[name])
+    call.arrays["query"] = np.broadcast_to(one, (entries, heads, 1, 1))
+    for of_each, array in call.arrays.items():
+        if of_each in ("sinks", "alibi_slopes"):
+            call.arrays[of_each] = np.broadcast_to(array, (heads,) if of_each == "sinks" else (entries, heads))
+        elif of_each == name:
+            call.arrays[of_each] = np.broadcast_to(array, entries)
+    arguments = call.arguments | {"wants_to_stop": WantsToStop(lambda context: asked.append(context) is None)}
+    shape = (ctypes.c_ssize_t * 4)(entries, heads, 1, 0)
+    arguments["out"] = (*arguments["out"][:2], 4, ctypes.addressof(shape), 0)
+    began = time.thread_time()
+    assert capsule(arguments) == (STOPPED, "wants_to_stop said so")
+    assert time.thread_time() - began < 0.2
+    assert len(asked) == 1
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
 def test_signals_wait():
     """Nobody handles them before the call has returned."""
@@ -307,6 +342,25 @@ def test_struct_of_no_version(door, size):
     call = Call(**problem())
     found = door(call.arguments | {"struct_size": size})
     assert_wrong(found, call, "args", VALUE, "struct_size: expected sizeof(cattn_attention_args)")
+
+
+def test_struct_that_ends_within_a_field():
+    """Where all fields are given: none is taken without its end."""
+    attention = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(functions().attention)
+    ends = {getattr(Args, field).offset for field, *_ in Args._fields_}
+    lengths = {"query_lengths": np.full(2, 9), "key_lengths": np.full(2, 17), "query_offset": np.full(2, 8)}
+    ranges = {"key_range": (np.zeros((4, 9), int), np.full((4, 9), 17))}
+    scores = {"mask": np.ones((9, 17), bool), "bias": normal(4, 9, 17), "alibi_slopes": np.ones(4), "sinks": np.ones(4)}
+    for size in range(Args.lse.offset, ctypes.sizeof(Args)):
+        call = Call(**problem(9, 17), **lengths, **ranges, **scores)
+        args = args_of(call.arguments)
+        args.struct_size = size
+        status = attention(ctypes.addressof(args))
+        if size in ends:
+            assert status == DONE
+        else:
+            begins = "struct_size: expected sizeof(cattn_attention_args)"
+            assert_wrong((status, message(status)), call, "args", VALUE, begins)
 
 
 def test_no_struct():
