@@ -13,7 +13,7 @@ import cattn
 
 from ._calls import renamed
 from ._modifiers import FAR
-from ._read import as_array, as_floats, as_integers, check_same_type, shown
+from ._read import as_array, as_flag, as_floats, as_integers, as_number, check_same_type, shown
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func"]
 
@@ -52,7 +52,8 @@ def flash_attn_func(
     causal : bool
         Row i stands at position ``p_i = i + Lk - Lq`` (the bottom right corner), and attends to keys ``j <= p_i`` only.
     window_size : (left, right)
-        ``p_i - left <= j <= p_i + right`` only; -1 is no limit on that side.
+        ``p_i - left <= j <= p_i + right`` only; -1 is no limit on that side. A tuple, list, array or tensor of two
+        integers.
     softcap : float
         Scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
     alibi_slopes : Tensor or ndarray, shape (H,) or (batch, H), optional
@@ -60,17 +61,19 @@ def flash_attn_func(
     deterministic : bool
         Of gradients, there; the results here are the same bits, always.
     return_attn_probs : bool
-        False only: write ``return_lse=True``, or ask `cattn.attention_weights` for the weights.
+        Return (out, lse, None). That package returns three results, the third of which serves its tests of dropout;
+        write `cattn.attention_weights` for the weights.
     return_lse : bool
-        Also return the logarithms of the softmax's denominators. (What that package returns beside the probabilities.)
+        Return (out, lse).
 
     Returns
     -------
     out : Tensor or ndarray, shape (batch, Lq, H, Dv), type of q
         Zeros in rows that may attend to nothing.
     lse : Tensor or ndarray, shape (batch, H, Lq)
-        Only with return_lse; float64 for float64 inputs, else float32. As in that package, **+inf** in rows that may
-        attend to nothing, where `cattn.attention` and `cattn.merge_attention` have -inf.
+        The logarithms of the softmax's denominators, only with return_lse or return_attn_probs; float64 for float64
+        inputs, else float32. As in that package, **+inf** in rows that may attend to nothing, where `cattn.attention`
+        and `cattn.merge_attention` have -inf.
 
     Raises
     ------
@@ -95,7 +98,8 @@ def flash_attn_func(
     """
     given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
     house = _house(q)
-    return house.uncompiled(_batched, house, q, k, v, *given)
+    found = house.uncompiled(_batched, house, q, k, v, *given)
+    return (*found, None) if return_attn_probs else found
 
 
 def flash_attn_varlen_func(
@@ -125,7 +129,7 @@ def flash_attn_varlen_func(
     -------
     out : Tensor or ndarray, shape (total queries, H, Dv)
     lse : Tensor or ndarray, shape (H, total queries)
-        Only with return_lse.
+        Only with return_lse or return_attn_probs.
 
     Raises
     ------
@@ -146,7 +150,8 @@ def flash_attn_varlen_func(
     given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
     lengths = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
     house = _house(q)
-    return house.uncompiled(_packed, house, q, k, v, *lengths, *given)
+    found = house.uncompiled(_packed, house, q, k, v, *lengths, *given)
+    return (*found, None) if return_attn_probs else found
 
 
 def _batched(house, q, k, v, *given):
@@ -215,26 +220,38 @@ def _options(
     house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
 ):
     """In cattn's words."""
-    if dropout_p != 0:
+    if _number("dropout_p", dropout_p) != 0:
         raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {shown(dropout_p)}")
-    if return_attn_probs:
-        raise ValueError(
-            "return_attn_probs: expected False, since cattn holds no weights here; write return_lse=True for their "
-            "denominators, cattn.attention_weights(...) for the weights"
-        )
     options = {
         "scale": softmax_scale,
         "causal": causal,
-        "return_lse": return_lse,
+        "return_lse": as_flag("return_attn_probs", return_attn_probs) | as_flag("return_lse", return_lse),
         "num_threads": house.num_threads(),
     }
-    if window_size != (-1, -1):
-        options["window"] = window_size
+    window = _window(window_size)
+    if window != (-1, -1):
+        options["window"] = window
+    softcap = _number("softcap", softcap)
     if softcap != 0:
         options["softcap"] = softcap
     if alibi_slopes is not None:
         options["alibi_slopes"] = house.read("alibi_slopes", alibi_slopes)
     return options
+
+
+def _number(name, argument):
+    """A float as it is, NaN included, and quickly; anything else through `as_number`."""
+    return argument if type(argument) is float else as_number(name, argument)
+
+
+def _window(window_size):
+    """As a tuple of Python's numbers, whatever holds them. Whether it is a window is for cattn.attention to say."""
+
+    def unpacked(argument):
+        return as_array("window_size", argument).tolist() if hasattr(argument, "dtype") else argument
+
+    window = unpacked(window_size)
+    return tuple(map(unpacked, window)) if isinstance(window, (tuple, list)) else window
 
 
 def _attend(house, function, *arrays, **options):

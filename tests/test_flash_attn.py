@@ -181,7 +181,15 @@ def test_the_docstrings_say_whose_they_are(function):
 def test_what_changes_nothing():
     arrays = batch(5, 5)
     expected = flash_attn_func(*arrays)
-    for same in ({"deterministic": True}, {"window_size": [-1, -1]}, {"softcap": 0}, {"dropout_p": 0}):
+    for same in (
+        {"deterministic": True},
+        {"window_size": [-1, -1]},
+        {"window_size": np.array([-1, -1])},
+        {"softcap": 0},
+        {"softcap": np.zeros(())},
+        {"dropout_p": 0},
+        {"dropout_p": np.float32(0)},
+    ):
         assert_same_bits(flash_attn_func(*arrays, **same), expected)
     expected = flash_attn_varlen_func(*packed(), QUERIES, KEYS, 17, 24)
     found = flash_attn_varlen_func(*packed(), QUERIES.astype(np.int64), KEYS, np.int32(1000), 24)
@@ -296,12 +304,42 @@ def test_threads(tensors, monkeypatch):
     assert seen == [None, 3, 2]
 
 
+WINDOWS = {
+    "list": lambda house, left, right: [left, right],
+    "integers of NumPy": lambda house, left, right: (np.int64(left), np.int32(right)),
+    "array": lambda house, left, right: np.array([left, right], np.int32),
+    "of the house": lambda house, left, right: house.of(np.array([left, right])),
+    "tuple of the house": lambda house, left, right: tuple(house.of(np.array([left, right]))),
+}
+
+
+@pytest.mark.parametrize("window", [(2, 1), (-1, 3), (0, -1), (-1, -1)])
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_windows_of_other_types(kind, window, house):
+    given = [house.of(x) for x in batch(5, 7)]
+    expected = np.asarray(flash_attn_func(*given, window_size=window))
+    found = flash_attn_func(*given, window_size=WINDOWS[kind](house, *window))
+    assert_same_bits(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_lse_as_the_package_returns_it(return_lse, house):
+    arrays = [house.of(x) for x in batch(8, 3)]
+    sequences = [house.of(x) for x in (*packed(), QUERIES, KEYS)]
+    for function, given in ((flash_attn_func, arrays), (flash_attn_varlen_func, (*sequences, 17, 24))):
+        expected = function(*given, causal=True, return_lse=True)
+        *found, nothing = function(*given, causal=True, return_attn_probs=True, return_lse=return_lse)
+        assert nothing is None
+        assert_same_bits([np.asarray(x) for x in found], [np.asarray(x) for x in expected])
+
+
 # Errors
 
 Q, K, V = batch(5, 7)
 REFUSED = {
     "dropout": ({"dropout_p": 0.1}, ValueError, "dropout_p: expected 0, since cattn has no dropout, got 0.1$"),
-    "probabilities": ({"return_attn_probs": True}, ValueError, "return_attn_probs: expected False, .*return_lse=True"),
+    "dropouts": ({"dropout_p": np.zeros(2)}, TypeError, r"dropout_p: expected a finite number, got (nd|T)"),
+    "probabilities": ({"return_attn_probs": np.ones(2)}, TypeError, "return_attn_probs: expected True or False, got "),
     "axes of q": ({"q": Q[0]}, ValueError, r"q: expected 4 axes \(batch, length, heads, size\), got shape \(5, 4, 8\)"),
     "axes of k": ({"k": K[None]}, ValueError, r"k: expected 4 axes .* got shape \(1, 2, 7, 2, 8\)$"),
     "head size": ({"k": K[..., 1:]}, ValueError, r"k: expected head size 8 like q, got 7 \(shape \(2, 7, 2, 7\)\)$"),
@@ -314,6 +352,9 @@ REFUSED = {
     "causal": ({"causal": "yes"}, TypeError, "causal: expected True or False, got 'yes'$"),
     "window": ({"window_size": 3}, TypeError, r"window_size: expected \(left, right\), .* got 3; \(3, 0\) looks back"),
     "window of 3": ({"window_size": (1, 2, 3)}, ValueError, r"window_size: expected \(left, right\), .* got \(1,"),
+    "floating window": ({"window_size": np.ones(2)}, TypeError, r"window_size: expected .* got \(1.0, 1.0\)$"),
+    "windows": ({"window_size": KEYS.reshape(2, 3)}, TypeError, r"window_size: expected .* got \(\[0, 5, 9\], "),
+    "softcaps": ({"softcap": np.zeros(2)}, TypeError, r"softcap: expected a finite number, got (ndarray|Tensor) of"),
     "softcap": ({"softcap": -1.0}, ValueError, "softcap: expected a finite number above 0, got -1.0$"),
     "slopes": ({"alibi_slopes": np.ones(3)}, ValueError, r"alibi_slopes: expected shape \(4,\), one number for each head of q, .* got \(3,\)$"),  # noqa: E501
     "return_lse": ({"return_lse": 1}, TypeError, "return_lse: expected True or False, got 1$"),
