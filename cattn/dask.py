@@ -269,12 +269,18 @@ def _meeting(arrays, sizes):
 
 def _cut(name, array, axes):
     """The array, in chunks of these sizes along its axes, the last ones of these. Where it has one element it is
-    broadcast."""
+    broadcast, save along the heads of query, key and value: one head beside a chunk without heads has no meaning."""
     axes = axes[len(axes) - array.ndim :]
+    heads = None if name in ("mask", "bias") else array.ndim - 3
+    broadcast = [size == 1 and n != heads for n, size in enumerate(array.shape)]
     if not isinstance(array, da.Array):
-        chunks = ((1,) if size == 1 else sizes for size, (sizes, _) in zip(array.shape, axes, strict=True))
+        chunks = ((1,) if one else sizes for one, (sizes, _) in zip(broadcast, axes, strict=True))
         return da.from_array(array, tuple(chunks))
-    apart = [n for n, (sizes, _) in enumerate(axes) if array.chunks[n] not in (sizes, (1,))]
+    apart = [
+        n
+        for n, (sizes, _) in enumerate(axes)
+        if array.chunks[n] != sizes and not (broadcast[n] and array.chunks[n] == (1,))
+    ]
     if apart:
         first = apart[0]
         advice = ", ".join(f"{n - array.ndim}: {axes[n][1]}" for n in apart)

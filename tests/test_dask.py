@@ -514,6 +514,19 @@ def test_what_to_write_is_right():
         attention(**arrays(**{name: eval(advice, {name: x, "key": key, "query": arrays()["query"]})}))
 
 
+def test_one_head_beside_a_chunk_of_none():
+    """An array that is no dask array is cut as key is, and one that is is to be."""
+    query, array = normal(1, 3, 8), normal(1, 10, 8)
+    key = da.from_array(array, chunks=((1, 0), (5, 5), (8,)))
+    expected = cattn.attention(query, array, array)
+    np.testing.assert_allclose(attention(query, key, key).compute(scheduler="sync"), expected, rtol=0, atol=1e-6)
+    query, value = da.from_array(query), da.from_array(array, chunks=(1, 5, 8))
+    for name, given in {"query": (query, key, key), "value": (query.rechunk({-3: (1, 0)}), key, value)}.items():
+        expected = rf"^{name}: expected chunks \(1, 0\) along axis -3, got \(1,\); write {name}.rechunk\({{-3: key"
+        with pytest.raises(ValueError, match=expected):
+            attention(*given)
+
+
 def test_the_example_of_the_docstring():
     found = doctest.testmod(cattn.dask)
     assert found.failed == 0 and found.attempted
