@@ -9,6 +9,11 @@ except ModuleNotFoundError as error:
         "cattn: the compiled module is missing here. In a checkout, the folder cattn/ hides an installed cattn: "
         "run from another folder, or build in place with `pip install -e .`"
     ) from None
+except ImportError as error:
+    from ._cli import end_command
+
+    end_command(error)
+    raise
 from . import reference
 from ._config import show_config
 from ._merge import merge_attention

@@ -63,6 +63,27 @@ def _run(arguments):
         return 2
 
 
+def end_command(error):
+    """End the process with one line where it is the command line: what goes wrong while cattn is imported comes before
+    `main`."""
+    program = sys.orig_argv[-len(sys.argv) :][:1]  # a script, or what follows -m
+    if program and os.path.basename(program[0]) in ("cattn", "cattn.exe", "-mcattn"):
+        print(f"cattn: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def check_matplotlib():
+    """That plots can be drawn, into files."""
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except Exception as error:  # what a damaged or misconfigured one raises is its own
+        if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
+            raise CommandError("--plot needs matplotlib: pip install 'cattn[plot]'") from error
+        raise CommandError(f"--plot: matplotlib cannot be imported: {one_line(error)}") from error
+    matplotlib.use("agg")
+
+
 def one_line(error):
     """A message, or an error's, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

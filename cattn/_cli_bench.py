@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cattn._bench.cases import CORE_CASES, DTYPES, case_of_shape, core_cases, find_cases
-from cattn._cli import CommandError, one_line, print_json, print_table
+from cattn._cli import CommandError, check_matplotlib, one_line, print_json, print_table
 
 # Half a minute beside NumPy, and each of them says something else.
 USUAL_CASES = ("seed", "minilm", "bert-128", "bert-512", "long-2k-d128", "long-2k-d128-causal", "decode-4k")
@@ -127,10 +127,9 @@ def _check(options, cases):
 
 
 def _check_plot(file):
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        raise CommandError("--plot needs matplotlib: pip install 'cattn[plot]'") from error
+    check_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
     formats = FigureCanvasBase.get_supported_filetypes()
     if file.suffix[1:].lower() not in formats:
         raise CommandError(f"--plot: expected a name that ends in .png, or .{', .'.join(formats)}; got {str(file)!r}")

@@ -8,7 +8,7 @@ import numpy as np
 
 import cattn
 from cattn import reference
-from cattn._cli import CommandError, is_number, one_line
+from cattn._cli import CommandError, check_matplotlib, is_number, one_line
 from cattn._trace_text import format_matrix
 
 TOKENS = ("The", "cat", "sat")
@@ -19,6 +19,8 @@ W_VALUE = ((1.0, 0.0, 0.5), (0.0, 1.0, 0.5), (0.5, 0.0, 0.0), (0.0, 0.5, 1.0))
 
 # The demo keeps every matrix of tokens x tokens, and its check needs as much again.
 MAX_TOKENS = 4096
+# Where a file holds no projections, the demo makes three of d_model x 64.
+MAX_D_MODEL = 65536
 
 
 def add_parser(commands):
@@ -41,7 +43,7 @@ def add_parser(commands):
 def run(options):
     file, plot = options.file, options.plot
     if plot is not None:
-        _check_matplotlib()
+        check_matplotlib()
     if file is None:
         x, tokens = np.array(EMBEDDINGS), TOKENS
         weights = [np.array(weight) for weight in (W_QUERY, W_KEY, W_VALUE)]
@@ -61,6 +63,11 @@ def run(options):
         print(f"{title}: {nothing}.")
         return
     if weights is None:
+        if x.ndim == 2 and x.shape[1] > MAX_D_MODEL:
+            raise CommandError(
+                f"{file}: expected at most {MAX_D_MODEL} columns where the file holds no projections, got "
+                f"{x.shape[1]}; a row is a token"
+            )
         weights = _random_projections(x)
         note = "random, as the file holds none (seed 0)"
     else:
@@ -111,6 +118,8 @@ def _read(file):
     expected = f"{file}: expected a .npy, .npz or .csv file, got"
     try:
         with open(file, "rb") as stream:
+            if not stream.seekable():
+                stream = io.BytesIO(stream.read())
             head = stream.read(6)
             stream.seek(0)
             if not head.startswith((b"\x93NUMPY", b"PK")):
@@ -168,14 +177,6 @@ def _random_projections(x):
     size = (3, d_model, min(d_model, 64))
     weights = np.random.default_rng(0).standard_normal(size) / np.sqrt(max(d_model, 1))
     return list(weights.astype(x.dtype) if x.dtype.kind == "f" else weights)
-
-
-def _check_matplotlib():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise CommandError("--plot needs matplotlib: pip install 'cattn[plot]'") from error
-    matplotlib.use("agg")
 
 
 def _write_plot(steps, weights, path):

@@ -283,6 +283,13 @@ def test_bad_files(fails, tmp_path, name, array, content, message):
     assert re.search(message, error), error
 
 
+def test_a_token_of_millions_of_numbers(fails, tmp_path):
+    """For which nobody wants to wait until random projections are made."""
+    (tmp_path / "x.csv").write_text("1," * 1_999_999 + "1\n")
+    expected = "expected at most 65536 columns where the file holds no projections, got 2000000; a row is a token\n"
+    assert fails("x.csv") == f"cattn demo: error: x.csv: {expected}"
+
+
 def test_truncated_file(fails, tmp_path):
     np.save(tmp_path / "x.npy", np.ones((100, 8)))
     (tmp_path / "short.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:1000])
@@ -315,6 +322,27 @@ def test_plot_without_matplotlib(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.err == "cattn demo: error: --plot needs matplotlib: pip install 'cattn[plot]'\n"
     assert printed.out == ""
+
+
+def test_a_matplotlib_that_fails(fails, tmp_path, monkeypatch):
+    """In its own way: by a setting that is wrong, say."""
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "__init__.py").write_text("raise ValueError('Key backend: not\\na value')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    expected = "cattn demo: error: --plot: matplotlib cannot be imported: Key backend: not a value\n"
+    assert fails("--plot", "weights.png") == expected
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="needs a POSIX pipe")
+def test_standard_input(tmp_path):
+    """Which cannot be wound back."""
+    np.save(tmp_path / "x.npy", np.eye(3))
+    for content in ((tmp_path / "x.npy").read_bytes(), b"1,0,0\n0,1,0\n0,0,1\n"):
+        command = [sys.executable, "-m", "cattn", "demo", "/dev/stdin"]
+        done = subprocess.run(command, env=environment(PYTHONIOENCODING="utf-8"), cwd=tmp_path, input=content,
+                              capture_output=True)  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        np.testing.assert_array_equal(matrix(done.stdout.decode(), "1. ", 3)[:, 1:], np.eye(3))  # behind its number
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX pipe")
