@@ -73,7 +73,7 @@ def end_command(error):
 
 
 def check_matplotlib():
-    """That plots can be drawn, into files."""
+    """Check that plots can be drawn, into files."""
     try:
         import matplotlib
         import matplotlib.figure

@@ -240,12 +240,12 @@ def _options(
 
 
 def _number(name, argument):
-    """A float as it is, NaN included, and quickly; anything else through `as_number`."""
+    """Return a float as it is, NaN included, and quickly. Anything else goes through `as_number`."""
     return argument if type(argument) is float else as_number(name, argument)
 
 
 def _window(window_size):
-    """As a tuple of Python's numbers, whatever holds them. Whether it is a window is for cattn.attention to say."""
+    """Return a tuple of Python's numbers, whatever holds them. cattn.attention says whether they are a window."""
 
     def unpacked(argument):
         return as_array("window_size", argument).tolist() if hasattr(argument, "dtype") else argument

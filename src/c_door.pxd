@@ -72,7 +72,7 @@ cdef inline int wrong(int argument, int reason) noexcept nogil:
 
 
 cdef inline bint wants_to_end(Watch *watch, Py_ssize_t entries) noexcept nogil:
-    """Whether to give up after so many more entries. The caller is asked as often as in the tasks."""
+    """Return whether to give up after so many more entries. The caller is asked as often as in the tasks."""
     cdef int64_t nanoseconds
     watch.entries += entries
     if watch.entries < POLL_ENTRIES or watch.caller.wants_to_stop == NULL:
@@ -216,7 +216,7 @@ cdef inline int check_array(const cattn_ndarray *array, int argument) noexcept n
 
 
 cdef inline bint is_cut(const cattn_ndarray *array, const cattn_attention_args *args) noexcept nogil:
-    """Whether the caller's struct ends within this array's fields."""
+    """Return whether the caller's struct ends within this array's fields."""
     cdef size_t at = <const char *>array - <const char *>args
     return at < args.struct_size < at + sizeof(cattn_ndarray)
 
@@ -440,7 +440,7 @@ cdef inline int set_numbers(cattn_problem *problem, const cattn_attention_args *
 
 cdef inline int check_integers(const cattn_ndarray *array, int argument, int64_t low, int64_t high,
                                Watch *watch) noexcept nogil:
-    """That all of them are within these bounds, if the array is given."""
+    """Check that all of them are within these bounds, if the array is given."""
     cdef Py_ssize_t number
     if array.data != NULL:
         for number in range(count_of(array)):

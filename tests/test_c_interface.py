@@ -266,7 +266,7 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 def test_stops_while_arguments_are_read(name):
-    """A number for each entry of a large batch, or for each of many heads, that is in memory once."""
+    """There is a number for each entry of a large batch, or for each of many heads. It is in memory once."""
     heads, entries = (ENTRIES, 1) if name in ("slopes of many heads", "sinks") else (1, ENTRIES)
     one = np.zeros(1, np.float32)
     asked = []
@@ -345,7 +345,7 @@ def test_struct_of_no_version(door, size):
 
 
 def test_struct_that_ends_within_a_field():
-    """Where all fields are given: none is taken without its end."""
+    """All fields are given, and none is taken without its end."""
     attention = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(functions().attention)
     ends = {getattr(Args, field).offset for field, *_ in Args._fields_}
     lengths = {"query_lengths": np.full(2, 9), "key_lengths": np.full(2, 17), "query_offset": np.full(2, 8)}

@@ -92,7 +92,7 @@ def test_what_cannot_be_done_takes_one_line_and_status_2(run, arguments, said):
 
 @pytest.mark.parametrize("command", [["-m", "cattn"], ["-mcattn"], ["cattn"]], ids=" ".join)
 def test_an_environment_that_cannot_be_used_takes_one_line(command, tmp_path):
-    """Also in the script that an installer writes."""
+    """The last command is the script that an installer writes."""
     (tmp_path / "cattn").write_text("import sys\nfrom cattn._cli import main\nsys.exit(main())\n")
     result = run_python("-W", "error", *command, "info", cwd=tmp_path, CATTN_ISA="nope")
     assert (result.returncode, result.stdout) == (2, "")

@@ -515,7 +515,7 @@ def test_what_to_write_is_right():
 
 
 def test_one_head_beside_a_chunk_of_none():
-    """An array that is no dask array is cut as key is, and one that is is to be."""
+    """NumPy's query is cut as key is. What is cut otherwise is refused."""
     query, array = normal(1, 3, 8), normal(1, 10, 8)
     key = da.from_array(array, chunks=((1, 0), (5, 5), (8,)))
     expected = cattn.attention(query, array, array)

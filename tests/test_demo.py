@@ -284,7 +284,7 @@ def test_bad_files(fails, tmp_path, name, array, content, message):
 
 
 def test_a_token_of_millions_of_numbers(fails, tmp_path):
-    """For which nobody wants to wait until random projections are made."""
+    """Nobody waits until random projections of that size are made."""
     (tmp_path / "x.csv").write_text("1," * 1_999_999 + "1\n")
     expected = "expected at most 65536 columns where the file holds no projections, got 2000000; a row is a token\n"
     assert fails("x.csv") == f"cattn demo: error: x.csv: {expected}"
@@ -325,7 +325,7 @@ def test_plot_without_matplotlib(monkeypatch, capsys):
 
 
 def test_a_matplotlib_that_fails(fails, tmp_path, monkeypatch):
-    """In its own way: by a setting that is wrong, say."""
+    """It raises an error of its own, as it does for a wrong setting."""
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").write_text("raise ValueError('Key backend: not\\na value')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -335,7 +335,7 @@ def test_a_matplotlib_that_fails(fails, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="needs a POSIX pipe")
 def test_standard_input(tmp_path):
-    """Which cannot be wound back."""
+    """A pipe cannot be wound back."""
     np.save(tmp_path / "x.npy", np.eye(3))
     for content in ((tmp_path / "x.npy").read_bytes(), b"1,0,0\n0,1,0\n0,0,1\n"):
         command = [sys.executable, "-m", "cattn", "demo", "/dev/stdin"]
