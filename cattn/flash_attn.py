@@ -17,6 +17,7 @@ from ._read import as_array, as_flag, as_floats, as_integers, as_number, check_s
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func"]
 
+_UNLIMITED = (-1, -1)
 _INPUTS = ("q", "k", "v")
 # Of cattn's errors.
 _WORDS = {
@@ -31,7 +32,7 @@ _WORDS = {
 
 
 def flash_attn_func(
-    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=_UNLIMITED, softcap=0.0, alibi_slopes=None,
     deterministic=False, return_attn_probs=False, *, return_lse=False,
 ):  # fmt: skip
     """Attention over a batch of sequences of one length.
@@ -104,7 +105,7 @@ def flash_attn_func(
 
 def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
+    window_size=_UNLIMITED, softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
     block_table=None, *, return_lse=False,
 ):  # fmt: skip
     """Attention over packed sequences: sequence n owns rows ``cu_seqlens[n]`` to ``cu_seqlens[n + 1]``.
@@ -225,12 +226,13 @@ def _options(
     options = {
         "scale": softmax_scale,
         "causal": causal,
-        "return_lse": as_flag("return_attn_probs", return_attn_probs) | as_flag("return_lse", return_lse),
+        "return_lse": return_lse,
         "num_threads": house.num_threads(),
     }
-    window = _window(window_size)
-    if window != (-1, -1):
-        options["window"] = window
+    if return_attn_probs is not False:
+        options["return_lse"] = as_flag("return_attn_probs", return_attn_probs) | as_flag("return_lse", return_lse)
+    if window_size is not _UNLIMITED:  # what else is given may be an array, which == would compare by elements
+        options["window"] = _window(window_size)
     softcap = _number("softcap", softcap)
     if softcap != 0:
         options["softcap"] = softcap
