@@ -1,11 +1,12 @@
-"""Attention on PyTorch's CPU tensors, by PyTorch's own name and semantics: forward only, and without a copy.
+"""Attention on PyTorch's CPU tensors, by PyTorch's own name and semantics, without a copy.
 
 `scaled_dot_product_attention` stands in for the function of that name in `torch.nn.functional`. It is the operator
 `torch.ops.cattn.attention`, which torch.compile and torch.export keep whole. Within `sdpa()`, calls of PyTorch's own
-function come here too.
+function come here too. cattn computes no gradients yet: where one is wanted, PyTorch computes the call.
 """
 
 import functools
+import sys
 import types
 import warnings
 
@@ -53,7 +54,7 @@ def scaled_dot_product_attention(
     attn_mask : Tensor, broadcastable to (..., H, L, S), optional
         Of booleans: True where a query may attend to a key. Of the type of query, or float32: added to the scores.
     dropout_p : float
-        0 only: there is no dropout.
+        Above 0, PyTorch computes the call: cattn has no dropout.
     is_causal : bool
         Query i attends to keys ``j <= i`` only, also where L and S differ (the top left corner). Not beside attn_mask.
     scale : float, optional
@@ -72,8 +73,12 @@ def scaled_dot_product_attention(
     ------
     TypeError, ValueError
         Naming the argument, what was expected and what came.
-    NotImplementedError
-        Where a gradient would be wanted: a tensor has requires_grad, and gradients are enabled.
+
+    Warns
+    -----
+    UserWarning
+        Where PyTorch computes the call, once for each reason: dropout, or a gradient that is wanted, since a tensor has
+        requires_grad and gradients are enabled. ``warnings.filterwarnings("error", "cattn")`` makes it an error.
 
     Notes
     -----
@@ -93,11 +98,16 @@ def scaled_dot_product_attention(
     >>> cattn.torch.scaled_dot_product_attention(query, key, value, is_causal=True).shape
     torch.Size([1, 12, 128, 64])
     """
-    if dropout_p != 0:
-        raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
             and (attn_mask is None or isinstance(attn_mask, Tensor))):  # fmt: skip
         _refuse_others(query=query, key=key, value=value, attn_mask=attn_mask)
+    if dropout_p != 0:
+        if not 0 < dropout_p <= 1:
+            raise ValueError(f"dropout_p: expected a number from 0 to 1, got {dropout_p}")
+        uncompiled(_warn, f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if torch.is_autocast_enabled("cpu"):
         query, key, value, attn_mask = map(_cast, (query, key, value, attn_mask))
     return _operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
@@ -114,6 +124,20 @@ def _cast(tensor):
     if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype("cpu"))
+
+
+_warned = set()
+
+
+def _warn(reason):
+    """Say, once in a process, why a call is left to PyTorch. The warning names the first line outside of both."""
+    if reason in _warned:
+        return
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("cattn", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"cattn.torch leaves this to PyTorch: {reason}", stacklevel=level)
+    _warned.add(reason)  # only now: where a filter makes it an error, it is one in each call
 
 
 # The operator
@@ -197,15 +221,26 @@ def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=No
 
 
 def _attention_below(*given):
-    """Where a gradient could be recorded: the last place that sees whether one is wanted. Nobody else is to be asked
-    about plain tensors then."""
-    if torch._C._len_torch_dispatch_stack() == 0 and all(type(x) in _PLAIN for x in given[:3]):
-        return _attention(*given)
-    for name, tensor in zip(_TENSORS, given, strict=False):
-        if tensor is not None:
-            refuse_gradient(name, tensor)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _operator(*given)
+    """Where a gradient could be recorded: the last place that sees whether one is wanted. PyTorch computes the call
+    then, and records it. Nobody else is to be asked about plain tensors otherwise."""
+    try:
+        if torch._C._len_torch_dispatch_stack() == 0 and all(type(x) in _PLAIN for x in given[:3]):
+            return _attention(*given)
+        for name, tensor in zip(_TENSORS, given, strict=False):
+            if tensor is not None:
+                refuse_gradient(name, tensor)
+    except NotImplementedError as error:
+        _warn(str(error))
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            return _operator(*given)
+    return _pytorch_attention(*given)
+
+
+def _pytorch_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+    return torch.ops.aten.scaled_dot_product_attention.default(
+        query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
 
 
 _library = torch.library.Library("cattn", "FRAGMENT")
@@ -230,7 +265,8 @@ class sdpa(TorchFunctionMode):
     evaluation, one call of C++, so that short sequences may take longer there than without.
 
     What cattn does not serve (gradients, dropout, mixed types, tensors of other classes) is left to PyTorch, and a
-    warning says what it was, once. Tensors on other devices are left to PyTorch silently.
+    warning says what it was, once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other
+    devices are left to PyTorch silently.
 
     It reaches the calls of its own thread that go through Python: those of a model's code, and those in
     `torch.nn.functional.multi_head_attention_forward`, thus in `torch.nn.MultiheadAttention` with
@@ -245,16 +281,12 @@ class sdpa(TorchFunctionMode):
     ...     out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     """
 
-    def __init__(self):
-        super().__init__()
-        self._warned = set()
-
     def __torch_function__(self, function, overridden, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention or function is F.multi_head_attention_forward:
             others = [kind.__name__ for kind in overridden if kind not in _PLAIN]
             if others:
-                self._warn(f"{others[0]}: expected plain tensors, got a class with functions of its own")
+                uncompiled(_warn, f"{others[0]}: expected plain tensors, got a class with functions of its own")
             elif function is F.scaled_dot_product_attention:
                 return self._attend(*args, **kwargs)
             else:
@@ -265,14 +297,9 @@ class sdpa(TorchFunctionMode):
         if query.is_cpu:
             try:
                 return scaled_dot_product_attention(query, *others, **named)
-            except (TypeError, ValueError, NotImplementedError) as error:
-                self._warn(str(error))
+            except (TypeError, ValueError) as error:
+                uncompiled(_warn, str(error))
         return F.scaled_dot_product_attention(query, *others, **named)
-
-    def _warn(self, reason):
-        if reason not in self._warned:
-            self._warned.add(reason)
-            warnings.warn(f"cattn.torch.sdpa leaves this to PyTorch: {reason}", stacklevel=4)
 
 
 def _multi_head_attention_forward(attention):

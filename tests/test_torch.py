@@ -1,9 +1,5 @@
 """cattn.torch: PyTorch's function, served by cattn."""
 
-import contextlib
-import threading
-import warnings
-
 import numpy as np
 import pytest
 
@@ -12,26 +8,27 @@ pytest.importorskip("torch")
 
 import torch
 import torch.nn.functional as F
+from torch_tensors import (
+    CLOSE,
+    EVERY_TYPE,
+    EYE,
+    FUNCTION_AND_OPERATOR,
+    SHAPE,
+    K,
+    Q,
+    V,
+    inputs,
+    normal,
+    seen_calls,
+)
 
 import cattn
-import cattn.torch
-from cattn.torch import scaled_dot_product_attention, sdpa
-
-TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-EVERY_TYPE = pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-FUNCTION_AND_OPERATOR = pytest.mark.parametrize(
-    "attention", [scaled_dot_product_attention, torch.ops.cattn.attention], ids=["function", "operator"]
-)
-SHAPE = (2, 4, 5, 8)
+from cattn.torch import scaled_dot_product_attention
 
 
-def normal(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def inputs(dtype=torch.float32, shape=SHAPE):
-    return [normal(*shape, dtype=dtype, seed=seed) for seed in range(3)]
+@pytest.fixture
+def calls(monkeypatch):
+    return seen_calls(monkeypatch)
 
 
 def assert_like_pytorch(out, query, key, value, attn_mask=None, **options):
@@ -41,20 +38,6 @@ def assert_like_pytorch(out, query, key, value, attn_mask=None, **options):
     expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask, **options)
     assert (out.dtype, out.shape) == (query.dtype, expected.shape)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[out.dtype])
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """What cattn.attention was given, and what it gave, call by call."""
-    seen = []
-
-    def spy(*arrays, **options):
-        seen.append((arrays, options, real(*arrays, **options)))
-        return seen[-1][-1]
-
-    real = cattn.attention
-    monkeypatch.setattr(cattn, "attention", spy)
-    return seen
 
 
 # What it computes
@@ -269,8 +252,6 @@ def test_a_wrong_number_of_threads(nothing_set):
 
 # Errors
 
-Q, K, V = inputs()
-EYE = torch.eye(5)
 REFUSED = {
     "query, 1 axis": ((Q[0, 0, 0], K, V), {}, ValueError, r"query: expected axes .* got shape \(8,\)"),
     "key, 1 axis": ((Q, K[0, 0, 0], V), {}, ValueError, r"key: expected axes .* got shape \(8,\)"),
@@ -310,9 +291,9 @@ def test_refused(name, attention):
         attention(*tensors, **options)
 
 
-@pytest.mark.parametrize("dropout_p", [0.1, 1, -1, float("nan")])
-def test_dropout_is_refused(dropout_p):
-    with pytest.raises(ValueError, match=rf"^dropout_p: expected 0, since cattn has no dropout, got {dropout_p}$"):
+@pytest.mark.parametrize("dropout_p", [-1, 1.5, float("nan")])
+def test_no_share_is_refused(dropout_p):
+    with pytest.raises(ValueError, match=rf"^dropout_p: expected a number from 0 to 1, got {dropout_p}$"):
         scaled_dot_product_attention(Q, K, V, dropout_p=dropout_p)
 
 
@@ -329,49 +310,6 @@ def test_masks_that_hold_no_numbers(attention):
 
     with pytest.raises(TypeError, match=r"^attn_mask: expected a plain tensor, got torch\.nn.*CausalBias$"):
         attention(Q, K, V, causal_lower_right(5, 5))
-
-
-# Gradients
-
-
-def wanted(x):
-    return x.clone().requires_grad_()
-
-
-@FUNCTION_AND_OPERATOR
-@pytest.mark.parametrize("name", ["query", "key", "value", "attn_mask"])
-def test_gradients_are_refused(name, attention):
-    given = {"query": Q, "key": K, "value": V, "attn_mask": EYE}
-    given[name] = wanted(given[name])
-    with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor that needs no gradient.*{name}.detach"):
-        attention(**given)
-    expected = attention(Q, K, V, EYE)
-    for context in (torch.no_grad(), torch.inference_mode()):
-        with context:
-            assert torch.equal(attention(**given), expected)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # PyTorch's own use of it
-@FUNCTION_AND_OPERATOR
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("place", range(3))
-def test_gradients_of_functions_are_refused(place, dtype, attention):
-    """Whose tensors do not say outside that they require one."""
-    tensors = inputs(dtype)
-
-    def loss(x):
-        return attention(*tensors[:place], x, *tensors[place + 1 :]).sum()
-
-    name = ("query", "key", "value")[place]
-    with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor that needs no gradient"):
-        torch.func.grad(loss)(tensors[place])
-    with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor without a tangent"):
-        torch.func.jvp(loss, (tensors[place],), (tensors[place],))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(tensors[place], tensors[place])
-        with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor without a tangent"):
-            loss(dual)
-        assert torch.equal(attention(*tensors), attention(*inputs(dtype)))
 
 
 # The operator
@@ -450,183 +388,3 @@ def test_export(strict):
     for batch, length in ((2, 5), (3, 7)):
         tensors = transposed(batch, length)
         assert torch.equal(program.module()(*tensors), Model()(*tensors))
-
-
-@pytest.mark.parametrize("attention", [scaled_dot_product_attention, torch.ops.cattn.attention])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_calls_refuse_gradients(backend, attention):
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda x: attention(x, K, V) + 1, backend=backend)
-    with pytest.raises(NotImplementedError, match=r"^query: expected a tensor that needs no gradient"):
-        compiled(wanted(Q))
-    with torch.no_grad():
-        assert torch.equal(compiled(wanted(Q)), attention(Q, K, V) + 1)
-
-
-# The context
-
-
-@contextlib.contextmanager
-def warnings_of():
-    """The texts of cattn's warnings."""
-    texts = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    texts += [text for warning in caught if (text := str(warning.message)).startswith("cattn")]
-
-
-def test_within_the_context(calls):
-    expected = F.scaled_dot_product_attention(Q, K, V, is_causal=True)
-    assert not calls
-    with sdpa():
-        found = F.scaled_dot_product_attention(Q, K, V, is_causal=True)
-        assert len(calls) == 1
-        by_name = torch.nn.functional.scaled_dot_product_attention(value=V, query=Q, is_causal=True, key=K)
-        assert len(calls) == 2
-    F.scaled_dot_product_attention(Q, K, V)
-    assert len(calls) == 2
-    assert torch.equal(found, by_name)
-    torch.testing.assert_close(found, expected)
-
-
-NOT_SERVED = {
-    "dropout": ((Q, K, V), {"dropout_p": 0.5}, "dropout_p: expected 0, since cattn has no dropout, got 0.5"),
-    "gradient": ((Q, wanted(K), V), {}, "key: expected a tensor that needs no gradient"),
-    "mask and causal": ((Q, K, V, EYE), {"is_causal": True}, "attn_mask: expected None beside is_causal=True"),
-    "head size": ((Q[..., :0], K[..., :0], V), {}, "query: expected a head size of 1 or more, got 0"),
-}
-
-
-@pytest.mark.parametrize("name", NOT_SERVED)
-def test_what_is_not_served_goes_to_pytorch(name):
-    """With one warning."""
-    tensors, options, reason = NOT_SERVED[name]
-    torch.manual_seed(0)
-    expected = [F.scaled_dot_product_attention(*tensors, **options) for _ in range(2)]
-    torch.manual_seed(0)
-    with warnings_of() as texts, sdpa():
-        found = [F.scaled_dot_product_attention(*tensors, **options) for _ in range(2)]
-    for x, y in zip(found, expected, strict=True):
-        assert torch.equal(x, y)
-        assert x.requires_grad == y.requires_grad
-    [text] = texts
-    assert text.startswith(f"cattn.torch.sdpa leaves this to PyTorch: {reason}")
-
-
-def test_the_warning_names_the_place():
-    with pytest.warns(UserWarning, match="dropout_p") as caught, sdpa():
-        F.scaled_dot_product_attention(Q, K, V, dropout_p=0.5)
-    assert caught[0].filename == __file__
-
-
-def test_what_pytorch_refuses_is_refused():
-    with pytest.raises(RuntimeError, match="dtype"), pytest.warns(UserWarning, match="key: expected type"), sdpa():
-        F.scaled_dot_product_attention(Q, K.double(), V)
-
-
-def test_other_devices_go_to_pytorch_silently():
-    with sdpa():
-        assert F.scaled_dot_product_attention(*(x.to("meta") for x in (Q, K, V))).is_meta
-
-
-@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
-def test_classes_with_functions_of_their_own_go_to_pytorch():
-    from torch.nn.attention.bias import causal_lower_right
-
-    bias = causal_lower_right(3, 5)
-    jagged = torch.nested.as_nested_tensor([Q[0].transpose(0, 1), K[0, :, :3].transpose(0, 1)], layout=torch.jagged)
-    calls = {
-        "CausalBias": lambda: F.scaled_dot_product_attention(Q[:, :, :3], K, V, bias),
-        "NestedTensor": lambda: F.scaled_dot_product_attention(*[jagged.transpose(1, 2)] * 3).transpose(1, 2).values(),
-    }
-    for name, call in calls.items():
-        expected = call()
-        with warnings_of() as texts, sdpa():
-            assert torch.equal(call(), expected)
-        assert texts == [
-            f"cattn.torch.sdpa leaves this to PyTorch: {name}: expected plain tensors, got a class with functions of "
-            "its own"
-        ]
-
-
-def test_other_threads_are_not_reached(calls):
-    thread = threading.Thread(target=F.scaled_dot_product_attention, args=(Q, K, V))
-    with sdpa():
-        thread.start()
-        thread.join()
-        assert not calls
-        F.scaled_dot_product_attention(Q, K, V)
-    assert len(calls) == 1
-
-
-PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
-CAUSAL = torch.nn.Transformer.generate_square_subsequent_mask(6)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"key_padding_mask": PADDING}, {"attn_mask": CAUSAL, "is_causal": True}, {"attn_mask": CAUSAL}]
-)
-def test_multi_head_attention(options, calls):
-    torch.manual_seed(0)
-    module = torch.nn.MultiheadAttention(32, 4, batch_first=True).eval()
-    x = normal(2, 6, 32)
-    with torch.no_grad():
-        expected, _ = module(x, x, x, need_weights=False, **options)
-        with sdpa():
-            found, _ = module(x, x, x, need_weights=False, **options)
-            assert len(calls) == 1
-            same, weights = module(x, x, x, **options)
-            assert len(calls) == 1  # it multiplies matrices where weights are asked for
-    assert weights.shape == (2, 6, 6)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(found, same)
-
-
-@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
-@pytest.mark.parametrize("padding", [None, PADDING])
-def test_transformer_layers(padding, calls):
-    torch.manual_seed(0)
-    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-    encoder = torch.nn.TransformerEncoder(layer, 2).eval()
-    decoder = torch.nn.TransformerDecoderLayer(32, 4, 64, batch_first=True).eval()
-    x = normal(2, 6, 32)
-
-    def run():
-        memory = encoder(x, src_key_padding_mask=padding)[:, :4]
-        return memory, decoder(x, memory)
-
-    with torch.no_grad():
-        expected = run()
-        with sdpa():
-            found = run()
-    assert len(calls) == 4
-    torch.testing.assert_close(found, expected)
-
-
-def test_training_goes_to_pytorch():
-    torch.manual_seed(0)
-    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0, batch_first=True)
-    x = normal(2, 6, 32)
-    layer(x).sum().backward()
-    expected = {name: p.grad for name, p in layer.named_parameters()}
-    layer.zero_grad()
-    with pytest.warns(UserWarning, match="query: expected a tensor that needs no gradient"), sdpa():
-        layer(x).sum().backward()
-    for name, parameter in layer.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name])
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("inside", [True, False], ids=["context compiled", "compiled in context"])
-def test_the_context_and_the_compiler(inside, backend, calls):
-    torch._dynamo.reset()
-
-    def attend(x):
-        with sdpa() if inside else contextlib.nullcontext():
-            return F.scaled_dot_product_attention(2 * x, K, V)
-
-    with contextlib.nullcontext() if inside else sdpa():
-        found = torch.compile(attend, backend=backend)(Q)
-    assert len(calls) == 1
-    assert torch.equal(found, scaled_dot_product_attention(2 * Q, K, V))

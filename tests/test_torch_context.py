@@ -1,0 +1,312 @@
+"""cattn.torch.sdpa, and what cattn.torch leaves to PyTorch: gradients, dropout, other classes."""
+
+import contextlib
+import threading
+import warnings
+
+import pytest
+
+pytest.importorskip("ml_dtypes")
+pytest.importorskip("torch")
+
+import torch
+import torch.nn.functional as F
+from torch_tensors import EYE, FUNCTION_AND_OPERATOR, K, Q, V, inputs, normal, seen_calls, wanted
+
+import cattn.torch
+from cattn.torch import scaled_dot_product_attention, sdpa
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    return seen_calls(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    """As in a new process: each warning is yet to come."""
+    monkeypatch.setattr(cattn.torch, "_warned", set())
+
+
+# What PyTorch computes
+
+SAID = "cattn.torch leaves this to PyTorch: "
+FUNCTION_AND_CONTEXT = pytest.mark.parametrize(
+    "attention, within",
+    [(scaled_dot_product_attention, contextlib.nullcontext), (F.scaled_dot_product_attention, sdpa)],
+    ids=["function", "context"],
+)
+
+
+@contextlib.contextmanager
+def warnings_of():
+    """The texts of cattn's warnings."""
+    texts = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    texts += [text for warning in caught if (text := str(warning.message)).startswith("cattn")]
+
+
+def with_gradients(attention, given, names):
+    """The result, and the gradients of the tensors of these names."""
+    given = given | {name: wanted(given[name]) for name in names}
+    out = attention(**given)
+    out.square().sum().backward()
+    return [out.detach(), *(given[name].grad for name in names)]
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+
+
+@FUNCTION_AND_OPERATOR
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("names", [["query"], ["key"], ["value"], ["attn_mask"], ["query", "key", "value"]])
+def test_gradients_are_pytorchs(names, dtype, causal, attention, calls):
+    """With one warning for any number of calls."""
+    given = dict(zip(("query", "key", "value"), inputs(dtype), strict=True))
+    given |= {"is_causal": True} if causal and names != ["attn_mask"] else {"attn_mask": EYE.to(dtype)}
+    expected = with_gradients(F.scaled_dot_product_attention, given, names)
+    with warnings_of() as texts:
+        for _ in range(3):
+            assert_equal(with_gradients(attention, given, names), expected)
+    assert len(texts) == 1
+    assert texts[0].startswith(f"{SAID}{names[0]}: expected a tensor that needs no gradient")
+    assert not calls
+
+
+@FUNCTION_AND_OPERATOR
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_no_gradients(context, attention, calls):
+    with context():
+        assert torch.equal(attention(*map(wanted, (Q, K, V, EYE))), attention(Q, K, V, EYE))
+    assert len(calls) == 2
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # PyTorch's own use of it
+@FUNCTION_AND_OPERATOR
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", range(3))
+def test_gradients_of_functions(place, dtype, attention):
+    """Whose tensors do not say outside that they require one. Forward mode is refused by PyTorch itself."""
+    tensors = inputs(dtype)
+
+    def loss(x, attention=attention):
+        return attention(*tensors[:place], x, *tensors[place + 1 :]).sum()
+
+    def theirs(x):
+        return loss(x, F.scaled_dot_product_attention)
+
+    x = tensors[place]
+    name = ("query", "key", "value")[place]
+    with pytest.warns(UserWarning, match=f"^{SAID}{name}: expected a tensor that needs no gradient"):
+        assert torch.equal(torch.func.grad(loss)(x), torch.func.grad(theirs)(x))
+    for function in (loss, theirs):
+        with warnings_of(), pytest.raises(NotImplementedError, match="forward AD"):
+            torch.func.jvp(function, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(attention(*tensors), attention(*inputs(dtype)))
+
+
+@FUNCTION_AND_OPERATOR
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_gradients(backend, attention, calls):
+    """In one graph, and none are computed where none are wanted."""
+    torch._dynamo.reset()
+    given = {"query": Q, "key": K, "value": V}
+    compiled = torch.compile(lambda **given: 2 * attention(**given), backend=backend, fullgraph=True)
+    expected = with_gradients(lambda **given: 2 * F.scaled_dot_product_attention(**given), given, [*given])
+    with pytest.warns(UserWarning, match=f"^{SAID}query: expected a tensor that needs no gradient"):
+        found = with_gradients(compiled, given, [*given])
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    assert not calls
+    with torch.no_grad():
+        assert torch.equal(compiled(**given | {"query": wanted(Q)}), 2 * attention(Q, K, V))
+    assert len(calls) == 2
+
+
+@FUNCTION_AND_CONTEXT
+def test_dropout_is_pytorchs(attention, within):
+    def attend(attention):
+        torch.manual_seed(0)
+        return [attention(Q, K, V, dropout_p=0.5) for _ in range(2)]
+
+    with warnings_of() as texts, within():
+        found = attend(attention)
+    assert texts == [f"{SAID}dropout_p: expected 0, since cattn has no dropout, got 0.5"]
+    assert_equal(found, attend(F.scaled_dot_product_attention))
+
+
+@FUNCTION_AND_CONTEXT
+@pytest.mark.parametrize("options", [{"dropout_p": 0.5}, {"attn_mask": wanted(EYE)}])
+def test_a_filter_makes_it_an_error(options, attention, within):
+    """In each call, not the first alone."""
+    with warnings.catch_warnings(), within():
+        warnings.filterwarnings("error", "cattn")
+        for _ in range(3):
+            with pytest.raises(UserWarning, match=f"^{SAID}"):
+                attention(Q, K, V, **options)
+
+
+@FUNCTION_AND_CONTEXT
+@pytest.mark.parametrize("options", [{"dropout_p": 0.5}, {"attn_mask": wanted(EYE)}])
+def test_the_warning_names_the_place(options, attention, within):
+    with pytest.warns(UserWarning) as caught, within():
+        attention(Q, K, V, **options)
+    [warning] = caught
+    assert warning.filename == __file__
+
+
+# The context
+
+
+def test_within_the_context(calls):
+    expected = F.scaled_dot_product_attention(Q, K, V, is_causal=True)
+    assert not calls
+    with sdpa():
+        found = F.scaled_dot_product_attention(Q, K, V, is_causal=True)
+        assert len(calls) == 1
+        by_name = torch.nn.functional.scaled_dot_product_attention(value=V, query=Q, is_causal=True, key=K)
+        assert len(calls) == 2
+    F.scaled_dot_product_attention(Q, K, V)
+    assert len(calls) == 2
+    assert torch.equal(found, by_name)
+    torch.testing.assert_close(found, expected)
+
+
+NOT_SERVED = {
+    "dropout": ((Q, K, V), {"dropout_p": 0.5}, "dropout_p: expected 0, since cattn has no dropout, got 0.5"),
+    "gradient": ((Q, wanted(K), V), {}, "key: expected a tensor that needs no gradient"),
+    "mask and causal": ((Q, K, V, EYE), {"is_causal": True}, "attn_mask: expected None beside is_causal=True"),
+    "head size": ((Q[..., :0], K[..., :0], V), {}, "query: expected a head size of 1 or more, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SERVED)
+def test_what_is_not_served_goes_to_pytorch(name):
+    """With one warning."""
+    tensors, options, reason = NOT_SERVED[name]
+    torch.manual_seed(0)
+    expected = [F.scaled_dot_product_attention(*tensors, **options) for _ in range(2)]
+    torch.manual_seed(0)
+    with warnings_of() as texts, sdpa():
+        found = [F.scaled_dot_product_attention(*tensors, **options) for _ in range(2)]
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+        assert x.requires_grad == y.requires_grad
+    [text] = texts
+    assert text.startswith(f"{SAID}{reason}")
+
+
+def test_what_pytorch_refuses_is_refused():
+    with pytest.raises(RuntimeError, match="dtype"), pytest.warns(UserWarning, match="key: expected type"), sdpa():
+        F.scaled_dot_product_attention(Q, K.double(), V)
+
+
+def test_other_devices_go_to_pytorch_silently():
+    with sdpa():
+        assert F.scaled_dot_product_attention(*(x.to("meta") for x in (Q, K, V))).is_meta
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+def test_classes_with_functions_of_their_own_go_to_pytorch():
+    from torch.nn.attention.bias import causal_lower_right
+
+    bias = causal_lower_right(3, 5)
+    jagged = torch.nested.as_nested_tensor([Q[0].transpose(0, 1), K[0, :, :3].transpose(0, 1)], layout=torch.jagged)
+    calls = {
+        "CausalBias": lambda: F.scaled_dot_product_attention(Q[:, :, :3], K, V, bias),
+        "NestedTensor": lambda: F.scaled_dot_product_attention(*[jagged.transpose(1, 2)] * 3).transpose(1, 2).values(),
+    }
+    for name, call in calls.items():
+        expected = call()
+        with warnings_of() as texts, sdpa():
+            assert torch.equal(call(), expected)
+        assert texts == [f"{SAID}{name}: expected plain tensors, got a class with functions of its own"]
+
+
+def test_other_threads_are_not_reached(calls):
+    thread = threading.Thread(target=F.scaled_dot_product_attention, args=(Q, K, V))
+    with sdpa():
+        thread.start()
+        thread.join()
+        assert not calls
+        F.scaled_dot_product_attention(Q, K, V)
+    assert len(calls) == 1
+
+
+PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+CAUSAL = torch.nn.Transformer.generate_square_subsequent_mask(6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"key_padding_mask": PADDING}, {"attn_mask": CAUSAL, "is_causal": True}, {"attn_mask": CAUSAL}]
+)
+def test_multi_head_attention(options, calls):
+    torch.manual_seed(0)
+    module = torch.nn.MultiheadAttention(32, 4, batch_first=True).eval()
+    x = normal(2, 6, 32)
+    with torch.no_grad():
+        expected, _ = module(x, x, x, need_weights=False, **options)
+        with sdpa():
+            found, _ = module(x, x, x, need_weights=False, **options)
+            assert len(calls) == 1
+            same, weights = module(x, x, x, **options)
+            assert len(calls) == 1  # it multiplies matrices where weights are asked for
+    assert weights.shape == (2, 6, 6)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, same)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+@pytest.mark.parametrize("padding", [None, PADDING])
+def test_transformer_layers(padding, calls):
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, 2).eval()
+    decoder = torch.nn.TransformerDecoderLayer(32, 4, 64, batch_first=True).eval()
+    x = normal(2, 6, 32)
+
+    def run():
+        memory = encoder(x, src_key_padding_mask=padding)[:, :4]
+        return memory, decoder(x, memory)
+
+    with torch.no_grad():
+        expected = run()
+        with sdpa():
+            found = run()
+    assert len(calls) == 4
+    torch.testing.assert_close(found, expected)
+
+
+def test_training_goes_to_pytorch():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0, batch_first=True)
+    x = normal(2, 6, 32)
+    layer(x).sum().backward()
+    expected = {name: p.grad for name, p in layer.named_parameters()}
+    layer.zero_grad()
+    with pytest.warns(UserWarning, match="query: expected a tensor that needs no gradient"), sdpa():
+        layer(x).sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("inside", [True, False], ids=["context compiled", "compiled in context"])
+def test_the_context_and_the_compiler(inside, backend, calls):
+    torch._dynamo.reset()
+
+    def attend(x):
+        with sdpa() if inside else contextlib.nullcontext():
+            return F.scaled_dot_product_attention(2 * x, K, V)
+
+    with contextlib.nullcontext() if inside else sdpa():
+        found = torch.compile(attend, backend=backend)(Q)
+    assert len(calls) == 1
+    assert torch.equal(found, scaled_dot_product_attention(2 * Q, K, V))
