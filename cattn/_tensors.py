@@ -18,13 +18,14 @@ from ._threads import own_num_threads
 
 _BFLOAT16 = np.dtype(bfloat16)  # NumPy has none of its own
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def to_numpy(tensor):
     """The array of a CPU tensor's memory: of the four types, booleans or integers, with any strides. Whether a gradient
     is wanted is for the caller to ask before."""
     if tensor.dtype is torch.bfloat16:
-        return tensor.view(torch.uint16).numpy(force=True).view(_BFLOAT16)
+        return tensor.resolve_neg().view(torch.uint16).numpy(force=True).view(_BFLOAT16)
     return tensor.numpy(force=True)  # also of parameters, and of what is negated when it is read
 
 
@@ -52,8 +53,9 @@ def uncompiled(function, *given):
 # Arguments
 
 
-def read_inputs(names, query, key, value):
-    """`read` of query, key and value, by the caller's names: they share one of the four types."""
+def read_inputs(names, query, key, value, may_mix=False):
+    """`read` of query, key and value, by the caller's names: they share one of the four types. Where they `may_mix`,
+    key and value may share a half type beside a query of float32."""
     arrays = None
     try:  # of plain tensors nothing else is asked: what is not plain, PyTorch refuses by itself
         if query.dtype is not torch.bfloat16 and forward_ad._current_level < 0:
@@ -66,7 +68,7 @@ def read_inputs(names, query, key, value):
         arrays = to_numpy(query), to_numpy(key), to_numpy(value)
     q, k, v = arrays
     if not (query.dtype in _FLOATS and q.dtype == k.dtype == v.dtype):
-        _refuse_types(names, query.dtype, key.dtype, value.dtype)
+        _check_types(names, query.dtype, key.dtype, value.dtype, may_mix)
     return arrays
 
 
@@ -99,10 +101,17 @@ def refuse_gradient(name, tensor):
         raise NotImplementedError(f"{name}: expected a tensor without a tangent, since cattn computes none")
 
 
-def _refuse_types(names, *dtypes):
-    first, expected = names[0], dtypes[0]
-    if expected not in _FLOATS:
-        raise TypeError(f"{first}: expected type {TYPES}, got {expected}; write {first}.to(torch.float32)")
-    for name, dtype in zip(names, dtypes, strict=True):
+def _check_types(names, query, key, value, may_mix):
+    first, expected, or_else = names[0], query, ""
+    if query not in _FLOATS:
+        raise TypeError(f"{first}: expected type {TYPES}, got {query}; write {first}.to(torch.float32)")
+    if may_mix and query is torch.float32:
+        or_else = ", torch.float16 or torch.bfloat16"
+        if key in _HALVES:
+            first, expected, or_else = names[1], key, ""
+    for name, dtype in zip(names[1:], (key, value), strict=True):
         if dtype is not expected:
-            raise TypeError(f"{name}: expected type {expected} like {first}, got {dtype}; write {name}.to({expected})")
+            raise TypeError(
+                f"{name}: expected type {expected} like {first}{or_else}, got {dtype}; write {name}.to({expected})"
+            )
+        or_else = ""

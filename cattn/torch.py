@@ -6,6 +6,7 @@ function come here too. cattn computes no gradients yet: where one is wanted, Py
 """
 
 import functools
+import inspect
 import sys
 import types
 import warnings
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ._calls import renamed
-from ._read import class_shown
+from ._read import as_flag, as_number, class_shown
 
 __all__ = ["scaled_dot_product_attention", "sdpa"]
 
@@ -48,11 +49,14 @@ def scaled_dot_product_attention(
     query : Tensor, shape (..., H, L, E)
         On the CPU, of float16, bfloat16, float32 or float64, with any strides. Nothing is copied.
     key : Tensor, shape (..., H, S, E)
-        Of the type of query. All axes before S broadcast with those of query.
+        Of the type of query, or, beside a query of float32, of float16 or bfloat16. All axes before S broadcast with
+        those of query.
     value : Tensor, shape (..., H, S, Ev)
-        Of the type of query. All axes before S broadcast with those of query.
-    attn_mask : Tensor, broadcastable to (..., H, L, S), optional
+        Of the type of key. All axes before S broadcast with those of query.
+    attn_mask : Tensor, broadcastable to (..., H, L, S), or CausalBias, optional
         Of booleans: True where a query may attend to a key. Of the type of query, or float32: added to the scores.
+        A bias of `torch.nn.attention.bias.causal_upper_left` or `causal_lower_right` says where the queries stand, and
+        no mask is made of it.
     dropout_p : float
         Above 0, PyTorch computes the call: cattn has no dropout.
     is_causal : bool
@@ -71,8 +75,9 @@ def scaled_dot_product_attention(
 
     Raises
     ------
-    TypeError, ValueError
-        Naming the argument, what was expected and what came.
+    TypeError, ValueError, RuntimeError
+        Naming the argument, what was expected and what came. RuntimeError, as from PyTorch, for inputs of one axis and
+        for attn_mask beside is_causal.
 
     Warns
     -----
@@ -88,8 +93,9 @@ def scaled_dot_product_attention(
     float16 and bfloat16 are read and written, and float32 is computed: `cattn.reference.attention` says how accurate
     the result is. Within torch.autocast, tensors are cast as for PyTorch's own function.
 
-    The operator takes the same arguments, without dropout_p. Import cattn.torch before an exported program is loaded
-    that holds it.
+    The operator takes the same arguments, without dropout_p. In the place of a CausalBias it takes ``is_causal=True``
+    and query_offset: query i attends to keys ``j <= i + query_offset``. Import cattn.torch before an exported program
+    is loaded that holds it.
 
     Examples
     --------
@@ -102,21 +108,57 @@ def scaled_dot_product_attention(
             and (attn_mask is None or isinstance(attn_mask, Tensor))):  # fmt: skip
         _refuse_others(query=query, key=key, value=value, attn_mask=attn_mask)
     if dropout_p != 0:
-        if not 0 < dropout_p <= 1:
-            raise ValueError(f"dropout_p: expected a number from 0 to 1, got {dropout_p}")
-        uncompiled(_warn, f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
+        uncompiled(_refuse_dropout, dropout_p)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    query_offset = 0
+    if attn_mask is not None and type(attn_mask) not in _PLAIN and _is_causal_bias(type(attn_mask)):
+        if is_causal:
+            raise ValueError("attn_mask: expected None beside is_causal=True, got a CausalBias")
+        attn_mask, is_causal, query_offset = None, True, _query_offset(query, key, attn_mask)
     if torch.is_autocast_enabled("cpu"):
         query, key, value, attn_mask = map(_cast, (query, key, value, attn_mask))
-    return _operator(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    try:
+        return _operator(query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset)
+    except RuntimeError as error:
+        if not str(error).startswith("cattn::attention()"):
+            raise
+        refusal = error  # of its schema, in the dispatcher's words
+    if scale is not None:
+        as_number("scale", scale)
+    as_flag("is_causal", is_causal)
+    as_flag("enable_gqa", enable_gqa)
+    raise refusal
 
 
 def _refuse_others(**given):
     for name, tensor in given.items():
         if not (isinstance(tensor, Tensor) or (name == "attn_mask" and tensor is None)):
             raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}; arrays go to cattn.attention")
+
+
+def _refuse_dropout(dropout_p):
+    if not 0 < as_number("dropout_p", dropout_p) <= 1:
+        raise ValueError(f"dropout_p: expected a number from 0 to 1, got {dropout_p}")
+    _warn(f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
+
+
+def _is_causal_bias(kind):
+    from torch.nn.attention.bias import CausalBias  # which imports the compiler
+
+    return issubclass(kind, CausalBias)
+
+
+def _query_offset(query, key, bias):
+    """The key at which a CausalBias has the first query."""
+    lengths = *query.shape[-2:-1], *key.shape[-2:-1]
+    if len(lengths) == 2 and lengths != (bias.seq_len_q, bias.seq_len_kv):
+        raise ValueError(
+            f"attn_mask: expected a CausalBias of {lengths[0]} queries and {lengths[1]} keys, got one of "
+            f"{bias.seq_len_q} queries and {bias.seq_len_kv} keys"
+        )
+    return bias.seq_len_kv - bias.seq_len_q if bias.variant == type(bias.variant).LOWER_RIGHT else 0
 
 
 def _cast(tensor):
@@ -143,18 +185,20 @@ def _warn(reason):
 # The operator
 
 
-def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
-    q, k, v = read_inputs(_INPUTS, query, key, value)
+def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0):
+    q, k, v = read_inputs(_INPUTS, query, key, value, may_mix=True)
     is_blhd = _is_blhd(q.strides)
+    if not q.size and q.shape[-1:] == k.shape[-1:] == (0,):  # all scores are 0
+        q, k = (np.zeros((*x.shape[:-1], 1), x.dtype) for x in (q, k))
     options = {"scale": scale, "causal": is_causal, "num_threads": num_threads()}
     if attn_mask is not None:
         if is_causal:
-            raise ValueError("attn_mask: expected None beside is_causal=True; write one mask that says both")
+            raise RuntimeError("attn_mask: expected None beside is_causal=True; write one mask that says both")
         options |= _read_mask(attn_mask, query.dtype)
     if not q.shape == k.shape == v.shape:
         q, k, v = _aligned(q, k, v, enable_gqa)
         if is_causal:
-            options["query_offset"] = "start"
+            options["query_offset"] = query_offset
     if is_blhd and q.ndim == 4:
         try:
             out = cattn.attention(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), layout="blhd", **options)
@@ -164,6 +208,8 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, e
     try:
         return to_tensor(cattn.attention(q, k, v, **options))
     except (TypeError, ValueError) as error:
+        if min(q.ndim, k.ndim, v.ndim) < 2:  # which PyTorch refuses by this class
+            error = RuntimeError(error)
         raise renamed(error, _WORDS) from None
 
 
@@ -181,9 +227,9 @@ def _read_mask(attn_mask, dtype):
         return {"mask": mask}
     if attn_mask.dtype is dtype or attn_mask.dtype is torch.float32:
         return {"bias": mask}
+    added = "torch.float32 like query" if dtype is torch.float32 else f"{dtype} like query or torch.float32"
     raise TypeError(
-        f"attn_mask: expected type bool (True: may attend), or {dtype} like query or torch.float32 (added to the "
-        f"scores), got {attn_mask.dtype}"
+        f"attn_mask: expected type bool (True: may attend), or {added} (added to the scores), got {attn_mask.dtype}"
     )
 
 
@@ -207,7 +253,7 @@ def _aligned(query, key, value, enable_gqa):
     return (np.broadcast_to(x, (*x.shape[:-3], most, *x.shape[-2:])) for x in (query, key, value))
 
 
-def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0):
     """An empty result: its shape, type and strides."""
     if enable_gqa:
         leading = *torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3]), *query.shape[-3:-2]
@@ -237,7 +283,11 @@ def _attention_below(*given):
     return _pytorch_attention(*given)
 
 
-def _pytorch_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+def _pytorch_attention(
+    query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0
+):
+    if is_causal and query_offset:
+        attn_mask, is_causal = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril(query_offset), False
     return torch.ops.aten.scaled_dot_product_attention.default(
         query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -246,7 +296,7 @@ def _pytorch_attention(query, key, value, attn_mask=None, is_causal=False, scale
 _library = torch.library.Library("cattn", "FRAGMENT")
 _library.define(
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, bool is_causal=False, "
-    "float? scale=None, bool enable_gqa=False) -> Tensor",
+    "float? scale=None, bool enable_gqa=False, SymInt query_offset=0) -> Tensor",
     # The strides of the result follow those of query.
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
@@ -264,14 +314,15 @@ class sdpa(TorchFunctionMode):
     slower. It also gives up the path of its own for `torch.nn.TransformerEncoderLayer` and `MultiheadAttention` in
     evaluation, one call of C++, so that short sequences may take longer there than without.
 
-    What cattn does not serve (gradients, dropout, mixed types, tensors of other classes) is left to PyTorch, and a
+    What cattn does not serve (gradients, dropout, tensors of other classes) is left to PyTorch, and a
     warning says what it was, once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other
     devices are left to PyTorch silently.
 
     It reaches the calls of its own thread that go through Python: those of a model's code, and those in
     `torch.nn.functional.multi_head_attention_forward`, thus in `torch.nn.MultiheadAttention` with
-    ``need_weights=False`` and PyTorch's Transformer layers. It reaches no other threads, no TorchScript, nothing that
-    C++ calls, and no `torch.nn.MultiheadAttention` that returns weights, its default: that one multiplies matrices.
+    ``need_weights=False`` and PyTorch's Transformer layers. A `torch.nn.MultiheadAttention` that returns weights, its
+    default, multiplies matrices: a warning says that you can write ``need_weights=False``. It reaches no other threads,
+    no TorchScript, and nothing that C++ calls.
 
     Examples
     --------
@@ -284,22 +335,30 @@ class sdpa(TorchFunctionMode):
     def __torch_function__(self, function, overridden, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention or function is F.multi_head_attention_forward:
-            others = [kind.__name__ for kind in overridden if kind not in _PLAIN]
+            is_plain_call = function is F.scaled_dot_product_attention
+            others = [x for x in overridden if x not in _PLAIN and not (is_plain_call and _is_causal_bias(x))]
             if others:
-                uncompiled(_warn, f"{others[0]}: expected plain tensors, got a class with functions of its own")
-            elif function is F.scaled_dot_product_attention:
+                name = others[0].__name__
+                uncompiled(_warn, f"{name}: expected plain tensors, got a class with functions of its own")
+            elif is_plain_call:
                 return self._attend(*args, **kwargs)
+            elif kwargs.get("need_weights", args[_NEED_WEIGHTS] if len(args) > _NEED_WEIGHTS else True):
+                uncompiled(_warn, "need_weights: expected False, got True, the default; write need_weights=False")
             else:
                 return _multi_head_attention_forward(self._attend)(*args, **kwargs)
         return function(*args, **kwargs)
 
-    def _attend(self, query, *others, **named):
-        if query.is_cpu:
+    def _attend(self, query, key, *others, **named):
+        # PyTorch refuses mixed types, unless it casts them.
+        if query.is_cpu and (query.dtype is key.dtype or torch.is_autocast_enabled("cpu")):
             try:
-                return scaled_dot_product_attention(query, *others, **named)
-            except (TypeError, ValueError) as error:
+                return scaled_dot_product_attention(query, key, *others, **named)
+            except (TypeError, ValueError, RuntimeError) as error:
                 uncompiled(_warn, str(error))
-        return F.scaled_dot_product_attention(query, *others, **named)
+        return F.scaled_dot_product_attention(query, key, *others, **named)
+
+
+_NEED_WEIGHTS = list(inspect.signature(F.multi_head_attention_forward).parameters).index("need_weights")
 
 
 def _multi_head_attention_forward(attention):

@@ -1,5 +1,7 @@
 """cattn.torch: PyTorch's function, served by cattn."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,32 @@ def test_no_rows():
     assert scaled_dot_product_attention(query, key, value[..., :0]).shape == (2, 4, 5, 0)
 
 
+@EVERY_TYPE
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": True}, {"attn_mask": torch.eye(5)}, {"attn_mask": torch.eye(5) > 0}, {"scale": 2.0}]
+)
+def test_no_head_size(options, transposed, dtype):
+    """All scores are 0 then, before a mask is added."""
+    query, key, value = inputs(dtype)
+    query, key = (x[..., :0].transpose(1, 2).contiguous().transpose(1, 2) if transposed else x[..., :0]
+                  for x in (query, key))  # fmt: skip
+    out = scaled_dot_product_attention(query, key, value, **options)
+    assert_like_pytorch(out, query, key, value, **options)
+    torch.library.opcheck(torch.ops.cattn.attention.default, (query, key, value), options)
+    nothing = scaled_dot_product_attention(query, key, torch.zeros_like(value), **options)
+    assert torch.equal(nothing, torch.zeros(SHAPE, dtype=dtype))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_float32_queries_over_half_keys_and_values(half, calls):
+    """As if those were float32, and without a copy of them."""
+    key, value = K.to(half), V.to(half)
+    out = scaled_dot_product_attention(Q, key, value, is_causal=True)
+    assert_like_pytorch(out, Q, key.float(), value.float(), is_causal=True)
+    assert [address(array) for array in calls[0][0]] == [address(x) for x in (Q, key, value)]
+
+
 def test_added_masks_are_added_in_full():
     """A mask of float32 beside half types is not rounded to them: their numbers around 256 are 2 or 0.25 apart."""
     for dtype in (torch.bfloat16, torch.float16):
@@ -189,9 +217,10 @@ def test_parameters(dtype):
     assert torch.equal(out, scaled_dot_product_attention(*inputs(dtype)))
 
 
-def test_what_is_negated_when_it_is_read():
-    query, key, value = inputs()
-    negated = torch.complex(value, key).conj().imag
+@EVERY_TYPE
+def test_what_is_negated_when_it_is_read(dtype):
+    query, key, value = inputs(dtype)
+    negated = torch._neg_view(key)  # as x.conj().imag is of a complex x
     assert negated.is_neg()
     expected = scaled_dot_product_attention(query, -key, value)
     assert torch.equal(scaled_dot_product_attention(query, negated, value), expected)
@@ -253,8 +282,8 @@ def test_a_wrong_number_of_threads(nothing_set):
 # Errors
 
 REFUSED = {
-    "query, 1 axis": ((Q[0, 0, 0], K, V), {}, ValueError, r"query: expected axes .* got shape \(8,\)"),
-    "key, 1 axis": ((Q, K[0, 0, 0], V), {}, ValueError, r"key: expected axes .* got shape \(8,\)"),
+    "query, 1 axis": ((Q[0, 0, 0], K, V), {}, RuntimeError, r"query: expected axes .* got shape \(8,\)"),
+    "key, 1 axis": ((Q, K[0, 0, 0], V), {}, RuntimeError, r"key: expected axes .* got shape \(8,\)"),
     "head size": ((Q, K[..., 1:], V), {}, ValueError, r"key: expected head size 8 like query, got 7 \(shape \(2, 4, 5, 7\)\)"),  # noqa: E501
     "head size, transposed": ((Q.transpose(1, 2).contiguous().transpose(1, 2), K[..., 1:], V), {}, ValueError,
                               r"key: expected head size 8 like query, got 7 \(shape \(2, 4, 5, 7\)\)"),
@@ -263,13 +292,16 @@ REFUSED = {
     "heads": ((Q, K[:, :2], V[:, :2]), {}, ValueError, r"key: expected 4 heads, or one, got 2 \(shape \(2, 2, 5, 8\)\); .*enable_gqa=True"),  # noqa: E501
     "grouped heads": ((Q, K[:, :3], V[:, :3]), {"enable_gqa": True}, ValueError, "key: expected a number of heads that divides the 4 of query, got 3"),  # noqa: E501
     "heads of value": ((Q, K[:, :2], V[:, :1]), {"enable_gqa": True}, ValueError, "value: expected 2 heads like key, got 1"),  # noqa: E501
-    "no head size": ((Q[..., :0], K[..., :0], V), {}, ValueError, "query: expected a head size of 1 or more, got 0"),
-    "type of key": ((Q, K.bfloat16(), V), {}, TypeError, r"key: expected type torch.float32 like query, got torch.bfloat16; write key.to\(torch.float32\)"),  # noqa: E501
+    "no head size": ((Q, K[..., :0], V), {}, ValueError, "key: expected head size 8 like query, got 0"),
+    "type of key": ((Q, K.double(), V), {}, TypeError, r"key: expected type torch.float32 like query, torch.float16 or torch.bfloat16, got torch.float64; write key.to\(torch.float32\)$"),  # noqa: E501
+    "type of key, half": ((Q.half(), K, V), {}, TypeError, "key: expected type torch.float16 like query, got torch.float32"),  # noqa: E501
     "type of value": ((Q, K, V.double()), {}, TypeError, "value: expected type torch.float32 like query, got torch.float64"),  # noqa: E501
+    "type of value, half": ((Q, K.half(), V.bfloat16()), {}, TypeError, r"value: expected type torch.float16 like key, got torch.bfloat16; write value.to\(torch.float16\)$"),  # noqa: E501
     "integers": ((Q.long(), K.long(), V.long()), {}, TypeError, "query: expected type float16, bfloat16, float32 or float64, got torch.int64"),  # noqa: E501
     "complex": ((Q + 1j, K + 1j, V + 1j), {}, TypeError, "query: expected type .* got torch.complex64"),
-    "mask and causal": ((Q, K, V, EYE), {"is_causal": True}, ValueError, "attn_mask: expected None beside is_causal=True"),  # noqa: E501
-    "type of mask": ((Q, K, V, EYE.double()), {}, TypeError, r"attn_mask: expected type bool \(True: may attend\), or torch.float32 .* got torch.float64"),  # noqa: E501
+    "mask and causal": ((Q, K, V, EYE), {"is_causal": True}, RuntimeError, "attn_mask: expected None beside is_causal=True"),  # noqa: E501
+    "type of mask": ((Q, K, V, EYE.double()), {}, TypeError, r"attn_mask: expected type bool \(True: may attend\), or torch.float32 like query \(added to the scores\), got torch.float64"),  # noqa: E501
+    "type of mask, half": ((Q.half(), K.half(), V.half(), EYE.double()), {}, TypeError, r"attn_mask: .* or torch.float16 like query or torch.float32 \(added"),  # noqa: E501
     "integer mask": ((Q, K, V, EYE.int()), {}, TypeError, "attn_mask: expected type bool .* got torch.int32"),
     "shape of mask": ((Q, K, V, EYE[:4]), {}, ValueError, r"attn_mask: expected a shape that broadcasts to \(2, 4, 5, 5\) .* got \(4, 5\)$"),  # noqa: E501
     "mask by batch": ((Q, K, V, EYE[:2] > 0), {}, ValueError, r"attn_mask: expected .* got \(2, 5\); of batch and keys only, it wants attn_mask\[:, None, None, :\]$"),  # noqa: E501
@@ -293,7 +325,7 @@ def test_refused(name, attention):
 
 @pytest.mark.parametrize("dropout_p", [-1, 1.5, float("nan")])
 def test_no_share_is_refused(dropout_p):
-    with pytest.raises(ValueError, match=rf"^dropout_p: expected a number from 0 to 1, got {dropout_p}$"):
+    with pytest.raises(ValueError, match=rf"^dropout_p: expected a (finite number|number .*), got {dropout_p}$"):
         scaled_dot_product_attention(Q, K, V, dropout_p=dropout_p)
 
 
@@ -304,12 +336,69 @@ def test_arrays_are_refused(name):
         scaled_dot_product_attention(**given | {name: Q.numpy()})
 
 
-@FUNCTION_AND_OPERATOR
-def test_masks_that_hold_no_numbers(attention):
-    from torch.nn.attention.bias import causal_lower_right
+def test_what_the_schema_of_the_operator_refuses():
+    for options, message in {
+        ("scale", "1"): "scale: expected a finite number, got '1'",
+        ("scale", 1j): "scale: expected a finite number, got 1j",
+        ("is_causal", "yes"): "is_causal: expected True or False, got 'yes'",
+        ("enable_gqa", "no"): "enable_gqa: expected True or False, got 'no'",
+        ("dropout_p", "0.5"): "dropout_p: expected a finite number, got '0.5'",
+    }.items():
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            scaled_dot_product_attention(Q, K, V, **dict([options]))
 
+
+# Causal biases
+
+
+def bias(kind, queries, keys):
+    """Of PyTorch, which warns of rows that may attend to nothing."""
+    from torch.nn.attention import bias
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(bias, f"causal_{kind}")(queries, keys)
+
+
+EVERY_BIAS = pytest.mark.parametrize("kind", ["upper_left", "lower_right"])
+
+
+@EVERY_TYPE
+@EVERY_BIAS
+@pytest.mark.parametrize("queries, keys", [(5, 5), (3, 7), (7, 3), (1, 4)])
+def test_causal_biases(queries, keys, kind, dtype, calls):
+    """They say where the queries stand, and no mask is made."""
+    query = normal(2, 4, queries, 8, dtype=dtype)
+    key, value = (normal(2, 4, keys, 8, dtype=dtype, seed=seed) for seed in (1, 2))
+    out = scaled_dot_product_attention(query, key, value, bias(kind, queries, keys))
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries if kind == "lower_right" else 0)
+    assert_like_pytorch(out, query, key, value, mask)
+    [(_, options, _)] = calls
+    assert "mask" not in options
+    assert torch.all(out[:, :, ~mask.any(1)] == 0)
+
+
+@EVERY_BIAS
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_causal_biases(dynamic, backend, kind, calls):
+    """In one graph."""
+    torch._dynamo.reset()
+    tensors = Q[:, :, :3], K, V, bias(kind, 3, 5)
+    compiled = torch.compile(lambda *given: 2 * scaled_dot_product_attention(*given), backend=backend, fullgraph=True)
+    assert torch.equal(compiled(*tensors), 2 * scaled_dot_product_attention(*tensors))
+    assert len(calls) == 2
+
+
+def test_causal_biases_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"^attn_mask: expected a CausalBias of 5 queries and 5 keys, got one of 3 q"):
+        scaled_dot_product_attention(Q, K, V, bias("upper_left", 3, 5))
+    with pytest.raises(ValueError, match=r"^attn_mask: expected None beside is_causal=True, got a CausalBias$"):
+        scaled_dot_product_attention(Q, K, V, bias("upper_left", 5, 5), is_causal=True)
+    with pytest.raises(RuntimeError, match=r"^query: expected axes"):
+        scaled_dot_product_attention(Q[0, 0, 0], K, V, bias("upper_left", 5, 5))
     with pytest.raises(TypeError, match=r"^attn_mask: expected a plain tensor, got torch\.nn.*CausalBias$"):
-        attention(Q, K, V, causal_lower_right(5, 5))
+        torch.ops.cattn.attention(Q, K, V, bias("upper_left", 5, 5))
 
 
 # The operator
@@ -321,6 +410,8 @@ def test_opcheck(seed, dtype):
     """Schema, fake kernel and its strides, with sizes known and unknown."""
     tensors, options = case(seed, dtype)
     torch.library.opcheck(torch.ops.cattn.attention.default, tensors, options)
+    if options.get("is_causal"):
+        torch.library.opcheck(torch.ops.cattn.attention.default, tensors, options | {"query_offset": 2})
 
 
 @EVERY_TYPE

@@ -1,6 +1,7 @@
 """cattn.torch.sdpa, and what cattn.torch leaves to PyTorch: gradients, dropout, other classes."""
 
 import contextlib
+import functools
 import threading
 import warnings
 
@@ -183,7 +184,7 @@ NOT_SERVED = {
     "dropout": ((Q, K, V), {"dropout_p": 0.5}, "dropout_p: expected 0, since cattn has no dropout, got 0.5"),
     "gradient": ((Q, wanted(K), V), {}, "key: expected a tensor that needs no gradient"),
     "mask and causal": ((Q, K, V, EYE), {"is_causal": True}, "attn_mask: expected None beside is_causal=True"),
-    "head size": ((Q[..., :0], K[..., :0], V), {}, "query: expected a head size of 1 or more, got 0"),
+    "scale": ((Q, K, V), {"scale": float("inf")}, "scale: expected a finite number, got inf"),
 }
 
 
@@ -197,15 +198,20 @@ def test_what_is_not_served_goes_to_pytorch(name):
     with warnings_of() as texts, sdpa():
         found = [F.scaled_dot_product_attention(*tensors, **options) for _ in range(2)]
     for x, y in zip(found, expected, strict=True):
-        assert torch.equal(x, y)
+        torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
         assert x.requires_grad == y.requires_grad
     [text] = texts
     assert text.startswith(f"{SAID}{reason}")
 
 
-def test_what_pytorch_refuses_is_refused():
-    with pytest.raises(RuntimeError, match="dtype"), pytest.warns(UserWarning, match="key: expected type"), sdpa():
-        F.scaled_dot_product_attention(Q, K.double(), V)
+def test_what_pytorch_refuses_is_refused(calls):
+    """Mixed types too, some of which cattn would take, unless they are cast."""
+    for key, value in ((K.double(), V), (K.half(), V.half())):
+        with pytest.raises(RuntimeError, match="dtype"), sdpa():
+            F.scaled_dot_product_attention(Q, key, value)
+    with sdpa(), torch.autocast("cpu", torch.bfloat16):
+        assert F.scaled_dot_product_attention(Q, K.half(), V.half()).dtype is torch.bfloat16
+    assert len(calls) == 1
 
 
 def test_other_devices_go_to_pytorch_silently():
@@ -215,19 +221,42 @@ def test_other_devices_go_to_pytorch_silently():
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
 def test_classes_with_functions_of_their_own_go_to_pytorch():
-    from torch.nn.attention.bias import causal_lower_right
+    def call():
+        return F.scaled_dot_product_attention(*[jagged.transpose(1, 2)] * 3).transpose(1, 2).values()
 
-    bias = causal_lower_right(3, 5)
     jagged = torch.nested.as_nested_tensor([Q[0].transpose(0, 1), K[0, :, :3].transpose(0, 1)], layout=torch.jagged)
-    calls = {
-        "CausalBias": lambda: F.scaled_dot_product_attention(Q[:, :, :3], K, V, bias),
-        "NestedTensor": lambda: F.scaled_dot_product_attention(*[jagged.transpose(1, 2)] * 3).transpose(1, 2).values(),
-    }
-    for name, call in calls.items():
-        expected = call()
-        with warnings_of() as texts, sdpa():
-            assert torch.equal(call(), expected)
-        assert texts == [f"{SAID}{name}: expected plain tensors, got a class with functions of its own"]
+    expected = call()
+    with warnings_of() as texts, sdpa():
+        assert torch.equal(call(), expected)
+    assert texts == [f"{SAID}NestedTensor: expected plain tensors, got a class with functions of its own"]
+
+
+@pytest.mark.parametrize("kind", ["upper_left", "lower_right"])
+@pytest.mark.parametrize("compiler", [lambda f: f, functools.partial(torch.compile, fullgraph=True, backend="eager")])
+def test_causal_biases(compiler, kind, calls):
+    from torch.nn.attention import bias
+
+    tensors = Q[:, :, :3], K, V, getattr(bias, f"causal_{kind}")(3, 5)
+    expected = F.scaled_dot_product_attention(*tensors)
+    torch._dynamo.reset()
+    with sdpa():
+        found = compiler(lambda *given: F.scaled_dot_product_attention(*given))(*tensors)
+    assert len(calls) == 1
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["upper_left", "lower_right"])
+@pytest.mark.parametrize("compiler", [lambda f: f, functools.partial(torch.compile, fullgraph=True, backend="eager")])
+def test_gradients_beside_causal_biases(compiler, kind):
+    from torch.nn.attention import bias
+
+    given = {"query": Q[:, :, :3], "key": K, "value": V, "attn_mask": getattr(bias, f"causal_{kind}")(3, 5)}
+    names = ["query", "key", "value"]
+    torch._dynamo.reset()
+    with warnings_of():
+        found = with_gradients(compiler(scaled_dot_product_attention), given, names)
+    for x, y in zip(found, with_gradients(F.scaled_dot_product_attention, given, names), strict=True):
+        torch.testing.assert_close(x, y)
 
 
 def test_other_threads_are_not_reached(calls):
@@ -255,12 +284,34 @@ def test_multi_head_attention(options, calls):
         expected, _ = module(x, x, x, need_weights=False, **options)
         with sdpa():
             found, _ = module(x, x, x, need_weights=False, **options)
-            assert len(calls) == 1
-            same, weights = module(x, x, x, **options)
-            assert len(calls) == 1  # it multiplies matrices where weights are asked for
-    assert weights.shape == (2, 6, 6)
+    assert len(calls) == 1
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(found, same)
+
+
+@pytest.mark.parametrize("given", [{}, {"need_weights": True}])
+def test_multi_head_attention_with_weights(given, calls):
+    """PyTorch multiplies matrices for them. The warning says what to write."""
+    torch.manual_seed(0)
+    module = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    x = normal(2, 6, 32)
+    expected = module(x, x, x, **given)
+    with warnings_of() as texts, sdpa():
+        assert_equal(module(x, x, x, **given), expected)
+        assert_equal(module(x, x, x, **given), expected)
+    assert texts == [f"{SAID}need_weights: expected False, got True, the default; write need_weights=False"]
+    assert not calls
+
+
+def test_multi_head_attention_by_position(calls):
+    weight, bias, out_weight, out_bias = normal(24, 8), normal(24), normal(8, 8), normal(8)
+    x = normal(6, 2, 8)
+    given = (x, x, x, 8, 2, weight, bias, None, None, False, 0.0, out_weight, out_bias, False, None)
+    for need_weights in (False, True):
+        expected = F.multi_head_attention_forward(*given, need_weights)
+        with warnings_of() as texts, sdpa():
+            found = F.multi_head_attention_forward(*given, need_weights)
+        torch.testing.assert_close(found[0], expected[0])
+        assert (len(texts), len(calls), found[1] is not None) == (int(need_weights), 1, need_weights)
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
