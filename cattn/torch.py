@@ -108,7 +108,7 @@ def scaled_dot_product_attention(
             and (attn_mask is None or isinstance(attn_mask, Tensor))):  # fmt: skip
         _refuse_others(query=query, key=key, value=value, attn_mask=attn_mask)
     if dropout_p != 0:
-        uncompiled(_refuse_dropout, dropout_p)
+        uncompiled(_leave_dropout, dropout_p)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -138,7 +138,8 @@ def _refuse_others(**given):
             raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}; arrays go to cattn.attention")
 
 
-def _refuse_dropout(dropout_p):
+def _leave_dropout(dropout_p):
+    """Warn that PyTorch computes a call with dropout, or refuse a number that is no share."""
     if not 0 < as_number("dropout_p", dropout_p) <= 1:
         raise ValueError(f"dropout_p: expected a number from 0 to 1, got {dropout_p}")
     _warn(f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
@@ -286,8 +287,10 @@ def _attention_below(*given):
 def _pytorch_attention(
     query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0
 ):
+    """The operator's result, computed and recorded by PyTorch."""
     if is_causal and query_offset:
-        attn_mask, is_causal = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril(query_offset), False
+        ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
+        attn_mask, is_causal = ones.tril(query_offset), False
     return torch.ops.aten.scaled_dot_product_attention.default(
         query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
     )
