@@ -5,7 +5,6 @@ from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
 from problem cimport *
-from tiles.portable cimport to_float
 from tiles.tiles cimport CATTN_MANY, cattn_table
 
 cdef enum:
@@ -43,8 +42,7 @@ cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn
     if to_type == type:
         memcpy(to, source, count * item_size(type))
     elif to_type == CATTN_FLOAT32 and type == CATTN_FLOAT64:
-        for i in range(count):
-            (<float *>to)[i] = to_float((<const double *>source)[i])
+        table.round_to_float(to, source, count)
     elif to_type == CATTN_FLOAT64 and type == CATTN_FLOAT32:
         for i in range(count):
             (<double *>to)[i] = (<const float *>source)[i]

@@ -184,8 +184,7 @@ cdef inline cattn_prefetch *look_ahead(Prefetch *prefetch, const Worker *worker,
     cdef Py_ssize_t row
     low = max(low, tile.low)
     high = min(high, tile.high)
-    if low >= high or first == NULL or not (worker.call.plan.bias_in_place if has_bias
-                                            else worker.call.plan.mask_in_place):
+    if low >= high or first == NULL or array.column != item_size(array.type):
         return NULL
     for row in range(tile.arrays.rows):
         prefetch.row[row] = row_of(array, first, tile, row)

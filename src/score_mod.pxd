@@ -54,14 +54,27 @@ cdef inline bint set_masks(cattn_score_mod *mod, const Worker *worker, const Key
     return seen != 0
 
 
+cdef inline Py_ssize_t row_before(const cattn_array *bias, const Tile *tile, const Region *region, Py_ssize_t row,
+                                  Py_ssize_t group) noexcept nogil:
+    """Return an earlier row of the region that has the same bias as `row`, or `row` itself if there is none known."""
+    cdef const Py_ssize_t *index = tile.index + region.first
+    if bias.head == 0 and row > 0 and (bias.row == 0 or index[row] == index[row - 1]):
+        return row - 1
+    return row - group if bias.row == 0 and row >= group else row
+
+
 cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
                             const Region *region) noexcept nogil:
     cdef const cattn_array *bias = &worker.call.problem.bias
     cdef const Plan *plan = worker.call.plan
-    cdef Py_ssize_t row, count = region.high - region.low
+    cdef Py_ssize_t row, before, count = region.high - region.low
     cdef const char *source
     cdef char *copy
     for row in range(region.rows):
+        before = row if plan.bias_in_place else row_before(bias, tile, region, row, plan.group)
+        if before < row:   # converted once
+            mod.bias[row] = mod.bias[before]
+            continue
         source = row_of(bias, head.bias, tile, region.first + row) + region.low * bias.column
         if not plan.bias_in_place:
             copy = worker.workspace + plan.bias_at + row * count * plan.itemsize

@@ -92,6 +92,7 @@ AXES = {
     "rows": "rows count size",
     "widen": "size",
     "narrow": "size",
+    "round_to_float": "size",
     "interleave": "count size",
 }
 STORED = {"scores", "modify_scores", "mark_attended", "values", "rows"}  # read half types, too

@@ -579,6 +579,29 @@ def check_narrow(case, memory, random):
         memory.settle()
 
 
+@functools.cache
+def around_float32():
+    """Doubles of every size, ties between neighbouring float32 numbers, and what is or is not beyond the largest."""
+    random = np.random.default_rng(0)
+    numbers = random.integers(0, 1 << 63, 4000, dtype=np.uint64).view(np.float64)
+    floats = random.integers(0, 0x7F7FFFFF, 4000, dtype=np.uint32).view(np.float32)
+    ties = (floats.astype(np.float64) + np.nextafter(floats, np.float32(np.inf))) / 2
+    largest = float(np.finfo(np.float32).max)
+    edges = [0, 1, np.inf, np.nan, largest, np.nextafter(largest, np.inf), 2.0**128, np.finfo(np.float64).max]
+    numbers = np.concatenate([numbers, floats, ties, np.repeat(edges, 100)])
+    return random.permutation(np.concatenate([numbers, -numbers]))
+
+
+def check_round_to_float(case, memory, random):
+    """To nearest, ties to even, and no finite number becomes infinite."""
+    some, largest = some_of(around_float32(), case, random), np.finfo(np.float32).max
+    source, to = memory.span.put(0, some, case.at_end), memory.converted.room(0, some.shape, np.float32, case.at_end)
+    table_of(case.isa).round_to_float(address(to), address(source), some.size)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        expected = np.where(np.isfinite(some), np.clip(some, -largest, largest), some).astype(np.float32)
+    same("floats", to, expected)
+
+
 def check_interleave(case, memory, random):
     """Rows whose numbers are aligned to their own type only."""
     group = case.kernels.interleaves
@@ -608,6 +631,7 @@ CHECKS = {
     "rows": check_rows,
     "widen": check_widen,
     "narrow": check_narrow,
+    "round_to_float": check_round_to_float,
     "interleave": check_interleave,
 }
 

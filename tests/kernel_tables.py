@@ -72,11 +72,13 @@ class Kernels(ctypes.Structure):
 
 class Table(ctypes.Structure):
     Converter = ctypes.CFUNCTYPE(None, pointer, pointer, integer, count_of)
+    Rounder = ctypes.CFUNCTYPE(None, pointer, pointer, count_of)
     Interleaver = ctypes.CFUNCTYPE(None, pointer, pointer, *[count_of] * 3)
     _fields_ = [
         ("name", ctypes.c_char_p),
         ("kernels", Kernels * 2 * 4),
         *fields(Converter, "widen narrow"),
+        ("round_to_float", Rounder),
         ("interleave", Interleaver),
     ]
 

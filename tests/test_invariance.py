@@ -88,6 +88,24 @@ def test_any_memory(dtype, rows, which):
         assert_same_bits(attention(**case | {which: x}), expected)
 
 
+@ROWS
+@pytest.mark.parametrize("dtype", [np.float64, np.float16], ids=np.dtype)
+@pytest.mark.parametrize("modifiers", [{}, {"window": (40, 3), "query_offset": -5}], ids=str)
+def test_bias_of_another_type(dtype, rows, modifiers):
+    """It has the bits of the same numbers in the arithmetic type, whichever rows and heads share it."""
+    random = np.random.default_rng(rows)
+    for shape in [(3, 6, rows, 200), (6, 1, 200), (3, 1, rows, 200), (200,), (rows, 1)]:
+        bias = 10 * random.standard_normal(shape)
+        bias[random.random(shape) < 0.1] = -np.inf
+        if dtype == np.float64:  # finite numbers stay finite
+            bias[random.random(shape) < 0.05] = -1e300
+        bias = bias.astype(dtype)
+        same = np.where(np.isfinite(bias), np.maximum(bias, np.finfo(np.float32).min), bias).astype(np.float32)
+        case = problem(rows, 200) | modifiers
+        found = attention(**case, bias=bias)
+        assert_same_bits(found, attention(**case, bias=np.broadcast_to(same, (3, 6, rows, 200)).copy()))
+
+
 @EVERY_TYPE
 @pytest.mark.parametrize("layout", ["bhld", "blhd"])
 @pytest.mark.parametrize("ndim", [2, 3, 4, 5])

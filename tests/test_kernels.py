@@ -83,7 +83,7 @@ def test_struct(isa):
         assert own or bytes(kernels) == bytes(table.kernels[FLOAT32][layout])
         assert all(getattr(kernels, name) for name in kernel_tables.Kernels.NAMES)
     assert all(both[FEW].lanes == kernel_tables.FEW_ROWS for both in table.kernels)
-    assert table.widen and table.narrow
+    assert table.widen and table.narrow and table.round_to_float
 
 
 @EACH

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import sys
 
 import cases
 import numpy as np
@@ -44,20 +45,20 @@ def problem(heads, key_heads, rows, keys, size, value_size, dtype, **options):
     )
 
 
-def everything(lengths, modified):
-    """The modifiers that take workspace, in types and strides that cannot be read in place."""
+def everything(lengths, bias):
+    """The modifiers that take workspace, in strides that cannot be read in place, with a bias of this type if any."""
     heads, _, rows, keys = lengths
     shape = (heads, rows, keys)
-    return {"mask": huge(shape, bool, False), "bias": huge(shape, np.float16, False)} if modified else {}
+    return {"mask": huge(shape, bool, False), "bias": huge(shape, bias, False)} if bias is not None else {}
 
 
 def work_sizes():
     """(arguments, plan) over types, sizes, lengths, strides and modifiers."""
     for dtype, size, value_size, lengths in itertools.product(TYPES, SIZES, SIZES, LENGTHS):
-        for contiguous, modified in itertools.product((True, False), repeat=2):
+        for contiguous, bias in itertools.product((True, False), (None, np.float16, np.float64)):
             arrays = problem(*lengths, size, value_size, dtype, contiguous=contiguous)
             out = huge_out(lengths, value_size, dtype)
-            yield (dtype, size, value_size, *lengths), cattn.plan(*arrays, **everything(lengths, modified), out=out)
+            yield (dtype, size, value_size, *lengths), cattn.plan(*arrays, **everything(lengths, bias), out=out)
 
 
 def huge_out(lengths, value_size, dtype):
@@ -229,6 +230,26 @@ def test_takes_what_attention_takes():
         cattn.plan(x, x, x, mask=np.ones((9, 9)))
     with pytest.raises(ValueError, match="num_threads"):
         cattn.plan(x, x, x, num_threads=0)
+
+
+def check_memory_of_a_bias():
+    """A bias of another type is converted a block at a time: a copy of all of it would take 8 MiB."""
+    import resource
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    keys = 2**21
+    query, key, bias = np.ones((20, 1), np.float32), np.ones((keys, 1), np.float32), np.ones(keys)
+    cattn.attention(query, key[:5000], key[:5000], bias=bias[:5000], num_threads=1)
+    before = peak()
+    cattn.attention(query, key, key, bias=bias, num_threads=1)
+    assert peak() - before < 2 * MIB
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no module resource")
+def test_memory_of_a_bias():
+    python("import test_plan; test_plan.check_memory_of_a_bias()")
 
 
 HUGE = np.broadcast_to(np.float32(1), (2**60, 1, 1))

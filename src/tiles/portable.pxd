@@ -114,6 +114,12 @@ cdef inline float to_float(double value) noexcept nogil:
     return <float>value
 
 
+cdef inline void round_to_float(void *to, const void *source, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        (<float *>to)[i] = to_float((<const double *>source)[i])
+
+
 cdef inline real to_real(double value, real *unused) noexcept nogil:
     return to_float(value) if real is float else value
 

@@ -54,3 +54,4 @@ cdef inline void fill_portable(cattn_table *table) noexcept nogil:
     table.interleave = NULL
     table.widen = widen
     table.narrow = narrow
+    table.round_to_float = round_to_float

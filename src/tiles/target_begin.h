@@ -3,6 +3,7 @@
  *
  * gcc wants its pragma; clang ignores it and wants an attribute, which does not define __AVX2__ and its like. So
  * nothing may ask for those: the TILES_ names, ours, say what there is. */
+#include <float.h>
 #if defined(__x86_64__) || defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)

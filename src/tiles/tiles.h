@@ -218,6 +218,10 @@ typedef struct {
     void (*widen)(void *to, const char *from, cattn_type type, ptrdiff_t count);
     void (*narrow)(char *to, const void *from, cattn_type type, ptrdiff_t count);
 
+    /* float to[i] = double from[i], for `count` contiguous elements. A finite number stays one: a bias that would become
+     * -infinity would mask. */
+    void (*round_to_float)(void *to, const void *from, ptrdiff_t count);
+
     /* Rows of bfloat16, `stride` bytes apart, in groups of as many keys as the kernels interleave: to[group][column][key
      * of the group], zeros behind the last key. NULL where no kernels take them. */
     void (*interleave)(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns);

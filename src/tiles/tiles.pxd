@@ -91,5 +91,6 @@ cdef extern from "tiles/tiles.h" nogil:
         cattn_kernels kernels[CATTN_FLOATS][CATTN_LAYOUTS]
         void (*widen)(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil
         void (*narrow)(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil
+        void (*round_to_float)(void *to, const void *source, Py_ssize_t count) noexcept nogil
         void (*interleave)(void *to, const char *source, Py_ssize_t stride, Py_ssize_t keys,
                            Py_ssize_t columns) noexcept nogil

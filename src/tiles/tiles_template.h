@@ -413,6 +413,19 @@ static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count
 #endif
 #endif
 
+#if REAL_BITS == 32 && VECTOR_BYTES > 16
+/* Without a branch: compilers take many at a time. Of 128 bits they would hold two, which is slower than one by one. */
+static void round_to_float(void *to_, const void *from_, ptrdiff_t count)
+{
+    float *restrict to = to_;
+    const double *from = from_;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const double x = from[i], above = x < -FLT_MAX ? -FLT_MAX : x, between = above > FLT_MAX ? FLT_MAX : above;
+        to[i] = (float)(x - x == 0 ? between : x);
+    }
+}
+#endif
+
 /* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or
  * half a run. Merging chunks takes as long as 5 keys or so. */
 static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 2, .bytes = 25600,
@@ -437,6 +450,9 @@ static void F(override)(cattn_table *table)
 #if REAL_BITS == 32
     for (int layout = 0; layout < CATTN_LAYOUTS; layout++)
         table->kernels[CATTN_FLOAT16][layout] = table->kernels[CATTN_BFLOAT16][layout] = table->kernels[type][layout];
+#endif
+#if REAL_BITS == 32 && VECTOR_BYTES > 16
+    table->round_to_float = round_to_float;
 #endif
 #if defined(READS_HALVES)
     table->widen = widen;
