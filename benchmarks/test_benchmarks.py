@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from cattn._accuracy import allowed
 from cattn._bench.answer import expected
 from cattn._bench.cases import CASES
 from cattn._bench.engines import cattn_call
@@ -32,7 +33,7 @@ def problem(case):
     inputs = make_inputs(case)
     answer = expected(case, inputs)
     numpy_kappa = answer.check(numpy_call(case, inputs)()).kappa
-    return inputs, answer, max(2.0, 1.5 * numpy_kappa + 0.5)
+    return inputs, answer, allowed(numpy_kappa)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -2,7 +2,7 @@
 
 What is compared are whole calls, over shapes and modifiers that between them reach every kernel of a table: tiles and
 blocks that are full and that are not, each number of few rows, keys in several chunks, every type. An error is stated
-as a share of what is allowed, which is close to what `cattn.reference.attention` promises (with κ = 4).
+as a share of what is allowed, which is close to what `cattn.reference.attention` promises.
 """
 
 import itertools
@@ -16,9 +16,9 @@ import numpy as np
 
 import cattn
 from cattn import _kernel, reference
+from cattn._accuracy import KAPPA, LSE_KAPPA, ROUNDED_WEIGHTS
 from cattn._cli import print_table
 
-KAPPA, KAPPA_LSE = 4, 8
 SECONDS = 120  # for one table, on a slow machine that others use too
 SHOWN = 5  # failures of one table
 # Of the types that results are stored in beyond what is computed in: epsilon, and the smallest number.
@@ -195,10 +195,10 @@ def _error(case):
             eps, smallest = HALF_TYPES[query_type.name]
             allowed += eps * np.abs(expected) + smallest
         if query_type.name == "bfloat16":  # weights may be rounded
-            allowed += 1.02 * 2.0**-8 * (magnitude + np.abs(expected))
+            allowed += ROUNDED_WEIGHTS * (magnitude + np.abs(expected))
         return max(
             _share(out, expected, allowed),
-            _share(lse, expected_lse, KAPPA_LSE * (unit + arithmetic.eps * np.abs(expected_lse))),
+            _share(lse, expected_lse, LSE_KAPPA * (unit + arithmetic.eps * np.abs(expected_lse))),
             _share(
                 weights, expected_weights, KAPPA * unit[..., None] * expected_weights + 2 * arithmetic.smallest_normal
             ),

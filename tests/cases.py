@@ -62,6 +62,35 @@ def flat_case(seed, dtype, work=8_000_000):
     return result, kind
 
 
+def alike_case(seed, dtype, entries):
+    """A batch of small heads with nearly flat weights over one to four runs of keys (20 each) and a rest, or over any
+    few keys. Where the values of a column have one sign as well, the terms of its sum are alike, and may round the same
+    way each time: no other cases came nearer to the bound. Other heads have values of either sign."""
+    random = np.random.default_rng([seed, 20])
+    rows = int(random.integers(1, 9) if random.random() < 0.3 else random.integers(9, 33))
+    runs = 20 * int(random.integers(1, 5)) + int(random.integers(-2, 6))
+    attended = runs if random.random() < 0.7 else int(random.integers(2, 120))
+    how = random.choice(["all keys", "window", "key_range"])
+    keys = attended if how == "all keys" else attended + int(random.integers(60))
+    size, value_size = int(random.choice([1, 2, 4])), int(random.choice([1, 2, 3, 8, 16]))
+    sigma = random.choice([0, 0.003, 0.01, 0.03, 0.1, 0.3]) * random.uniform(0.3, 1)
+    lowest = random.choice([-1, 0, 0.5, 0.9, 0.99, 1])
+    value = random.uniform(lowest, 1, (entries, 1, keys, value_size))
+    if lowest < 0 and random.random() < 0.5:
+        value = random.standard_normal(value.shape)
+    result = {
+        "query": (sigma * random.standard_normal((entries, 1, rows, size))).astype(dtype),
+        "key": random.standard_normal((entries, 1, keys, size)).astype(dtype),
+        "value": (value * random.uniform(0.5, 1, (entries, 1, 1, value_size))).astype(dtype),
+    }
+    if how == "window":
+        result |= {"window": (attended - 1, 0), "query_offset": int(random.integers(-3, keys))}
+    elif how == "key_range":
+        start = random.integers(0, keys - attended + 1, (entries, 1, rows))
+        result["key_range"] = (start, start + attended)
+    return result
+
+
 def describe(case):
     """A case in one line, for the message of a failing test."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cattn._accuracy import ROUNDED_WEIGHTS
 from cattn._bench.cases import HALF_TYPES, SOFTCAP, Case
 from cattn._bench.inputs import Inputs, bias_block, join_heads, mask_block, row_blocks, split_heads
 
@@ -52,7 +53,7 @@ class Expected:
             return 0.0
         rounding = EPS[self.dtype] * np.abs(self.out)
         if self.dtype == "bfloat16":
-            rounding += (1 + 2.0**-6) * 2.0**-8 * np.sqrt(np.maximum(self.square - self.out**2, 0))
+            rounding += ROUNDED_WEIGHTS * np.sqrt(np.maximum(self.square - self.out**2, 0))
         return rounding
 
 
