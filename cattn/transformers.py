@@ -6,6 +6,10 @@ shape and the meaning of sdpa's, and holds what `cattn.attention` takes in its p
 keys. Its elements are made only where the keys of some query are no interval, or for somebody else who reads them.
 """
 
+import functools
+import inspect
+import sys
+import warnings
 from types import FunctionType
 
 import numpy as np
@@ -23,15 +27,18 @@ if transformers.__version__.partition(".")[0] != "5":
     )
 
 from ._calls import renamed
-from ._kernel import attention
-from ._tensors import num_threads, read, read_inputs, to_numpy, to_tensor
+from ._kernel import attention, attention_weights
+from ._tensors import num_threads, read, read_inputs, refuse_gradient, to_numpy, to_tensor
 
 # isort: split
 import torch  # after _tensors, which says what to install where there is none
-from torch.utils._pytree import tree_map_only
-from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 __all__ = ["register"]
+
+_INSTEAD = 'write attn_implementation="eager"'
 
 _BLOCK = 2**20  # elements of a mask that are made and looked at together
 
@@ -45,12 +52,20 @@ def register():
 
     Queries, keys and values are read where they lie, and grouped heads are not repeated. Causal masks, sliding windows,
     padding and whatever else lets each query attend to one interval of keys are never made as arrays of queries times
-    keys; any other mask is passed as it is. Softcap, sinks of heads and the position bias of T5 are served.
+    keys; any other mask is passed as it is. Softcap, sinks of heads, the position bias of T5 and the chosen keys of
+    sparse attention are served.
 
-    Forward only, on the CPU. A model that is called with gradients enabled, in training with dropout, on another device
-    or for the weights (``output_attentions``) raises an error that says so; so does one whose attention cannot be
-    replaced, such as T5 in early versions of transformers 5, or has sinks of a kind of its own. Under torch.compile the
-    graph breaks at each attention.
+    cattn computes no gradients and has no dropout. A call that needs them is left to PyTorch, with a warning, once: to
+    stay with cattn, call the model under `torch.no_grad` or `torch.inference_mode`.
+
+    With ``output_attentions=True`` in the call of a model, `cattn.attention_weights` computes the weights that "eager"
+    would return. Rows that attend to nothing are zeros. Some models do not pass the flag on to their attention. These
+    return None in the place of weights, as with "sdpa". In a configuration, transformers accepts the flag for "eager"
+    only.
+
+    A model on another device is refused with an error. So is a model whose attention cannot be replaced, such as MPT,
+    and one that asks its attention for something that is not known here. Under torch.compile the graph breaks at each
+    attention.
 
     The number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or CATTN_NUM_THREADS says
     another.
@@ -69,17 +84,25 @@ def register():
 # Masks, made once in a forward
 
 
+_COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+_NO_MASKS = frozenset(("bitwise_not", "logical_not", "any", "all"))  # booleans that say something else
+
+
 class _Mask(torch.Tensor):
     """Booleans (batch, 1, queries, keys), True where a query may attend, without elements: `modifiers` is what
-    `attention` takes in their place. Once somebody reads or writes elements, there are such, and they count."""
+    `attention` takes in their place. Once somebody reads or writes elements, there are such, and they count.
+
+    Booleans that are made from a mask are a mask as well, and a mask may be the condition of `torch.where`. Anything
+    else is refused. A model that adds a mask to the scores, compares it with 0, or casts it to numbers expects another
+    kind of mask, and would silently compute something else."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, shape, modifiers):
-        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool)
+    def __new__(cls, shape, modifiers, strides=None):
+        return torch.Tensor._make_wrapper_subclass(cls, shape, strides, dtype=torch.bool)
 
-    def __init__(self, shape, modifiers):
+    def __init__(self, shape, modifiers, strides=None):
         self.modifiers = modifiers
 
     @classmethod
@@ -87,13 +110,29 @@ class _Mask(torch.Tensor):
         if function is torch.ops.aten.alias.default:  # a slice of all there is, as eager attention takes it
             (mask,) = args
             return cls(mask.shape, mask.modifiers)
-        if function is torch.ops.aten.add.Tensor:
+        name = function.overloadpacket.__name__
+        plain, options = tree_map_only(cls, cls.elements, (args, kwargs or {}))
+        result = function(*plain, **options)
+        if name == "where" and isinstance(args[0], cls):
+            return result
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if name in _COMPARISONS or any(tensor.dtype is not torch.bool for tensor in tensors):
             raise NotImplementedError(  # the operator + would turn a TypeError into one of its own
-                "attn_implementation: this model adds masks to the scores in an attention of its own, which "
-                f'transformers {transformers.__version__} cannot replace; write attn_implementation="eager"'
+                f"attention_mask: expected a model that takes booleans (True: may attend), got one that reads them as "
+                f"numbers ({name}) in an attention of its own, which cattn cannot replace; {_INSTEAD}"
             )
-        args, kwargs = tree_map_only(cls, cls.elements, (args, kwargs or {}))
-        return function(*args, **kwargs)
+        if name in _NO_MASKS:
+            return result
+        if result is plain[0]:  # what was written to
+            return args[0]
+        return tree_map_only(torch.Tensor, cls._of, result)
+
+    @classmethod
+    def _of(cls, tensor):
+        return cls(tensor.shape, {"mask": to_numpy(tensor)}, tensor.stride())
+
+    def __repr__(self):
+        return repr(self.elements())
 
     def elements(self):
         if "mask" not in self.modifiers:
@@ -127,6 +166,7 @@ def _mask(*, batch_size, kv_length, cache_position=None, q_length=None, q_offset
         raise TypeError(f"cattn.transformers: the masks of transformers {transformers.__version__} are not known here")
     if torch.device(device).type != "cpu":
         raise ValueError(f"attention_mask: expected a tensor on the CPU, got one on {device}; write model.cpu()")
+    _refuse_own_attention(type(given.get("config")))
     q_offset = int(q_offset)
     may_be_none = given.get("allow_is_bidirectional_skip", False)
     given.update(
@@ -148,6 +188,30 @@ def _mask(*, batch_size, kv_length, cache_position=None, q_length=None, q_offset
     if may_be_none and not modifiers:
         return None
     return _Mask((batch_size, 1, q_length, kv_length), modifiers)
+
+
+@functools.cache
+def _refuse_own_attention(config):
+    """Raise an error if the models of a configuration's class compute attention themselves, by no name that could be
+    replaced. transformers accepts any registered name when it makes such a model, so its first mask is the first chance
+    to refuse it."""
+    models = [model for model in _subclasses(PreTrainedModel) if model.config_class is config]
+    if models and not any(
+        model._supports_attention_backend
+        or model._supports_sdpa
+        or hasattr(sys.modules.get(model.__module__), "ALL_ATTENTION_FUNCTIONS")
+        for model in models
+    ):
+        raise NotImplementedError(
+            "attn_implementation: expected a model whose attention can be replaced, got one with an attention of its "
+            f"own ({config.__name__.removesuffix('Config')}); {_INSTEAD}"
+        )
+
+
+def _subclasses(kind):
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def _structure(
@@ -249,6 +313,23 @@ def _intervals(visible):
 
 _NAMES = {"scale": "scaling", "mask": "attention_mask", "bias": "attention_mask", "sinks": "s_aux"}
 
+# Keywords that change no attention of transformers' own ("eager", "sdpa"). Any other one may say which keys a query
+# attends to, or how: it is refused until somebody has looked at it.
+_HARMLESS = frozenset(
+    (
+        # The mask says it, or the rotation of queries and keys did.
+        *("sliding_window", "position_ids", "cache_position"),
+        # What a forward returns and keeps beside the result of attention.
+        *("use_cache", "return_dict", "output_hidden_states", "output_router_logits"),
+        # How a loss is scaled, whether generation has just begun, whether flash attention's gradient has the same bits.
+        *("num_items_in_batch", "is_first_iteration", "deterministic"),
+        # Other layers read them: cross-attention, which is given the keys that it makes from them, and recurrent ones.
+        *("encoder_hidden_states", "seq_idx"),
+        # Keys and values hold what is in the cache.
+        *("cache", "past_key_values"),
+    )
+)
+
 
 @torch.compiler.disable
 def _attention(
@@ -263,25 +344,47 @@ def _attention(
     softcap=None,
     s_aux=None,
     position_bias=None,
+    indices=None,
+    output_attentions=False,
     **others,
 ):
-    """The attention function: (batch, heads, length, size) to (batch, length, heads, size), and no weights."""
-    if dropout:
-        raise ValueError(f"dropout: expected 0, since cattn has no dropout, got {dropout}; write model.eval()")
-    if others.get("output_attentions"):
-        raise ValueError('output_attentions: cattn keeps no weights; write attn_implementation="eager"')
-    if others.get("sinks") is not None:  # s_aux has one number a head, this one a query
-        raise ValueError('sinks: cattn has one sink a head; write attn_implementation="eager"')
+    """The attention function: (batch, heads, length, size) to (batch, length, heads, size), and the weights where they
+    are asked for."""
+    for name, other in others.items():
+        if other is not None and name not in _HARMLESS:
+            raise NotImplementedError(f"{name}: expected None, since cattn does not know this argument; {_INSTEAD}")
+    queries, keys = query.shape[2], key.shape[2]
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    if indices is not None:
+        attention_mask = _selected(attention_mask, indices, keys)
+    reason = _left_to_pytorch(
+        dropout,
+        query=query,
+        key=key,
+        value=value,
+        attention_mask=attention_mask,
+        position_bias=position_bias,
+        s_aux=s_aux,
+    )
+    if reason is not None:
+        _warn(reason)
+        named = {"softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
+        return _pytorch(
+            *(module, query, key, value, attention_mask, is_causal, output_attentions),
+            **{name: given for name, given in named.items() if given is not None},
+            dropout=dropout,
+            scaling=scaling,
+        )
+
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     # Heads within positions: where they come from as a rule, and where the result goes.
     arrays = [array.swapaxes(1, 2) for array in read_inputs(("query", "key", "value"), query, key, value)]
-    queries, keys = query.shape[2], key.shape[2]
     if attention_mask is None:
         # One query alone is a new token, which attends to all. Several stand at the first keys: in an empty cache of
         # fixed length these are the ones that exist.
-        causal = queries > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-        modifiers = {"causal": True, "query_offset": "start"} if causal else {}
+        modifiers = {"causal": True, "query_offset": "start"} if is_causal and queries > 1 else {}
     else:
         modifiers = _read_mask(attention_mask, queries, keys)
     if position_bias is not None:
@@ -293,28 +396,87 @@ def _attention(
     if s_aux is not None:
         modifiers["sinks"] = read("s_aux", s_aux)
 
+    modifiers.update(layout="blhd", scale=scaling, num_threads=num_threads())
+    weights = None
     try:
-        out = attention(*arrays, layout="blhd", scale=scaling, num_threads=num_threads(), **modifiers)
+        out = attention(*arrays, **modifiers)
+        if output_attentions:
+            weights = to_tensor(attention_weights(*arrays[:2], **modifiers)).to(query.dtype)
     except (TypeError, ValueError) as error:
         raise renamed(error, _NAMES if position_bias is None else _NAMES | {"bias": "position_bias"}) from None
-    return to_tensor(out), None
+    return to_tensor(out), weights
+
+
+def _selected(attention_mask, indices, keys):
+    """The mask of sparse attention: of the keys that a mask lets a query attend to, those of the query's indices, which
+    are (batch, queries, selected). Models make it themselves for "eager" and "sdpa" alone."""
+    if attention_mask is None:
+        raise ValueError("attention_mask: expected a mask beside indices, got None")
+    selected = torch.zeros((*indices.shape[:2], keys), dtype=torch.bool).scatter_(-1, indices.long(), True)[:, None]
+    if attention_mask.dtype is torch.bool:
+        return attention_mask & selected
+    return attention_mask.masked_fill(~selected, -torch.inf)
 
 
 def _read_mask(attention_mask, queries, keys):
     """The modifiers of a mask, ours or the caller's."""
-    if not isinstance(attention_mask, _Mask):
-        mask = read("attention_mask", attention_mask)
-        if attention_mask.dtype is torch.bool:
-            return {"mask": mask}
-        if attention_mask.is_floating_point():
-            return {"bias": mask}
-        raise TypeError(
-            "attention_mask: expected booleans (True: may attend) or what is added to the scores, "
-            f"got {mask.dtype}; write attention_mask.bool()"
+    if isinstance(attention_mask, _Mask):
+        if attention_mask.shape[-2:] == (queries, keys):
+            return dict(attention_mask.modifiers)
+        attention_mask = attention_mask.elements()  # they may broadcast, such as one row for all queries
+    mask = read("attention_mask", attention_mask)
+    if attention_mask.dtype is torch.bool:
+        return {"mask": mask}
+    if attention_mask.is_floating_point():
+        return {"bias": mask}
+    raise TypeError(
+        "attention_mask: expected booleans (True: may attend) or what is added to the scores, "
+        f"got {mask.dtype}; write attention_mask.bool()"
+    )
+
+
+# What is left to PyTorch
+
+_SDPA = inspect.signature(sdpa_attention_forward).parameters.keys()
+_warned = set()
+
+
+def _left_to_pytorch(dropout, **tensors):
+    """Why cattn cannot serve a call in training; None if it can."""
+    if dropout:
+        return f"dropout: expected 0, since cattn has no dropout, got {dropout}; write model.eval()"
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):
+            try:
+                refuse_gradient(name, tensor)
+            except NotImplementedError as error:
+                return str(error)
+    return None
+
+
+def _warn(reason):
+    if reason not in _warned:
+        warnings.warn(f"cattn.transformers leaves this attention to PyTorch: {reason}", stacklevel=2)
+        _warned.add(reason)  # after the warning, which may have been made an error: then it is one each time
+
+
+def _pytorch(module, query, key, value, attention_mask, is_causal, output_attentions, **named):
+    """Attention in PyTorch, with its gradients: transformers' own "sdpa". It has no softcap, no sinks and no weights,
+    and would ignore them. A model that has any of these brings the function that computes them, "eager", which adds its
+    mask to the scores."""
+    if isinstance(attention_mask, _Mask):
+        attention_mask = attention_mask.elements()
+    if not output_attentions and named.keys() <= _SDPA:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **named)
+    modules = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
+    eager = next((found for place in modules if (found := getattr(place, "eager_attention_forward", None))), None)
+    if eager is None:
+        raise NotImplementedError(
+            "attn_implementation: expected a model with an eager_attention_forward, which computes softcap, sinks and "
+            f"weights where cattn leaves attention to PyTorch, got {type(module).__name__}; {_INSTEAD}"
         )
-    if attention_mask.shape[-2:] != (queries, keys):
-        raise ValueError(
-            f"attention_mask: expected {queries} queries and {keys} keys like query and key, got a mask of shape "
-            f"{tuple(attention_mask.shape)}"
-        )
-    return dict(attention_mask.modifiers)
+    if attention_mask is None and is_causal:
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    if attention_mask is not None and attention_mask.dtype is torch.bool:
+        attention_mask = torch.where(attention_mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+    return eager(module, query, key, value, attention_mask, **named)
