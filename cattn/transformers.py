@@ -354,8 +354,9 @@ def _attention(
         if other is not None and name not in _HARMLESS:
             raise NotImplementedError(f"{name}: expected None, since cattn does not know this argument; {_INSTEAD}")
     queries, keys = query.shape[2], key.shape[2]
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
+    # One query alone is a new token, which attends to all. Several stand at the first keys: in an empty cache of fixed
+    # length these are the ones that exist.
+    is_causal = queries > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if indices is not None:
         attention_mask = _selected(attention_mask, indices, keys)
     reason = _left_to_pytorch(
@@ -382,9 +383,7 @@ def _attention(
     # Heads within positions: where they come from as a rule, and where the result goes.
     arrays = [array.swapaxes(1, 2) for array in read_inputs(("query", "key", "value"), query, key, value)]
     if attention_mask is None:
-        # One query alone is a new token, which attends to all. Several stand at the first keys: in an empty cache of
-        # fixed length these are the ones that exist.
-        modifiers = {"causal": True, "query_offset": "start"} if is_causal and queries > 1 else {}
+        modifiers = {"causal": True, "query_offset": "start"} if is_causal else {}
     else:
         modifiers = _read_mask(attention_mask, queries, keys)
     if position_bias is not None:

@@ -50,12 +50,12 @@ def both(model, config, other):
     return theirs, ours
 
 
-def call(**changes):
+def call(module=None, **changes):
     """The registered attention function, on small tensors."""
     random = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(1, 2, 4, 8, generator=random) for name in ("query", "key", "value")}
     given = tensors | {"attention_mask": None} | changes
-    return transformers.AttentionInterface()["cattn"](SimpleNamespace(is_causal=False, training=False), **given)
+    return transformers.AttentionInterface()["cattn"](module or SimpleNamespace(is_causal=False), **given)
 
 
 # Sparse attention
@@ -301,3 +301,17 @@ def test_weights_with_gradients(name):
     assert all(weights.requires_grad for weights in found)
     for weights, other in zip(found, expected, strict=True):
         torch.testing.assert_close(weights, other)
+
+
+@pytest.mark.parametrize("output_attentions", [False, True])
+@pytest.mark.parametrize("queries", [1, 4])
+def test_no_mask_with_gradients(queries, output_attentions):
+    """It is causal where cattn is, also in the function that "eager" takes."""
+    attention = models("llama")[1].model.layers[0].self_attn
+    query, key, value = torch.randn(3, 1, 4, 4, 8, generator=torch.Generator().manual_seed(0))
+    given = {"query": query[:, :, :queries], "key": key[:, ::2], "value": value[:, ::2], "scaling": 0.5}
+    given["output_attentions"] = output_attentions
+    expected = call(attention, **given)
+    given["query"] = given["query"].clone().requires_grad_()
+    found = _quietly(lambda: call(attention, **given))
+    torch.testing.assert_close(found, expected)
