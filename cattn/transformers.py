@@ -85,7 +85,9 @@ def register():
 
 
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
-_NO_MASKS = frozenset(("bitwise_not", "logical_not", "any", "all"))  # booleans that say something else
+_NEGATIONS = frozenset(("bitwise_not", "logical_not"))
+# Where an operation takes booleans as a condition.
+_CONDITION = {"where": 0, "masked_fill": 1, "masked_fill_": 1, "index": 1, "index_put": 1, "index_put_": 1}
 
 
 class _Mask(torch.Tensor):
@@ -93,8 +95,8 @@ class _Mask(torch.Tensor):
     `attention` takes in their place. Once somebody reads or writes elements, there are such, and they count.
 
     Booleans that are made from a mask are a mask as well, and a mask may be the condition of `torch.where`. Anything
-    else is refused. A model that adds a mask to the scores, compares it with 0, or casts it to numbers expects another
-    kind of mask, and would silently compute something else."""
+    else is refused. A model that adds a mask to the scores, compares it with 0, casts it to numbers, or extends it by
+    elements of its own expects another kind of mask, and would silently compute something else."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -111,21 +113,25 @@ class _Mask(torch.Tensor):
             (mask,) = args
             return cls(mask.shape, mask.modifiers)
         name = function.overloadpacket.__name__
-        plain, options = tree_map_only(cls, cls.elements, (args, kwargs or {}))
+        plain, options = tree_map_only(_Mask, _Mask.elements, (args, kwargs or {}))
         result = function(*plain, **options)
-        if name == "where" and isinstance(args[0], cls):
-            return result
+        condition = tree_leaves(args[_CONDITION[name]] if name in _CONDITION else ())
+        is_condition = any(isinstance(leaf, _Mask if name == "where" else _Negation) for leaf in condition)
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        if name in _COMPARISONS or any(tensor.dtype is not torch.bool for tensor in tensors):
+        numbers = any(tensor.dtype is not torch.bool for tensor in tensors)
+        extends = name == "constant_pad_nd" or (name == "cat" and not all(isinstance(part, _Mask) for part in args[0]))
+        if name in _COMPARISONS or extends or (numbers and not is_condition):
             raise NotImplementedError(  # the operator + would turn a TypeError into one of its own
                 f"attention_mask: expected a model that takes booleans (True: may attend), got one that reads them as "
                 f"numbers ({name}) in an attention of its own, which cattn cannot replace; {_INSTEAD}"
             )
-        if name in _NO_MASKS:
+        if numbers or name in ("where", "any", "all"):
             return result
         if result is plain[0]:  # what was written to
             return args[0]
-        return tree_map_only(torch.Tensor, cls._of, result)
+        negated = all(isinstance(leaf, _Negation) for leaf in tree_leaves(args) if isinstance(leaf, _Mask))
+        kind = _Negation if negated != (name in _NEGATIONS) else _Mask
+        return tree_map_only(torch.Tensor, kind._of, result)
 
     @classmethod
     def _of(cls, tensor):
@@ -140,6 +146,11 @@ class _Mask(torch.Tensor):
             self.modifiers.clear()
             self.modifiers["mask"] = mask
         return to_tensor(self.modifiers["mask"])
+
+
+class _Negation(_Mask):
+    """What a mask hides. Such booleans may also be the condition of an assignment or an index. To cast them to numbers
+    is refused as for masks: after `~` a mask that is added would be what may be seen."""
 
 
 def _elements(shape, *, window=(None, None), query_offset=0, key_range=None):
@@ -196,16 +207,19 @@ def _refuse_own_attention(config):
     replaced. transformers accepts any registered name when it makes such a model, so its first mask is the first chance
     to refuse it."""
     models = [model for model in _subclasses(PreTrainedModel) if model.config_class is config]
-    if models and not any(
-        model._supports_attention_backend
-        or model._supports_sdpa
-        or hasattr(sys.modules.get(model.__module__), "ALL_ATTENTION_FUNCTIONS")
-        for model in models
-    ):
+    if models and not any(map(_looks_up_attention, models)):
         raise NotImplementedError(
             "attn_implementation: expected a model whose attention can be replaced, got one with an attention of its "
             f"own ({config.__name__.removesuffix('Config')}); {_INSTEAD}"
         )
+
+
+def _looks_up_attention(model):
+    if model._supports_attention_backend or model._supports_sdpa:
+        return True
+    # Some classes look it up and do not say so. Another beside them may do for which this one says no, as in Gemma 4.
+    says_no = "_supports_attention_backend" in vars(model)
+    return not says_no and hasattr(sys.modules.get(model.__module__), "ALL_ATTENTION_FUNCTIONS")
 
 
 def _subclasses(kind):

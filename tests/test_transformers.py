@@ -373,6 +373,13 @@ def test_a_mask_is_a_tensor_for_everybody_else():
     assert torch.equal(~mask, ~expected)
     assert torch.equal(torch.where(mask, 1.0, 2.0), torch.where(expected, 1.0, 2.0))
     assert torch.equal(mask.repeat_interleave(2, 0), expected.repeat_interleave(2, 0))
+    assert torch.equal(torch.cat([mask, mask], -1), torch.cat([expected, expected], -1))
+    random = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(random.masked_fill(~mask, -1.0), random.masked_fill(~expected, -1.0))
+    assert torch.equal(random.clone().masked_fill_(mask.logical_not(), -1.0), random.masked_fill(~expected, -1.0))
+    assert torch.equal(random[~mask], random[~expected])
+    assert torch.equal((~mask).all(-1), (~expected).all(-1))
+    assert torch.equal(torch.where(~(~mask), 1.0, 2.0), torch.where(expected, 1.0, 2.0))
     assert repr(mask) == repr(expected)
 
 
@@ -392,6 +399,12 @@ def test_a_mask_is_a_tensor_for_everybody_else():
         lambda mask: mask.to(torch.float32),
         lambda mask: mask.squeeze(1).long(),
         lambda mask: torch.where(torch.ones(6, 6, dtype=torch.bool), 0.0, mask),
+        lambda mask: torch.ones(2, 6) * ~mask[:, 0, -1],
+        lambda mask: (~mask).long(),
+        lambda mask: (~(~mask)).long(),
+        lambda mask: torch.where(torch.ones(6, 6, dtype=torch.bool), 0.0, ~mask),
+        lambda mask: torch.cat([mask, torch.zeros(2, 1, 6, 2).bool()], -1),
+        lambda mask: torch.nn.functional.pad(mask, (0, 2), value=0.0),
     ],
 )
 def test_a_mask_is_no_numbers(read):

@@ -123,6 +123,12 @@ OWN = {
         | {"num_hash_buckets": 64, "local_transformer_stride": 8},
         tokens(2),
     ),
+    "NllbMoe": (  # its router takes the layer's mask for one of padding
+        {"vocab_size": 99, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+        | {"decoder_ffn_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_experts": 2}
+        | {"encoder_sparse_step": 1, "decoder_sparse_step": 1, "init_std": 0.3},
+        tokens(2) | {"decoder_input_ids": tokens(2)["input_ids"]},
+    ),
     "Informer": (
         {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "d_model": 16, "num_time_features": 1}
         | {"encoder_layers": 1, "decoder_layers": 1},
