@@ -584,7 +584,8 @@ def each_call(theirs, ours):
     for a mask."""
     worst, allowed, rows_without, booleans = 0.0, ROUNDING, 0, 0
     for their, our in zip(theirs, ours, strict=True):
-        inputs = {name: their.given[name] for name in ("query", "key", "value")}
+        inputs = {"query", "key", "value", "position_bias"} & their.given.keys()
+        inputs = {name: tensor for name in inputs if (tensor := their.given[name]) is not None}
         for name, tensor in inputs.items():
             if tensor.shape != our.given[name].shape:
                 raise ValueError(f"{name}: {tuple(tensor.shape)} in eager, {tuple(our.given[name].shape)} in cattn")
