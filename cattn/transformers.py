@@ -201,12 +201,11 @@ def _mask(*, batch_size, kv_length, cache_position=None, q_length=None, q_offset
     return _Mask((batch_size, 1, q_length, kv_length), modifiers)
 
 
-@functools.cache
 def _refuse_own_attention(config):
     """Raise an error if the models of a configuration's class compute attention themselves, by no name that could be
     replaced. transformers accepts any registered name when it makes such a model, so its first mask is the first chance
     to refuse it."""
-    models = [model for model in _subclasses(PreTrainedModel) if model.config_class is config]
+    models = _models(config)
     if models and not any(map(_looks_up_attention, models)):
         raise NotImplementedError(
             "attn_implementation: expected a model whose attention can be replaced, got one with an attention of its "
@@ -220,6 +219,18 @@ def _looks_up_attention(model):
     # Some classes look it up and do not say so. Another beside them may do for which this one says no, as in Gemma 4.
     says_no = "_supports_attention_backend" in vars(model)
     return not says_no and hasattr(sys.modules.get(model.__module__), "ALL_ATTENTION_FUNCTIONS")
+
+
+@functools.cache
+def _supports_others(config):
+    """Whether the models of a configuration's class are meant for another attention than "eager". Some that are not
+    look it up by name all the same."""
+    models = _models(config)
+    return not models or any(model._supports_attention_backend or model._supports_sdpa for model in models)
+
+
+def _models(config):
+    return [model for model in _subclasses(PreTrainedModel) if model.config_class is config]
 
 
 def _subclasses(kind):
@@ -368,9 +379,12 @@ def _attention(
         if other is not None and name not in _HARMLESS:
             raise NotImplementedError(f"{name}: expected None, since cattn does not know this argument; {_INSTEAD}")
     queries, keys = query.shape[2], key.shape[2]
+    if is_causal is None:
+        # "eager" knows no such attribute. Models that are meant for "eager" alone may say True and mean False.
+        is_causal = getattr(module, "is_causal", True) and _supports_others(type(getattr(module, "config", None)))
     # One query alone is a new token, which attends to all. Several stand at the first keys: in an empty cache of fixed
     # length these are the ones that exist.
-    is_causal = queries > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    is_causal = is_causal and queries > 1
     if indices is not None:
         attention_mask = _selected(attention_mask, indices, keys)
     reason = _left_to_pytorch(
@@ -489,7 +503,7 @@ def _pytorch(module, query, key, value, attention_mask, is_causal, output_attent
             f"weights where cattn leaves attention to PyTorch, got {type(module).__name__}; {_INSTEAD}"
         )
     if attention_mask is None and is_causal:
-        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        attention_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
     if attention_mask is not None and attention_mask.dtype is torch.bool:
         attention_mask = torch.where(attention_mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
     return eager(module, query, key, value, attention_mask, **named)

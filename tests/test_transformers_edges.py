@@ -175,6 +175,24 @@ def test_one_row_masks_all_queries(present, function):
     assert torch.equal(call(attention_mask=mask)[0], call(attention_mask=row[None, None].expand(1, 1, 4, 4))[0])
 
 
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+def test_bridgetower(padding):
+    """Its masks have one row. Where there is none, attention is not causal, although the attribute of a layer is."""
+    config = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64}
+    vision = {"hidden_size": 64, "num_hidden_layers": 3, "patch_size": 8, "image_size": 16}
+    text = config | {"vocab_size": 99, "num_hidden_layers": 3, "max_position_embeddings": 64}
+    config = transformers.BridgeTowerConfig(**config, num_hidden_layers=2, text_config=text, vision_config=vision)
+    theirs, ours = both(transformers.BridgeTowerModel, config, "eager")
+    given = tokens(3, padding or "right")
+    given["pixel_values"] = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    if padding is None:
+        given["attention_mask"] = torch.ones_like(given["attention_mask"])
+    with torch.no_grad():
+        expected, found = theirs(**given), ours(**given)
+    check_close(found.image_features, expected.image_features)
+    check_close(found.text_features, expected.text_features, given["attention_mask"])
+
+
 # Weights
 
 
