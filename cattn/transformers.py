@@ -178,6 +178,13 @@ def _mask(*, batch_size, kv_length, cache_position=None, q_length=None, q_offset
     if torch.device(device).type != "cpu":
         raise ValueError(f"attention_mask: expected a tensor on the CPU, got one on {device}; write model.cpu()")
     _refuse_own_attention(type(given.get("config")))
+    if not _supports_others(type(given.get("config"))):
+        # A model that is meant for "eager" alone may read its mask elsewhere too, as the router of NLLB-MoE does, and
+        # there expects the numbers that "eager" adds.
+        position = {"q_length": q_length, "q_offset": q_offset, "device": device}
+        if cache_position is not None:
+            position = {"cache_position": cache_position}
+        return masking_utils.eager_mask(batch_size=batch_size, kv_length=kv_length, **position, **given)
     q_offset = int(q_offset)
     may_be_none = given.get("allow_is_bidirectional_skip", False)
     given.update(
