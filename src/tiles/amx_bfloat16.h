@@ -234,27 +234,70 @@ static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key
     return 1;
 }
 
-/* Groups of 32 keys: squares of 16 columns × 16 pairs of keys. */
+/* A vector whose 128-bit part g lies at from[g]. */
+INLINE words gather_quads(const char *const from[4])
+{
+#if defined(INSERT)
+    const REAL *parts[4] = {(const REAL *)from[0], (const REAL *)from[1], (const REAL *)from[2], (const REAL *)from[3]};
+    return (words)F(load_quads)(parts);
+#else
+    words x;
+    for (int g = 0; g < 4; g++)
+        __builtin_memcpy((char *)&x + g * 16, from[g], 16);
+    return x;
+#endif
+}
+
+/* 32 keys' rows, 8 columns of each → 8 rows of pairs of keys. Part g of a vector holds columns of keys 8g + 2m and
+ * 8g + 2m + 1, whose numbers become pairs, and the pairs of four vectors change places inside each part. */
+INLINE void interleave_eight(vector y[8], const char *const rows[GROUP])
+{
+    vector low[4], high[4];
+    UNROLL for (int m = 0; m < 4; m++) {
+        const char *even[4], *odd[4];
+        UNROLL for (int g = 0; g < 4; g++) {
+            even[g] = rows[8 * g + 2 * m];
+            odd[g] = rows[8 * g + 2 * m + 1];
+        }
+        words one, other;
+        unpack_rows(&one, &other, gather_quads(even), gather_quads(odd));
+        low[m] = (vector)one;
+        high[m] = (vector)other;
+    }
+    F(transpose_quads)(y, low);
+    F(transpose_quads)(y + 4, high);
+}
+
 static void amx_interleave(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns)
 {
-    words *square = to;
-    for (ptrdiff_t j = 0; j < keys; j += GROUP)
-        for (ptrdiff_t c = 0; c < columns; c += TILE_ROWS) {
-            const ptrdiff_t n = AT_MOST(columns - c, TILE_ROWS);
-            vector pair[TILE_PAIRS];
-            UNROLL for (int p = 0; p < TILE_PAIRS; p++) {
-                const char *one = from + (j + 2 * p) * stride + c * 2;
-                words low = {0}, high = {0};
-                if (j + 2 * p < keys)
-                    low = (words)F(load_stored)(one, 0, n, CATTN_BFLOAT16) >> 16;
-                if (j + 2 * p + 1 < keys)
-                    high = (words)F(load_stored)(one + stride, 0, n, CATTN_BFLOAT16);
-                pair[p] = (vector)(low | high);
+    enum { EIGHT = 8 };
+    const ptrdiff_t whole = columns / EIGHT * EIGHT;
+    words *out = to;
+    for (ptrdiff_t j = 0; j < keys; j += GROUP, from += GROUP * stride) {
+        uint16_t rest[GROUP][EIGHT] = {{0}};
+        const char *rows[GROUP];
+        vector y[EIGHT];
+        if (keys - j >= GROUP)
+            for (ptrdiff_t c = 0; c < whole; c += EIGHT, out += EIGHT) {
+                UNROLL for (int i = 0; i < GROUP; i++)
+                    rows[i] = from + i * stride + c * 2;
+                interleave_eight(y, rows);
+                UNROLL for (int i = 0; i < EIGHT; i++)
+                    __builtin_memcpy(out + i, &y[i], TILE_BYTES);
             }
-            F(transpose)(pair);
+        /* What is no whole square is copied to one, with zeros. */
+        for (ptrdiff_t c = keys - j >= GROUP ? whole : 0; c < columns; c += EIGHT) {
+            const ptrdiff_t n = AT_MOST(columns - c, EIGHT);
+            for (int i = 0; i < GROUP; i++) {
+                rows[i] = (const char *)rest[i];
+                if (i < keys - j)
+                    __builtin_memcpy(rest[i], from + i * stride + c * 2, (size_t)n * 2);
+            }
+            interleave_eight(y, rows);
             for (ptrdiff_t i = 0; i < n; i++)
-                __builtin_memcpy(square++, &pair[i], TILE_BYTES);
+                __builtin_memcpy(out++, &y[i], TILE_BYTES);
         }
+    }
 }
 
 static void override_amx(cattn_table *table)

@@ -79,8 +79,10 @@ INLINE void emulate_dot(emulated_tile *sum, const emulated_tile *a, const emulat
         }
 }
 
-#define TILES_BEGIN emulated_tile tiles[8]
-#define TILES_END ((void)tiles)
+static __thread emulated_tile tiles[8];
+
+#define TILES_BEGIN ((void)0)
+#define TILES_END ((void)0)
 #define TILE_ZERO(tile) __builtin_memset(&tiles[tile], 0, sizeof tiles[tile])
 #define TILE_LOAD(tile, from, stride) emulate_load(&tiles[tile], from, stride)
 #define TILE_STORE(tile, to, stride) emulate_store(&tiles[tile], to, stride)

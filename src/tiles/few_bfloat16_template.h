@@ -148,22 +148,6 @@ static int few_pair_exponentials(void *scores, const cattn_row_tile *tile, const
     return 1;
 }
 
-/* Words of two rows: their numbers 0 to 3 of each 128 bits, and 4 to 7. */
-INLINE void unpack_rows(words *low, words *high, words one, words other)
-{
-#if defined(TILES_AVX512BF16)
-    *low = (words)_mm512_unpacklo_epi16((__m512i)one, (__m512i)other);
-    *high = (words)_mm512_unpackhi_epi16((__m512i)one, (__m512i)other);
-#else
-    const union { words all; uint16_t number[NUMBERS]; } x = {one}, y = {other};
-    for (int i = 0; i < WIDTH; i++) {
-        const int at = i / 4 * 8 + i % 4;
-        (*low)[i] = x.number[at] | (uint32_t)y.number[at] << 16;
-        (*high)[i] = x.number[at + 4] | (uint32_t)y.number[at + 4] << 16;
-    }
-#endif
-}
-
 /* Pairs of keys of `wide` streams, `pairs` of each, into the sums of `vectors` vectors of columns. The other key of
  * the last pair may be missing: its weight is 0. */
 INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pitch, const char *values,
