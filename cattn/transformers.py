@@ -212,20 +212,11 @@ def _refuse_own_attention(config):
     """Raise an error if the models of a configuration's class compute attention themselves, by no name that could be
     replaced. transformers accepts any registered name when it makes such a model, so its first mask is the first chance
     to refuse it."""
-    models = _models(config)
-    if models and not any(map(_looks_up_attention, models)):
+    if not _supports_others(config) and not any(map(_looks_up_attention, _models(config))):
         raise NotImplementedError(
             "attn_implementation: expected a model whose attention can be replaced, got one with an attention of its "
             f"own ({config.__name__.removesuffix('Config')}); {_INSTEAD}"
         )
-
-
-def _looks_up_attention(model):
-    if model._supports_attention_backend or model._supports_sdpa:
-        return True
-    # Some classes look it up and do not say so. Another beside them may do for which this one says no, as in Gemma 4.
-    says_no = "_supports_attention_backend" in vars(model)
-    return not says_no and hasattr(sys.modules.get(model.__module__), "ALL_ATTENTION_FUNCTIONS")
 
 
 @functools.cache
@@ -238,6 +229,12 @@ def _supports_others(config):
 
 def _models(config):
     return [model for model in _subclasses(PreTrainedModel) if model.config_class is config]
+
+
+def _looks_up_attention(model):
+    # A class that says no itself does not, though another beside it may, as in Gemma 4.
+    says_no = "_supports_attention_backend" in vars(model)
+    return not says_no and hasattr(sys.modules.get(model.__module__), "ALL_ATTENTION_FUNCTIONS")
 
 
 def _subclasses(kind):
@@ -357,6 +354,9 @@ _HARMLESS = frozenset(
         *("num_items_in_batch", "is_first_iteration", "deterministic"),
         # Other layers read them: cross-attention, which is given the keys that it makes from them, and recurrent ones.
         *("encoder_hidden_states", "seq_idx"),
+        # Embeddings were made from them before, or logits will be.
+        *("pixel_values", "image_position_ids", "vision_feature_layer", "vision_feature_select_strategy"),
+        "logits_to_keep",
         # Keys and values hold what is in the cache.
         *("cache", "past_key_values"),
     )
@@ -386,6 +386,16 @@ def _attention(
         if other is not None and name not in _HARMLESS:
             raise NotImplementedError(f"{name}: expected None, since cattn does not know this argument; {_INSTEAD}")
     queries, keys = query.shape[2], key.shape[2]
+    triangle = getattr(module, "bias", None)
+    if (
+        isinstance(triangle, torch.Tensor)
+        and triangle.dtype is torch.bool
+        and not _supports_others(type(module.config))
+    ):
+        raise NotImplementedError(  # Decision Transformer before it had masks: only "eager" looks at it
+            "attn_implementation: expected a model whose masks say what is causal, got one with an attention of its own"
+            f" ({type(module).__name__}); {_INSTEAD}"
+        )
     if is_causal is None:
         # "eager" knows no such attribute. Models that are meant for "eager" alone may say True and mean False.
         is_causal = getattr(module, "is_causal", True) and _supports_others(type(getattr(module, "config", None)))

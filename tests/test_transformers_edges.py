@@ -100,6 +100,7 @@ def test_unknown_keywords_are_refused(name):
 
 def test_harmless_keywords_change_nothing():
     given = {"sliding_window": 2, "position_ids": torch.arange(4)[None], "use_cache": True, "deterministic": False}
+    given["pixel_values"] = torch.ones(1, 3, 4, 4)
     assert torch.equal(call(**given)[0], call()[0])
 
 
@@ -110,6 +111,7 @@ def test_keywords_of_a_forward_are_refused():
 
 # Attention of a model's own
 
+STATES = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
 SERIES = torch.randn(2, 14, generator=torch.Generator().manual_seed(0))
 OWN = {
     "Mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "vocab_size": 99}, tokens(2)),
@@ -122,6 +124,11 @@ OWN = {
         {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
         | {"num_hash_buckets": 64, "local_transformer_stride": 8},
         tokens(2),
+    ),
+    "DecisionTransformer": (  # in early versions of transformers, the causal mask is a buffer of its attention
+        {"state_dim": 4, "act_dim": 2, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3},
+        {"states": STATES, "actions": STATES[..., :2], "rewards": STATES[..., :1], "returns_to_go": STATES[..., 2:3]}
+        | {"timesteps": torch.arange(5).expand(2, 5), "attention_mask": torch.ones(2, 5, dtype=torch.long)},
     ),
     "NllbMoe": (  # its router takes the layer's mask for one of padding
         {"vocab_size": 99, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
