@@ -20,7 +20,6 @@ BFLOAT16 = range(0, 10_000, CHUNK)
 @pytest.mark.parametrize(
     "page, promise",
     [
-        ("README.md", "κ = max({}, {} · κ of NumPy in the same precision + {})"),
         ("docs/trust.md", r"$$\kappa \le \max({},\; {}\,\kappa_{{\text{{NumPy}}}} + {})$$"),
         (None, r":math:`\kappa` is {}, or {} times that of plain NumPy in the same type plus {} if that is more"),
     ],
