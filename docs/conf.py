@@ -51,7 +51,7 @@ html_math_renderer = "mathml"
 html_sidebars = {"*": []}  # but the guide and the API have one
 html_theme_options = {
     "logo": {"text": "cattn"},
-    "header_links_before_dropdown": 9,
+    "header_links_before_dropdown": 10,
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
     "footer_start": ["copyright"],
