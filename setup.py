@@ -2,7 +2,11 @@
 
 CC names the compiler, on Windows too (clang-cl). CATTN_SANITIZE=address,undefined builds with those sanitizers,
 CATTN_COVERAGE=1 with line tracing, CATTN_EMULATE=1 the AVX-512 tables, VDPBF16PS included, as plain vectors that every
-processor runs (slowly). Whatever was built with other flags or another compiler is built anew.
+processor runs (slowly).
+
+A second build compiles nothing, unless a source, the flags, the compiler, Cython or NumPy changed. setuptools alone
+would compile everything again each time: pip builds in a new environment, whose files are always newer than ours, and
+an editable build goes to a new folder.
 """
 
 import os
@@ -11,6 +15,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import Cython
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -18,7 +23,8 @@ from setuptools.command.build_ext import build_ext
 
 TABLES = ["vec128", "avx2", "avx512", "avx512bf16", "amx"]
 SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", *(f"tiles/{table}.c" for table in TABLES)]
-# What they include or cimport: where one of these changes, all are built anew.
+SOURCES = [f"src/{name}" for name in SOURCES]
+# What they include or cimport.
 INCLUDED = [*Path("src").rglob("*"), *Path("cattn").glob("*")]
 INCLUDED = sorted(str(path) for path in INCLUDED if path.suffix in (".pxd", ".h"))
 
@@ -57,17 +63,20 @@ if coverage:
     macros += [("CYTHON_TRACE_NOGIL", "1")]
     directives["linetrace"] = True
 
-# Written where the flags are not those of the last run: what is older was built with others.
+# The stamp is written whenever the flags differ from those of the last run, so that it is newer than what those built.
 flags = {name: os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")}
+flags |= {"Cython": Cython.__version__, "numpy": numpy.__version__}
 flags = f"{compile_args} {link_args} {macros} {directives} {flags}\n"
 stamp = Path("build", "flags.txt")
 if not stamp.exists() or stamp.read_text(encoding="utf-8") != flags:
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(flags, encoding="utf-8")
+last_change = max(os.path.getmtime(path) for path in ("setup.py", stamp, *SOURCES, *INCLUDED))
 
 
-def has_other_flags(path):
-    return os.path.exists(path) and os.path.getmtime(path) <= stamp.stat().st_mtime
+def is_current(path):
+    """Return whether the file exists and was built after the last change of sources and flags."""
+    return os.path.exists(path) and os.path.getmtime(path) > last_change
 
 
 class BuildExt(build_ext):
@@ -85,26 +94,29 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def build_extension(self, extension):
-        self.force = self.force or has_other_flags(self.get_ext_fullpath(extension.name))
-        super().build_extension(extension)
+        target = Path(self.get_ext_fullpath(extension.name))
+        in_place = Path("cattn", target.name)  # from an earlier editable installation
+        if is_current(in_place) and not self.force:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(in_place, target)
+        else:
+            self.force = True
+            super().build_extension(extension)
 
 
 kernel = Extension(
     "cattn._kernel",
-    [f"src/{name}" for name in SOURCES],
+    SOURCES,
     include_dirs=["src", "cattn", numpy.get_include()],
-    depends=INCLUDED,
     define_macros=macros,
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )
-setup(
-    ext_modules=cythonize(
-        [kernel],
-        include_path=["src", "."],
-        compiler_directives=directives,
-        emit_linenums=coverage,
-        force=has_other_flags("src/kernel.c"),
-    ),
-    cmdclass={"build_ext": BuildExt},
-)
+if is_current("src/kernel.c"):
+    kernel.sources[0] = "src/kernel.c"
+    modules = [kernel]
+else:
+    modules = cythonize(
+        [kernel], include_path=["src", "."], compiler_directives=directives, emit_linenums=coverage, force=True
+    )
+setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})

@@ -148,6 +148,33 @@ def test_other_flags_build_anew(tmp_path):
     assert "-fsanitize" not in arguments and "CYTHON_TRACE" not in arguments and not traces
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="CC names no compiler there")
+def test_a_second_editable_installation_compiles_nothing(tmp_path):
+    """The README's second command, in a folder where the first one has built. The compiler only notes its calls."""
+    checkout = copy_checkout(tmp_path)
+    compiler, calls = tmp_path / "compiler", tmp_path / "calls"
+    compiler.write_text(
+        f"#!{sys.executable}\nimport sys\nopen(sys.argv[sys.argv.index('-o') + 1], 'w')\n"
+        f"print(sys.argv, file=open({str(calls)!r}, 'a'))\n"
+    )
+    compiler.chmod(0o755)
+
+    def install():
+        """Return how often the compiler was called so far, and the age of what Cython wrote."""
+        command = ("-m", "pip", "install", "--no-deps", "--target", str(tmp_path / "target"), "--upgrade", "-e", ".")
+        environment = os.environ | {"CC": str(compiler), "LDSHARED": f"{compiler} -shared"}
+        done = run(*command, cwd=checkout, timeout=900, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return len(calls.read_text().splitlines()), (checkout / "src" / "kernel.c").stat().st_mtime_ns
+
+    first = install()
+    assert first[0] > 1
+    assert install() == first
+    (checkout / "src" / "problem.h").touch()
+    assert install()[0] == 2 * first[0]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the environment is text there")
 @pytest.mark.parametrize("name", [b"avx1024", b"\xff"])
 def test_an_unknown_kernel_table(name):
