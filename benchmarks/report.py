@@ -26,38 +26,50 @@ RESULTS = HERE / "results"
 HEAD = f"""\
 # Measured
 
-cattn beside the engines that one would use in its place, machine by machine. `python benchmarks/compare.py --json`
-measures the machine at hand and writes a record into `benchmarks/results/`, with `--dtype bfloat16,float16` one of
-half types; `python benchmarks/report.py` writes this page and its charts from all records there. Edit those, not this
-page.
+This page compares cattn with the engines that you would use instead, machine by machine.
+`python benchmarks/compare.py --json` measures your machine and writes a record into `benchmarks/results/`. With
+`--dtype bfloat16,float16` it writes one of the half types. `python benchmarks/report.py` writes this page and its
+charts from all records there. Edit those, not this page.
 
-**How to read it.** All engines take turns in one process, pinned to as many processors as they may have threads, in
-rounds of changing order, each after a rest and a sample that is not counted; every answer is checked against
-float64 before it is timed. A case's shape is its batch, heads/key heads, queries, keys, head size. Figures are
-medians: GFLOP/s, or the time of a call where that is what counts (tiny problems and one query). In bold: the
-fastest engine that is not cattn, its *fastest peer*. "× fastest peer" is how many times as fast cattn is (the
-median of the rounds' ratios, not the ratio of the medians): above 1 cattn is ahead. "% of limit" is the share that
-it reaches of what the machine's multiply-adds or its memory allow; above 100 the data come from a cache. "cattn" is
-the best kernel table of the machine, "cattn avx2" and the like are others, forced. "ORT" is ONNX Runtime, by its
-operators Attention, MultiHeadAttention and GroupQueryAttention. All is float32 where a case's name does not say
-otherwise. Attention is one part of a model: a model gains less than these ratios.
+**How to read it.** Each machine has a table. A line is a case, and its figures are medians.
 
-**Figures in parentheses** are not to be relied on. A round in which an engine takes over {MAX_OVER_ONE_THREAD:g}
-times as long as with one thread, or in which other programs keep more than {MAX_OUTSIDE_LOAD:g} processors busy, is
-measured again, up to {MAX_REFUSED} times a case. What stays so is marked. **†**: with these threads the engine took
-that much longer than with one. In tiny problems waking threads may cost as much. Elsewhere something held them up:
-PyTorch's threads, for one, wait for each other by spinning, which takes many times as long where another program has
-one of their processors. A ratio is marked too where such an engine might else have been the fastest peer. **‡**: other
-programs were busy. Such a case counts in no summary and is in no chart. Where the lines about a run do not name other
-programs, nobody looked at them.
+| column | meaning |
+| --- | --- |
+| **threads** | how many threads, and processors, each engine may use |
+| **case** | the name of the case; it is in float32 unless the name says otherwise |
+| **shape** | batch, heads/key heads, queries, keys, head size |
+| **× fastest peer** | how many times as fast cattn is as the fastest other engine; above 1, cattn is ahead |
+| **× float32** | only with half types: how many times as fast cattn is as in float32 on the same numbers |
+| **% of limit** | cattn's share of what the machine's multiply-adds or memory allow; above 100, a cache helps |
+| **cattn** | cattn with the machine's best kernel table: GFLOP/s, or the time of a call if tiny or of one query |
+| **cattn avx2 and the like** | the same with another kernel table |
+| **NumPy, PyTorch, ...** | the other engines; the fastest one, the *fastest peer*, is in bold |
+| **ORT ...** | ONNX Runtime's operators Attention, MultiHeadAttention (MHA) and GroupQueryAttention (GQA) |
+| **error** | only with half types: the largest error of the engine in the column before, explained below |
 
-**Half types** have a heading of their own. Each engine rounds in its own way there, and a speed says little without
-what it costs: "error" is the largest in the answers of the engine in the column before, in units of eps·Σp|v| (eps of
-the half type, 2⁻⁷ for bfloat16 and 2⁻¹⁰ for float16; p the row's weights, v its values). An answer that is rounded
-once, at its end, stays below 0.5. "× float32" is how many times as fast cattn is as in float32 on the same numbers (of
-medians). The limit of bfloat16 is that of the fastest instructions that the processor has for it: AMX, or those for
-pairs of it. On CPUs ONNX Runtime has no bfloat16, and JAX no float16; OpenVINO takes bfloat16 for float16 where the
-processor has no products of that.
+**How it is measured.** All engines take turns in one process, in rounds of changing order. Each engine rests first
+and then takes a sample that is not counted. Every answer is checked against float64 before it is timed. "× fastest
+peer" is the median of the rounds' ratios, not the ratio of the medians. Attention is only one part of a model, so a
+whole model gains less than these ratios.
+
+**Do not rely on figures in parentheses.** Something disturbed them. A round is disturbed if an engine takes over
+{MAX_OVER_ONE_THREAD:g} times as long as with one thread, or if other programs keep more than {MAX_OUTSIDE_LOAD:g}
+processors busy. It is measured again, up to {MAX_REFUSED} times a case. Two marks name what is still disturbed
+then:
+
+- **†** The engine took longer with these threads than with one. In tiny problems, waking the threads may cost as
+  much. Elsewhere something held the threads up. PyTorch's threads, for example, wait for each other by spinning,
+  which takes many times as long if another program has one of their processors. A ratio has this mark too if such
+  an engine might otherwise have been the fastest peer.
+- **‡** Other programs were busy. The case counts in no summary and is in no chart. If the lines about a run do not
+  mention other programs, nobody looked at them.
+
+**Half types** have a section of their own. Each engine rounds in its own way there, so the table lists each
+engine's error next to its speed. The unit of an error is eps·Σp|v|: eps is that of the half type (2⁻⁷ for bfloat16
+and 2⁻¹⁰ for float16), p are the weights of the row and v its values. An answer that is rounded only once, at its
+end, stays below 0.5. The limit of bfloat16 is that of the fastest instructions that the processor has for it: AMX,
+or products of pairs. On CPUs, ONNX Runtime has no bfloat16 and JAX no float16. OpenVINO uses bfloat16 for float16
+on processors that have no products of float16.
 """
 
 
