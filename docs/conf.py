@@ -38,8 +38,9 @@ nitpick_ignore_regex = [("py:.*", r"(torch|numpy|np|matplotlib|transformers|dask
 # The modules for other libraries are read without these, which are large: only their docstrings are needed here.
 with mock(["torch", "transformers"]):
     importlib.import_module("transformers").__version__ = "5.0"
-    # cattn.torch asks for the signature of this function when it is imported.
+    # The signatures of these two functions are asked for at import.
     importlib.import_module("torch.nn.functional").multi_head_attention_forward = lambda need_weights: None
+    importlib.import_module("transformers.integrations.sdpa_attention").sdpa_attention_forward = lambda: None
     for name in ("flash_attn", "torch", "transformers", "dask"):
         importlib.import_module(f"cattn.{name}")
 
