@@ -1,4 +1,4 @@
-"""The compiled half of cattn: the doors."""
+"""The compiled half of cattn: its public functions."""
 
 import atexit
 import os
@@ -53,7 +53,7 @@ def _open_machine(name):
 
 
 def runnable_isas():
-    """Names of the kernel tables that this build has and this processor runs, best first."""
+    """Return the names of the kernel tables that this build has and this processor runs, best first."""
     cdef cattn_table unused
     return [name for name in isas() if cattn_override(&unused, os.fsencode(name)) == 0]
 
@@ -62,7 +62,10 @@ _open_machine(os.environ.get("CATTN_ISA") or None)
 
 
 def table_address(name):
-    """Where a kernel table of this name lies, complete, for tests that call its kernels one by one. It stays there."""
+    """Return the address of the complete kernel table of this name, for tests that call its kernels one by one.
+
+    The table is never freed.
+    """
     cdef cattn_table *table = <cattn_table *>PyMem_RawMalloc(sizeof(cattn_table))
     if table == NULL:
         raise MemoryError
@@ -74,12 +77,12 @@ def table_address(name):
 
 
 def isa():
-    """Name of the kernel table in use."""
+    """Return the name of the kernel table in use."""
     return (<bytes>machine.table.name).decode()
 
 
 def l2_bytes():
-    """The second-level cache of one core that plans are made for."""
+    """Return the size in bytes of the second-level cache of one core that plans are made for."""
     return machine.l2_bytes
 
 
@@ -127,83 +130,88 @@ cdef object attend_plain(cattn_problem *problem, object query, object key, objec
 def attention(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
               query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
               layout="bhld", out=None, return_lse=False, num_threads=None):
-    """Exact scaled dot-product attention: softmax(scale · query · keyᵀ) · value, fused, row by row stable.
+    """Compute exact scaled dot-product attention: softmax(scale · query · keyᵀ) · value, in one fused and stable pass.
 
     Parameters
     ----------
     query : array_like, shape (..., Hq, Lq, D)
-        Hq heads of Lq queries. 3-D is (H, L, D); if all three inputs are 2-D there is one head, and no axis for it.
-        float32 and float64 compute in their own precision; float16 and bfloat16 are read and written, and float32 is
-        computed. Any strides and byte order; int32 and int64 count as float64.
+        Hq heads of Lq queries. A 3-D array is (H, L, D). If all three inputs are 2-D, there is one head, and no axis
+        for it. float32 and float64 are computed in their own precision. float16 and bfloat16 are read and written as
+        they are, and computed in float32. Arrays may have any strides and byte order. int32 and int64 count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
-        Hq is a multiple of Hkv, and query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
-        Of the type of query; beside float32 queries also float16 or bfloat16.
+        Hq must be a multiple of Hkv. Query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
+        Keys have the type of the queries. Beside float32 queries they may also be float16 or bfloat16.
     value : array_like, shape (..., Hkv, Lk, Dv)
-        Of the type of key.
+        Values have the type of the keys.
     scale : float, optional
-        Factor of each q·k. Default ``1 / sqrt(D)``.
+        The factor of each product q·k. The default is ``1 / sqrt(D)``.
     causal : bool
-        Query i attends to keys ``j <= p_i`` only, where its position is ``p_i = query_offset + i``.
+        If True, query i attends only to keys ``j <= p_i``. Its position is ``p_i = query_offset + i``.
     window : (left, right), optional
-        ``p_i - left <= j <= p_i + right`` only; None or -1 is no limit on that side.
+        Query i attends only to keys ``p_i - left <= j <= p_i + right``. None or -1 means no limit on that side.
     query_offset : {"start", "end"}, int, or int array over the leading axes, optional
-        Where query 0 stands among the keys. "start" is 0; "end" is key length - query length, as a cache of keys wants
-        it. Must be given where positions matter (causal, window, alibi_slopes) and the lengths differ.
+        The position of query 0 among the keys. "start" means 0. "end" means key length - query length, which is what a
+        cache of keys needs. It must be given where positions matter (causal, window, alibi_slopes) and the lengths
+        differ.
     key_range : (start, stop), optional
-        Integer arrays (or None) that broadcast to (..., Hq, Lq): row i attends to ``start <= j < stop`` only.
+        Two integer arrays (or None) that broadcast to (..., Hq, Lq). Row i attends only to keys ``start <= j < stop``.
     query_lengths, key_lengths : int or int array over the leading axes, optional
-        What lies at or past them does not exist: keys are not seen, queries give zeros and an lse of -inf.
+        The numbers of queries and keys that exist. No query attends to a key at or past its length. Queries at or past
+        theirs give zeros, and an lse of -inf.
     mask : bool array_like, broadcastable to (..., Hq, Lq, Lk), optional
         True where a query may attend to a key.
     bias : array_like, broadcastable to (..., Hq, Lq, Lk), optional
-        Added to the scores. -inf masks; a finite bias never does.
+        A number that is added to each score. -inf masks the key; a finite bias never does.
     alibi_slopes : array_like, shape (Hq,), or (..., Hq) over the leading axes, optional
-        Adds ``-slope · |p_i - j|`` (Press et al. 2022, section 3).
+        Each head's slope of ALiBi, which adds ``-slope · |p_i - j|`` to the scores (Press et al. 2022, section 3).
     softcap : float, optional
-        Scores become ``softcap · tanh(score / softcap)`` before bias and ALiBi (Gemma 2, section 2).
+        Each score becomes ``softcap · tanh(score / softcap)``, before bias and ALiBi are added (Gemma 2, section 2).
     sinks : array_like, shape (Hq,), optional
-        One more logit a head, which takes weight and carries no value; -inf is none.
+        One more logit for each head. It takes weight and carries no value. -inf means that there is none.
     layout : {"bhld", "blhd"}
-        "blhd": query, key, value and out are (..., L, H, D), lse is (..., L, H). Modifiers keep their shapes.
+        With "blhd", query, key, value and out are (..., L, H, D), and lse is (..., L, H). Modifiers keep their shapes.
     out : ndarray, optional
-        Where to write the output: its shape and type, no overlap with an input or with itself. For float16 and bfloat16
-        queries it may be float32: the result is not rounded then, as parts that are to be merged want it.
+        The array to write the output to. It must have the shape and type of the output, and must not overlap with an
+        input or with itself. For float16 and bfloat16 queries it may be float32. The result is then not rounded, which
+        is best for parts that you will merge.
     return_lse : bool
         Also return the logarithm of each row's softmax denominator.
     num_threads : int, optional
-        Beats `set_num_threads`. The result is the same, bit for bit, for any number.
+        The number of threads of this call. It takes precedence over `set_num_threads`. The result is the same, bit for
+        bit, for any number.
 
     Returns
     -------
     out : ndarray, shape (..., Hq, Lq, Dv), type of query, unless `out` was given
-        Zeros in rows that may attend to nothing.
+        Rows that may attend to nothing are zeros.
     lse : ndarray, shape ``out.shape[:-1]``
-        Only with return_lse; float64 for float64 inputs, else float32; -inf in rows that may attend to nothing.
+        It is returned only with `return_lse`. Its type is float64 for float64 inputs, else float32. Rows that may
+        attend to nothing have -inf, or the logit of their head's sink.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what was expected and what came. Nothing has been written then.
+        An argument is wrong. The message names it, what was expected and what was given. Nothing has been written.
     MemoryError
         There is no memory for the output or the workspace.
 
     See Also
     --------
-    attention_varlen : Packed sequences, without padding.
-    attention_weights : The matrix of weights or scores, which `attention` never holds.
+    attention_varlen : Attend over packed sequences, without padding.
+    attention_weights : Compute the matrix of weights or scores, which `attention` never holds.
     merge_attention : Join the results of disjoint sets of keys.
-    self_attention : The whole line from embeddings, projections included.
+    self_attention : Compute the whole line from the embeddings, projections included.
 
     Notes
     -----
-    Vaswani et al. 2017, section 3.2.1, with the online softmax of Milakov and Gimelshein 2018. No array of size
-    Lq × Lk exists at any time. What is masked never reaches the output, NaN and infinity included.
+    This is the attention of Vaswani et al. 2017, section 3.2.1, with the online softmax of Milakov and Gimelshein 2018.
+    No array of size Lq × Lk exists at any time. Whatever is masked never reaches the output, NaN and infinity included.
 
-    Whatever is below the smallest normal number counts as 0: weights, values, and their products. Weighted values are
-    summed before the division by the sum of weights, which is at most Lk: values beyond the type's largest number / Lk
-    may give infinity.
+    Weights, values, and their products count as 0 where they are below the smallest normal number. Weighted values
+    are summed first, and the sum is then divided by the sum of weights, which is at most Lk. Values beyond the type's
+    largest number / Lk may therefore give infinity.
 
-    How accurate the result is, is written in `cattn.reference.attention`.
+    The notes of `cattn.reference.attention` say how accurate the result is.
 
     Examples
     --------
@@ -215,13 +223,13 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     >>> context.shape, context.dtype
     ((1, 12, 128, 64), dtype('float32'))
 
-    Decoding: one query stands at the end of a cache of keys.
+    When decoding, one query stands at the end of a cache of keys:
 
     >>> newest = cattn.attention(query[:, :, -1:], key, value, causal=True, query_offset="end")
     >>> np.allclose(newest, context[:, :, -1:], atol=1e-6)
     True
 
-    A padded batch, of which the second entry has 77 keys:
+    In this padded batch, the second entry has 77 keys:
 
     >>> batch = [np.concatenate([x, x]) for x in (query, key, value)]
     >>> padded = cattn.attention(*batch, key_lengths=[128, 77])
@@ -255,22 +263,22 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
 def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None, causal=False, window=None,
                      query_offset=None, alibi_slopes=None, softcap=None, sinks=None, out=None, return_lse=False,
                      num_threads=None):
-    """Attention over packed sequences: sequence n owns rows ``indptr[n]:indptr[n + 1]`` of each array.
+    """Attend over packed sequences: sequence n owns rows ``indptr[n]:indptr[n + 1]`` of each array.
 
     Parameters
     ----------
     query : array_like, shape (total queries, Hq, D)
-        The queries of all sequences, one after the other.
+        The queries of all sequences, one sequence after the other.
     key : array_like, shape (total keys, Hkv, D)
-        Their keys, whose numbers may differ from those of the queries.
+        The keys of all sequences. A sequence may have more or fewer keys than queries.
     value : array_like, shape (total keys, Hkv, Dv)
-        Their values.
+        The values of all sequences.
     query_indptr, key_indptr : int array_like, shape (sequences + 1,)
-        Ascending, from 0 to the total.
+        The rows at which sequences begin. The numbers ascend from 0 to the total.
     scale, causal, window : optional
         As in `attention`.
     query_offset : {"start", "end"}, int, or int array of shape (sequences,), optional
-        Where query 0 of each sequence stands among its keys, as in `attention`.
+        The position of query 0 of each sequence among its keys, as in `attention`.
     alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
         As in `attention`.
     softcap, sinks, out, return_lse, num_threads : optional
@@ -279,22 +287,22 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
     Returns
     -------
     out : ndarray, shape (total queries, Hq, Dv)
-        The bits that `attention` gives for each sequence by itself.
+        Each sequence has the same bits as if `attention` had been called for it alone.
     lse : ndarray, shape (total queries, Hq)
-        Only with return_lse.
+        It is returned only with `return_lse`.
 
     Raises
     ------
     TypeError, ValueError, MemoryError
-        As `attention` does.
+        They are raised as by `attention`.
 
     See Also
     --------
-    attention : Arrays with an axis for the batch.
+    attention : Attend over arrays with an axis for the batch.
 
     Examples
     --------
-    Sequences of 2, 1 and 3 tokens:
+    These three sequences have 2, 1 and 3 tokens:
 
     >>> import numpy as np
     >>> import cattn
@@ -325,7 +333,7 @@ cdef dict STAGES = {"scores": STAGE_SCORES, "softcapped": STAGE_SOFTCAPPED, "bia
 def attention_weights(query, key, *, stage="weights", scale=None, causal=False, window=None, query_offset=None,
                       key_range=None, query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None,
                       softcap=None, sinks=None, layout="bhld", num_threads=None):
-    """The scores of attention at one stage, or its weights: what `attention` never holds at once.
+    """Compute the matrix of attention weights, or of scores at one stage, which `attention` never holds at once.
 
     Parameters
     ----------
@@ -334,32 +342,32 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
     key : array_like, shape (..., Hkv, Lk, D)
         As in `attention`.
     stage : {"weights", "scores", "softcapped", "biased"}
-        "scores" are scale · q·k; "softcapped" follow the softcap; "biased" are final, -inf where masked; "weights" are
-        their softmax by row.
+        "scores" are scale · q·k. "softcapped" are the scores after the softcap. "biased" are the final scores, which
+        are -inf where masked. "weights" are the softmax of each row of these.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
-        As in `attention`. A stage does not need what comes after it.
+        As in `attention`. A stage does not need the modifiers that come after it.
     mask, bias, alibi_slopes, softcap, sinks : optional
         As in `attention`.
     layout : {"bhld", "blhd"}
-        Of query and key.
+        The layout of query and key.
     num_threads : int, optional
         As in `attention`.
 
     Returns
     -------
     ndarray, shape (..., Hq, Lq, Lk), in either layout
-        float64 for float64 inputs, else float32. Rows of weights sum to 1, less what a sink takes; rows that may attend
-        to nothing are zeros.
+        Its type is float64 for float64 inputs, else float32. A row of weights sums to 1, less what a sink takes. In
+        rows that may attend to nothing, all weights are 0.
 
     Raises
     ------
     TypeError, ValueError, MemoryError
-        As `attention` does.
+        They are raised as by `attention`.
 
     See Also
     --------
-    attention : The weighted sums of values, without this matrix.
-    trace : Every matrix of one head, from the embeddings on.
+    attention : Compute the weighted sums of values, without this matrix.
+    trace : Compute every matrix of one head, from the embeddings on.
 
     Examples
     --------
@@ -391,7 +399,7 @@ from . import _plan
 def plan(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
          query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
          layout="bhld", out=None, return_lse=False, num_threads=None):
-    """How `attention` would go about a call with the same arguments: strategy, tiles, tasks, workspace.
+    """Return how `attention` would go about a call with the same arguments: strategy, tiles, tasks, workspace.
 
     Parameters
     ----------
@@ -405,17 +413,17 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     Returns
     -------
     Plan
-        It follows from shapes, types and the machine, not from data.
+        It depends on shapes, types and the machine, not on the data.
 
     Raises
     ------
     TypeError, ValueError, MemoryError
-        As `attention` does.
+        They are raised as by `attention`.
 
     See Also
     --------
-    attention : The call itself.
-    show_config : What is known of the machine.
+    attention : Make the call itself.
+    show_config : Print what is known of the machine.
 
     Examples
     --------
