@@ -1,8 +1,8 @@
-"""Attention in plain NumPy: the specification that every other result is checked against.
+"""Attention in plain NumPy: this is the specification that every other result is checked against.
 
-Whole matrices, one step a line, float64. Nothing is fast here and nothing is checked: the functions of the package
-itself say what is wrong with an argument. Masked keys are selected away, never multiplied by zero, so that nothing
-that stands in them can reach a result.
+The functions here compute whole matrices in float64, one step a line. They are not fast, and they check no arguments:
+the functions of the package itself say what is wrong with an argument. Masked keys are replaced, never multiplied by
+zero, so that nothing they hold can reach a result.
 """
 
 import numpy as np
@@ -15,9 +15,10 @@ def attention(
     key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None, layout="bhld",
     return_lse=False, dtype=None,
 ):  # fmt: skip
-    r"""Scaled dot-product attention, :math:`\mathrm{softmax}(QK^\top / \sqrt{d})\,V`.
+    r"""Compute scaled dot-product attention, :math:`\mathrm{softmax}(QK^\top / \sqrt{d})\,V`.
 
-    A score goes through ``scale * (q @ k)``, softcap, bias and ALiBi, the masks, and the softmax of its row.
+    A score goes through these steps in this order: ``scale * (q @ k)``, softcap, bias and ALiBi, the masks, and the
+    softmax of its row.
 
     Parameters
     ----------
@@ -26,67 +27,69 @@ def attention(
     key : array_like, (..., Hkv, Lk, D)
         Lk keys in each of Hkv heads.
     value : array_like, (..., Hkv, Lk, Dv)
-        Leading dimensions broadcast. Query head ``h`` reads key and value head ``h // (Hq // Hkv)``. When all three
-        are two-dimensional there is one head and no head axis.
+        Leading dimensions broadcast. Query head ``h`` reads key and value head ``h // (Hq // Hkv)``. If all three
+        arrays are two-dimensional, there is one head, and no head axis.
     scale : float, optional
-        Factor of the scores, ``1 / sqrt(D)`` by default [1]_.
+        The factor of the scores. The default is ``1 / sqrt(D)`` [1]_.
     causal : bool
-        Row ``i``, which stands at position ``p_i = query_offset + i``, attends to keys ``j <= p_i`` only.
+        Row ``i`` stands at position ``p_i = query_offset + i``. If True, it attends only to keys ``j <= p_i``.
     window : (left, right), optional
-        Row ``i`` attends to keys ``p_i - left <= j <= p_i + right`` only; None or -1 is no limit on that side.
+        Row ``i`` attends only to keys ``p_i - left <= j <= p_i + right``. None or -1 means no limit on that side.
     query_offset : {"start", "end"}, int, or int array, optional
-        Position of the first query among the keys, for each batch entry. "start" is 0, "end" the entry's key length
-        less its query length. May be omitted where Lq equals Lk (0) or no position is used.
+        The position of the first query among the keys, for each batch entry. "start" means 0. "end" means the entry's
+        key length less its query length. It may be omitted where Lq equals Lk (it is then 0), or where no position is
+        used.
     key_range : (start, stop), optional
-        Integer arrays (..., Hq, Lq) or None: row ``i`` attends to keys ``start_i <= j < stop_i`` only.
+        Two integer arrays (..., Hq, Lq), or None. Row ``i`` attends only to keys ``start_i <= j < stop_i``.
     query_lengths, key_lengths : int or int array, optional
-        For each batch entry. Keys at or past the length do not exist, query rows at or past it give zeros.
+        The numbers of queries and keys of each batch entry. Keys at or past the length do not exist. Query rows at or
+        past it give zeros.
     mask : bool array, optional
-        Broadcasts to (..., Hq, Lq, Lk); True may attend.
+        It broadcasts to (..., Hq, Lq, Lk), and is True where a query may attend to a key.
     bias : array_like, optional
-        Added to the scores, broadcasts to (..., Hq, Lq, Lk); -inf masks.
+        It broadcasts to (..., Hq, Lq, Lk) and is added to the scores. -inf masks the key.
     alibi_slopes : array_like, (Hq,), or (..., Hq) for each batch entry, optional
-        Adds ``-slope * abs(p_i - j)`` to the scores [2]_.
+        The slopes of ALiBi, which adds ``-slope * abs(p_i - j)`` to the scores [2]_.
     softcap : float, optional
-        Replaces a score ``s`` by ``softcap * tanh(s / softcap)`` [3]_.
+        A score ``s`` becomes ``softcap * tanh(s / softcap)`` [3]_.
     sinks : array_like, (Hq,), optional
-        One more logit in each row of a head, which takes weight and carries no value [4]_ [5]_.
+        One more logit in each row of a head. It takes weight and carries no value [4]_ [5]_.
     layout : {"bhld", "blhd"}
         With "blhd", query, key, value and the output are (..., L, H, D).
     return_lse : bool
         Also return the logarithm of the sum of the exponentials of each row's scores.
     dtype : dtype, optional
-        What to compute in and return: float64, or longdouble if an input is.
+        The type to compute in and to return. The default is float64, or longdouble if an input has that type.
 
     Returns
     -------
     out : ndarray, (..., Hq, Lq, Dv)
         A row that attends to nothing is 0.
     lse : ndarray, ``out.shape[:-1]``
-        Only if `return_lse`. A row that attends to nothing has the sink's logit, or -inf.
+        It is returned only with `return_lse`. A row that attends to nothing has the sink's logit, or -inf.
 
     See Also
     --------
-    attention_weights : The matrices on the way.
+    attention_weights : Compute the matrices on the way.
 
     Notes
     -----
-    An output of `cattn.attention` is no further from this one than
+    An output of `cattn.attention` differs from this one by at most
 
     .. math:: \kappa\,\varepsilon\,(1 + A_i) \sum_j p_j |v_j| + \text{the smallest normal number}
 
-    with the weights :math:`p_j`, :math:`\varepsilon` of the type that is computed in, float64 or float32, and
-    :math:`A_i = \max_j |scale| \sum_c |q_c k_{jc}| + |bias_{ij}| + slope\,|p_i - j|`, at least :math:`|sink|`.
+    Here :math:`p_j` are the weights, :math:`\varepsilon` is that of the type that is computed in (float64 or float32),
+    and :math:`A_i = \max_j |scale| \sum_c |q_c k_{jc}| + |bias_{ij}| + slope\,|p_i - j|`, at least :math:`|sink|`.
     :math:`\kappa` is 4, or 1.5 times that of plain NumPy in the same type plus 0.5 if that is more, for head sizes up
-    to 4096. To this come
+    to 4096. Two kinds of results may differ by more:
 
-    - where the output is float16 or bfloat16: one unit in its last place;
-    - where query, key and value are bfloat16: :math:`(1 + 2^{-6})\,u \sum_j p_j |v_j - out|` over the keys, with
-      :math:`u = 2^{-8}`, half of bfloat16's epsilon. Weights may be rounded to bfloat16, to nearest, and are divided by
-      the sum of the rounded ones then, so that what all values share cancels: equal values come out as they are, where
-      there is no sink and nothing underflows.
+    - A float16 or bfloat16 output may be off by one more unit in its last place.
+    - Where query, key and value are bfloat16, :math:`(1 + 2^{-6})\,u \sum_j p_j |v_j - out|` over the keys is added to
+      the bound, with :math:`u = 2^{-8}`, half of bfloat16's epsilon. The reason is that weights may be rounded to
+      bfloat16, to nearest. They are then divided by the sum of the rounded weights, so that what all values share
+      cancels. Equal values come out as they are, unless there is a sink or something underflows.
 
-    Weights, and products of weight and value, that are below the smallest normal number are lost.
+    Weights, and products of weight and value, are lost where they are below the smallest normal number.
 
     References
     ----------
@@ -135,7 +138,7 @@ def attention_weights(
     query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
     layout="bhld", dtype=None,
 ):  # fmt: skip
-    """The matrix of attention weights, or of scores on the way to it.
+    """Compute the matrix of attention weights, or of the scores that lead to it.
 
     Parameters
     ----------
@@ -144,8 +147,9 @@ def attention_weights(
     key : array_like, (..., Hkv, Lk, D)
         As in `attention`.
     stage : {"weights", "scores", "softcapped", "biased"}
-        "scores" are the scaled products, "softcapped" those after the softcap, both whatever is masked; "biased" are
-        the final scores, -inf where masked; "weights" are the rows after the softmax, 0 where masked.
+        "scores" are the scaled products, and "softcapped" those after the softcap. Masks change neither. "biased" are
+        the final scores, which are -inf where masked. "weights" are the rows after the softmax, which are 0 where
+        masked.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`.
     mask, bias, alibi_slopes, softcap, sinks, layout, dtype : optional
@@ -154,11 +158,11 @@ def attention_weights(
     Returns
     -------
     ndarray, (..., Hq, Lq, Lk)
-        In either layout.
+        The shape is the same in either layout.
 
     See Also
     --------
-    attention : The weighted sums of values.
+    attention : Compute the weighted sums of values.
 
     Examples
     --------
@@ -186,20 +190,20 @@ def attention_varlen(
     query, key, value, query_indptr, key_indptr, *, query_offset=None, alibi_slopes=None, return_lse=False, dtype=None,
     **modifiers,
 ):  # fmt: skip
-    """`attention` on packed sequences: sequence ``n`` owns rows ``indptr[n]`` to ``indptr[n + 1]``.
+    """Compute `attention` on packed sequences: sequence ``n`` owns rows ``indptr[n]`` to ``indptr[n + 1]``.
 
     Parameters
     ----------
     query : array_like, (total queries, Hq, D)
-        The queries of all sequences, one after the other.
+        The queries of all sequences, one sequence after the other.
     key : array_like, (total keys, Hkv, D)
-        Their keys.
+        The keys of all sequences.
     value : array_like, (total keys, Hkv, Dv)
-        Their values.
+        The values of all sequences.
     query_indptr, key_indptr : int array_like, (sequences + 1,)
-        Ascending, from 0 to the total.
+        The rows at which sequences begin. The numbers ascend from 0 to the total.
     query_offset : {"start", "end"}, int, or int array (sequences,), optional
-        Position of the first query of each sequence among its keys, as in `attention`.
+        The position of the first query of each sequence among its keys, as in `attention`.
     alibi_slopes : array_like, (Hq,) or (sequences, Hq), optional
         As in `attention`.
     return_lse, dtype : optional
@@ -210,13 +214,13 @@ def attention_varlen(
     Returns
     -------
     out : ndarray, (total queries, Hq, Dv)
-        What `attention` gives for each sequence by itself.
+        Each sequence has the result that `attention` gives for it alone.
     lse : ndarray, (total queries, Hq)
-        Only if `return_lse`.
+        It is returned only with `return_lse`.
 
     See Also
     --------
-    attention : One sequence, or a batch of equal lengths.
+    attention : Compute one sequence, or a batch of equal lengths.
 
     Examples
     --------
@@ -253,7 +257,7 @@ def _arithmetic(dtype, *arrays):
 
 
 def _heads_first(dtype, layout, *arrays):
-    """The arrays as (..., H, L, D), and whether they came without a head axis."""
+    """Return the arrays as (..., H, L, D), and whether they came without a head axis."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         arrays = [np.asarray(x).astype(dtype) for x in arrays]
     if all(x.ndim == 2 for x in arrays):
@@ -268,7 +272,7 @@ def _repeat_heads(x, query):
 
 
 def _per_entry(x):
-    """(...) as (..., 1, 1, 1), to stand beside (..., Hq, Lq, Lk)."""
+    """Return an array of shape (...) as (..., 1, 1, 1), which broadcasts with (..., Hq, Lq, Lk)."""
     return np.asarray(x, np.int64)[..., None, None, None]
 
 
@@ -276,7 +280,7 @@ def _scores(
     query, key, stage, scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias,
     alibi_slopes, softcap,
 ):  # fmt: skip
-    """(..., Hq, Lq, Lk): the scores at `stage`, and (..., 1 or Hq, Lq): which query rows exist."""
+    """Return the scores at `stage` (..., Hq, Lq, Lk), and which query rows exist (..., 1 or Hq, Lq)."""
     dtype = query.dtype
     (rows, size), keys = query.shape[-2:], key.shape[-2]
     i, j = np.arange(rows)[:, None], np.arange(keys)
@@ -329,7 +333,7 @@ def _scores(
 
 
 def _softmax(scores, sinks):
-    """The weights of each row and the logarithm of its sum; a score of -inf has the weight 0 whatever its row holds."""
+    """Return the weights and the lse of each row. A score of -inf has the weight 0, whatever else its row holds."""
     maximum = scores.max(axis=-1, initial=-np.inf, keepdims=True)
     sink = None if sinks is None else np.asarray(sinks).astype(scores.dtype)[:, None, None]
     if sink is not None:
@@ -344,7 +348,7 @@ def _softmax(scores, sinks):
 
 
 def _weighted_sum(weights, attended, value):
-    """weights @ value, where a NaN or infinity counts in the rows that attend to it, however small their weight."""
+    """Return weights @ value. A NaN or infinity reaches every row that attends to it, however small its weight."""
 
     def meets(special):
         return attended.astype(weights.dtype) @ special.astype(weights.dtype) > 0
