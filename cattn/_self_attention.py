@@ -1,4 +1,4 @@
-"""Self-attention from the embeddings: projections, attention of every head, output projection."""
+"""Self-attention from the embeddings: the projections, the attention of every head and the output projection."""
 
 import math
 
@@ -32,40 +32,40 @@ def self_attention(
     return_lse=False,
     **options,
 ):
-    """Multi-head self-attention of a sequence of embeddings.
+    """Compute multi-head self-attention of a sequence of embeddings.
 
-    With the default scale, and for each head::
+    For each head, with the default scale, it computes::
 
         Q = x @ w_query + b_query,  K = x @ w_key + b_key,  V = x @ w_value + b_value
         context = softmax_rows(Q @ K.T / sqrt(D)) @ V
 
-    The contexts of the heads stand side by side and, where `w_output` is given, are multiplied by it. This is
+    The contexts of the heads are concatenated. If `w_output` is given, the result is multiplied by it. This is
     section 3.2 of Vaswani et al., "Attention Is All You Need" (2017), with optional biases.
 
     Parameters
     ----------
     x : array_like, shape (..., L, d_model)
-        The embeddings of L tokens. float32 and float64 are computed in their own precision; int32 and int64
-        count as float64. All arrays that take part in the projections share one type.
+        The embeddings of L tokens. float32 and float64 are computed in their own precision. int32 and int64
+        count as float64. All arrays that take part in the projections must have one type.
     w_query : array_like, shape (d_model, num_heads * D)
-        Head h owns the columns h*D to (h+1)*D. The same holds for `w_key` and `w_value`.
+        The projection to queries. Head h owns the columns h*D to (h+1)*D. The same holds for `w_key` and `w_value`.
     w_key : array_like, shape (d_model, num_kv_heads * D)
         The projection to keys.
     w_value : array_like, shape (d_model, num_kv_heads * Dv)
         The projection to values.
     w_output : array_like, shape (num_heads * Dv, d_out), optional
-        The projection of all heads' contexts to the output.
+        The projection of the concatenated contexts to the output.
     b_query, b_key, b_value, b_output : array_like, 1-D, optional
-        Added to the columns of the projection of the same name.
+        A number for each column of the projection of the same name, which is added to it.
     num_heads : int
-        Number of query heads.
+        The number of query heads.
     num_kv_heads : int, optional
-        Number of key/value heads, a divisor of `num_heads` and by default equal to it. Query head h reads
+        The number of key/value heads. It must divide `num_heads`, which is the default. Query head h reads
         key/value head ``h // (num_heads // num_kv_heads)``.
     scale, causal, window, query_offset, key_range : optional
         As in `attention`, with L queries and L keys.
     query_lengths, key_lengths : int or int array over the axes before L, optional
-        As in `attention`: a padded batch gives `key_lengths`.
+        As in `attention`. For a padded batch, pass `key_lengths`.
     mask, bias : array_like, broadcastable to (..., num_heads, L, L), optional
         As in `attention`.
     alibi_slopes, softcap, sinks : optional
@@ -73,15 +73,15 @@ def self_attention(
     return_lse : bool
         Also return the logarithm of each row's softmax denominator.
     num_threads : int, optional
-        Threads of the attention. Those of the projections are NumPy's own.
+        The number of threads of the attention. NumPy computes the projections, with its own threads.
 
     Returns
     -------
     output : ndarray, shape (..., L, num_heads * Dv), or (..., L, d_out) with `w_output`
-        Of the type of `x`. Rows at or past `query_lengths` have a context of zeros, to which `w_output` and
+        It has the type of `x`. Rows at or past `query_lengths` have a context of zeros, to which `w_output` and
         `b_output` are still applied.
     lse : ndarray, shape (..., L, num_heads)
-        Only with `return_lse`. float64 for float64, else float32.
+        It is returned only with `return_lse`. Its type is float64 for float64 inputs, else float32.
 
     Raises
     ------
@@ -93,22 +93,22 @@ def self_attention(
 
     See Also
     --------
-    attention : The step from query, key and value to the context.
-    trace : One head, with every matrix kept.
+    attention : Compute the step from query, key and value to the context.
+    trace : Compute one head, and keep every matrix.
 
     Notes
     -----
-    float16 and bfloat16 are storage types: the arrays are widened to float32, everything in between (query, key,
-    value and context included) stays float32, and the result is rounded once, to the type of `x`. That is
+    float16 and bfloat16 are storage types. The arrays are widened to float32, everything in between (query, key,
+    value and context included) stays float32, and the result is rounded once, to the type of `x`. This is
     more accurate than storing the projections in 16 bits, and a float16 query cannot overflow.
 
-    `torch.nn.MultiheadAttention` stores transposed weights, the three projections stacked::
+    `torch.nn.MultiheadAttention` stores its weights transposed and the three projections stacked. Convert them so::
 
         w_query, w_key, w_value = (w.T for w in np.split(in_proj_weight, 3))
         b_query, b_key, b_value = np.split(in_proj_bias, 3)
         w_output, b_output = out_proj_weight.T, out_proj_bias
 
-    and the linear layers of a BERT layer are likewise ``weight.T`` and ``bias``. Transposed views are not copied.
+    The linear layers of a BERT layer likewise become ``weight.T`` and ``bias``. Transposed views are not copied.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def self_attention(
 
 
 def float_arrays(**arguments):
-    """The arguments as arrays of one floating type, in the machine's byte order."""
+    """Return the arguments as arrays of one floating type, in the machine's byte order."""
     given = {name: as_array(name, argument) for name, argument in arguments.items()}
     arrays = {name: as_floats(name, array) for name, array in given.items()}
     arrays = {name: array.astype(native(array.dtype), copy=False) for name, array in arrays.items()}
@@ -202,13 +202,13 @@ def _check_weight(arrays, name, rows, rows_like, heads=1, heads_name=None):
 
 
 def widened(arrays):
-    """The arrays in the type of the arithmetic: float64 stays, all others become or stay float32."""
+    """Return the arrays in the type that is computed in: float64 stays, all others become or stay float32."""
     dtype = arithmetic(arrays["x"].dtype)
     return {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
 
 
 def project(x, weight, bias=None):
-    """x (..., rows) @ weight (rows, columns) + bias: one matrix product for all leading dimensions."""
+    """Return x (..., rows) @ weight (rows, columns) + bias, as one matrix product for all leading dimensions."""
     lead = x.shape[:-1]
     rows = x.reshape(math.prod(lead), x.shape[-1])
     result = np.empty((len(rows), weight.shape[1]), x.dtype)
@@ -222,6 +222,6 @@ def project(x, weight, bias=None):
 
 
 def split_heads(projection, heads):
-    """(..., L, heads * D) seen as (..., L, heads, D)."""
+    """Return a view of (..., L, heads * D) as (..., L, heads, D)."""
     *lead, columns = projection.shape
     return projection.reshape(*lead, heads, columns // heads)
