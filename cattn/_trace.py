@@ -1,4 +1,4 @@
-"""One head of self-attention with every intermediate matrix kept, to read and to plot."""
+"""One head of self-attention that keeps every intermediate matrix, to be read and plotted."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ def trace(
     scale=None,
     **modifiers,
 ):
-    """Self-attention of one head, step by step.
+    """Compute self-attention of one head step by step, and keep every matrix.
 
     The steps are those of `self_attention` (Vaswani et al., "Attention Is All You Need", 2017, section 3.2), and each
     matrix is computed by the same kernel::
@@ -43,7 +43,7 @@ def trace(
     Parameters
     ----------
     x : array_like, shape (L, d_model)
-        The embeddings, one row a token.
+        The embeddings, with one row for each token.
     w_query, w_key : array_like, shape (d_model, d_k)
         The projections to query and key.
     w_value : array_like, shape (d_model, d_v)
@@ -58,7 +58,8 @@ def trace(
     Returns
     -------
     AttentionTrace
-        All matrices. ``print`` shows them, a notebook as tables, and its `plot` draws the weights.
+        It holds all matrices. ``print`` shows them as text, a notebook shows them as tables, and its `plot` draws the
+        weights.
 
     Raises
     ------
@@ -69,8 +70,8 @@ def trace(
 
     See Also
     --------
-    self_attention : All heads at once, without the matrices in between.
-    attention_weights : The weights alone, from query and key.
+    self_attention : Compute all heads at once, without the matrices in between.
+    attention_weights : Compute the weights alone, from query and key.
 
     Examples
     --------
@@ -120,9 +121,9 @@ def trace(
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AttentionTrace:
-    """What `trace` returns: the matrices of one head of self-attention.
+    """Hold the matrices of one head of self-attention, as `trace` returns them.
 
-    ``str()`` lays the seven steps out as labelled matrices, a notebook shows them as shaded tables, `plot` draws the
+    ``str()`` lays the seven steps out as labelled matrices. A notebook shows them as shaded tables. `plot` draws the
     weights.
 
     Attributes
@@ -134,15 +135,15 @@ class AttentionTrace:
     value : ndarray, shape (L, d_v)
         ``x @ w_value``.
     scores : ndarray, shape (L, L)
-        ``query @ key.T``; row i holds what token i asks of each key.
+        ``query @ key.T``. Row i holds the score of token i with each key.
     scaled_scores : ndarray, shape (L, L)
         `scores` times `scale`.
     final_scores : ndarray, shape (L, L)
-        `scaled_scores` after softcap, bias, ALiBi slopes and masking (-inf); without these the same array.
+        `scaled_scores` after softcap, bias, ALiBi slopes and masking (-inf). Without these it is the same array.
     weights : ndarray, shape (L, L)
         The softmax of each row of `final_scores`.
     context : ndarray, shape (L, d_v)
-        ``weights @ value``, of the type of `x`.
+        ``weights @ value``. It has the type of `x`.
     scale : float
         The factor of the scores.
     tokens : tuple of str, or None
@@ -150,7 +151,7 @@ class AttentionTrace:
 
     See Also
     --------
-    trace : Makes it.
+    trace : Make an AttentionTrace.
 
     Examples
     --------
@@ -243,22 +244,22 @@ class AttentionTrace:
         return self.tokens if self.tokens is not None else tuple(map(str, range(len(self.x))))
 
     def plot(self, ax=None):
-        """Draw the weights as a heatmap, a row for each query token and a column for each key token.
+        """Draw the weights as a heatmap, with a row for each query token and a column for each key token.
 
-        The scale ends at the largest weight; for more than 64 tokens, at the median of the rows' largest weights, so
-        that a few large ones do not hide all others. For more than 512 tokens a cell shows the largest weight of
-        several queries by as many keys. NaN is grey.
+        The color scale ends at the largest weight. With more than 64 tokens it ends at the median of the rows' largest
+        weights, so that a few large ones do not hide all others. With more than 512 tokens, a cell shows the largest
+        weight of several queries by as many keys. NaN is grey.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            Where to draw; a new figure by default. A figure of your own with several axes wants
+            The axes to draw on. By default, a new figure is made. A figure of your own with several axes needs
             ``layout="compressed"``, which makes room for the labels.
 
         Returns
         -------
         matplotlib.axes.Axes
-            ``ax.figure`` is the figure, to show or to save.
+            ``ax.figure`` is the figure that you show or save.
 
         Raises
         ------
@@ -269,7 +270,7 @@ class AttentionTrace:
 
         See Also
         --------
-        trace : Makes what is drawn.
+        trace : Compute the weights that are drawn.
 
         Examples
         --------
