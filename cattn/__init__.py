@@ -1,4 +1,4 @@
-"""Exact scaled dot-product attention on the CPU, on NumPy arrays."""
+"""cattn computes exact scaled dot-product attention on the CPU, on NumPy arrays."""
 
 try:
     from ._kernel import attention, attention_varlen, attention_weights, plan
@@ -43,17 +43,17 @@ __all__ = [
 
 
 def get_include():
-    """The folder of ``cattn.h``, the header for C and Cython, which says how to call cattn from there.
+    """Return the folder of ``cattn.h``, the header that says how to call cattn from C and Cython.
 
     Returns
     -------
     str
-        For the `include_dirs` of an extension module. ``cimport cattn`` finds its declarations without it, and names
-        the same header.
+        The folder that the `include_dirs` of an extension module need. ``cimport cattn`` finds its declarations without
+        it, and names the same header.
 
     See Also
     --------
-    show_config : What else is known of this build.
+    show_config : Print what else is known of this build.
 
     Examples
     --------

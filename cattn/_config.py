@@ -1,4 +1,4 @@
-"""What a report of a problem should say about the machine."""
+"""What a bug report should say about the machine."""
 
 import glob
 import os
@@ -14,15 +14,16 @@ CACHES = "/sys/devices/system/cpu/cpu0/cache/index*"  # Linux
 
 
 def show_config():
-    """Print what is used here, and why.
+    """Print which versions, kernel table, caches and threads cattn uses here, and why.
 
-    Versions, the kernel table in use and those that this processor runs, caches, threads and where their number comes
-    from, NumPy's BLAS, and where the licence and the documentation are. ``cattn info --json`` prints the same as data.
+    The list has versions, the kernel table in use and those that this processor runs, caches, threads and where their
+    number comes from, NumPy's BLAS, and where the licence and the documentation are. ``cattn info`` prints the same
+    list, and ``cattn info --json`` prints it as data.
 
     See Also
     --------
-    get_num_threads : The number of threads alone.
-    plan : How a call would run here.
+    get_num_threads : Return the number of threads alone.
+    plan : Return how a call would run here.
 
     Examples
     --------
@@ -38,7 +39,7 @@ def show_config():
 
 
 def collect():
-    """All of it as data: texts, numbers, lists and dicts."""
+    """Return what `show_config` prints as data: texts, numbers, lists and dicts."""
     isa = _kernel.isa()
     threads, source = _find_threads()
     return {
@@ -60,7 +61,7 @@ def collect():
 
 
 def describe(config):
-    """What `collect` found in a line each, by name."""
+    """Return one line of text, by name, for each thing that `collect` found."""
     table, caches, threads = config["kernel_table"], config["cache_bytes"], config["threads"]
     found = [f"{name} {_size(size)}" for name, size in caches["found"].items()]
     assumed = f"blocks are cut for an L2 of {_size(caches['assumed_l2'])}"
@@ -79,8 +80,10 @@ def describe(config):
 
 
 def _find_threads():
-    """The number, None where the environment's is none, and where it comes from. To look is not to settle it: calls may
-    still find another environment."""
+    """Return the number of threads, or None if the environment's is not a number, and where it comes from.
+
+    Looking does not fix the number: calls may still find another environment.
+    """
     try:
         default, wrong = _threads.default_num_threads(), None
     except ValueError as error:
@@ -107,7 +110,7 @@ def _find_threads():
 
 
 def _find_caches():
-    """{name: bytes} of the first CPU's caches for data, where the system says it."""
+    """Return {name: bytes} of the first CPU's data caches, as far as the system says it."""
     found = {}
     for folder in sorted(glob.glob(CACHES)):
         level, kind, size = (_threads._read(folder, name).strip() for name in ("level", "type", "size"))
@@ -117,13 +120,13 @@ def _find_caches():
 
 
 def _find_blas():
-    """Name and version of the BLAS that NumPy was built with; None for none."""
+    """Return the name and version of the BLAS that NumPy was built with, or None if there is none."""
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return " ".join(filter(None, (blas.get("name"), blas.get("version")))) or None
 
 
 def _find_file(name):
-    """Where the installer has put a file beside the package; None where the package was not installed."""
+    """Return where the installer put a file beside the package, or None if the package was not installed."""
     from importlib import metadata  # as long to import as all of cattn
 
     try:
@@ -134,5 +137,5 @@ def _find_file(name):
 
 
 def _size(count):
-    """Of a cache, which is a whole number of KiB."""
+    """Return the size of a cache as text. It is a whole number of KiB."""
     return f"{count >> 20} MiB" if count % (1 << 20) == 0 else f"{count / 1024:g} KiB"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ._plan import Plan
 
 class _Array(Protocol):
-    """Match what np.asarray turns into an array of numbers: arrays, other libraries' tensors, nested lists and tuples."""
+    """Match what np.asarray turns into an array of numbers: arrays, tensors, nested lists and tuples."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...

@@ -1,4 +1,4 @@
-"""Attention over disjoint sets of keys, joined."""
+"""Joining the results of attention over disjoint sets of keys."""
 
 import math
 
@@ -15,37 +15,37 @@ def merge_attention(outputs, lses):
     """Join the results of attention over disjoint sets of keys.
 
     With ``m = max(lse)`` and ``w = exp(lse - m)`` over the parts, ``out = sum(w * out) / sum(w)`` and
-    ``lse = m + log(sum(w))``: what attention over all keys at once gives, up to rounding.
+    ``lse = m + log(sum(w))``. Up to rounding, attention over all keys at once gives the same.
 
     Parameters
     ----------
     outputs : sequence of array_like, each (..., Dv)
-        One or more, of one shape and type. Parts of float16 or bfloat16 queries are best kept in float32 (`out` of
-        `attention`): they are not rounded twice then.
+        One or more parts of one shape and type. Parts of float16 or bfloat16 queries are best kept in float32 (`out`
+        of `attention`), so that they are not rounded twice.
     lses : sequence of array_like, each (...)
-        As returned with ``return_lse=True``. Where a part's is -inf it attended to nothing, and its output is not
-        read. Sinks must have been given to one of the parts only.
+        The lse of each part, as returned with ``return_lse=True``. Where it is -inf, the part attended to nothing, and
+        its output is ignored. Sinks must have been given to only one of the parts.
 
     Returns
     -------
     out : ndarray, (..., Dv)
-        In the outputs' type.
+        It has the type of the outputs.
     lse : ndarray, (...)
-        Of type float64 if the outputs are, else float32.
+        Its type is float64 if the outputs are float64, else float32.
 
     Raises
     ------
     TypeError, ValueError
-        There is no part, their numbers differ, or a part's shape or type is not that of the first.
+        There are no parts, `outputs` and `lses` differ in length, or a part's shape or type is not that of the first.
 
     See Also
     --------
-    attention : Gives the parts, with ``return_lse=True``.
+    attention : Compute the parts, with ``return_lse=True``.
 
     Notes
     -----
-    The sums of one softmax in pieces: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018,
-    section 3.1. https://arxiv.org/abs/1805.02867
+    Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 3.1, show how the sums of one
+    softmax are computed in pieces. https://arxiv.org/abs/1805.02867
 
     Examples
     --------
@@ -125,6 +125,6 @@ def _parts(name, parts):
 
 
 def _narrowed(lse, dtype):
-    """What is finite stays finite."""
+    """Return lse in the given type. Numbers beyond its range become its largest, so that finite stays finite."""
     largest = np.finfo(dtype).max
     return np.where(np.isfinite(lse), np.clip(lse, -largest, largest), lse).astype(dtype)

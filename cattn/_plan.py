@@ -1,41 +1,43 @@
-"""What `plan` returns."""
+"""The class of what `plan` returns."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How the kernel goes about one call of `attention`.
+    """Describe how the kernel goes about one call of `attention`.
 
-    It follows from the shapes, the types, where the arrays lie, the kernel table and the L2 cache: neither from the
-    number of threads nor from the data.
+    A plan depends on the shapes, the types, the memory layout of the arrays, the kernel table and the L2 cache. It
+    depends neither on the number of threads nor on the data.
 
     Attributes
     ----------
     strategy : {"many rows", "few rows"}
-        What lies in the lanes of vectors: rows, or (where at most 8 rows share a key head, as in decoding) the head
-        size. A row is one query of one head.
+        "many rows" has rows in the lanes of vectors. "few rows" has the head size there; it is used where at most 8
+        rows share a key head, as in decoding. A row is one query of one head.
     isa : {"portable", "vec128", "avx2", "avx512", "avx512bf16", "amx"}
-        The kernel table.
+        The kernel table in use.
     lanes : int
-        Rows of one tile: they are computed side by side, and share each load of a key.
+        The number of rows of a tile. They are computed side by side, and share each load of a key.
     key_block : int
-        Keys that a tile visits at a time.
+        The number of keys that a tile visits at a time.
     chunk : int
-        Keys after which a new softmax begins, merged with those before. With few rows a chunk is a task of its own.
+        The number of keys after which a new softmax begins, which is merged with those before it. With few rows, each
+        chunk is a task of its own.
     tiles_per_task : int
-        Tiles that take turns with each block of keys.
+        The number of tiles that take turns with each block of keys.
     tasks : int
-        Pieces of work that threads take one after the other: no more than so many threads have anything to do.
+        The number of pieces of work, which threads take one after the other. More threads than that have nothing to
+        do.
     workspace_bytes : int
-        Bytes of memory for each thread.
+        The number of bytes of memory that each thread needs.
     partial_bytes : int
-        Bytes of memory, in all, for the results of chunks that are tasks of their own. One thread holds only those of
-        one key head at a time.
+        The number of bytes of memory, in all, for the results of chunks that are tasks of their own. One thread holds
+        only those of one key head at a time.
 
     See Also
     --------
-    plan : Makes it.
+    plan : Make a Plan.
 
     Examples
     --------

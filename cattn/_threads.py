@@ -1,7 +1,7 @@
-"""How many threads a call may use, the caller counted.
+"""How many threads a call may use, including the calling thread.
 
-``num_threads=`` of a call beats `set_num_threads` beats CATTN_NUM_THREADS beats OMP_NUM_THREADS beats the CPUs that the
-process may use. Nothing is read before it is needed.
+The first of these that is given counts: ``num_threads=`` of the call, `set_num_threads`, CATTN_NUM_THREADS,
+OMP_NUM_THREADS, and the number of CPUs that the process may use. Nothing is read before it is needed.
 """
 
 import math
@@ -18,22 +18,23 @@ _default = []
 
 
 def set_num_threads(n):
-    """Set the number of threads of calls that do not say ``num_threads=`` themselves.
+    """Set the number of threads of calls that do not pass ``num_threads=`` themselves.
 
-    It holds for the whole process, and for its children by fork. The results of a call are the same, bit for bit,
-    for any number.
+    The setting holds for the whole process, and for its children by fork. The results of a call are the same, bit for
+    bit, for any number.
 
     Parameters
     ----------
     n : int or None
-        At least 1; the calling thread counts. More than 1024 count as 1024, and a call takes no more than 4 for each
-        processor that the process could use when cattn was imported, or 8. None goes back to the default: the
-        environment variable CATTN_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that the process may
-        use, by its affinity and its cgroup's quota. They are read anew when a call next needs them.
+        The number of threads, which is at least 1 and includes the calling thread. A number above 1024 counts as
+        1024. A call takes at most 4 threads for each processor that the process could use when cattn was imported, or
+        8 if that is more. None goes back to the default: the environment variable CATTN_NUM_THREADS, else
+        OMP_NUM_THREADS, else the number of CPUs that the process may use, by its affinity and its cgroup's quota.
+        These are read again when a call next needs them.
 
     See Also
     --------
-    get_num_threads : What holds now.
+    get_num_threads : Return the number that holds now.
 
     Examples
     --------
@@ -50,21 +51,21 @@ def set_num_threads(n):
 
 
 def get_num_threads():
-    """The number of threads of calls that do not say ``num_threads=`` themselves.
+    """Return the number of threads of calls that do not pass ``num_threads=`` themselves.
 
     Returns
     -------
     int
-        What `set_num_threads` was given, else the default, which is found out once and kept.
+        The number that `set_num_threads` was given, else the default, which is found out once and kept.
 
     Raises
     ------
     ValueError
-        Where nothing was set and CATTN_NUM_THREADS is not an integer of 1 or more.
+        No number was set, and CATTN_NUM_THREADS is not an integer of 1 or more.
 
     See Also
     --------
-    set_num_threads : Set it.
+    set_num_threads : Set the number of threads.
 
     Examples
     --------
