@@ -1,8 +1,8 @@
-"""Attention on PyTorch's CPU tensors, by PyTorch's own name and semantics, without a copy.
+"""Attention on PyTorch's CPU tensors, with PyTorch's own names and semantics, without copying them.
 
-`scaled_dot_product_attention` stands in for the function of that name in `torch.nn.functional`. It is the operator
+`scaled_dot_product_attention` replaces the function of that name in `torch.nn.functional`. It calls the operator
 `torch.ops.cattn.attention`, which torch.compile and torch.export keep whole. Within `sdpa()`, calls of PyTorch's own
-function come here too. cattn computes no gradients yet: where one is wanted, PyTorch computes the call.
+function come here too. cattn computes no gradients yet: where one is needed, PyTorch computes the call.
 """
 
 import functools
@@ -42,60 +42,63 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
-    """Attention as `torch.nn.functional.scaled_dot_product_attention` defines it, computed by cattn.
+    """Compute attention as `torch.nn.functional.scaled_dot_product_attention` defines it.
 
     Parameters
     ----------
     query : Tensor, shape (..., H, L, E)
-        On the CPU, of float16, bfloat16, float32 or float64, with any strides. Nothing is copied.
+        A tensor on the CPU, of float16, bfloat16, float32 or float64, with any strides. Inputs are not copied.
     key : Tensor, shape (..., H, S, E)
-        Of the type of query, or, beside a query of float32, of float16 or bfloat16. All axes before S broadcast with
-        those of query.
+        It has the type of query. Beside a float32 query it may also be float16 or bfloat16. All axes before S broadcast
+        with those of query.
     value : Tensor, shape (..., H, S, Ev)
-        Of the type of key. All axes before S broadcast with those of query.
+        It has the type of key. All axes before S broadcast with those of query.
     attn_mask : Tensor, broadcastable to (..., H, L, S), or CausalBias, optional
-        Of booleans: True where a query may attend to a key. Of the type of query, or float32: added to the scores.
-        A bias of `torch.nn.attention.bias.causal_upper_left` or `causal_lower_right` says where the queries stand, and
-        no mask is made of it.
+        A mask of booleans is True where a query may attend to a key. A mask of the type of query, or of float32, is
+        added to the scores. A bias of `torch.nn.attention.bias.causal_upper_left` or `causal_lower_right` says where
+        the queries stand, and is not turned into a mask.
     dropout_p : float
         Above 0, PyTorch computes the call: cattn has no dropout.
     is_causal : bool
-        Query i attends to keys ``j <= i`` only, also where L and S differ (the top left corner). Not beside attn_mask.
+        If True, query i attends only to keys ``j <= i``, also where L and S differ (the top left corner). It cannot be
+        combined with attn_mask.
     scale : float, optional
-        Factor of the scores. Default ``1 / sqrt(E)``.
+        The factor of the scores. The default is ``1 / sqrt(E)``.
     enable_gqa : bool
-        key and value may have fewer heads than query then, by a factor: query head h reads head ``h // factor``.
+        If True, key and value may have fewer heads than query, by a factor. Query head h then reads head
+        ``h // factor``.
 
     Returns
     -------
     Tensor, shape (..., H, L, Ev)
-        Of the type of query. Contiguous, or, as from PyTorch's own CPU kernel, (B, L, H, Ev) transposed where query is:
-        then heads are joined without a copy.
-        Zeros in rows that may attend to nothing, as in PyTorch since version 2.5.
+        It has the type of query and is contiguous. Where query is a transposed (B, L, H, E), the result is a transposed
+        (B, L, H, Ev), as from PyTorch's own CPU kernel, so that heads are joined without a copy.
+        Rows that may attend to nothing are zeros, as in PyTorch since version 2.5.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        Naming the argument, what was expected and what came. RuntimeError, as from PyTorch, for inputs of one axis and
-        for attn_mask beside is_causal.
+        An argument is wrong. The message names it, what was expected and what was given. As in PyTorch, inputs of one
+        axis and an attn_mask beside is_causal raise RuntimeError.
 
     Warns
     -----
     UserWarning
-        Where PyTorch computes the call, once for each reason: dropout, or a gradient that is wanted, since a tensor has
-        requires_grad and gradients are enabled. ``warnings.filterwarnings("error", "cattn")`` makes it an error.
+        PyTorch computes the call. The reason is dropout, or a gradient that is needed because a tensor has
+        requires_grad and gradients are enabled. Each reason is named once.
+        ``warnings.filterwarnings("error", "cattn")`` makes it an error.
 
     Notes
     -----
     The number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or CATTN_NUM_THREADS says
     another.
 
-    float16 and bfloat16 are read and written, and float32 is computed: `cattn.reference.attention` says how accurate
-    the result is. Within torch.autocast, tensors are cast as for PyTorch's own function.
+    float16 and bfloat16 are read and written as they are, and computed in float32. `cattn.reference.attention` says how
+    accurate the result is. Within torch.autocast, tensors are cast as for PyTorch's own function.
 
-    The operator takes the same arguments, without dropout_p. In the place of a CausalBias it takes ``is_causal=True``
-    and query_offset: query i attends to keys ``j <= i + query_offset``. Import cattn.torch before an exported program
-    is loaded that holds it.
+    The operator takes the same arguments, without dropout_p. Instead of a CausalBias it takes ``is_causal=True`` and
+    query_offset: query i attends to keys ``j <= i + query_offset``. Import cattn.torch before you load an exported
+    program that contains the operator.
 
     Examples
     --------
@@ -249,7 +252,7 @@ def _aligned(query, key, value, enable_gqa):
         if number not in (1, most):
             raise ValueError(
                 f"{name}: expected {most} heads, or one, got {number} (shape {arrays[name].shape}); fewer heads of key "
-                "and value than of query want enable_gqa=True"
+                "and value than of query need enable_gqa=True"
             )
     return (np.broadcast_to(x, (*x.shape[:-3], most, *x.shape[-2:])) for x in (query, key, value))
 
@@ -310,22 +313,23 @@ _operator = torch.ops.cattn.attention.default
 
 
 class sdpa(TorchFunctionMode):
-    """Within it, calls of `torch.nn.functional.scaled_dot_product_attention` on CPU tensors come to cattn.
+    """Send calls of `torch.nn.functional.scaled_dot_product_attention` on CPU tensors to cattn.
 
-    For models that cannot be changed. Where the call can be, write `scaled_dot_product_attention` of this module
-    instead: PyTorch asks a mode about each call of any of its functions, which makes all of them about a microsecond
-    slower. It also gives up the path of its own for `torch.nn.TransformerEncoderLayer` and `MultiheadAttention` in
-    evaluation, one call of C++, so that short sequences may take longer there than without.
+    It is a context manager. Use it for models that you cannot change. Where you can change the call, write
+    `scaled_dot_product_attention` of this module instead. PyTorch asks a mode about each call of any of its functions,
+    which makes all of them about a microsecond slower. Within a mode PyTorch also gives up its fast path for
+    `torch.nn.TransformerEncoderLayer` and `MultiheadAttention` in evaluation, which is one call of C++. Short sequences
+    may therefore take longer there than without the context.
 
-    What cattn does not serve (gradients, dropout, tensors of other classes) is left to PyTorch, and a
-    warning says what it was, once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other
-    devices are left to PyTorch silently.
+    Calls that cattn does not serve (gradients, dropout, tensors of other classes) are left to PyTorch. A warning names
+    each reason once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other devices are left
+    to PyTorch silently.
 
-    It reaches the calls of its own thread that go through Python: those of a model's code, and those in
-    `torch.nn.functional.multi_head_attention_forward`, thus in `torch.nn.MultiheadAttention` with
-    ``need_weights=False`` and PyTorch's Transformer layers. A `torch.nn.MultiheadAttention` that returns weights, its
-    default, multiplies matrices: a warning says that you can write ``need_weights=False``. It reaches no other threads,
-    no TorchScript, and nothing that C++ calls.
+    The context reaches the calls of its own thread that go through Python. These are the calls in a model's code, and
+    those in `torch.nn.functional.multi_head_attention_forward`, which serves PyTorch's Transformer layers and
+    `torch.nn.MultiheadAttention` with ``need_weights=False``. By default `torch.nn.MultiheadAttention` returns weights,
+    and PyTorch then multiplies matrices: a warning says that you can write ``need_weights=False``. The context does not
+    reach other threads, TorchScript, or anything that C++ calls.
 
     Examples
     --------
