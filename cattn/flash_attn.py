@@ -1,7 +1,7 @@
-"""Attention on CPUs under the names and with the semantics of the package flash_attn, 2.x: forward only.
+"""Attention on CPUs with the names and semantics of the package flash_attn, 2.x: forward only.
 
-For NumPy's arrays, for which nothing else needs to be installed, and for PyTorch's CPU tensors. Not affiliated with,
-nor endorsed by, the authors of FlashAttention.
+The functions take NumPy arrays, which need nothing else to be installed, and PyTorch's CPU tensors. Not affiliated
+with, nor endorsed by, the authors of FlashAttention.
 """
 
 import operator
@@ -35,57 +35,62 @@ def flash_attn_func(
     q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=_UNLIMITED, softcap=0.0, alibi_slopes=None,
     deterministic=False, return_attn_probs=False, *, return_lse=False,
 ):  # fmt: skip
-    """Attention over a batch of sequences of one length.
+    """Compute attention over a batch of sequences of one length.
 
     Not affiliated with, nor endorsed by, the authors of FlashAttention.
 
     Parameters
     ----------
     q : Tensor or ndarray, shape (batch, Lq, H, D)
-        CPU tensors, or arrays, of float16, bfloat16, float32 or float64, with any strides. Nothing is copied.
+        The inputs are CPU tensors, or arrays, of float16, bfloat16, float32 or float64, with any strides. They are not
+        copied.
     k : Tensor or ndarray, shape (batch, Lk, Hk, D)
-        H is a multiple of Hk, and head h of q reads head ``h // (H // Hk)``.
+        H must be a multiple of Hk. Head h of q reads head ``h // (H // Hk)``.
     v : Tensor or ndarray, shape (batch, Lk, Hk, Dv)
+        It has the heads of k.
     dropout_p : float
-        0 only: there is no dropout.
+        It must be 0, since cattn has no dropout.
     softmax_scale : float, optional
-        Factor of the scores. Default ``1 / sqrt(D)``.
+        The factor of the scores. The default is ``1 / sqrt(D)``.
     causal : bool
-        Row i stands at position ``p_i = i + Lk - Lq`` (the bottom right corner), and attends to keys ``j <= p_i`` only.
+        Row i stands at position ``p_i = i + Lk - Lq`` (the bottom right corner). If True, it attends only to keys
+        ``j <= p_i``.
     window_size : (left, right)
-        ``p_i - left <= j <= p_i + right`` only; -1 is no limit on that side. A tuple, list, array or tensor of two
-        integers.
+        Row i attends only to keys ``p_i - left <= j <= p_i + right``. -1 means no limit on that side. It may be a
+        tuple, list, array or tensor of two integers.
     softcap : float
-        Scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
+        Scores become ``softcap * tanh(score / softcap)``. 0 leaves them as they are.
     alibi_slopes : Tensor or ndarray, shape (H,) or (batch, H), optional
-        Adds ``-slope * |p_i - j|`` to the scores.
+        The slopes of ALiBi, which adds ``-slope * |p_i - j|`` to the scores.
     deterministic : bool
-        Of gradients, there; the results here are the same bits, always.
+        It has no effect. In flash_attn it concerns gradients; the results here always have the same bits.
     return_attn_probs : bool
-        Return (out, lse, None). That package returns three results, the third of which serves its tests of dropout;
-        write `cattn.attention_weights` for the weights.
+        Return (out, lse, None). flash_attn returns three results, the third of which serves its tests of dropout. For
+        the weights, call `cattn.attention_weights`.
     return_lse : bool
         Return (out, lse).
 
     Returns
     -------
     out : Tensor or ndarray, shape (batch, Lq, H, Dv), type of q
-        Zeros in rows that may attend to nothing.
+        Rows that may attend to nothing are zeros.
     lse : Tensor or ndarray, shape (batch, H, Lq)
-        The logarithms of the softmax's denominators, only with return_lse or return_attn_probs; float64 for float64
-        inputs, else float32. As in that package, **+inf** in rows that may attend to nothing, where `cattn.attention`
-        and `cattn.merge_attention` have -inf.
+        The logarithms of the softmax's denominators, which are returned only with return_lse or return_attn_probs. The
+        type is float64 for float64 inputs, else float32. As in flash_attn, rows that may attend to nothing have
+        **+inf**, where `cattn.attention` and `cattn.merge_attention` have -inf.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what was expected and what came.
+        An argument is wrong. The message names it, what was expected and what was given.
     NotImplementedError
-        Where a gradient would be wanted: a tensor has requires_grad, and gradients are enabled.
+        A gradient would be needed: a tensor has requires_grad, and gradients are enabled.
 
     Notes
     -----
-    Dao 2024, "FlashAttention-2", https://arxiv.org/abs/2307.08691, and the documentation of the package, version 2.8.
+    The function follows Dao 2024, "FlashAttention-2", https://arxiv.org/abs/2307.08691, and the documentation of
+    flash_attn, version 2.8.
+
     For tensors, the number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or
     CATTN_NUM_THREADS says another.
 
@@ -108,34 +113,38 @@ def flash_attn_varlen_func(
     window_size=_UNLIMITED, softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
     block_table=None, *, return_lse=False,
 ):  # fmt: skip
-    """Attention over packed sequences: sequence n owns rows ``cu_seqlens[n]`` to ``cu_seqlens[n + 1]``.
+    """Compute attention over packed sequences: sequence n owns rows ``cu_seqlens[n]`` to ``cu_seqlens[n + 1]``.
 
     Not affiliated with, nor endorsed by, the authors of FlashAttention.
 
     Parameters
     ----------
     q : Tensor or ndarray, shape (total queries, H, D)
+        The queries of all sequences, one sequence after the other.
     k : Tensor or ndarray, shape (total keys, Hk, D)
+        The keys of all sequences.
     v : Tensor or ndarray, shape (total keys, Hk, Dv)
+        The values of all sequences.
     cu_seqlens_q, cu_seqlens_k : Tensor or ndarray, shape (batch + 1,), of int32 or int64
-        Ascending, from 0 to the total.
+        The rows at which sequences begin. The numbers ascend from 0 to the total.
     max_seqlen_q, max_seqlen_k : int
-        No less than the longest sequence. Nothing else depends on them.
+        They must be at least the length of the longest sequence. The result does not depend on them.
     block_table
-        None only: there is no paged cache.
+        It must be None, since cattn has no paged cache.
     dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs, return_lse
         As in `flash_attn_func`, with the lengths of each sequence.
 
     Returns
     -------
     out : Tensor or ndarray, shape (total queries, H, Dv)
+        The rows of all sequences, as `flash_attn_func` gives them for each sequence alone.
     lse : Tensor or ndarray, shape (H, total queries)
-        Only with return_lse or return_attn_probs.
+        It is returned only with return_lse or return_attn_probs.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `flash_attn_func` does.
+        They are raised as by `flash_attn_func`.
 
     Examples
     --------
