@@ -1,9 +1,8 @@
-"""Attention on dask arrays that are cut along batch, heads, queries and keys, on as many threads, processes or machines
-as dask has.
+"""Attention on dask arrays with chunks along batch, heads, queries and keys, on dask's threads, processes or machines.
 
-A chunk of keys gives a partial result for each chunk of queries that may attend to it, and partial results meet in a
-tree. Chunks of keys that positions or lengths exclude have no task. Needs ``pip install 'cattn[dask]'``; the scheduler
-is whichever dask uses.
+Each chunk of keys gives a partial result for each chunk of queries that may attend to it. Partial results are merged in
+a tree. Chunks of keys that positions or lengths exclude have no task. The module needs ``pip install 'cattn[dask]'``
+and runs on whichever scheduler dask uses.
 """
 
 import contextlib
@@ -58,45 +57,47 @@ def attention(
     num_threads=1,
     kernel_table=None,
 ):
-    """Exact scaled dot-product attention over chunks: `cattn.attention` on dask arrays, lazily.
+    """Compute exact scaled dot-product attention over chunks: `cattn.attention` on dask arrays, lazily.
 
     Parameters
     ----------
     query : dask array or array_like, shape (..., Hq, Lq, D)
-        What is no dask array is cut as key is along the leading axes and heads.
+        Anything that is not a dask array gets the chunks of key along the leading axes and heads.
     key : dask array, shape (..., Hkv, Lk, D)
-        Chunks along any axis but the last. Along heads, those of query are ``Hq // Hkv`` times as large.
+        It may have chunks along any axis but the last. Along heads, the chunks of query are ``Hq // Hkv`` times as
+        large.
     value : dask array, shape (..., Hkv, Lk, Dv)
-        Chunks like those of key, and one chunk along the last axis.
+        It has the chunks of key, and one chunk along the last axis.
     scale, causal, window, alibi_slopes, softcap, sinks
         As in `cattn.attention`.
     query_offset, key_lengths
-        As in `cattn.attention`. They are needed at once, as the slopes and sinks are: NumPy arrays, no dask arrays.
+        As in `cattn.attention`. Like slopes and sinks, they are needed at once, so pass NumPy arrays, not dask arrays.
     mask, bias : dask array or array_like, broadcastable to (..., Hq, Lq, Lk), optional
-        As in `cattn.attention`; chunks like those of query and key, save along axes of one element. What is no dask
-        array is cut so.
+        As in `cattn.attention`. They have the chunks of query and key, except along axes of one element. Anything that
+        is not a dask array gets these chunks.
     return_lse : bool
         Also return the logarithm of each row's softmax denominator.
     num_threads : int, optional
-        Of each task: 1, since the scheduler runs tasks side by side. None is what `cattn.get_num_threads` says where a
-        task runs.
+        The number of threads of each task. The default is 1, since the scheduler runs tasks side by side. None means
+        the number that `cattn.get_num_threads` returns where the task runs.
     kernel_table : str, optional
-        The kernel table (see `cattn.show_config`) that every task must run on, by default that of this process; "any"
-        admits all, and the bits then depend on who computes what.
+        The kernel table (see `cattn.show_config`) that every task must run on. The default is that of this process.
+        "any" allows all of them; the bits then depend on which worker computes what.
 
     Returns
     -------
     out : dask array, shape (..., Hq, Lq, Dv), type of query
-        In the chunks of query.
+        It has the chunks of query.
     lse : dask array, shape ``out.shape[:-1]``
-        Only with return_lse; float64 for float64 inputs, else float32.
+        It is returned only with return_lse. Its type is float64 for float64 inputs, else float32.
 
     Raises
     ------
     TypeError, ValueError
-        At the call, naming the argument, what was expected and what came, and what to write where chunks don't meet.
+        An argument is wrong. The call raises them at once. The message names the argument, what was expected and what
+        was given, and what to write where chunks do not match.
     RuntimeError
-        When it is computed, naming the worker whose kernel table is another one than `kernel_table`.
+        A worker has another kernel table than `kernel_table`. It is raised during the computation and names the worker.
 
     See Also
     --------
@@ -104,18 +105,21 @@ def attention(
 
     Notes
     -----
-    Partial results are float32 (float64 for float64 inputs) with an lse each [1]_. They meet four at a time in a tree
-    whose order is that of the keys, and are rounded to the type of query once, at its end. The result is therefore the
-    same, bit for bit, for any scheduler, any number of workers and threads, and after the loss of a worker, as long as
-    all have the same version of cattn, kernel table and C library. It depends on the chunks of keys within the bound
-    that `cattn.reference.attention` states for a whole call, with κ + 1 in the place of κ for each level of the tree;
-    where query, key and value are bfloat16, the term for rounded weights counts twice.
+    Partial results are float32 (float64 for float64 inputs), each with an lse [1]_. They are merged four at a time in a
+    tree, in the order of the keys. The result is rounded to the type of query once, at the end of the tree. It is
+    therefore the same, bit for bit, for any scheduler, any number of workers and threads, and after the loss of a
+    worker, as long as all workers have the same version of cattn, kernel table and C library.
 
-    The scheduler holds a chunk of keys and values, and a partial result, for each running task, as far as the chunks of
-    keys come from where they can be had again: files, not memory. ``dask.array.from_array(numpy.memmap(...),
-    name=False)`` reads what a task reads, in one process; without ``name=False`` dask reads all of it once for a name.
-    Other processes get whatever memory a dask array was made from, memory maps included, as a copy: there, open files
-    in tasks, with ``dask.array.from_npy_stack``, ``dask.array.from_zarr`` or ``dask.array.map_blocks``.
+    The chunks of keys change the result only within the bound that `cattn.reference.attention` states for a whole call.
+    Each level of the tree adds 1 to the κ of that bound. Where query, key and value are bfloat16, the term for rounded
+    weights counts twice.
+
+    For each running task, the scheduler holds a chunk of keys and values, and a partial result. This is true only if
+    the chunks of keys come from somewhere they can be read again: from files, not from memory. In one process,
+    ``dask.array.from_array(numpy.memmap(...), name=False)`` reads only what a task reads. Without ``name=False``, dask
+    reads all of it once to make a name. Other processes get a copy of the memory that a dask array was made from,
+    memory maps included. For these, open files inside tasks, with ``dask.array.from_npy_stack``,
+    ``dask.array.from_zarr`` or ``dask.array.map_blocks``.
 
     References
     ----------
