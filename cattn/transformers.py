@@ -1,9 +1,10 @@
-"""Attention of HuggingFace's models on the CPU: after `register`, ``attn_implementation="cattn"`` computes it here.
+"""Attention of HuggingFace's models on the CPU: call `register`, then pass ``attn_implementation="cattn"``.
 
-A model of transformers makes its masks once in a forward and hands them to the attention of each layer. Both functions
-are looked up by the same name: where only the attention has it, masks silently become None. A mask of ours has the
-shape and the meaning of sdpa's, and holds what `cattn.attention` takes in its place: a window, positions and ranges of
-keys. Its elements are made only where the keys of some query are no interval, or for somebody else who reads them.
+A model of transformers makes its masks once in a forward pass and hands them to the attention of each layer. Both
+functions, that of masks and that of attention, are looked up by the same name. If only the attention were registered,
+masks would silently become None. A mask made here has the shape and the meaning of sdpa's. It holds what
+`cattn.attention` takes in its place: a window, positions and ranges of keys. Its elements are made only where the keys
+of some query are not an interval, or when other code reads them.
 """
 
 import functools
@@ -46,25 +47,24 @@ _BLOCK = 2**20  # elements of a mask that are made and looked at together
 def register():
     """Let the models of transformers 5 take ``attn_implementation="cattn"``.
 
-    It holds for the process; to call it again does nothing. Models are given the name where they are made
-    (``from_pretrained(..., attn_implementation="cattn")``, ``model_kwargs`` of sentence-transformers) or later
+    The registration holds for the process, and calling it again does nothing. Pass the name where a model is made
+    (``from_pretrained(..., attn_implementation="cattn")``, ``model_kwargs`` of sentence-transformers) or set it later
     (``model.set_attn_implementation("cattn")``).
 
     Queries, keys and values are read where they lie, and grouped heads are not repeated. Causal masks, sliding windows,
-    padding and whatever else lets each query attend to one interval of keys are never made as arrays of queries times
-    keys; any other mask is passed as it is. Softcap, sinks of heads, the position bias of T5 and the chosen keys of
-    sparse attention are served.
+    padding and all other masks that let each query attend to one interval of keys are never made as arrays of queries
+    times keys. Any other mask is passed as it is. Softcap, sinks of heads, the position bias of T5 and the chosen keys
+    of sparse attention are served.
 
-    cattn computes no gradients and has no dropout. A call that needs them is left to PyTorch, with a warning, once: to
-    stay with cattn, call the model under `torch.no_grad` or `torch.inference_mode`.
+    cattn computes no gradients and has no dropout. A call that needs them is left to PyTorch, and a warning says so
+    once. To stay with cattn, call the model under `torch.no_grad` or `torch.inference_mode`.
 
     With ``output_attentions=True`` in the call of a model, `cattn.attention_weights` computes the weights that "eager"
     would return. Rows that attend to nothing are zeros. Some models do not pass the flag on to their attention. These
-    return None in the place of weights, as with "sdpa". In a configuration, transformers accepts the flag for "eager"
-    only.
+    return None instead of weights, as with "sdpa". In a configuration, transformers accepts the flag only for "eager".
 
     A model on another device is refused with an error. So is a model whose attention cannot be replaced, such as MPT,
-    and one that asks its attention for something that is not known here. Under torch.compile the graph breaks at each
+    and one that asks its attention for something that cattn does not know. Under torch.compile the graph breaks at each
     attention.
 
     The number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or CATTN_NUM_THREADS says
