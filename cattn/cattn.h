@@ -1,20 +1,21 @@
 /* cattn from C, C++ and Cython: exact attention, softmax(scale * query * key^T) * value.
  *
- * One function, cattn_attention(&args), on a struct that says what to read, where to write and who may attend to whom.
- * It is cattn.attention of Python without Python: the same semantics and, on the same numbers, the same bits. It
- * answers a status, of which cattn_message(status) is a sentence. Nothing is written unless all arguments have been
- * accepted.
+ * There is one function, cattn_attention(&args). Its struct says what to read, where to write and which keys each query
+ * may attend to. It is Python's cattn.attention without Python: it has the same semantics and, on the same numbers, the
+ * same bits. It returns a status, and cattn_message(status) is a sentence about it. Nothing is written unless all
+ * arguments have been accepted.
  *
- * It needs no GIL and works under it: it never takes or releases the GIL, polls no signals and raises nothing. Any
- * number of threads may call it at a time, whether Python knows them or not, and so may a forked child. A thread that
- * does needs 64 KiB of stack.
+ * The function works with and without the GIL: it never takes or releases the GIL, does not look at signals and raises
+ * no exceptions. Any number of threads may call it at a time, whether Python knows them or not, and so may a forked
+ * child. A calling thread needs 64 KiB of stack.
  *
- * Building. Whoever calls it is an extension module, or a part of one, that is compiled with the folder that
- * cattn.get_include() names (cythonize finds it by itself). There is nothing to link with: each source file that calls
- * the functions below first calls cattn_import(), once, with the GIL, when its module is initialised. That imports
- * cattn and fetches their addresses.
- * A file that knows nothing of Python may define CATTN_NO_IMPORT before it includes this header, which leaves out
- * Python.h, cattn_import() and those functions; it is handed `cattn_c`, of another file, and calls cattn_c->attention.
+ * Building. The caller is an extension module, or a part of one. Compile it with the include folder that
+ * cattn.get_include() returns (cythonize finds it by itself). There is nothing to link with. Instead, each source file
+ * that calls the functions below first calls cattn_import(), once, with the GIL, when its module is initialised. This
+ * imports cattn and fetches the addresses of the functions.
+ * A file that does not use Python may define CATTN_NO_IMPORT before it includes this header. This leaves out Python.h,
+ * cattn_import() and those functions. Pass such a file the pointer `cattn_c` of another file, and let it call
+ * cattn_c->attention.
  *
  * In C:
  *
@@ -51,7 +52,7 @@
  *         return cattn_import() < 0 ? NULL : PyModule_Create(&module);
  *     }
  *
- * In Cython, on memory views of any strides (the shape of one lives as long as the variable does):
+ * In Cython, on memory views of any strides (the shape of a memory view lives as long as its variable):
  *
  *     from cattn cimport *
  *
@@ -84,103 +85,112 @@
 extern "C" {
 #endif
 
-/* The types of elements. float16 and bfloat16 are read and written, and float32 is computed. */
+/* The types of elements. float16 and bfloat16 are read and written as they are, and computed in float32. */
 typedef enum {
     CATTN_FLOAT32 = 0,
     CATTN_FLOAT64 = 1,
     CATTN_FLOAT16 = 2,
     CATTN_BFLOAT16 = 3,
-    CATTN_BOOL = 4,  /* a byte: 0, or anything else for true */
+    CATTN_BOOL = 4,  /* one byte: 0 is false, anything else is true */
     CATTN_INT64 = 5
 } cattn_type;
 
-/* An array as NumPy, DLPack and Py_buffer describe one. All zeros: not given. */
+/* An array, described as in NumPy, DLPack and Py_buffer. If all fields are 0, the array is not given. */
 typedef struct {
-    void *data;                /* its element (0, ..., 0); NULL: not given, or without any element */
+    void *data;                /* the element (0, ..., 0); NULL if the array is not given or has no elements */
     int type;                  /* a cattn_type */
-    int ndim;                  /* axes: 0 to 64 */
-    const ptrdiff_t *shape;    /* of each axis, its number of elements; may be NULL where ndim is 0 */
-    const ptrdiff_t *strides;  /* of each axis, the bytes from one element to the next: 0 and negative included, and of
-                                * any alignment; NULL: C-contiguous */
+    int ndim;                  /* the number of axes, 0 to 64 */
+    const ptrdiff_t *shape;    /* the number of elements along each axis; it may be NULL if ndim is 0 */
+    const ptrdiff_t *strides;  /* the bytes from one element to the next along each axis. They may be 0 or negative, and
+                                * of any alignment unless the array is said to be aligned. NULL means C-contiguous. */
 } cattn_ndarray;
 
-/* What `flags` are made of. */
+/* The bits of `flags`. */
 enum {
-    CATTN_CAUSAL = 1,        /* row i attends to keys j <= p_i only */
+    CATTN_CAUSAL = 1,        /* row i attends only to keys j <= p_i */
     CATTN_HAS_SCALE = 2,     /* `scale` is given; without this flag it must be 0 */
     CATTN_HAS_WINDOW = 4,    /* `window_left` and `window_right` are given; without this flag they must be 0 */
     CATTN_OFFSET_START = 8,  /* the first row of queries stands at the first key */
-    CATTN_OFFSET_END = 16    /* the last row of queries stands at the last key, as a cache of keys wants it */
+    CATTN_OFFSET_END = 16    /* the last row of queries stands at the last key, which is what a cache of keys needs */
 };
 
-/* The arguments of one call. Zeros are defaults: begin with cattn_attention_defaults(), or fill it with zeros and set
- * struct_size.
+/* The arguments of one call. Zeros are the defaults. Begin with cattn_attention_defaults(), or fill the struct with
+ * zeros and set struct_size.
  *
  * Shapes. query is (..., Hq, Lq, D), key (..., Hkv, Lk, D), value (..., Hkv, Lk, Dv), out (..., Hq, Lq, Dv). Hq is a
- * multiple of Hkv, and query head h reads key and value head h / (Hq / Hkv). 2 axes, of all four, are one head. Leading
- * axes of what is read broadcast by NumPy's rules; out has the shape that they broadcast to. Arrays of another order,
- * such as (batch, length, heads, size), are described with their shape and strides in the order above.
+ * multiple of Hkv, and query head h reads key and value head h / (Hq / Hkv). If all four have 2 axes, there is one
+ * head. The leading axes of the inputs broadcast by NumPy's rules, and out has the shape that they broadcast to. An
+ * array with another order of axes, such as (batch, length, heads, size), is described with its shape and strides in
+ * the order above.
  *
- * Types. query is float32, float64, float16 or bfloat16. key and value have its type, or they are float16 or bfloat16
- * beside float32. out has the type of query, or it is float32 beside float16 and bfloat16, and not rounded then.
+ * Types. query is float32, float64, float16 or bfloat16. key and value have the type of query. Beside a float32 query
+ * they may also be float16 or bfloat16. out has the type of query. Beside a float16 or bfloat16 query it may also be
+ * float32, and is then not rounded.
  *
- * Scores. That of row i of the queries and key j is scale * dot(q, k), then softcap * tanh(score / softcap), then
- * + bias - slope * |p_i - j|, where row i stands at position p_i = query_offset + i. A row that may attend to nothing
- * gives zeros, and -infinity in lse. What is masked by anything below never reaches out, whatever stands there.
+ * Scores. The score of row i and key j is scale * dot(q, k), then softcap * tanh(score / softcap), then
+ * + bias - slope * |p_i - j|. Row i of the queries stands at position p_i = query_offset + i. A row that may attend to
+ * nothing gives zeros; its lse is -infinity, or the logit of its head's sink. Masked keys and values never reach out,
+ * whatever they hold.
  *
- * Each argument is read where it lies. What is read must not change before the call has returned; out and lse must
- * overlap neither each other, nor themselves, nor what is read (which is refused where it is seen at a glance: a stride
- * of 0, the same first element, or two contiguous arrays). */
+ * Each argument is read where it lies. What is read must not change before the call has returned. out and lse must not
+ * overlap each other, themselves or anything that is read. This is refused where it is easily seen: at a stride of 0,
+ * at the same first element, or between two contiguous arrays. */
 typedef struct {
-    size_t struct_size;  /* sizeof(cattn_attention_args), as the caller was compiled. A later version may know more
-                          * fields. A shorter struct that ends behind a field is taken as if zeros came behind it, a
-                          * longer one where zeros do: what this version does not know is refused. */
-    unsigned flags;      /* of those above */
-    int num_threads;     /* at most, the caller counted; 0: the caller alone. A call takes no more than 4 for each
-                          * processor, or 8. The bits of the result do not depend on it. What Python's calls take by
-                          * default is cattn.get_num_threads(). */
+    size_t struct_size;  /* sizeof(cattn_attention_args), as the caller was compiled. A later version may have more
+                          * fields. A struct that ends behind an earlier field is read as if zeros followed. A longer
+                          * struct is accepted only if all that this version does not know is 0. */
+    unsigned flags;      /* the bits above */
+    int num_threads;     /* the most threads of this call, including the caller; 0 means the caller alone. A call takes
+                          * at most 4 threads for each processor, or 8 if that is more. The bits of the result do not
+                          * depend on it. Calls from Python take cattn.get_num_threads() by default. */
 
     cattn_ndarray query, key, value;
-    cattn_ndarray out;  /* written */
-    cattn_ndarray lse;  /* written where it is given: the logarithm of each row's softmax denominator, of shape (...,
-                         * Hq, Lq), float64 for float64 queries, else float32, aligned to its elements */
+    cattn_ndarray out;  /* the output, which is written */
+    cattn_ndarray lse;  /* the logarithm of each row's softmax denominator, which is written if the array is given. Its
+                         * shape is (..., Hq, Lq). Its type is float64 for float64 queries, else float32. It is aligned
+                         * to its elements. */
 
-    double scale;        /* finite; 0, or normal in the type that is computed in. Not given: 1 / sqrt(D) */
-    double softcap;      /* above 0; 0: none */
-    int64_t window_left, window_right;  /* p_i - left <= j <= p_i + right only; -1: no limit on that side */
+    double scale;        /* finite, and 0 or normal in the type that is computed in. If not given, it is 1 / sqrt(D). */
+    double softcap;      /* above 0; 0 means that there is none */
+    int64_t window_left, window_right;  /* row i attends only to p_i - left <= j <= p_i + right; -1 means no limit */
 
-    /* For each entry of the leading axes, to which they broadcast: int64, aligned. Of 0 axes, one for all. */
-    cattn_ndarray query_offset;   /* -2^60 to 2^60. Not given, and neither of the two flags: 0. Where CATTN_CAUSAL, a
-                                   * window or slopes are given and Lq is not Lk, one of the three must be given. */
-    cattn_ndarray query_lengths;  /* 0 to Lq: rows at or past it give zeros, and an lse of -infinity */
-    cattn_ndarray key_lengths;    /* 0 to Lk: keys at or past it do not exist. CATTN_OFFSET_END is key length - query
-                                   * length of each entry. */
+    /* These have a number for each entry of the leading axes, to which they broadcast. With 0 axes, they have one
+     * number for all entries. They are int64 and aligned. */
+    cattn_ndarray query_offset;   /* -2^60 to 2^60. If neither it nor one of the two flags is given, it is 0. If Lq is
+                                   * not Lk, and CATTN_CAUSAL, a window or slopes are given, one of the three must be
+                                   * given. */
+    cattn_ndarray query_lengths;  /* 0 to Lq. Rows at or past the length give zeros, and an lse of -infinity. */
+    cattn_ndarray key_lengths;    /* 0 to Lk. Keys at or past the length do not exist. CATTN_OFFSET_END means the key
+                                   * length - query length of each entry. */
 
-    /* Broadcast to (..., Hq, Lq), int64, aligned: row i attends to start <= j < stop only. Each may be given alone. */
+    /* Row i attends only to start <= j < stop. Both broadcast to (..., Hq, Lq), and are int64 and aligned. Each may be
+     * given alone. */
     cattn_ndarray key_start, key_stop;
-    cattn_ndarray mask;          /* broadcasts to (..., Hq, Lq, Lk), bool: true where a query may attend to a key */
-    cattn_ndarray bias;          /* broadcasts to (..., Hq, Lq, Lk), any of the four types. -infinity masks, a finite
-                                  * number never does */
-    cattn_ndarray alibi_slopes;  /* (Hq,), or broadcasts to (..., Hq), any of the four types */
-    cattn_ndarray sinks;         /* (Hq,), any of the four types: one more logit a head, which takes weight and carries
-                                  * no value. -infinity is none */
+    cattn_ndarray mask;          /* bool, broadcasts to (..., Hq, Lq, Lk): true where a query may attend to a key */
+    cattn_ndarray bias;          /* any of the four types, broadcasts to (..., Hq, Lq, Lk). -infinity masks the key; a
+                                  * finite number never does. */
+    cattn_ndarray alibi_slopes;  /* any of the four types, (Hq,), or broadcasts to (..., Hq) */
+    cattn_ndarray sinks;         /* any of the four types, (Hq,): one more logit for each head. It takes weight and
+                                  * carries no value. -infinity means that there is none. */
 
-    /* Asked about every 20 ms whether to give up, by the thread that called and no other; not 0: yes. It is handed
-     * `context`, may take the GIL, and must return. NULL: nobody is asked. */
+    /* The calling thread, and no other, calls this about every 20 ms, with `context`. If it returns anything but 0, the
+     * call gives up. It may take the GIL, and must return. If it is NULL, the call runs to its end. */
     int (*wants_to_stop)(void *context);
     void *context;
 } cattn_attention_args;
 
-/* A status is one of these, or says which argument is wrong, and in what:
- * CATTN_ARGUMENT_OF(status) and CATTN_REASON_OF(status), of the two lists that follow. */
+/* A status is one of these, or it says which argument is wrong, and what is wrong with it. CATTN_ARGUMENT_OF(status)
+ * and CATTN_REASON_OF(status) are then constants of the two lists that follow. */
 typedef enum {
     CATTN_DONE = 0,
-    CATTN_STOPPED = 1,         /* wants_to_stop said so: what out and lse hold is unspecified */
-    CATTN_NO_MEMORY = 2,       /* for the workspace, at most 1 MiB a thread where D and Dv are 256 or less, and for
-                                * partial results: where up to 8 rows share a key head, 3 + Dv numbers of each row for
-                                * every chunk of up to 2048 keys (on one thread, of one key head at a time); as above */
-    CATTN_TOO_MANY_TASKS = 3,  /* the leading axes broadcast to more than any memory holds */
-    CATTN_NOT_IMPORTED = 4     /* this source file has not called cattn_import() */
+    CATTN_STOPPED = 1,         /* wants_to_stop said so. The contents of out and lse are unspecified. */
+    CATTN_NO_MEMORY = 2,       /* There is no memory for the workspace or for partial results. The contents of out and
+                                * lse are unspecified. The workspace is at most 1 MiB a thread where D and Dv are 256 or
+                                * less. Partial results exist where up to 8 rows share a key head. They are 3 + Dv
+                                * numbers of each row for every chunk of up to 2048 keys. One thread holds those of one
+                                * key head at a time. */
+    CATTN_TOO_MANY_TASKS = 3,  /* The leading axes broadcast to more than any memory holds. */
+    CATTN_NOT_IMPORTED = 4     /* This source file has not called cattn_import(). */
 } cattn_status;
 
 #define CATTN_ARGUMENT_OF(status) ((status) >> 8)
@@ -210,18 +220,19 @@ enum {
 };
 
 enum {
-    CATTN_IS_NULL = 1,   /* an array that must be given, its shape, or the struct */
-    CATTN_WRONG_SHAPE,   /* by itself, or beside the other arguments */
+    CATTN_IS_NULL = 1,   /* the struct, an array that must be given, or its shape is NULL */
+    CATTN_WRONG_SHAPE,   /* the shape is wrong by itself, or beside the other arguments */
     CATTN_WRONG_TYPE,
-    CATTN_WRONG_VALUE,   /* of a number, or of one of an array's */
-    CATTN_MISALIGNED,    /* an array that must be aligned is not */
-    CATTN_OVERLAPS,      /* an array that is written, and another */
-    CATTN_IS_MISSING,    /* something that the other arguments ask for */
-    CATTN_IS_UNKNOWN     /* something that this version does not know: update cattn */
+    CATTN_WRONG_VALUE,   /* the number, or a number in the array, is wrong */
+    CATTN_MISALIGNED,    /* the array must be aligned and is not */
+    CATTN_OVERLAPS,      /* the array is written and overlaps another one or itself */
+    CATTN_IS_MISSING,    /* the other arguments need this one */
+    CATTN_IS_UNKNOWN     /* this version does not know something that was given: update cattn */
 };
 
-/* What cattn_import() fetches. `abi` is raised where something here changes, so that callers must be compiled anew,
- * `version` where a function is added. cattn serves callers of the same abi and of no later version. */
+/* cattn_import() fetches this struct. `abi` is raised when something here changes in such a way that callers must be
+ * compiled again. `version` is raised when a function is added. cattn serves callers of the same abi whose version is
+ * not later than its own. */
 #define CATTN_C_ABI 1
 #define CATTN_C_VERSION 1
 
@@ -231,7 +242,7 @@ typedef struct {
     const char *(*message)(int status);
 } cattn_c_api;
 
-/* The defaults: all zeros but for struct_size. query, key, value and out have none. */
+/* Return the defaults: all fields are 0 except struct_size. query, key, value and out have no default. */
 static inline cattn_attention_args cattn_attention_defaults(void)
 {
     cattn_attention_args args;
@@ -240,6 +251,7 @@ static inline cattn_attention_args cattn_attention_defaults(void)
     return args;
 }
 
+/* Return the description of an array. */
 static inline cattn_ndarray cattn_ndarray_of(const void *data, int type, int ndim, const ptrdiff_t *shape,
                                              const ptrdiff_t *strides)
 {
@@ -256,7 +268,7 @@ static inline cattn_ndarray cattn_ndarray_of(const void *data, int type, int ndi
 
 static const cattn_c_api *cattn_c = NULL;
 
-/* 0, or -1 with ImportError set. Under the GIL. */
+/* Import cattn and fetch its functions. Return 0, or -1 with ImportError set. Call it with the GIL. */
 static inline int cattn_import(void)
 {
     const cattn_c_api *found = (const cattn_c_api *)PyCapsule_Import("cattn._kernel.c_api", 0);
@@ -277,14 +289,14 @@ static inline int cattn_import(void)
     return 0;
 }
 
-/* The output of attention. CATTN_DONE, or why there is none. */
+/* Compute attention and write its output. Return CATTN_DONE, or a status that says why there is no output. */
 static inline int cattn_attention(const cattn_attention_args *args)
 {
     return cattn_c == NULL ? (int)CATTN_NOT_IMPORTED : cattn_c->attention(args);
 }
 
-/* What a status says, in a sentence that lives as long as the process: the argument, what was expected of it, and what
- * to write instead. */
+/* Return a sentence about a status: it names the argument, what was expected of it, and what to write instead. The text
+ * lives as long as the process. */
 static inline const char *cattn_message(int status)
 {
     return cattn_c == NULL ? "cattn_import() has not been called in this source file" : cattn_c->message(status);
