@@ -1,4 +1,4 @@
-"""The command line, ``cattn COMMAND``: its frame, and what its commands share."""
+"""The command line, ``cattn COMMAND``: the main program, and what its commands share."""
 
 import argparse
 import importlib
@@ -11,18 +11,18 @@ COMMANDS = ("demo", "info", "bench", "selftest")
 
 
 class CommandError(Exception):
-    """What a command cannot do, in one line."""
+    """Say in one line what a command cannot do."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with its arguments in one line."""
+    """Parse arguments, and say in one line what is wrong with them."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def main(arguments=None):
-    """Run the command line and return the exit status: 2 for what cannot be done as it was asked."""
+    """Run the command line and return the exit status, which is 2 if something cannot be done as it was asked."""
     # File and token names may hold characters that the terminal's encoding lacks.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -43,7 +43,9 @@ def main(arguments=None):
 def _run(arguments):
     from cattn import __version__
 
-    parser = _Parser(prog="cattn", description="Exact attention on the CPU, on NumPy arrays.", allow_abbrev=False)
+    parser = _Parser(
+        prog="cattn", description="cattn computes exact attention on the CPU, on NumPy arrays.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"cattn {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     modules = {name: importlib.import_module(f"cattn._cli_{name}") for name in COMMANDS}
@@ -64,8 +66,10 @@ def _run(arguments):
 
 
 def end_command(error):
-    """End the process with one line where it is the command line: what goes wrong while cattn is imported comes before
-    `main`."""
+    """End the process with one line if it runs the command line.
+
+    An error while cattn is imported comes before `main`, which could not report it.
+    """
     program = sys.orig_argv[-len(sys.argv) :][:1]  # a script, or what follows -m
     if program and os.path.basename(program[0]) in ("cattn", "cattn.exe", "-mcattn"):
         print(f"cattn: error: {one_line(error)}", file=sys.stderr)
@@ -85,19 +89,19 @@ def check_matplotlib():
 
 
 def one_line(error):
-    """A message, or an error's, without line breaks."""
+    """Return a message, or the message of an error, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def print_json(data):
-    """Print what `json` knows: dicts, lists, strings and finite numbers."""
+    """Print dicts, lists, strings and finite numbers as JSON."""
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
 def print_table(rows, headings=()):
-    """Print rows of texts as a table; columns of numbers are set right.
+    """Print rows of texts as a table. Columns of numbers are aligned to the right.
 
-    On a terminal it is rich's, where rich is installed. All else gets plain columns, which are never folded or cut.
+    On a terminal, rich draws the table if it is installed. Otherwise the columns are plain, and never folded or cut.
     """
     rows = [list(map(str, row)) for row in rows]
     right = {number for number, column in enumerate(zip(*rows, strict=True)) if all(map(is_number, column))}
@@ -122,7 +126,7 @@ def print_table(rows, headings=()):
 
 
 def is_number(text):
-    """Whether Python reads it as a number."""
+    """Return whether Python reads the text as a number."""
     try:
         float(text)
     except ValueError:

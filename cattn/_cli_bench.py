@@ -1,4 +1,4 @@
-"""``cattn bench``: cattn beside NumPy and every other engine that is installed, on this machine."""
+"""``cattn bench`` measures cattn beside NumPy and every other engine that is installed, on this machine."""
 
 import argparse
 import os
@@ -19,26 +19,35 @@ def add_parser(commands):
     parser = commands.add_parser(
         "bench",
         help="measure cattn beside NumPy and every installed engine",
-        description="Measure cattn on this machine beside NumPy and whatever is installed of PyTorch, ONNX Runtime "
-        "(with onnx), OpenVINO and JAX. Every answer is checked against float64 before it is timed.",
-        epilog=f"Core cases: {', '.join(case.name for case in CORE_CASES)}. "
-        f"Without --case and --shape: {', '.join(USUAL_CASES)}.",
+        description="Measure cattn on this machine, beside NumPy and those of PyTorch, ONNX Runtime (with onnx), "
+        "OpenVINO and JAX that are installed. Every answer is checked against float64 before it is timed.",
+        epilog=f"The core cases are {', '.join(case.name for case in CORE_CASES)}. "
+        f"Without --case and --shape, these are measured: {', '.join(USUAL_CASES)}.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--case", action="append", metavar="NAME", help="a case by its name, or core, or all; may be given again"
+        "--case",
+        action="append",
+        metavar="NAME",
+        help="measure the case of this name, or core, or all; may be repeated",
     )
     parser.add_argument(
         "--shape",
         action="append",
         metavar="B,Hq/Hkv,Lq,Lk,D",
-        help="a problem of your own: batch, query heads/key heads, queries, keys, head size; may be given again",
+        help="measure your own shape: batch, query heads/key heads, queries, keys, head size; may be repeated",
     )
-    parser.add_argument("--causal", action="store_true", help="of the shapes: row i sees keys 0 to i")
-    parser.add_argument("--dtype", choices=DTYPES, help="the type of all arrays (float32, or the case's own)")
-    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="threads for each engine (1)")
-    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="time for a case's rounds (2)")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the ratios into this file")
+    parser.add_argument("--causal", action="store_true", help="make the shapes causal: row i sees keys 0 to i")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="set the type of all arrays (default: float32, or the case's own)"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=1, metavar="N", help="set the threads of each engine (default: 1)"
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="set the time for the rounds of a case (default: 2)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the ratios to this file")
     parser.add_argument("--json", action="store_true", help="print the record of the run as JSON, instead of a table")
 
 
@@ -84,7 +93,7 @@ def _seconds(text):
 
 
 def _find_cases(options):
-    """The cases that were asked for."""
+    """Return the cases that were asked for."""
     if options.causal and not options.shape:
         raise CommandError("--causal: expected a --shape beside it; of the cases, take one such as bert-512-causal")
     cases = []
@@ -102,7 +111,7 @@ def _find_cases(options):
 
 
 def _check(options, cases):
-    """What would else fail after minutes, or end the process."""
+    """Check for what would otherwise fail after minutes, or end the process."""
     from cattn._bench.limits import memory_bytes
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -176,7 +185,7 @@ def _print_record(record, left_out):
 
 
 def _disturbed(record):
-    """A line for each figure that is no engine's speed, though rounds were measured again."""
+    """Yield a line for each figure that does not show an engine's speed, although rounds were measured again."""
     from cattn._bench.timing import is_busy, is_slowed
 
     for case in record["cases"]:
@@ -189,13 +198,13 @@ def _disturbed(record):
 
 HEADINGS = ("case, engine", "time", "GFLOP/s", "cattn is", "% limit", "error")
 NOTES = """
-cattn is: so many times as fast as this engine (medians of rounds in which all take turns).
-% limit: the engine's share of what the machine's arithmetic or memory allow; above 100 from a cache.
-error: the largest, in eps·Σp|v|, with eps of the type, p a row's weights, v its values."""
+cattn is: how many times as fast cattn is as this engine (medians of rounds in which all take turns).
+% limit: the engine's share of what the machine's arithmetic or memory allows. It is above 100 from a cache.
+error: the largest error, in units of eps·Σp|v|. eps is that of the type, p are a row's weights and v its values."""
 
 
 def _rows(case):
-    """The case's name, then an engine each."""
+    """Yield a row with the case's name, then a row for each engine."""
     from cattn._bench.chart import speedup
     from cattn._bench.timing import format_seconds
 

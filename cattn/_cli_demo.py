@@ -1,4 +1,4 @@
-"""``cattn demo``: walks through attention step by step, on three tokens or on a file's."""
+"""``cattn demo`` walks through attention step by step, for three tokens or for those of a file."""
 
 import csv
 import io
@@ -34,8 +34,9 @@ def add_parser(commands):
         "file",
         nargs="?",
         metavar="FILE",
-        help="X (tokens, d_model) as .npy; .npz with x and optionally w_query, w_key, w_value and tokens; or .csv, a "
-        "line a token, optionally with a first line of headings and a first column of tokens",
+        help="your embeddings X (tokens, d_model): a .npy file; a .npz file with x and optionally w_query, w_key, "
+        "w_value and tokens; or a .csv file with one line for each token, optionally with a first line of headings and "
+        "a first column of tokens",
     )
     parser.add_argument("--plot", metavar="PNG", help="also write a heatmap of the weights to this file")
 

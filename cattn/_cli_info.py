@@ -1,4 +1,4 @@
-"""``cattn info``: what a report of a problem should say about the machine."""
+"""``cattn info`` prints what a bug report should say about the machine."""
 
 from cattn import _config
 from cattn._cli import print_json, print_table
@@ -8,12 +8,12 @@ def add_parser(commands):
     parser = commands.add_parser(
         "info",
         help="print versions, the kernel table, caches and threads",
-        description="Print what a report of a problem should say: versions, the kernel table in use and those this "
-        "processor runs, caches, threads and where their number comes from, NumPy's BLAS, the licence and the "
-        "documentation.",
+        description="Print what a bug report should say: versions, the kernel table in use and those that this "
+        "processor runs, caches, threads and where their number comes from, NumPy's BLAS, and where the licence and "
+        "the documentation are.",
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
 
 def run(options):

@@ -1,8 +1,8 @@
-"""``cattn selftest``: each kernel table that this machine runs, held against the reference in a process of its own.
+"""``cattn selftest`` compares each kernel table that this machine runs with the reference, in a process of its own.
 
-What is compared are whole calls, over shapes and modifiers that between them reach every kernel of a table: tiles and
-blocks that are full and that are not, each number of few rows, keys in several chunks, every type. An error is stated
-as a share of what is allowed, which is close to what `cattn.reference.attention` promises.
+It compares whole calls. Their shapes and modifiers together reach every kernel of a table: full and partial tiles and
+blocks, each number of few rows, keys in several chunks, and every type. An error is given as a share of the allowed
+error, which is close to what `cattn.reference.attention` promises.
 """
 
 import itertools
@@ -43,8 +43,8 @@ def add_parser(commands):
     commands.add_parser(
         "selftest",
         help="check every kernel table that this machine runs",
-        description="Hold every kernel table that this machine runs against the NumPy reference, in some seconds. The "
-        "exit status is 1 where one of them is wrong.",
+        description="Compare every kernel table that this machine runs with the NumPy reference. This takes "
+        "some seconds. The exit status is 1 if one of them is wrong.",
         allow_abbrev=False,
     )
 
@@ -74,13 +74,15 @@ def run(options):
             print(f"{isa}: ... and {len(broken) - SHOWN} more")
     print("Please report this, with what `cattn info` prints.")
     for isa in [isa for isa in tables if isa not in wrong][:1]:
-        print(f"Until it is mended, CATTN_ISA={isa} in the environment takes a table that is right.")
+        print(f"Until it is fixed, set CATTN_ISA={isa} in the environment, which selects a table that is right.")
     return 1
 
 
 def _check_in_process(isa):
-    """What the checks of a table found: the error of each as a share of what is allowed, by name; what is wrong, in a
-    line each; and the seconds taken. In a process of its own: the table is chosen at import, and may end the process.
+    """Return what the checks of a table found: the error of each as a share of the allowed error, by name; a line for
+    each error that is too large; and the seconds that the checks took.
+
+    The checks run in their own process, because the table is chosen at import, and a wrong one may end the process.
     """
     code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cattn._cli_selftest import check; check()"
     command = [sys.executable, "-c", code, json.dumps(sys.path)]
@@ -118,7 +120,7 @@ def check():
 
 
 def _cases():
-    """(name, arguments of `attention`) of each check, the same ones in each process."""
+    """Yield the name and the arguments of `attention` of each check. They are the same in each process."""
     random = np.random.default_rng(0)
     types = _types()
     pairs = [(name, name) for name in types] + [("float32", name) for name in types if name in HALF_TYPES]
@@ -140,7 +142,7 @@ def _cases():
 
 
 def _modify(random, case, modifier):
-    """The arguments that make up a modifier, and the arrays that it changes."""
+    """Return the arguments that make up a modifier, and the arrays that it changes."""
     (heads, rows, _), keys = case["query"].shape, case["key"].shape[1]
     length = keys - keys // 3
     bias = random.standard_normal((heads, rows, keys)).astype(np.float32)
@@ -174,8 +176,8 @@ def _modify(random, case, modifier):
 
 
 def _error(case):
-    """The largest error of a call's results as a share of what is allowed; infinity where other threads make other
-    bits."""
+    """Return the largest error of a call's results as a share of the allowed error. It is infinity if another number of
+    threads gives other bits."""
     query_type = case["query"].dtype
     arithmetic = np.finfo(np.float64 if query_type == np.float64 else np.float32)
     without_value = {name: x for name, x in case.items() if name != "value"}
@@ -206,7 +208,7 @@ def _error(case):
 
 
 def _condition(case):
-    """1 + A_i of `reference.attention`, or more: over all keys instead of those that are attended to."""
+    """Return 1 + A_i of `reference.attention`, or more, because it is taken over all keys, attended to or not."""
     query, key = (np.abs(np.nan_to_num(case[name].astype(np.float64))) for name in ("query", "key"))
     rows, keys = query.shape[1], key.shape[1]
     condition = 1 + reference.attention_weights(query, key, scale=case.get("scale"), stage="scores").max(axis=-1)
@@ -227,7 +229,7 @@ def _share(found, expected, allowed):
 
 
 def _types():
-    """{name: dtype} of all types that can be had here."""
+    """Return {name: dtype} of all types that are available here."""
     types = {name: np.dtype(name) for name in ("float32", "float64", "float16")}
     try:
         import ml_dtypes
