@@ -83,19 +83,18 @@ def attention(
         they are, and computed in float32. Arrays may have any strides and byte order. int32 and int64 count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
         Hq must be a multiple of Hkv. Query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
-        Keys have the type of the queries. Beside float32 queries they may also be float16 or bfloat16.
+        Keys have the type of the queries. With float32 queries, they may also be float16 or bfloat16.
     value : array_like, shape (..., Hkv, Lk, Dv)
         Values have the type of the keys.
     scale : float, optional
         The factor of each product q·k. The default is ``1 / sqrt(D)``.
     causal : bool
-        If True, query i attends only to keys ``j <= p_i``. Its position is ``p_i = query_offset + i``.
+        If True, query i attends only to keys ``j <= p_i``, where ``p_i = query_offset + i`` is its position.
     window : (left, right), optional
         Query i attends only to keys ``p_i - left <= j <= p_i + right``. None or -1 means no limit on that side.
     query_offset : {"start", "end"}, int, or int array over the leading axes, optional
         The position of query 0 among the keys. "start" means 0. "end" means key length - query length, which is what a
-        cache of keys needs. It must be given where positions matter (causal, window, alibi_slopes) and the lengths
-        differ.
+        cache of keys needs. You must pass it if positions matter (causal, window, alibi_slopes) and the lengths differ.
     key_range : (start, stop), optional
         Two integer arrays (or None) that broadcast to (..., Hq, Lq). Row i attends only to keys ``start <= j < stop``.
     query_lengths, key_lengths : int or int array over the leading axes, optional
@@ -143,7 +142,7 @@ def attention(
     attention_varlen : Attend over packed sequences, without padding.
     attention_weights : Compute the matrix of weights or scores, which `attention` never holds.
     merge_attention : Join the results of disjoint sets of keys.
-    self_attention : Compute the whole line from the embeddings, projections included.
+    self_attention : Compute everything from the embeddings on, projections included.
 
     Notes
     -----
@@ -322,7 +321,7 @@ def attention_weights(
     Raises
     ------
     TypeError, ValueError, MemoryError
-        They are raised as by `attention`.
+        They have the same causes as in `attention`.
 
     See Also
     --------
@@ -395,7 +394,7 @@ def attention_varlen(
     value : array_like, shape (total keys, Hkv, Dv)
         The values of all sequences.
     query_indptr, key_indptr : int array_like, shape (sequences + 1,)
-        The rows at which sequences begin. The numbers ascend from 0 to the total.
+        The row at which each sequence begins, and then the total number of rows. The numbers ascend from 0.
     scale, causal, window : optional
         As in `attention`.
     query_offset : {"start", "end"}, int, or int array of shape (sequences,), optional
@@ -415,7 +414,7 @@ def attention_varlen(
     Raises
     ------
     TypeError, ValueError, MemoryError
-        They are raised as by `attention`.
+        They have the same causes as in `attention`.
 
     See Also
     --------
@@ -555,7 +554,7 @@ def plan(
     Raises
     ------
     TypeError, ValueError, MemoryError
-        They are raised as by `attention`.
+        They have the same causes as in `attention`.
 
     See Also
     --------

@@ -123,8 +123,8 @@ enum {
  * array with another order of axes, such as (batch, length, heads, size), is described with its shape and strides in
  * the order above.
  *
- * Types. query is float32, float64, float16 or bfloat16. key and value have the type of query. Beside a float32 query
- * they may also be float16 or bfloat16. out has the type of query. Beside a float16 or bfloat16 query it may also be
+ * Types. query is float32, float64, float16 or bfloat16. key and value have the type of query. With a float32 query,
+ * they may also be float16 or bfloat16. out has the type of query. With a float16 or bfloat16 query, it may also be
  * float32, and is then not rounded.
  *
  * Scores. The score of row i and key j is scale * dot(q, k), then softcap * tanh(score / softcap), then

@@ -126,7 +126,7 @@ def flash_attn_varlen_func(
     v : Tensor or ndarray, shape (total keys, Hk, Dv)
         The values of all sequences.
     cu_seqlens_q, cu_seqlens_k : Tensor or ndarray, shape (batch + 1,), of int32 or int64
-        The rows at which sequences begin. The numbers ascend from 0 to the total.
+        The row at which each sequence begins, and then the total number of rows. The numbers ascend from 0.
     max_seqlen_q, max_seqlen_k : int
         They must be at least the length of the longest sequence. The result does not depend on them.
     block_table
@@ -144,7 +144,7 @@ def flash_attn_varlen_func(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        They are raised as by `flash_attn_func`.
+        They have the same causes as in `flash_attn_func`.
 
     Examples
     --------

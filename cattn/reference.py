@@ -32,7 +32,7 @@ def attention(
     scale : float, optional
         The factor of the scores. The default is ``1 / sqrt(D)`` [1]_.
     causal : bool
-        Row ``i`` stands at position ``p_i = query_offset + i``. If True, it attends only to keys ``j <= p_i``.
+        If True, row ``i`` attends only to keys ``j <= p_i``, where ``p_i = query_offset + i`` is its position.
     window : (left, right), optional
         Row ``i`` attends only to keys ``p_i - left <= j <= p_i + right``. None or -1 means no limit on that side.
     query_offset : {"start", "end"}, int, or int array, optional
@@ -201,7 +201,7 @@ def attention_varlen(
     value : array_like, (total keys, Hkv, Dv)
         The values of all sequences.
     query_indptr, key_indptr : int array_like, (sequences + 1,)
-        The rows at which sequences begin. The numbers ascend from 0 to the total.
+        The row at which each sequence begins, and then the total number of rows. The numbers ascend from 0.
     query_offset : {"start", "end"}, int, or int array (sequences,), optional
         The position of the first query of each sequence among its keys, as in `attention`.
     alibi_slopes : array_like, (Hq,) or (sequences, Hq), optional

@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
     query : Tensor, shape (..., H, L, E)
         A tensor on the CPU, of float16, bfloat16, float32 or float64, with any strides. Inputs are not copied.
     key : Tensor, shape (..., H, S, E)
-        It has the type of query. Beside a float32 query it may also be float16 or bfloat16. All axes before S broadcast
+        It has the type of query. With a float32 query, it may also be float16 or bfloat16. All axes before S broadcast
         with those of query.
     value : Tensor, shape (..., H, S, Ev)
         It has the type of key. All axes before S broadcast with those of query.
