@@ -94,8 +94,8 @@ def attention(
     Raises
     ------
     TypeError, ValueError
-        An argument is wrong. The call raises them at once. The message names the argument, what was expected and what
-        was given, and what to write where chunks do not match.
+        An argument is wrong, or chunks do not match. The call itself raises them, before anything is computed. The
+        message names the argument, what was expected and what was given, and what to write where chunks do not match.
     RuntimeError
         A worker has another kernel table than `kernel_table`. It is raised during the computation and names the worker.
 
@@ -115,7 +115,7 @@ def attention(
     weights counts twice.
 
     For each running task, the scheduler holds a chunk of keys and values, and a partial result. This is true only if
-    the chunks of keys come from somewhere they can be read again: from files, not from memory. In one process,
+    the chunks of keys come from files, where they can be read again, and not from memory. In one process,
     ``dask.array.from_array(numpy.memmap(...), name=False)`` reads only what a task reads. Without ``name=False``, dask
     reads all of it once to make a name. Other processes get a copy of the memory that a dask array was made from,
     memory maps included. For these, open files inside tasks, with ``dask.array.from_npy_stack``,

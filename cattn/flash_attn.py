@@ -53,8 +53,8 @@ def flash_attn_func(
     softmax_scale : float, optional
         The factor of the scores. The default is ``1 / sqrt(D)``.
     causal : bool
-        Row i stands at position ``p_i = i + Lk - Lq`` (the bottom right corner). If True, it attends only to keys
-        ``j <= p_i``.
+        If True, row i attends only to keys ``j <= p_i``, where ``p_i = i + Lk - Lq`` is its position (the bottom right
+        corner).
     window_size : (left, right)
         Row i attends only to keys ``p_i - left <= j <= p_i + right``. -1 means no limit on that side. It may be a
         tuple, list, array or tensor of two integers.
