@@ -154,7 +154,7 @@ def _query_offset(offset, sizes, query_lengths, key_lengths, positional):
         if positional and (unequal := sizes.unequal_lengths()):
             raise ValueError(
                 f"query_offset: expected {words}, or integers, because {positional} is given and the lengths "
-                f'of query and key differ ({unequal}), got None; decoding with a cache of keys wants "end"'
+                f'of query and key differ ({unequal}), got None; decoding with a cache of keys needs "end"'
             )
         return None
     if (word := as_text(offset)) is not None:
@@ -232,10 +232,10 @@ def _missing_axes(name, came, shape):
     """What to write for a mask of (batch, query length, key length) or (batch, key length)."""
     batch = ":" if len(shape) == 4 else "..."
     if len(shape) > 3 and _broadcasts((*came[:-2], 1, *came[-2:]), shape):
-        return f"; without heads it wants {name}[{batch}, None{'' if batch == ':' else ', :, :'}]"
+        return f"; without an axis for heads, write {name}[{batch}, None{'' if batch == ':' else ', :, :'}]"
     if len(shape) > 3 and _broadcasts((*came[:-1], 1, 1, *came[-1:]), shape):
-        lengths = ", or what is padding at the keys' end goes to key_lengths=" if name == "mask" else ""
-        return f"; of batch and keys only, it wants {name}[{batch}, None, None, :]{lengths}"
+        lengths = ", or pass key_lengths= for padding at the end of the keys" if name == "mask" else ""
+        return f"; with axes for batch and keys only, write {name}[{batch}, None, None, :]{lengths}"
     return ""
 
 

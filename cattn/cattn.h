@@ -127,10 +127,10 @@ enum {
  * they may also be float16 or bfloat16. out has the type of query. With a float16 or bfloat16 query, it may also be
  * float32, and is then not rounded.
  *
- * Scores. The score of row i and key j is scale * dot(q, k), then softcap * tanh(score / softcap), then
- * + bias - slope * |p_i - j|. Row i of the queries stands at position p_i = query_offset + i. A row that may attend to
- * nothing gives zeros; its lse is -infinity, or the logit of its head's sink. Masked keys and values never reach out,
- * whatever they hold.
+ * Scores. The score of row i and key j is scale * dot(q, k). With a softcap it becomes softcap * tanh(score / softcap).
+ * Then bias - slope * |p_i - j| is added, where p_i = query_offset + i is the position of row i. A row that may attend
+ * to nothing gives zeros; its lse is -infinity, or the logit of its head's sink. Masked keys and values never reach
+ * out, whatever they hold.
  *
  * Each argument is read where it lies. What is read must not change before the call has returned. out and lse must not
  * overlap each other, themselves or anything that is read. This is refused where it is easily seen: at a stride of 0,
@@ -282,7 +282,7 @@ static inline int cattn_import(void)
         PyErr_Format(PyExc_ImportError,
                      "cattn: expected version %d.%d of the interface for C, for which this module was compiled, "
                      "found %d.%d; %s", CATTN_C_ABI, CATTN_C_VERSION, found->abi, found->version,
-                     found->abi > CATTN_C_ABI ? "compile this module anew" : "update cattn");
+                     found->abi > CATTN_C_ABI ? "compile this module again" : "update cattn");
         return -1;
     }
     cattn_c = found;

@@ -34,7 +34,7 @@ _TENSORS = (*_INPUTS, "attn_mask")
 _WORDS = {
     "mask": "attn_mask",
     "bias": "attn_mask",
-    ", or what is padding at the keys' end goes to key_lengths=": "",
+    ", or pass key_lengths= for padding at the end of the keys": "",
 }
 _PLAIN = (Tensor, torch.nn.Parameter)
 

@@ -408,7 +408,7 @@ WITHOUT = "cattn: expected a version with an interface for C, found one without 
         (1, 1, NAME, ""),
         (1, 2, NAME, ""),
         (1, 0, NAME, f"{FOR} 1.0; update cattn"),
-        (2, 1, NAME, f"{FOR} 2.1; compile this module anew"),
+        (2, 1, NAME, f"{FOR} 2.1; compile this module again"),
         (0, 0, NAME, WITHOUT),
         (1, 1, "another", WITHOUT),
     ],

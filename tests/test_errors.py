@@ -208,19 +208,19 @@ CASES = [
     ("mask: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (5, 6)",
      ValueError, {"mask": zeros(5, 6, dtype=bool)}),
     ("mask: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 5, 7); "
-     "without heads it wants mask[:, None]", ValueError, {"mask": zeros(2, 5, 7, dtype=bool)}),
+     "without an axis for heads, write mask[:, None]", ValueError, {"mask": zeros(2, 5, 7, dtype=bool)}),
     ("bias: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 1, 7); "
-     "without heads it wants bias[:, None]", ValueError, {"bias": zeros(2, 1, 7)}),
+     "without an axis for heads, write bias[:, None]", ValueError, {"bias": zeros(2, 1, 7)}),
     ("mask: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 7); "
-     "of batch and keys only, it wants mask[:, None, None, :], or what is padding at the keys' end goes to "
-     "key_lengths=", ValueError, {"mask": zeros(2, 7, dtype=bool)}),
+     "with axes for batch and keys only, write mask[:, None, None, :], or pass key_lengths= for padding at the end of "
+     "the keys", ValueError, {"mask": zeros(2, 7, dtype=bool)}),
     ("bias: expected a shape that broadcasts to (2, 4, 5, 7) (..., heads, query length, key length), got (2, 7); "
-     "of batch and keys only, it wants bias[:, None, None, :]", ValueError, {"bias": zeros(2, 7)}),
+     "with axes for batch and keys only, write bias[:, None, None, :]", ValueError, {"bias": zeros(2, 7)}),
     ("mask: expected a shape that broadcasts to (3, 2, 4, 5, 7) (..., heads, query length, key length), "
-     "got (3, 2, 5, 7); without heads it wants mask[..., None, :, :]", ValueError,
+     "got (3, 2, 5, 7); without an axis for heads, write mask[..., None, :, :]", ValueError,
      {"query": zeros(3, *QUERY.shape), "mask": zeros(3, 2, 5, 7, dtype=bool)}),
     ("mask: expected a shape that broadcasts to (3, 2, 4, 5, 7) (..., heads, query length, key length), got (3, 1, 7); "
-     "of batch and keys only, it wants mask[..., None, None, :]", ValueError,
+     "with axes for batch and keys only, write mask[..., None, None, :]", ValueError,
      {"query": zeros(3, *QUERY.shape), "mask": zeros(3, 1, 7, dtype=bool)}),
     ("mask: expected a shape that broadcasts to (1, 4, 5, 7) (..., heads, query length, key length), got (3, 1, 1, 1)",
      ValueError, {"query": QUERY[:1], "key": KEY[:1], "value": VALUE[:1], "mask": zeros(3, 1, 1, 1, dtype=bool)}),

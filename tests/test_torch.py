@@ -304,8 +304,8 @@ REFUSED = {
     "type of mask, half": ((Q.half(), K.half(), V.half(), EYE.double()), {}, TypeError, r"attn_mask: .* or torch.float16 like query or torch.float32 \(added"),  # noqa: E501
     "integer mask": ((Q, K, V, EYE.int()), {}, TypeError, "attn_mask: expected type bool .* got torch.int32"),
     "shape of mask": ((Q, K, V, EYE[:4]), {}, ValueError, r"attn_mask: expected a shape that broadcasts to \(2, 4, 5, 5\) .* got \(4, 5\)$"),  # noqa: E501
-    "mask by batch": ((Q, K, V, EYE[:2] > 0), {}, ValueError, r"attn_mask: expected .* got \(2, 5\); of batch and keys only, it wants attn_mask\[:, None, None, :\]$"),  # noqa: E501
-    "mask without heads": ((Q, K, V, EYE.expand(2, 5, 5)), {}, ValueError, r"attn_mask: .* without heads it wants attn_mask\[:, None\]$"),  # noqa: E501
+    "mask by batch": ((Q, K, V, EYE[:2] > 0), {}, ValueError, r"attn_mask: expected .* got \(2, 5\); with axes for batch and keys only, write attn_mask\[:, None, None, :\]$"),  # noqa: E501
+    "mask without heads": ((Q, K, V, EYE.expand(2, 5, 5)), {}, ValueError, r"attn_mask: .* without an axis for heads, write attn_mask\[:, None\]$"),  # noqa: E501
     "larger mask": ((Q, K, V, EYE.expand(3, 1, 1, 5, 5)), {}, ValueError, "attn_mask: expected a shape that broadcasts to"),  # noqa: E501
     "scale": ((Q, K, V), {"scale": float("nan")}, ValueError, "scale: expected a finite number, got nan"),
     "meta query": ((Q.to("meta"), K, V), {}, ValueError, "query: expected a tensor on the CPU, got one on meta"),
