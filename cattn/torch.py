@@ -71,8 +71,8 @@ def scaled_dot_product_attention(
     Returns
     -------
     Tensor, shape (..., H, L, Ev)
-        It has the type of query and is contiguous. Where query is a transposed (B, L, H, E), the result is a transposed
-        (B, L, H, Ev), as from PyTorch's own CPU kernel, so that heads are joined without a copy.
+        It has the type of query. It is contiguous, unless query is a transposed (B, L, H, E). The result is then a
+        transposed (B, L, H, Ev), as from PyTorch's own CPU kernel, so that heads are joined without a copy.
         Rows that may attend to nothing are zeros, as in PyTorch since version 2.5.
 
     Raises
