@@ -7,8 +7,8 @@ import dataclasses
 class Plan:
     """Describe how the kernel goes about one call of `attention`.
 
-    A plan depends on the shapes, the types, the memory layout of the arrays, the kernel table and the L2 cache. It
-    depends neither on the number of threads nor on the data.
+    A plan depends on the arrays' shapes, types, strides, alignment and byte order, on the kernel table, and on the L2
+    cache. It depends neither on the number of threads nor on the data.
 
     Attributes
     ----------
