@@ -41,7 +41,8 @@ else:
     # Nobody here reads floating-point exception flags or errno: without these two, gcc leaves every loop with a
     # comparison of numbers in it scalar.
     compile_args = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno"]
-    # Python's own flags ask for debugging information, nine tenths of the module. Of its symbols Python needs one.
+    # Python's own flags ask for debugging information, nine tenths of the module. Of its symbols Python needs one,
+    # and threadpoolctl another.
     compile_args += ["-g0", "-fvisibility=hidden"]
     link_args = ["-pthread", "-lm"]
 if sys.platform == "linux":

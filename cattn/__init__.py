@@ -19,7 +19,7 @@ from ._config import show_config
 from ._merge import merge_attention
 from ._plan import Plan
 from ._self_attention import self_attention
-from ._threads import get_num_threads, set_num_threads
+from ._threads import get_num_threads, num_threads, set_num_threads
 from ._trace import AttentionTrace, trace
 from ._version import __version__
 
@@ -33,6 +33,7 @@ __all__ = [
     "get_include",
     "get_num_threads",
     "merge_attention",
+    "num_threads",
     "plan",
     "reference",
     "self_attention",

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, overload
 
@@ -33,6 +34,7 @@ __all__ = [
     "get_include",
     "get_num_threads",
     "merge_attention",
+    "num_threads",
     "plan",
     "reference",
     "self_attention",
@@ -230,6 +232,7 @@ def trace(
     sinks: _Array | None = None,
 ) -> AttentionTrace: ...
 def set_num_threads(n: SupportsIndex | None) -> None: ...
+def num_threads(n: SupportsIndex) -> AbstractContextManager[None]: ...
 def get_include() -> str: ...
 def get_num_threads() -> int: ...
 def show_config() -> None: ...

@@ -84,6 +84,8 @@ def _find_threads():
 
     Looking does not fix the number: calls may still find another environment.
     """
+    if (own := _threads.block_setting.get()) is not None:
+        return own, "set in this thread"
     try:
         default, wrong = _threads.default_num_threads(), None
     except ValueError as error:

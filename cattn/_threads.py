@@ -1,9 +1,12 @@
 """How many threads a call may use, including the calling thread.
 
-The first of these that is given counts: ``num_threads=`` of the call, `set_num_threads`, CATTN_NUM_THREADS,
-OMP_NUM_THREADS, and the number of CPUs that the process may use. Nothing is read before it is needed.
+The first of these that is given counts: ``num_threads=`` of the call, the innermost block of `num_threads`,
+`set_num_threads`, CATTN_NUM_THREADS, OMP_NUM_THREADS, and the number of CPUs that the process may use. Nothing is read
+before it is needed.
 """
 
+import contextlib
+import contextvars
 import math
 import os
 
@@ -12,6 +15,8 @@ from ._read import as_count
 _MOST = 1024  # what pool.c brings together at most; more would only cost workspace
 
 _setting = None  # of the process: what set_num_threads was given
+# What holds in this thread, or in this task of asyncio, before the setting of the process; None where nothing does.
+block_setting = contextvars.ContextVar("cattn.num_threads", default=None)
 # The default once it is found out, and whether CATTN_NUM_THREADS says it. Each reset is a new list: what was looked up
 # before ends in one that nobody reads.
 _default = []
@@ -34,6 +39,7 @@ def set_num_threads(n):
 
     See Also
     --------
+    num_threads : Set the number for a block of code, in the calling thread only.
     get_num_threads : Return the number that holds now.
 
     Examples
@@ -50,13 +56,63 @@ def set_num_threads(n):
     _setting = setting
 
 
+def num_threads(n):
+    """Set the number of threads for a ``with`` block, in the calling thread only.
+
+    It holds for the calls in the block that do not say ``num_threads=`` themselves, and beats `set_num_threads`. When
+    the block ends, also by an exception, the number from before holds again. Blocks may be nested.
+
+    A task of asyncio that enters a block keeps its number to itself. A new thread does not see the number, unless it
+    was started with a copy of the caller's context: `asyncio.to_thread` does so, and free-threaded Python from 3.14 on
+    does so for every thread.
+
+    Parameters
+    ----------
+    n : int
+        At least 1; the calling thread counts. More than 1024 count as 1024.
+
+    Returns
+    -------
+    context manager
+        For one ``with`` statement.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `n` is not an integer of 1 or more.
+
+    See Also
+    --------
+    set_num_threads : Set it for the whole process.
+    get_num_threads : What holds now.
+
+    Examples
+    --------
+    >>> import cattn
+    >>> with cattn.num_threads(2):
+    ...     cattn.get_num_threads()
+    2
+    """
+    return _block(min(as_count("n", n), _MOST))
+
+
+@contextlib.contextmanager
+def _block(number):
+    token = block_setting.set(number)
+    try:
+        yield
+    finally:
+        block_setting.reset(token)
+
+
 def get_num_threads():
     """Return the number of threads of calls that do not pass ``num_threads=`` themselves.
 
     Returns
     -------
     int
-        The number that `set_num_threads` was given, else the default, which is found out once and kept.
+        The number of the innermost block of `num_threads`. Outside of such blocks, the number that `set_num_threads` was
+        given, else the default, which is found out once and kept.
 
     Raises
     ------
@@ -65,7 +121,8 @@ def get_num_threads():
 
     See Also
     --------
-    set_num_threads : Set the number of threads.
+    set_num_threads : Set the number for the whole process.
+    num_threads : Set the number for a block of code, in the calling thread only.
 
     Examples
     --------
@@ -73,6 +130,12 @@ def get_num_threads():
     >>> cattn.get_num_threads() >= 1
     True
     """
+    own = block_setting.get()
+    return process_num_threads() if own is None else own
+
+
+def process_num_threads():
+    """Return the number that holds outside of all blocks of `num_threads`."""
     setting, default = _setting, _default
     if setting is not None:
         return setting
@@ -82,12 +145,14 @@ def get_num_threads():
 
 
 def own_num_threads():
-    """The number that `set_num_threads` or CATTN_NUM_THREADS says; None where neither does, and that of a framework may
-    count."""
-    setting, default = _setting, _default
+    """Return the number that `num_threads`, `set_num_threads` or CATTN_NUM_THREADS says, or None where none of them
+    does. The number of a framework may count then."""
+    own, setting, default = block_setting.get(), _setting, _default
+    if own is not None:
+        return own
     if setting is not None:
         return setting
-    number = get_num_threads()
+    number = process_num_threads()
     return number if default == [number, True] else None
 
 

@@ -21,6 +21,13 @@ from system.system cimport cattn_best_isa, cattn_isa_name, cattn_l2_bytes, cattn
 from tiles.portable_table cimport fill_portable
 from tiles.tiles cimport *
 
+cdef extern from *:
+    """
+    /* threadpoolctl knows this module by the symbol, since others may be called _kernel too (cattn/threadpoolctl.py). */
+    Py_EXPORTED_SYMBOL const int cattn_is_here = 1;
+    """
+    pass
+
 cnp.import_array()
 atexit.register(lambda: note_ending_thread())
 

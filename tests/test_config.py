@@ -160,6 +160,13 @@ def test_threads_set_in_the_process(capsys, monkeypatch):
     assert shown(capsys)["threads"] == "5 (set in this process)"
 
 
+def test_threads_set_in_this_thread(capsys):
+    cattn.set_num_threads(7)
+    with cattn.num_threads(3):
+        assert shown(capsys)["threads"] == "3 (set in this thread)"
+    assert shown(capsys)["threads"] == "7 (set in this process)"
+
+
 def test_a_wrong_number_of_threads_is_shown(capsys, monkeypatch):
     monkeypatch.setenv("CATTN_NUM_THREADS", "many")
     assert shown(capsys)["threads"] == "CATTN_NUM_THREADS: expected an integer of 1 or more, got 'many'"

@@ -1,9 +1,12 @@
 """How many threads a call may use: the setting, the environment, what the system allows."""
 
+import asyncio
 import os
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -165,6 +168,99 @@ def test_settings_of_one_thread_and_questions_of_others():
         sys.setswitchinterval(interval)
     assert not lost
     assert None not in answers and answers <= {_threads.default_num_threads(), *range(2, 502)}
+
+
+def seen_by_a_new_thread():
+    numbers = []
+    thread = threading.Thread(target=lambda: numbers.append(cattn.get_num_threads()))
+    thread.start()
+    thread.join()
+    return numbers[0]
+
+
+def test_a_block_beats_the_setting_and_ends_with_it():
+    cattn.set_num_threads(7)
+    with cattn.num_threads(np.int64(3)):
+        assert cattn.get_num_threads() == 3 and type(cattn.get_num_threads()) is int
+        with cattn.num_threads(2**70):
+            assert cattn.get_num_threads() == 1024
+        assert cattn.get_num_threads() == 3
+        cattn.set_num_threads(8)
+        assert cattn.get_num_threads() == 3
+        assert _threads.resolve(5) == 5  # num_threads= of a call
+    assert cattn.get_num_threads() == 8
+
+
+def test_a_block_ends_with_an_exception():
+    cattn.set_num_threads(7)
+    with pytest.raises(KeyError), cattn.num_threads(3), cattn.num_threads(4):
+        raise KeyError
+    assert cattn.get_num_threads() == 7
+
+
+@pytest.mark.parametrize("number, error", [(0, ValueError), (True, TypeError), (2.0, TypeError), (None, TypeError)])
+def test_a_block_that_is_refused(number, error):
+    """At the call, whether or not somebody enters it."""
+    with pytest.raises(error, match=rf"^n: expected an integer of 1 or more, got {number}$"):
+        cattn.num_threads(number)
+
+
+@pytest.mark.skipif(getattr(sys.flags, "thread_inherit_context", 0), reason="new threads inherit the caller's context")
+def test_a_block_is_the_calling_threads_own():
+    cattn.set_num_threads(7)
+    with cattn.num_threads(3):
+        assert seen_by_a_new_thread() == 7
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(cattn.get_num_threads).result() == 7
+
+
+def test_a_block_in_tasks_of_asyncio():
+    """Tasks take turns in one thread, and a block holds for the task that entered it and what it hands on."""
+
+    async def limited(number, entered, leave):
+        with cattn.num_threads(number):
+            entered.set()
+            await leave.wait()
+            return cattn.get_num_threads(), await asyncio.to_thread(cattn.get_num_threads)
+
+    async def main():
+        entered, leave = asyncio.Event(), asyncio.Event()
+        tasks = [asyncio.create_task(limited(number, entered, leave)) for number in (2, 3)]
+        await entered.wait()
+        outside = cattn.get_num_threads()
+        leave.set()
+        return outside, await asyncio.gather(*tasks)
+
+    cattn.set_num_threads(7)
+    assert asyncio.run(main()) == (7, [(2, 2), (3, 3)])
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="the system does not list a process's threads")
+def test_a_block_of_one_thread_starts_no_worker():
+    """In a process of its own, where no call has started one yet."""
+    program = """
+import os, numpy, cattn
+x = numpy.ones((4, 8, 256, 64), numpy.float32)
+query, key, weight = x, x[:, :, :128], numpy.eye(64, dtype=numpy.float32)
+tokens = numpy.ones((2048, 64), numpy.float32)
+def started(*calls):
+    before = len(os.listdir("/proc/self/task"))
+    for call in calls:
+        call()
+    return len(os.listdir("/proc/self/task")) - before
+calls = [lambda: cattn.attention(query, key, key), lambda: cattn.attention(query, key, key, softcap=2.0),
+         lambda: cattn.attention_weights(query, key), lambda: cattn.self_attention(tokens, weight, weight, weight),
+         lambda: cattn.attention_varlen(tokens[:, None], tokens[:, None], tokens[:, None], [0, 1024, 2048],
+                                        [0, 1024, 2048])]
+cattn.set_num_threads(2)
+weight @ weight  # what BLAS starts, it has started
+with cattn.num_threads(1):
+    print(started(*calls))
+print(started(*calls))
+"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["0", "1"], done.stderr
 
 
 V1 = "12:memory:/other\n4:cpu,cpuacct:/a/b\n1:name=systemd:/a\n"

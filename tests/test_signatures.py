@@ -68,6 +68,6 @@ def test_plan_takes_what_attention_takes():
 
 def test_all_is_what_there_is():
     public = {name for name in vars(cattn) if not name.startswith("_")} | {"__version__"}
-    imported_by_name = {"dask", "flash_attn", "torch", "transformers"}  # there once somebody did
+    imported_by_name = {"dask", "flash_attn", "threadpoolctl", "torch", "transformers"}  # there once somebody did
     assert public - imported_by_name == set(cattn.__all__)
     assert all(hasattr(cattn, name) for name in cattn.__all__)

@@ -264,6 +264,9 @@ def test_threads(nothing_set, calls):
     assert threads() == 2
     cattn.set_num_threads(5)
     assert threads() == 5
+    with cattn.num_threads(6):
+        assert threads() == 6
+    assert threads() == 5
     nothing_set.setenv("CATTN_NUM_THREADS", "4")
     assert threads() == 5
     cattn.set_num_threads(None)

@@ -54,6 +54,7 @@ cattn.attention_weights(x, x, stage="softmax")
 cattn.attention_varlen(x, x, x, None, [0, 2])
 cattn.set_num_threads("2")
 cattn.set_num_threads()
+cattn.num_threads(None)
 cattn.trace(x[0], weight, weight, weight, tokens=3)
 
 # Results.

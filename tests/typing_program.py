@@ -148,5 +148,7 @@ assert_type(reference.attention_varlen(x32, x32, x32, [0, 2], [0, 2], softcap=3.
 cattn.set_num_threads(2)
 assert_type(cattn.get_num_threads(), int)
 cattn.set_num_threads(None)
+with cattn.num_threads(2):
+    cattn.attention(x32, x32, x32)
 cattn.show_config()
 assert_type(cattn.__version__, str)
