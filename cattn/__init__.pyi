@@ -56,6 +56,7 @@ class AttentionTrace:
     context: NDArray[Any]
     scale: float
     tokens: tuple[str, ...] | None = None
+    modifiers: tuple[str, ...] = ()
     def plot(self, ax: Any = None) -> Any: ...
 
 @overload

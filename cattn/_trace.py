@@ -10,7 +10,7 @@ from ._calls import explained, forwarding
 from ._kernel import attention, attention_weights
 from ._read import as_number
 from ._self_attention import check_shapes, float_arrays, project, widened
-from ._trace_text import EDGE, MAX_LABEL, clip, format_matrix, shown, size_of
+from ._trace_text import EDGE, MAX_LABEL, clip, format_matrix, formulas, modified, shown, size_of
 
 MAX_TICK_LABEL = 18  # characters of a token name
 # A heatmap of at most FEW tokens has a scale up to its largest weight, and none has more than MAX_CELLS rows of cells.
@@ -35,9 +35,9 @@ def trace(
     matrix is computed by the same kernel::
 
         Q, K, V = x @ w_query, x @ w_key, x @ w_value
-        scores = Q @ K.T
-        scaled_scores = scores / sqrt(d_k)
-        weights = softmax_rows(scaled_scores)
+        scores = Q @ K.T                       # s_ij = q_i · k_j
+        scaled_scores = scores / sqrt(d_k)     # ŝ_ij
+        weights = softmax_rows(scaled_scores)  # α_ij
         context = weights @ V
 
     Parameters
@@ -99,8 +99,9 @@ def trace(
     with np.errstate(over="ignore", invalid="ignore"):
         query, key, value = (project(wide["x"], wide[f"w_{name}"]) for name in ("query", "key", "value"))
     scaled_scores = attention_weights(query, key, stage="scores", scale=scale)
+    given = tuple(name for name, value in modifiers.items() if value is not None and value is not False)
     final_scores = scaled_scores
-    if any(modifier is not None and modifier is not False for modifier in modifiers.values()):
+    if set(given) - {"sinks"}:
         final_scores = attention_weights(query, key, stage="biased", scale=scale, **modifiers)
     with np.errstate(over="ignore"):
         context = attention(query, key, value, scale=scale, **modifiers).astype(x.dtype, copy=False)
@@ -116,6 +117,7 @@ def trace(
         context=context,
         scale=1 / math.sqrt(query.shape[1]) if scale is None else as_number("scale", scale),
         tokens=tokens,
+        modifiers=given,
     )
 
 
@@ -148,6 +150,8 @@ class AttentionTrace:
         The factor of the scores.
     tokens : tuple of str, or None
         The names of the tokens.
+    modifiers : tuple of str
+        The names of the modifiers that were given, such as "causal".
 
     See Also
     --------
@@ -175,20 +179,20 @@ class AttentionTrace:
     context: np.ndarray
     scale: float
     tokens: tuple[str, ...] | None = None
+    modifiers: tuple[str, ...] = ()
 
     def __repr__(self):
         d_k, d_v = self.query.shape[1], self.value.shape[1]
         return f"<AttentionTrace of {len(self.x)} tokens, d_k={d_k}, d_v={d_v}, {self.x.dtype}>"
 
     def __str__(self):
-        names, d_k = self._names(), self.query.shape[1]
-        scaling = f"S / sqrt(d_k), d_k = {d_k}" if self.scale == 1 / math.sqrt(d_k) else f"{self.scale:.6g} S"
+        names, step = self._names(), formulas(self)
         sums = self.weights.sum(axis=1, keepdims=True)
         lines = [
             f"1. Embeddings  X  {size_of(self.x)}",
             *format_matrix(self.x, names),
             "",
-            "2. Projections  Q = X W_query, K = X W_key, V = X W_value",
+            f"2. Projections  {step['Projections']}",
             f"Q  {size_of(self.query)}",
             *format_matrix(self.query, names),
             f"K  {size_of(self.key)}",
@@ -196,27 +200,27 @@ class AttentionTrace:
             f"V  {size_of(self.value)}",
             *format_matrix(self.value, names),
             "",
-            "3. Scores  S = Q K^T: s_ij = q_i . k_j (a row for each query i, a column for each key j)",
+            f"3. Scores  {step['Scores']}",
             *format_matrix(self.scores, names, names),
             "",
-            f"4. Scaled scores  {scaling}",
+            f"4. Scaled scores  {step['Scaled scores']}",
             *format_matrix(self.scaled_scores, names, names),
             "",
         ]
         if self.final_scores is not self.scaled_scores:
             lines += [
-                "   with softcap, bias and masking",
+                f"   {modified(self)}",
                 *format_matrix(self.final_scores, names, names),
                 "",
             ]
         lines += [
-            "5. Weights  A = softmax of each row: a_ij = exp(s_ij) / sum_k exp(s_ik)",
+            f"5. Weights  {step['Weights']}",
             *format_matrix(np.hstack([self.weights, sums]), names, [*names, "row sum"], last_column=True),
             "",
-            "6. Weighted values  a_ij v_j: the share of each token j in the context of token i",
+            f"6. Weighted values  {step['Weighted values']}",
             *self._format_weighted_values(names),
             "",
-            f"7. Context  C = A V: context_i = sum_j a_ij v_j  {size_of(self.context)}",
+            f"7. Context  {step['Context']}  {size_of(self.context)}",
             *format_matrix(self.context, names),
         ]
         return "\n".join(lines)
@@ -299,11 +303,13 @@ class AttentionTrace:
         cells = _largest_of_blocks(self.weights, step)
         peaks = np.fmax.reduce(cells, axis=1, initial=0.0)
         top = np.median(peaks) if count > FEW else peaks.max()
-        label = f"weight ({self._row_sums()})" + (f", the largest of {step} x {step}" if step > 1 else "")
+        label = rf"weight $\alpha_{{ij}}$ ({self._row_sums()})"
+        if step > 1:
+            label += f", the largest of {step} x {step}"
         image = ax.imshow(cells, cmap="Blues", vmin=0, vmax=top or peaks.max() or 1.0)
         image.set_cmap(image.cmap.with_extremes(bad="0.75"))
         image.set_extent(np.array([0, len(cells), len(cells), 0]) * step - 0.5)
-        ax.set(title="Attention weights", xlabel="key token (attended to)", ylabel="query token (attends)")
+        ax.set(title="Attention weights", xlabel="key token j (attended to)", ylabel="query token i (attends)")
         ax.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
         extend = "max" if image.norm.vmax < peaks.max() else "neither"
         ax.figure.colorbar(image, ax=ax, label=label, aspect=25, pad=0.03, extend=extend)

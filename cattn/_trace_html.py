@@ -13,7 +13,19 @@ import zlib
 
 import numpy as np
 
-from ._trace_text import EDGE, MAX_COLUMNS, MAX_LABEL, MAX_ROWS, clip, number_format, shown, size_of, text_width
+from ._trace_text import (
+    EDGE,
+    MAX_COLUMNS,
+    MAX_LABEL,
+    MAX_ROWS,
+    clip,
+    formulas,
+    modified,
+    number_format,
+    shown,
+    size_of,
+    text_width,
+)
 
 _BLUE, _ORANGE = (40, 120, 220), (230, 110, 20)  # positive; negative, and NaN in the heatmap
 _DARKEST = 0.6  # of a cell's shade, so that text on it keeps its contrast on white and on black
@@ -40,33 +52,25 @@ _STYLE = """<style>
 
 def trace_html(trace):
     """The HTML of an AttentionTrace, without a script or a file beside it."""
-    names, d_k = trace._names(), trace.query.shape[1]
-    scaling = f"S / √d_k, d_k = {d_k}" if trace.scale == 1 / math.sqrt(d_k) else f"{trace.scale:.6g} S"
+    names = trace._names()
     scaled = [_table(trace.scaled_scores, names, names)]
     if trace.final_scores is not trace.scaled_scores:
-        title = "with softcap, bias and masking (-inf: masked)"
+        title = f"{modified(trace)} (-inf: masked)"
         scaled.append(_table(trace.final_scores, names, names, title, masked=True))
+    projections = zip("QKV", (trace.query, trace.key, trace.value), strict=True)
     steps = {
-        "Embeddings": ("X", [_table(trace.x, names)]),
-        "Projections": (
-            "Q = X W_query, K = X W_key, V = X W_value",
-            [_table(trace.query, names, title="Q"), _table(trace.key, names, title="K"),
-             _table(trace.value, names, title="V")],
-        ),
-        "Scores": ("S = Q Kᵀ: s_ij = q_i · k_j, a row for each query i", [_table(trace.scores, names, names)]),
-        "Scaled scores": (scaling, scaled),
-        "Weights": (
-            "A = softmax of each row: a_ij = exp(s_ij) / Σ_k exp(s_ik)",
-            [_table(trace.weights, names, names, sums=True), _heatmap(trace, names)],
-        ),
-        "Weighted values": (
-            "a_ij v_j: the share of each token j in the context of token i",
-            _weighted_values(trace, names),
-        ),
-        "Context": ("C = A V: context_i = Σ_j a_ij v_j", [_table(trace.context, names)]),
-    }  # fmt: skip
+        "Embeddings": [_table(trace.x, names)],
+        "Projections": [_table(matrix, names, title=letter) for letter, matrix in projections],
+        "Scores": [_table(trace.scores, names, names)],
+        "Scaled scores": scaled,
+        "Weights": [_table(trace.weights, names, names, sums=True), _heatmap(trace, names)],
+        "Weighted values": _weighted_values(trace, names),
+        "Context": [_table(trace.context, names)],
+    }
+    given = {"Embeddings": "X"} | formulas(trace)
     parts = [_STYLE]
-    for number, (title, (formula, matrices)) in enumerate(steps.items(), 1):
+    for number, (title, matrices) in enumerate(steps.items(), 1):
+        formula = given[title]
         formula = re.sub(r"_(\w+)", r"<sub>\1</sub>", formula)
         parts.append(f"<p><b>{number}. {title}</b>&ensp;{formula}</p>")
         parts.append(f'<div class="matrices">{"".join(matrices)}</div>')
@@ -163,10 +167,10 @@ def _heatmap(trace, names):
         texts.append(f"<text {place}>{name}</text>")
     bottom, centre = side + below, left + side / 2
     notes = [f"each cell is the largest of {block} × {block} weights"] * (block > 1) + ["orange: NaN"] * (255 in levels)
-    said = f"Attention weights; {trace._row_sums()}{''.join('; ' + note for note in notes)}"
+    said = f"Attention weights α; {trace._row_sums()}{''.join('; ' + note for note in notes)}"
     texts += [
-        f'<text x="{centre:.1f}" y="{bottom - 6:.1f}" text-anchor="middle">key token (attended to)</text>',
-        f'<text transform="translate(12 {side / 2:.1f}) rotate(-90)" text-anchor="middle">query token</text>',
+        f'<text x="{centre:.1f}" y="{bottom - 6:.1f}" text-anchor="middle">key token j (attended to)</text>',
+        f'<text transform="translate(12 {side / 2:.1f}) rotate(-90)" text-anchor="middle">query token i</text>',
         f'<text x="{left:.1f}" y="{bottom + 30:.1f}">0</text>',
         f'<text x="{left + side:.1f}" y="{bottom + 30:.1f}" text-anchor="end">{top:.3g}</text>',
     ]

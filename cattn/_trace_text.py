@@ -1,5 +1,7 @@
-"""Matrices as text: which rows and columns are shown, with how many digits, under which names."""
+"""The seven steps as formulas, and matrices as text: which rows and columns are shown, with how many digits, under
+which names."""
 
+import math
 import unicodedata
 
 import numpy as np
@@ -7,6 +9,30 @@ import numpy as np
 # A matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
 MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
 MAX_LABEL = 14  # characters of a token name
+
+
+def formulas(trace):
+    """Return the formula of each step but the first, by the step's name. The letters are those of docs/steps.md."""
+    d_k = trace.query.shape[1]
+    usual = trace.scale == 1 / math.sqrt(d_k)
+    scaled = f"ŝ_ij = s_ij / √d_k, d_k = {d_k}" if usual else f"ŝ_ij = {trace.scale:.6g} s_ij"
+    softmax, total = "softmax of each row", "Σ_k exp(ŝ_ik)"
+    if "sinks" in trace.modifiers:
+        softmax, total = f"{softmax} and the sink", f"(exp(sink) + {total})"
+    return {
+        "Projections": "Q = X W_query, K = X W_key, V = X W_value",
+        "Scores": "S = Q Kᵀ: s_ij = q_i · k_j, a row for each query i and a column for each key j",
+        "Scaled scores": scaled,
+        "Weights": f"A = {softmax}: α_ij = exp(ŝ_ij) / {total}",
+        "Weighted values": "α_ij v_j: the share of each token j in the context of token i",
+        "Context": "C = A V: c_i = Σ_j α_ij v_j",
+    }
+
+
+def modified(trace):
+    """Return what the final scores are called: they name the modifiers that were given."""
+    *first, last = (name for name in trace.modifiers if name != "sinks")
+    return f"ŝ_ij with {', '.join(first)} and {last}" if first else f"ŝ_ij with {last}"
 
 
 def format_matrix(matrix, rows=None, columns=None, number=None, last_column=False):
