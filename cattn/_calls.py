@@ -30,6 +30,14 @@ def explain_call(function, positional, names):
             f"{title}: expected at most {len(first)} arguments by position ({', '.join(first)}), got {positional}; "
             "give all others by name, such as scale="
         )
+    by_position = first[:positional]
+    for name in names:
+        if name in by_position:
+            return f"{name}: expected one argument, got two, by position and by name"
+    needed = [name for name in first if parameters[name].default is inspect.Parameter.empty]
+    missing = [name for name in needed if name not in by_position and name not in names]
+    if missing:
+        return f"{', '.join(missing)}: expected an argument, got none; {title} needs {', '.join(needed)}"
     return None
 
 

@@ -150,12 +150,16 @@ def _read(file):
 
 
 def _parse_csv(file, text):
-    """What `_read` returns. The first line holds headings where it has no number, or begins with nothing, as pandas
-    writes it; the first column holds tokens where the headings begin with nothing, or not all of it is numbers."""
+    """Return what `_read` returns.
+
+    The first line holds headings where it has no number, or begins with nothing, as pandas writes it. A cell of several
+    numbers is no heading: its line lacks commas, and is refused. The first column holds tokens where the headings begin
+    with nothing, or not all of it is numbers.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     lines = [(reader.line_num, cells) for cells in reader if any(cells)]
     has_tokens = False
-    if lines and (lines[0][1][0] == "" or not any(map(is_number, lines[0][1]))):
+    if lines and (lines[0][1][0] == "" or not any(map(_holds_numbers, lines[0][1]))):
         has_tokens = lines.pop(0)[1][0] == ""
     if not lines:
         raise CommandError(f"{file}: expected lines of numbers with commas between them, got none")
@@ -171,6 +175,12 @@ def _parse_csv(file, text):
                 raise CommandError(f"{file}, line {line}, column {column + 1}: {what}")
             x[row, column - has_tokens] = float(cells[column])
     return x, None, [cells[0] for _, cells in lines] if has_tokens else None
+
+
+def _holds_numbers(cell):
+    """Return whether the cell is a number, or several numbers with blanks or semicolons between them."""
+    parts = cell.replace(";", " ").split()
+    return bool(parts) and all(map(is_number, parts))
 
 
 def _random_projections(x):

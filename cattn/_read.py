@@ -60,7 +60,9 @@ def as_floats(name, argument):
 
 
 def _conversion(name, dtype):
-    """What to write for an integer type of which nobody knows what its numbers stand for."""
+    """Return what to write for a type that is not read: longdouble, or one whose numbers may stand for anything."""
+    if dtype.char == "g":
+        return f"; write {_cast(name, 'float64')}"
     if dtype.kind == "b":
         return f"; write {_cast(name, 'float32')} if True counts as 1"
     if dtype.kind not in "iu":

@@ -32,7 +32,7 @@ def self_attention(
     return_lse=False,
     **options,
 ):
-    """Compute multi-head self-attention of a sequence of embeddings.
+    """Compute multi-head self-attention of a sequence of embeddings: one head, unless `num_heads` says how many.
 
     For each head, with the default scale, it computes::
 
@@ -58,7 +58,7 @@ def self_attention(
     b_query, b_key, b_value, b_output : array_like, 1-D, optional
         A number for each column of the projection of the same name, which is added to it.
     num_heads : int
-        The number of query heads.
+        The number of query heads, 1 by default.
     num_kv_heads : int, optional
         The number of key/value heads. It must divide `num_heads`, which is the default. Query head h reads
         key/value head ``h // (num_heads // num_kv_heads)``.
@@ -190,8 +190,9 @@ def _check_weight(arrays, name, rows, rows_like, heads=1, heads_name=None):
     if weight.ndim != 2:
         raise ValueError(f"w_{name}: expected 2 dimensions (rows, columns), got shape {weight.shape}")
     if weight.shape[0] != rows:
+        advice = f"; write w_{name}.T for a weight of torch.nn.Linear" if weight.shape[1] == rows else ""
         raise ValueError(
-            f"w_{name}: expected {rows} rows like {rows_like}, got {weight.shape[0]} (shape {weight.shape})"
+            f"w_{name}: expected {rows} rows like {rows_like}, got {weight.shape[0]} (shape {weight.shape}){advice}"
         )
     columns = weight.shape[1]
     if columns == 0 or columns % heads:

@@ -370,6 +370,15 @@ CALLS = [
     (cattn.trace, (), {**SELF, "is_causal": True}, "is_causal: not an argument of trace; write causal="),
     (cattn.trace, (*SELF.values(), ["a"]), {},
      "trace: expected at most 4 arguments by position (x, w_query, w_key, w_value), got 5; "),
+    (cattn.attention, (QUERY, KEY), {}, "value: expected an argument, got none; attention needs query, key, value"),
+    (cattn.attention, (), {"key": KEY, "causal": True},
+     "query, value: expected an argument, got none; attention needs query, key, value"),
+    (cattn.attention_varlen, (QUERY, KEY, VALUE), {},
+     "query_indptr, key_indptr: expected an argument, got none; attention_varlen needs query, key, value, "),
+    (cattn.self_attention, tuple(SELF.values())[:3], {},
+     "w_value: expected an argument, got none; self_attention needs x, w_query, w_key, w_value"),
+    (cattn.attention, (QUERY, KEY, VALUE), {"key": KEY},
+     "key: expected one argument, got two, by position and by name"),
 ]  # fmt: skip
 
 
@@ -391,10 +400,8 @@ def test_wrong_names_come_first(function):
 
 
 @pytest.mark.parametrize("function", [cattn.attention, cattn.trace])
-def test_calls_that_lack_an_argument(function):
-    """Python says it; and nothing that fails further inside is taken for a wrong call."""
-    with pytest.raises(TypeError, match="argument"):
-        function(SQUARE, SQUARE)
+def test_errors_inside_of_a_call(function):
+    """They are not taken for a wrong call."""
     with pytest.raises(TypeError, match=r"^causal: expected True or False, got 1$"):
         function(SQUARE, SQUARE, *[SQUARE] * (function is cattn.trace), SQUARE, causal=1)
 
@@ -437,7 +444,8 @@ def test_longdouble(name):
     arguments = {"query": QUERY, "key": KEY, "value": VALUE, "bias": zeros(7), "sinks": zeros(4),
                  "alibi_slopes": zeros(4), "query_offset": 0}  # fmt: skip
     arguments[name] = arguments[name].astype(np.longdouble)
-    with pytest.raises(TypeError, match=f"^{name}: {FOUR_TYPES}, got {np.dtype(np.longdouble)}"):
+    advice = rf"write {name}\.astype\(np\.float64\)"
+    with pytest.raises(TypeError, match=f"^{name}: {FOUR_TYPES}, got {np.dtype(np.longdouble)}; {advice}$"):
         cattn.attention(**arguments)
 
 

@@ -219,6 +219,8 @@ ERRORS = [
     (dict(w_query=np.ones(8)), ValueError, r"w_query: .*2 dimensions.*got shape \(8,\)"),
     (dict(w_key=np.ones((1, 8, 8))), ValueError, r"w_key: .*2 dimensions.*got shape \(1, 8, 8\)"),
     (dict(w_value=np.ones((7, 8))), ValueError, r"w_value: expected 8 rows.*got 7 \(shape \(7, 8\)\)"),
+    (dict(w_key=np.ones((4, 8))), ValueError, r"got 4 \(shape \(4, 8\)\); write w_key\.T for a weight of torch"),
+    (dict(w_key=np.ones((4, 6))), ValueError, r"got 4 \(shape \(4, 6\)\)$"),
     (dict(num_heads=3), ValueError, r"w_query: .*multiple of num_heads=3.*got 8 \(shape \(8, 8\)\)"),
     (dict(num_heads=4, w_value=np.ones((8, 6))), ValueError, r"w_value: .*num_kv_heads=4.*got 6"),
     (dict(w_query=np.ones((8, 0))), ValueError, r"w_query: expected at least one column, got 0"),
