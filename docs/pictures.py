@@ -92,7 +92,7 @@ def step3():
 
 
 def step4():
-    return matrices(("S / √3", STEPS.scaled_scores, WORDS))
+    return matrices(("Ŝ = S / √3", STEPS.scaled_scores, WORDS))
 
 
 def step5():

@@ -292,6 +292,11 @@ cdef inline int modify_scores(real *scores, const cattn_row_tile *tile, const ca
 
 
 cdef inline int scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    """Step 3 of attention, for a tile of rows and a block of keys: scores[j][r] = Σ_c queries[c][r] · key_j[c].
+
+    Step 4 has been done by `load`, which multiplies the queries by the scale. `add_products` takes up to `chain` of
+    the numbers c at a time, for all rows r of the tile at once. Softcap, bias and masks follow in `modify_scores`.
+    """
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] one
     cdef const real *joined
@@ -362,6 +367,11 @@ cdef inline void exponentiate(real *score, Py_ssize_t width, const real *referen
 
 
 cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cattn_key_block *keys) noexcept nogil:
+    """Step 5, for a tile of rows and a block of keys: scores[j][r] becomes exp(scores[j][r] - maximum of row r).
+
+    The maximum is that of all keys so far. Where this block raises it, `row_scale` is what everything before has to be
+    multiplied by (the online softmax). `row_sum` collects the sum over keys, by which `store` divides at the end.
+    """
     cdef real *row_sum = <real *>tile.softmax.row_sum
     cdef real *row_scale = <real *>tile.row_scale
     cdef Py_ssize_t lanes = PORTABLE_LANES
@@ -388,6 +398,12 @@ cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cat
 
 
 cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    """Steps 6 and 7, for a tile of rows and a block of values: output[c][r] = Σ_j weights[j][r] · value_j[c], added to
+    what the output holds, times `row_scale`.
+
+    `add_products` takes up to PORTABLE_RUN keys j at a time, for all rows r of the tile at once. The weights are not
+    divided by their sum yet.
+    """
     cdef const real *weights = <const real *>tile.scores
     cdef real *row_scale = NULL if tile.is_new else <real *>tile.row_scale
     cdef real *block_output = <real *>tile.block_output
