@@ -17,6 +17,7 @@ except ImportError as error:
 from . import reference
 from ._config import show_config
 from ._merge import merge_attention
+from ._padding import pad, unpad
 from ._plan import Plan
 from ._self_attention import self_attention
 from ._threads import get_num_threads, num_threads, set_num_threads
@@ -34,12 +35,14 @@ __all__ = [
     "get_num_threads",
     "merge_attention",
     "num_threads",
+    "pad",
     "plan",
     "reference",
     "self_attention",
     "set_num_threads",
     "show_config",
     "trace",
+    "unpad",
 ]
 
 

@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +35,17 @@ __all__ = [
     "get_num_threads",
     "merge_attention",
     "num_threads",
+    "pad",
     "plan",
     "reference",
     "self_attention",
     "set_num_threads",
     "show_config",
     "trace",
+    "unpad",
 ]
+
+_S = TypeVar("_S", bound=np.generic)  # of any type, not of floats alone
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionTrace:
@@ -67,6 +71,10 @@ def merge_attention(
 def merge_attention(
     outputs: Iterable[_Array], lses: Iterable[_Array]
 ) -> tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
+@overload
+def pad(packed: NDArray[_S], indptr: _Integers, length: SupportsIndex | None = None) -> NDArray[_S]: ...
+@overload
+def pad(packed: _Array, indptr: _Integers, length: SupportsIndex | None = None) -> NDArray[Any]: ...
 @overload
 def self_attention(
     x: NDArray[_T],
@@ -232,6 +240,10 @@ def trace(
     softcap: _Number | None = None,
     sinks: _Array | None = None,
 ) -> AttentionTrace: ...
+@overload
+def unpad(x: NDArray[_S], lengths: _Integers) -> tuple[NDArray[_S], NDArray[np.int64]]: ...
+@overload
+def unpad(x: _Array, lengths: _Integers) -> tuple[NDArray[Any], NDArray[np.int64]]: ...
 def set_num_threads(n: SupportsIndex | None) -> None: ...
 def num_threads(n: SupportsIndex) -> AbstractContextManager[None]: ...
 def get_include() -> str: ...

@@ -123,8 +123,8 @@ def attention_varlen(
     """→ (Problem, out, lse or None)"""
     return_lse = as_flag("return_lse", return_lse)
     inputs, sizes = _inputs("packed", query=query, key=key, value=value)
-    query_indptr = _indptr("query_indptr", query_indptr, "query", sizes.query_length)
-    key_indptr = _indptr("key_indptr", key_indptr, "key", sizes.key_length)
+    query_indptr = as_indptr("query_indptr", query_indptr, "query", sizes.query_length)
+    key_indptr = as_indptr("key_indptr", key_indptr, "key", sizes.key_length)
     if len(key_indptr) != len(query_indptr):
         raise ValueError(
             f"key_indptr: expected {len(query_indptr)} entries like query_indptr, one more than there are sequences, "
@@ -261,7 +261,7 @@ def _canonical_lse(lse, layout):
     return lse if layout == "bhld" else lse.swapaxes(-2, -1)
 
 
-def _indptr(name, argument, of, total):
+def as_indptr(name, argument, of, total):
     indptr = as_integers(name, argument, -FAR, FAR)
     if indptr.ndim != 1 or indptr.size == 0:
         raise ValueError(f"{name}: expected shape (sequences + 1,), got {indptr.shape}")

@@ -59,6 +59,10 @@ def test_inputs_that_lie():
         cattn.attention_varlen(given, given, given, indptr.view(lie), indptr.view(lie)),
         cattn.attention_varlen(array, array, array, indptr, indptr),
     )
+    lengths = np.array([0, 1, 4])
+    packed, _ = cattn.unpad(array[:3].view(lie), lengths.view(lie))
+    np.testing.assert_array_equal(packed, cattn.unpad(array[:3], lengths)[0])
+    np.testing.assert_array_equal(cattn.pad(given, indptr.view(lie)), cattn.pad(array, indptr))
     x, *weights = array
     np.testing.assert_array_equal(
         cattn.self_attention(x.view(lie), *(w.view(lie) for w in weights)), cattn.self_attention(x, *weights)

@@ -31,6 +31,10 @@ cattn.attention(x, x, x, out=[[0.0]])
 cattn.merge_attention(3, [x])
 cattn.merge_attention([3], [x])
 cattn.self_attention(x, weight, weight, None)
+cattn.unpad(x, 0.5)
+cattn.unpad("text", [1])
+cattn.pad(x, [0, 1], "end")
+cattn.pad(x)
 
 # Modifiers.
 cattn.attention(x, x, x, scale="0.5")

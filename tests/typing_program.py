@@ -120,6 +120,13 @@ outputs, lses = [out for out, _ in parts], [lse for _, lse in parts]
 assert_type(cattn.merge_attention(outputs, lses), tuple[NDArray[np.float32], NDArray[Floating]])
 assert_type(cattn.merge_attention([lists], [[1.0, 2.0]]), tuple[NDArray[Any], NDArray[Floating]])
 
+packed, indptr = cattn.unpad(x32, [2, 3])
+assert_type(packed, NDArray[np.float32])
+assert_type(indptr, NDArray[np.int64])
+assert_type(cattn.pad(packed, indptr), NDArray[np.float32])
+assert_type(cattn.pad(indptr, [0, 3], 5), NDArray[np.int64])
+assert_type(cattn.pad(cattn.unpad([[1, 2], [3, 0]], np.array([2, 1]))[0], (0, 2, 3)), NDArray[Any])
+
 weight = np.ones((4, 4), np.float32)
 assert_type(cattn.self_attention(x32, weight, weight, weight, weight, num_heads=2), NDArray[np.float32])
 assert_type(

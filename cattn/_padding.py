@@ -1,0 +1,146 @@
+"""Removing the padding of a batch, and putting it back."""
+
+import itertools
+import operator
+
+import numpy as np
+
+from ._arguments import as_indptr
+from ._read import as_array, as_integers, shown
+
+__all__ = ["pad", "unpad"]
+
+
+def unpad(x, lengths):
+    """Pack a padded batch: put the sequences one after the other, without their padding.
+
+    Parameters
+    ----------
+    x : array_like, shape (batch, length, ...)
+        A padded batch of any type, such as token numbers (batch, length) or embeddings (batch, length, size). The
+        padding follows each sequence.
+    lengths : int array_like, shape (batch,)
+        The length of each sequence, from 0 to the length of `x`. What lies past it is left out, whatever it is.
+
+    Returns
+    -------
+    packed : ndarray, shape (total length, ...)
+        A contiguous copy of the sequences, of the type of `x`. Sequence n owns rows ``indptr[n]:indptr[n + 1]``.
+    indptr : ndarray of int64, shape (batch + 1,)
+        The sums of `lengths`, from 0 to the total length, as `attention_varlen` takes them.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        An argument is not of the type or shape above, a length is out of range, or the memory does not suffice.
+
+    See Also
+    --------
+    pad : The way back.
+    attention_varlen : Attention within each sequence of a packed array.
+
+    Examples
+    --------
+    Two sequences of 3 and 1 tokens:
+
+    >>> import cattn
+    >>> packed, indptr = cattn.unpad([[5, 6, 7, 0], [8, 0, 0, 0]], [3, 1])
+    >>> packed
+    array([5, 6, 7, 8])
+    >>> indptr
+    array([0, 3, 4])
+    """
+    x = as_array("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x: expected axes (batch, length, ...), got shape {x.shape}")
+    lengths = _lengths(lengths, *x.shape[:2])
+    indptr = np.zeros(len(lengths) + 1, np.int64)
+    lengths.cumsum(out=indptr[1:])
+    packed = np.empty((indptr[-1], *x.shape[2:]), x.dtype)
+    for sequence, (start, stop) in zip(x, itertools.pairwise(indptr.tolist()), strict=True):
+        packed[start:stop] = sequence[: stop - start]
+    return packed, indptr
+
+
+def pad(packed, indptr, length=None):
+    """Unpack into a padded batch: give each sequence an entry of its own, and fill it up with zeros.
+
+    Parameters
+    ----------
+    packed : array_like, shape (total length, ...)
+        Sequences of any type, one after the other: sequence n owns rows ``indptr[n]:indptr[n + 1]``.
+    indptr : int array_like, shape (batch + 1,)
+        Ascending, from 0 to the total length.
+    length : int, optional
+        The length to fill up to. By default it is that of the longest sequence.
+
+    Returns
+    -------
+    ndarray, shape (batch, length, ...)
+        A padded batch, of the type of `packed`. Its padding is zeros.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        An argument is not of the type or shape above, a sequence is longer than `length`, or the memory does not
+        suffice.
+
+    See Also
+    --------
+    unpad : The way back.
+
+    Examples
+    --------
+    Two sequences of 3 and 1 tokens:
+
+    >>> import cattn
+    >>> cattn.pad([5, 6, 7, 8], [0, 3, 4])
+    array([[5, 6, 7],
+           [8, 0, 0]])
+    """
+    packed = as_array("packed", packed)
+    if packed.ndim < 1:
+        raise ValueError("packed: expected axes (total length, ...), got a scalar")
+    indptr = as_indptr("indptr", indptr, "packed", len(packed))
+    length = _padded_length(length, int(np.diff(indptr).max(initial=0)))
+    try:
+        padded = np.zeros((len(indptr) - 1, length, *packed.shape[1:]), packed.dtype)
+    except (MemoryError, ValueError, OverflowError):  # the last two: it does not even fit the addresses
+        rows = f"rows of shape {packed.shape[1:]} and type {packed.dtype}"
+        raise MemoryError(f"length: cannot allocate {len(indptr) - 1} sequences of {shown(length)} {rows}") from None
+    for sequence, (start, stop) in zip(padded, itertools.pairwise(indptr.tolist()), strict=True):
+        sequence[: stop - start] = packed[start:stop]
+    return padded
+
+
+def _lengths(argument, batch, longest):
+    """Return the checked lengths as an int64 array of shape (batch,)."""
+    given = as_array("lengths", argument)
+    if given.shape != (batch,):
+        advice = "; for a mask of what is a token, pass its sum(axis=1)" if given.shape == (batch, longest) else ""
+        raise ValueError(
+            f"lengths: expected shape {(batch,)}, one length for each sequence of x, got {given.shape}{advice}"
+        )
+    if batch == 0:  # the type of an empty list says nothing
+        return np.zeros(0, np.int64)
+    lengths = as_integers("lengths", given, -1, longest + 1)
+    wrong = (lengths < 0) | (lengths > longest)
+    if wrong.any():
+        raise ValueError(f"lengths: expected 0 to {longest}, the length of x, got {given[wrong][0]}")
+    return lengths
+
+
+def _padded_length(argument, longest):
+    """Return the length to fill up to, where the longest sequence is this long."""
+    if argument is None:
+        return longest
+    expected = f"length: expected None or an integer of {longest} or more, the length of the longest sequence"
+    try:
+        if isinstance(argument, (bool, np.bool_)):
+            raise TypeError
+        length = operator.index(argument)
+    except TypeError:
+        raise TypeError(f"{expected}, got {shown(argument)}") from None
+    if length < longest:
+        raise ValueError(f"{expected}, got {shown(length)}")
+    return length
