@@ -1,7 +1,10 @@
 """threadpoolctl finds cattn once cattn.threadpoolctl is imported, limits its calls, and leaves everything as it was."""
 
+import ctypes
+import shutil
 import threading
 
+import numpy as np
 import pytest
 
 import cattn
@@ -27,6 +30,11 @@ def test_it_finds_the_compiled_module_alone():
     (info,) = infos()
     assert info["filepath"] == _kernel.__file__
     assert (info["user_api"], info["version"], info["num_threads"]) == ("cattn", cattn.__version__, 7)
+
+
+def test_other_libraries_of_the_same_name_are_not_taken_for_it(tmp_path):
+    ctypes.CDLL(shutil.copy(np.random._pcg64.__file__, tmp_path / "_kernel.so"))
+    assert [info["filepath"] for info in infos()] == [_kernel.__file__]
 
 
 @pytest.mark.parametrize(
