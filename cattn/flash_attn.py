@@ -91,8 +91,8 @@ def flash_attn_func(
     The function follows Dao 2024, "FlashAttention-2", https://arxiv.org/abs/2307.08691, and the documentation of
     flash_attn, version 2.8.
 
-    For tensors, the number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or
-    CATTN_NUM_THREADS says another.
+    For tensors, the number of threads is that of `torch.get_num_threads`, unless `cattn.num_threads`,
+    `cattn.set_num_threads` or CATTN_NUM_THREADS says another.
 
     Examples
     --------

@@ -90,8 +90,8 @@ def scaled_dot_product_attention(
 
     Notes
     -----
-    The number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or CATTN_NUM_THREADS says
-    another.
+    The number of threads is that of `torch.get_num_threads`, unless `cattn.num_threads`,
+    `cattn.set_num_threads` or CATTN_NUM_THREADS says another.
 
     float16 and bfloat16 are read and written as they are, and computed in float32. `cattn.reference.attention` says how
     accurate the result is. Within torch.autocast, tensors are cast as for PyTorch's own function.

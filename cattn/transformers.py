@@ -67,8 +67,8 @@ def register():
     and one that asks its attention for something that cattn does not know. Under torch.compile the graph breaks at each
     attention.
 
-    The number of threads is that of `torch.get_num_threads`, unless `cattn.set_num_threads` or CATTN_NUM_THREADS says
-    another.
+    The number of threads is that of `torch.get_num_threads`, unless `cattn.num_threads`,
+    `cattn.set_num_threads` or CATTN_NUM_THREADS says another.
 
     Examples
     --------
