@@ -59,8 +59,8 @@ def set_num_threads(n):
 def num_threads(n):
     """Set the number of threads for a ``with`` block, in the calling thread only.
 
-    It holds for the calls in the block that do not say ``num_threads=`` themselves, and beats `set_num_threads`. When
-    the block ends, also by an exception, the number from before holds again. Blocks may be nested.
+    The number holds for the calls in the block that do not pass ``num_threads=`` themselves, and takes precedence over
+    `set_num_threads`. When the block ends, also by an exception, the previous number holds again. Blocks may be nested.
 
     A task of asyncio that enters a block keeps its number to itself. A new thread does not see the number, unless it
     was started with a copy of the caller's context: `asyncio.to_thread` does so, and free-threaded Python from 3.14 on
@@ -69,12 +69,13 @@ def num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1; the calling thread counts. More than 1024 count as 1024.
+        The number of threads, which is at least 1 and includes the calling thread. A number above 1024 counts as
+        1024.
 
     Returns
     -------
     context manager
-        For one ``with`` statement.
+        It can be used for one ``with`` statement.
 
     Raises
     ------
@@ -83,8 +84,8 @@ def num_threads(n):
 
     See Also
     --------
-    set_num_threads : Set it for the whole process.
-    get_num_threads : What holds now.
+    set_num_threads : Set the number for the whole process.
+    get_num_threads : Return the number that holds now.
 
     Examples
     --------
@@ -111,8 +112,8 @@ def get_num_threads():
     Returns
     -------
     int
-        The number of the innermost block of `num_threads`. Outside of such blocks, the number that `set_num_threads` was
-        given, else the default, which is found out once and kept.
+        The number of the innermost block of `num_threads`. Outside of such blocks it is the number that
+        `set_num_threads` was given, else the default, which is found out once and kept.
 
     Raises
     ------
