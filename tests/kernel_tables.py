@@ -64,7 +64,8 @@ class Kernels(ctypes.Structure):
         *fields(count_of, "lanes half itemsize run"),
         ("type", integer),
         ("reads", ctypes.c_uint),
-        *fields(integer, "rounds_weights scales_late interleaves"),
+        *fields(integer, "rounds_weights scales_late"),
+        ("interleaves", count_of),
         *fields(count_of, "most least step bytes chunk_blocks least_chunk most_chunk"),
         *fields(Function, " ".join(NAMES)),
     ]

@@ -158,7 +158,7 @@ typedef struct {
     unsigned reads;       /* and of keys and values that they read where they lie: bits 1 << cattn_type */
     int rounds_weights;   /* to bfloat16: pairs of them are words, and sums for logarithms others than for outputs */
     int scales_late;      /* without softcap, bias and ALiBi, exponentials applies a scale above 0, not scores */
-    int interleaves;      /* so many keys' values lie beside each other, column by column; 1: they lie as they come */
+    ptrdiff_t interleaves;   /* so many keys' values lie beside each other, column by column; 1: they lie as they come */
     cattn_blocking blocking;
 
     /* queries = scale · source for each row; block->size columns. Of bfloat16: as they are, in pairs of columns, and zeros

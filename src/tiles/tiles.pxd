@@ -81,7 +81,8 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t lanes, half, itemsize, run
         cattn_type type
         unsigned int reads
-        int rounds_weights, scales_late, interleaves
+        int rounds_weights, scales_late
+        Py_ssize_t interleaves
         cattn_blocking blocking
         cattn_kernel load, reset, scores, add_scores, modify_scores, mark_attended, exponentials
         cattn_kernel values, merge, store, logsumexp
