@@ -6,8 +6,9 @@ The weights are those of sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), wh
 (MIT, by a third party who is not affiliated with cattn or with the model's authors) carries. It names
 sentence-transformers, and with it PyTorch, as a requirement; only its files are read here.
 
-The sentences are encoded padded to one length (key_lengths), packed (attention_varlen), and padded with attention in
-NumPy, and all agree. Similarities and speeds are printed; minilm.png shows the weights of one head.
+The sentences are encoded padded to one length (key_lengths), without padding (unpad and attention_varlen), and padded
+with attention in NumPy. All three agree. Similarities and speeds are printed, and minilm.png shows the weights of one
+head.
 """
 
 import argparse
@@ -71,8 +72,10 @@ def pieces(text, vocabulary, most=256):
 
 
 def encode(numbers, positions, weights, attend):
-    """The last layer's outputs, (..., length, 384) for padded sentences, (total length, 384) for packed ones; and the
-    seconds of attention. `attend(query, key, value)` takes and gives (..., length, heads, size)."""
+    """Return the last layer's outputs, (tokens, 384), and the seconds of attention.
+
+    All tokens, padding included, are one long matrix here, so that each product with weights is one call of the BLAS.
+    Only `attend(query, key, value)`, which takes and returns (tokens, heads, size), knows where a sentence ends."""
     seconds = 0.0
 
     def linear(x, name):
@@ -88,7 +91,7 @@ def encode(numbers, positions, weights, attend):
     x = normalised(x, "embeddings")
     for layer in (f"encoder.layer.{n}" for n in range(LAYERS)):
         qkv = [linear(x, f"{layer}.attention.self.{name}") for name in ("query", "key", "value")]
-        qkv = [y.reshape(*y.shape[:-1], HEADS, -1) for y in qkv]
+        qkv = [y.reshape(len(x), HEADS, -1) for y in qkv]
         start = time.perf_counter()
         context = attend(*qkv).reshape(x.shape)
         seconds += time.perf_counter() - start
@@ -99,12 +102,16 @@ def encode(numbers, positions, weights, attend):
 
 
 def gelu(x):
-    """x · Φ(x), with the error function of Abramowitz and Stegun, 7.1.26: off by 1.5e-7 at most."""
-    z = np.abs(x) * np.float32(0.5**0.5)
-    t = 1 / (1 + np.float32(0.3275911) * z)
-    polynomial = np.polyval(np.float32([1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592]), t)
-    tail = np.exp(-z * z) * t * polynomial / 2
-    return x * np.where(x > 0, 1 - tail, tail)
+    """Return x · Φ(x), computed in place, with the error function of Abramowitz and Stegun, 7.1.26. It is off by 1.5e-7
+    at most."""
+    coefficients = np.float32([1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592])
+    for start in range(0, len(x), 32):  # as many rows at a time as stay in the cache
+        part = x[start : start + 32]
+        z = np.abs(part) * np.float32(0.5**0.5)
+        t = 1 / (1 + np.float32(0.3275911) * z)
+        tail = np.exp(-z * z) * t * np.polyval(coefficients, t) / 2
+        part *= np.where(part > 0, 1 - tail, tail)
+    return x
 
 
 def numpy_attention(query, key, value, lengths):
@@ -122,27 +129,32 @@ class Batch:
     def __init__(self, sentences, weights, vocabulary):
         tokens = [pieces(sentence, vocabulary) for sentence in sentences]
         self.weights, self.lengths = weights, np.array([len(row) for row in tokens])
-        self.here = np.arange(self.lengths.max()) < self.lengths[:, None]  # (sentences, longest)
-        self.numbers = np.zeros(self.here.shape, int)
-        self.numbers[self.here] = [vocabulary[piece] for row in tokens for piece in row]
-        self.positions = np.broadcast_to(np.arange(self.here.shape[1]), self.here.shape)
+        packed = [vocabulary[piece] for row in tokens for piece in row]
+        self.numbers = cattn.pad(packed, np.cumsum([0, *self.lengths]))  # (sentences, longest)
+        self.positions = np.broadcast_to(np.arange(self.numbers.shape[1]), self.numbers.shape)
 
     def with_padding(self, attend=None):
         attend = attend or (lambda *qkv: cattn.attention(*qkv, layout="blhd", key_lengths=self.lengths))
-        x, seconds = encode(self.numbers, self.positions, self.weights, attend)
-        return self.means(x[self.here]), seconds
+        shape = (*self.numbers.shape, HEADS, -1)
+        x, seconds = encode(
+            self.numbers.ravel(),
+            self.positions.ravel(),
+            self.weights,
+            lambda *qkv: attend(*(y.reshape(shape) for y in qkv)),
+        )
+        return self.means(*cattn.unpad(x.reshape(*self.numbers.shape, -1), self.lengths)), seconds
 
     def in_numpy(self):
         return self.with_padding(lambda *qkv: numpy_attention(*qkv, self.lengths))
 
     def without_padding(self):
-        ends = np.cumsum([0, *self.lengths])
-        numbers, positions = self.numbers[self.here], self.positions[self.here]
-        x, seconds = encode(numbers, positions, self.weights, lambda *qkv: cattn.attention_varlen(*qkv, ends, ends))
-        return self.means(x), seconds
+        numbers, indptr = cattn.unpad(self.numbers, self.lengths)
+        positions, _ = cattn.unpad(self.positions, self.lengths)
+        x, seconds = encode(numbers, positions, self.weights, lambda *qkv: cattn.attention_varlen(*qkv, indptr, indptr))
+        return self.means(x, indptr), seconds
 
-    def means(self, x):
-        x = np.add.reduceat(x, np.cumsum([0, *self.lengths[:-1]])) / self.lengths[:, None]
+    def means(self, x, indptr):
+        x = np.add.reduceat(x, indptr[:-1]) / np.float32(self.lengths)[:, None]
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
