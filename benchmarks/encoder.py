@@ -96,38 +96,40 @@ class Pipelines:
     def tokens(self, texts):
         return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
 
-    def batches(self, texts):
-        """Yield batches of texts of similar length, as sentence-transformers does: places, padded tokens, lengths."""
+    def batches(self, texts, sort):
+        """Yield the places, padded tokens and lengths of each batch. sentence-transformers sorts texts too."""
         tokens = self.tokens(texts)
-        order = np.argsort([len(row) for row in tokens])
+        order = np.argsort([len(row) for row in tokens]) if sort else np.arange(len(tokens))
         for start in range(0, len(order), BATCH):
             rows = [tokens[n] for n in order[start : start + BATCH]]
             lengths = np.array([len(row) for row in rows])
             ids = cattn.pad(np.concatenate(rows), np.cumsum([0, *lengths]))
             yield order[start : start + BATCH], ids, lengths
 
-    def padded(self, texts, encode):
+    def padded(self, texts, encode, sort=True):
         """Apply encode(ids, lengths), which returns (batch, length, 384), to each batch, and average over tokens."""
         vectors = np.empty((len(texts), 384), np.float32)
-        for places, ids, lengths in self.batches(texts):
+        for places, ids, lengths in self.batches(texts, sort):
             packed, indptr = cattn.unpad(encode(ids, lengths), lengths)
             vectors[places] = means(packed, indptr)
         return vectors
 
-    def numpy(self, texts, threads):
+    def numpy(self, texts, attention, sort=True):
+        """`attention(query, key, value, lengths)` takes and returns (batch, length, heads, size)."""
+
         def encode(ids, lengths):
             shape = (*ids.shape, minilm.HEADS, -1)
             positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).ravel()
 
             def attend(*qkv):
-                return minilm.numpy_attention(*(x.reshape(shape) for x in qkv), lengths)
+                return attention(*(x.reshape(shape) for x in qkv), lengths)
 
             return minilm.encode(ids.ravel(), positions, self.weights, attend)[0].reshape(*ids.shape, -1)
 
-        return self.padded(texts, encode)
+        return self.padded(texts, encode, sort)
 
-    def numpy_and_cattn(self, texts, threads):
-        """Sorting is not needed: batches of any lengths have no padding."""
+    def packed(self, texts):
+        """Return the vectors of texts in the order in which they come, since there is no padding to save."""
         tokens, vectors = self.tokens(texts), []
         for start in range(0, len(tokens), BATCH):
             rows = tokens[start : start + BATCH]
@@ -158,15 +160,21 @@ class Pipelines:
 
 ATTENTION = ("sdpa", "cattn")
 NAMES = {
-    "NumPy alone": Pipelines.numpy,
-    "transformers, sdpa": lambda self, texts, threads: self.transformers(texts, "sdpa"),
-    "transformers, cattn": lambda self, texts, threads: self.transformers(texts, "cattn"),
-    "sentence-transformers": lambda self, texts, threads: self.sentence_transformer.encode(
+    "NumPy alone, not sorted": lambda self, texts, _: self.numpy(texts, minilm.numpy_attention, sort=False),
+    "NumPy alone": lambda self, texts, _: self.numpy(texts, minilm.numpy_attention),
+    "transformers, sdpa": lambda self, texts, _: self.transformers(texts, "sdpa"),
+    "transformers, cattn": lambda self, texts, _: self.transformers(texts, "cattn"),
+    "sentence-transformers": lambda self, texts, _: self.sentence_transformer.encode(
         texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
     ),
     "ONNX Runtime": Pipelines.onnx,
-    "NumPy and cattn, no padding": Pipelines.numpy_and_cattn,
+    "NumPy and cattn, padded": lambda self, texts, _: self.numpy(texts, padded_attention),
+    "NumPy and cattn, no padding": lambda self, texts, _: self.packed(texts),
 }
+
+
+def padded_attention(query, key, value, lengths):
+    return cattn.attention(query, key, value, layout="blhd", key_lengths=lengths)
 
 
 def means(packed, indptr):
@@ -263,7 +271,8 @@ def table(figures, apart, texts, options):
 `python benchmarks/encoder.py --write` wrote this page in {time.strftime("%B %Y")}. The model is all-MiniLM-L6-v2. The
 texts are {len(texts)} paragraphs of the Python language reference of {min(lengths)} to {max(lengths)} tokens,
 {statistics.mean(lengths):.0f} on average. Each pipeline takes texts and returns unit vectors, in batches of {BATCH};
-padded batches hold texts of similar length. The figures are medians of {options.rounds} rounds of CPU time.
+padded batches hold texts sorted by length, unless the table says otherwise. The figures are medians of
+{options.rounds} rounds of CPU time.
 
 {chr(10).join(lines)}
 
