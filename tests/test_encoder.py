@@ -6,29 +6,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"docs/guide/encode.md", "README.md"}
+PAGES = ("docs/guide/encode.md",)
+CLAIM = re.compile(
+    r"NumPy and cattn encode (\d+) texts per CPU-second on one thread, sentence-transformers (\d+), "
+    r"ONNX Runtime (\d+) and NumPy alone (\d+)"
+)
 
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks" / "ENCODER.md").exists(), reason="not in a checkout")
 
 
 @pytest.fixture(scope="module")
 def figures():
-    """Texts per CPU-second by pipeline: with one thread and with two."""
+    """Return each pipeline's texts per CPU-second on one thread, as shown."""
     page = (ROOT / "benchmarks" / "ENCODER.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| \S+ \|$", page, re.MULTILINE)
-    return {name: (float(one), float(two)) for name, one, two in rows}
+    return dict(re.findall(r"^\| ([^|]+?) \| ([\d.]+) \| [\d.]+ \| \S+ \|$", page, re.MULTILINE))
 
 
-def test_every_pipeline_was_measured(figures):
-    assert len(figures) == 8 and {"NumPy alone", "ONNX Runtime", "NumPy and cattn, no padding"} <= set(figures)
-
-
-def test_claims_are_those_of_the_record(figures):
-    """Each "N texts per CPU-second for NAME" of a page, which is with one thread."""
-    found = 0
-    for page in sorted(PAGES):
-        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
-        for claimed, name in re.findall(r"([\d.]+) texts per CPU-second for ([\w ,-]+?)[;.(]", text):
-            assert claimed == f"{figures[name][0]:.0f}", (page, name)
-            found += 1
-    assert found >= 3
+@pytest.mark.parametrize("page", PAGES)
+def test_claims_are_those_of_the_record(page, figures):
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    (claimed,) = CLAIM.findall(text)
+    names = ("NumPy and cattn, no padding", "sentence-transformers", "ONNX Runtime", "NumPy alone")
+    assert claimed == tuple(f"{float(figures[name]):.0f}" for name in names)
