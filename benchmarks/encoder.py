@@ -253,6 +253,7 @@ def processor():
 
 def table(figures, apart, texts, options):
     tokenizer = Tokenizer.from_file(f"{FOLDER}/tokenizer.json")
+    tokenizer.enable_truncation(256)
     tokenizer.no_padding()
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
