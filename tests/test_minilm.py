@@ -20,6 +20,6 @@ def test_minilm(tmp_path):
     similarities = [[float(x) for x in re.findall(r"-?\d\.\d{3}", line)] for line in lines[1:7]]
     for n, row in enumerate(similarities):  # each sentence's own, then the one of the same meaning
         assert sorted(range(6), key=row.__getitem__)[:-3:-1] == [n, n ^ 1]
-    between = [float(x) for x in re.findall(r"\d\.\de-\d\d", lines[7])]
+    between = [float(x) for x in re.findall(r"\d\.\de[-+]\d\d", lines[7])]
     assert len(between) == 2 and max(between) < 1e-6
     assert (tmp_path / "minilm.png").stat().st_size > 5000
