@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/guide/encode.md",)
+PAGES = ("README.md", "docs/guide/encode.md")
 CLAIM = re.compile(
     r"NumPy and cattn encode (\d+) texts per CPU-second on one thread, sentence-transformers (\d+), "
     r"ONNX Runtime (\d+) and NumPy alone (\d+)"
