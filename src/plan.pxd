@@ -266,8 +266,8 @@ cdef inline Py_ssize_t prepared_bytes(const Strategy *strategy, const Storage *s
 
 
 cdef inline Py_ssize_t query_room(const Plan *plan, const cattn_problem *problem) noexcept nogil:
-    """Return the room that a tile's queries have, in numbers a row: they may end in a whole vector of 64 bytes, or in a
-    whole row of a register tile, which takes pairs of columns."""
+    """Return the room for a row of a tile's queries, in numbers. A row may end in a whole vector of 64 bytes, or in a whole
+    row of a register tile, which takes pairs of columns."""
     return round_up(min(problem.head_size, plan.columns), 16)
 
 

@@ -88,9 +88,9 @@ static int runs_avx512bf16(void)
 #endif
 }
 
-/* The processor has tiles and products of bfloat16 on them (leaf 7), and the system saves the tiles of those who asked it
- * to, which is asked here: for the whole process, and for good. It says no where some thread has a stack for signals that
- * is too small to save them on. */
+/* Answers whether the processor multiplies bfloat16 on tiles (leaf 7) and the system gives its tiles to this process. Asking
+ * the system holds for the whole process, and for good. It refuses where a thread's alternate signal stack is too small to
+ * save tiles on. */
 static int runs_amx(void)
 {
 #if defined(CATTN_EMULATE)

@@ -1,4 +1,4 @@
-/* The kernel table for amx: avx512bf16's, and many rows of bfloat16 on tiles of them. */
+/* The kernel table for AMX: it computes many rows of bfloat16 on tiles, and all else as avx512bf16 does. */
 #include "isa.h"
 
 #if CATTN_HAS_AMX
@@ -11,7 +11,7 @@
 #define TILE_VECTORS 4
 #define TILE_WIDE 12
 #define TILE_SUMS 24
-#define RUN 32   /* keys of a run of weights: what one product of tiles sums */
+#define RUN 32   /* keys of a run of weights: one product of tiles sums so many */
 #include "target_begin.h"
 #define REAL_BITS 32
 #include "vectors_template.h"

@@ -1,24 +1,25 @@
-/* bfloat16 on AMX: many rows. For amx.c, with REAL_BITS 32 and behind pairs_template.h.
+/* The kernels for many rows of bfloat16 on AMX. amx.c includes this file with REAL_BITS 32, after pairs_template.h.
  *
- *   scoresᵀ = keys · queries     16 keys, read where they lie, × 32 columns; 16 pairs of columns × 16 lanes
- *   outputᵀ = valuesᵀ · weights  16 columns × the 32 keys of a group; 16 pairs of keys × 16 lanes
+ *   product                      left tile                                     right tile
+ *   scoresᵀ = keys · queries     16 keys, read where they lie, × 32 columns    16 pairs of columns × 16 lanes
+ *   outputᵀ = valuesᵀ · weights  16 value columns × a group of 32 keys         16 pairs of keys × 16 lanes
  *
- * Two by two of these products share their operands: 32 keys, or value columns, × 32 lanes. A product sums 32 terms by
- * itself, and so many are a run: pairs of queries have zeros behind them up to a whole one, values come interleaved by
- * groups of so many keys. What is no whole tile is copied to one, with zeros. */
+ * Four products are computed together, so that each tile is loaded once for two of them: 32 keys (or value columns) × 32
+ * lanes. One product sums 32 terms, so a run has 32 keys. Queries are padded with zeros to whole tiles, and values come
+ * interleaved in groups of 32 keys. Rows that do not fill a tile are copied to one that is padded with zeros. */
 
-#define GROUP TILE_NUMBERS   /* keys whose values lie beside each other */
+#define GROUP TILE_NUMBERS   /* keys of a group of interleaved values */
 #define TALL (2 * TILE_ROWS)
 #define WIDE 2               /* vectors of lanes */
 
-/* The sums of 2 × 2 tiles, where they wait for what happens to them: of 32 keys or columns, 32 lanes of each. */
+/* This buffer holds the sums of 2 × 2 tiles until they are used: 32 keys or value columns, with 32 lanes each. */
 typedef vector products[TALL][WIDE];
 
 typedef struct {
     words row[TILE_ROWS];
 } whole_tile;
 
-/* At most 16 rows with n numbers each, and zeros up to a whole tile. */
+/* Copies `count` rows (16 at most) of n numbers each, and fills the tile with zeros. */
 static __attribute__((noinline)) const char *copy_tile(whole_tile *to, const char *rows, ptrdiff_t stride,
                                                        ptrdiff_t count, ptrdiff_t n)
 {
@@ -27,7 +28,7 @@ static __attribute__((noinline)) const char *copy_tile(whole_tile *to, const cha
     return (const char *)to;
 }
 
-/* Rows for TILE_LOAD: where they lie if they fill a tile, else a copy. */
+/* Returns where TILE_LOAD finds the rows: in place if they fill a tile, else in the copy, whose stride it sets. */
 INLINE const char *find_tile(whole_tile *copy, const char *rows, ptrdiff_t *stride, ptrdiff_t count, ptrdiff_t n)
 {
     if (count >= TILE_ROWS && n >= TILE_NUMBERS)
@@ -37,17 +38,17 @@ INLINE const char *find_tile(whole_tile *copy, const char *rows, ptrdiff_t *stri
     return rows;
 }
 
-/* What is multiplied: a's two tiles of at most 16 rows each, `stride` bytes from row to row, and b's two tiles of 16 rows
- * side by side; `steps` of each, of 32 numbers a row. */
+/* The operands of `multiply`. `a` has two tiles of at most 16 rows, one below the other, and `b` two tiles of 16 rows, side
+ * by side. The sum runs over `steps` of each, which have 32 numbers a row. */
 typedef struct {
     const char *a;
     ptrdiff_t count, stride;   /* of a's rows, in both tiles */
-    ptrdiff_t below, next;     /* bytes from one of the tiles to the other, and to those of the next step */
-    const vector *b, *last_b;  /* of the last step, b lies elsewhere */
+    ptrdiff_t below, next;     /* bytes from the first tile to the second, and to the tiles of the next step */
+    const vector *b, *last_b;  /* the tiles of the last step may lie elsewhere */
     ptrdiff_t steps, last;     /* numbers of a row of the last step */
 } factors;
 
-/* Σ a · b, 32 rows of 32 lanes, `pitch` vectors apart. */
+/* Computes Σ a · b: 32 rows of 32 lanes, which are `pitch` vectors apart. */
 INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
 {
     const ptrdiff_t b_stride = TILE_VECTORS * VECTOR_BYTES, to_stride = pitch * VECTOR_BYTES;
@@ -96,7 +97,7 @@ static int amx_load(void *queries, const cattn_row_tile *tile, const cattn_key_b
 
 /* ---- scores ---- */
 
-/* Products become scores, and their maxima are found. Scaled late, they stay as they are where nothing is added. */
+/* Makes scores of products, and finds their maxima. Scores that are scaled late stay as they are if nothing is added. */
 INLINE void finish_scores(vector *scores, vector *maximum, const vector *added, const float scale, ptrdiff_t count,
                           const int late)
 {
@@ -127,7 +128,7 @@ INLINE void amx_scores_of(vector *scores, const cattn_row_tile *tile, const catt
                   .last = block->size - (steps - 1) * TILE_NUMBERS};
     products rest;
     vector maximum[TILE_VECTORS], *block_max = tile->block_max;
-    ptrdiff_t before = 0;   /* what was multiplied in the turn before */
+    ptrdiff_t before = 0;   /* where the products of the turn before lie */
     UNROLL for (int v = 0; v < TILE_VECTORS; v++)
         maximum[v] = F(splat)(-INFINITE);
 #define FINISH                                                                                      \
@@ -200,9 +201,9 @@ static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key
     const vector *weights = tile->scores, *row_scale = tile->is_new ? NULL : tile->row_scale;
     factors of = {.stride = TILE_BYTES, .below = TILE_ROWS * TILE_BYTES, .next = GROUP * block->stride, .steps = steps,
                   .last = TILE_NUMBERS};
-    vector *output = output_, last[TILE_PAIRS * TILE_VECTORS];   /* the weights of the last group, zeros behind them */
+    vector *output = output_, last[TILE_PAIRS * TILE_VECTORS];   /* the weights of the last group, padded with zeros */
     products sums[2];
-    ptrdiff_t turn = 0, before = 0;   /* what was multiplied in the turn before */
+    ptrdiff_t turn = 0, before = 0;   /* where the outputs of the turn before lie */
 #define FINISH                                                                                                         \
     finish_values(output + before, sums[(turn - 1) % 2], row_scale == NULL ? NULL : row_scale + before % TILE_VECTORS, \
                   AT_MOST(TALL, size - before / TILE_VECTORS))
@@ -234,7 +235,7 @@ static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key
     return 1;
 }
 
-/* A vector whose 128-bit part g lies at from[g]. */
+/* Returns the vector whose 128-bit part g lies at from[g]. */
 INLINE words gather_quads(const char *const from[4])
 {
 #if defined(INSERT)
@@ -248,8 +249,8 @@ INLINE words gather_quads(const char *const from[4])
 #endif
 }
 
-/* 32 keys' rows, 8 columns of each → 8 rows of pairs of keys. Part g of a vector holds columns of keys 8g + 2m and
- * 8g + 2m + 1, whose numbers become pairs, and the pairs of four vectors change places inside each part. */
+/* Transposes 8 columns of 32 keys: y[c] holds the 32 numbers of column c. Part g of a vector holds columns of keys 8g + 2m
+ * and 8g + 2m + 1. Their numbers become pairs first, and then the pairs of four vectors change places inside each part. */
 INLINE void interleave_eight(vector y[8], const char *const rows[GROUP])
 {
     vector low[4], high[4];
@@ -285,7 +286,7 @@ static void amx_interleave(void *to, const char *from, ptrdiff_t stride, ptrdiff
                 UNROLL for (int i = 0; i < EIGHT; i++)
                     __builtin_memcpy(out + i, &y[i], TILE_BYTES);
             }
-        /* What is no whole square is copied to one, with zeros. */
+        /* Columns and keys that do not fill a square are copied to one that is padded with zeros. */
         for (ptrdiff_t c = keys - j >= GROUP ? whole : 0; c < columns; c += EIGHT) {
             const ptrdiff_t n = AT_MOST(columns - c, EIGHT);
             for (int i = 0; i < GROUP; i++) {

@@ -1,10 +1,10 @@
-/* The tile registers of AMX: eight of them, each 16 rows of 64 bytes. For amx.c.
+/* The tile registers of AMX. There are eight of them, and each has 16 rows of 64 bytes. amx.c includes this file.
  *
- * A function that uses them begins with TILES_BEGIN and ends with TILES_END: whoever is called in between, a signal
- * handler's own attention among them, cannot leave it without its configuration, and no thread keeps tiles while it
+ * A kernel that uses tiles begins with TILES_BEGIN and ends with TILES_END. The configuration belongs to the thread, so a
+ * signal handler that computes attention between two kernels would leave none behind. No thread holds tiles while it
  * waits. Tile numbers are constants.
  *
- * CATTN_EMULATE makes arrays of them, in the order of operations that Intel's manual gives. */
+ * With CATTN_EMULATE the tiles are arrays, and sums follow the order of operations in Intel's manual. */
 #define TILE_ROWS 16
 #define TILE_BYTES 64
 #define TILE_PAIRS 16      /* bfloat16 pairs, or float32 numbers, of a row */
@@ -23,7 +23,7 @@ static const tile_configuration whole_tiles = {
     .row_bytes = {TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES},
     .rows = {TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS}};
 
-/* Compilers do not know that a tile is read from memory: what was written before must be there. */
+/* The barriers keep compilers, which do not know that tiles are read from memory, from moving stores past a load. */
 #define TILES_BEGIN _tile_loadconfig(&whole_tiles)
 #define TILES_END _tile_release()
 #define TILE_ZERO(tile) _tile_zero(tile)
@@ -64,7 +64,7 @@ INLINE float emulate_number(uint32_t bits)
     return number;
 }
 
-/* sum[i][n] += Σ_k a[i][k] · b[k][n], of pairs: the sums of their low and of their high numbers, then both. */
+/* sum[i][n] += Σ_k a[i][k] · b[k][n]. The low numbers of the pairs are summed, then the high ones, then both sums are added. */
 INLINE void emulate_dot(emulated_tile *sum, const emulated_tile *a, const emulated_tile *b)
 {
     for (int i = 0; i < TILE_ROWS; i++)
@@ -90,7 +90,7 @@ static __thread emulated_tile tiles[8];
 
 #endif
 
-/* 2^x for x <= 0, in fewer steps than F(exponential) takes: 0 where that is subnormal, NaN for NaN. */
+/* Computes 2^x for x <= 0 in fewer steps than F(exponential). A subnormal result is 0, and NaN stays NaN. */
 INLINE void amx_exponential(vector *x, const int n)
 {
 #if defined(TILES_AMX)

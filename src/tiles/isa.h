@@ -32,7 +32,7 @@
 #define CATTN_HAS_AVX512 CATTN_HAS_AVX
 #endif
 
-/* Tiles are asked for in Linux's way, and older compilers have no intrinsics for them. */
+/* Tiles need a permission, which is implemented for Linux only, and intrinsics, which older compilers lack. */
 #if defined(CATTN_EMULATE)
 #define CATTN_HAS_AMX CATTN_HAS_AVX512
 #elif CATTN_HAS_AVX && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)

@@ -95,16 +95,16 @@ static int load_pairs(void *queries_, const cattn_row_tile *tile, const cattn_ke
 
 /* ---- exponentials ---- */
 
-/* Whether scores come without their scale, which the exponentials then apply: where nothing is added to them but
- * -infinity, and the largest of them is the largest with the scale, too. What masks never decides it, so that the bits of
- * a row do not depend on masked keys. */
+/* Returns whether `scores` leaves the scale to the exponentials. The scale must be positive, so that the largest score stays
+ * the largest, and nothing but -infinity may be added. Masks do not decide it, because the bits of a row must not depend on
+ * masked keys. */
 INLINE int scales_late(const cattn_row_tile *tile)
 {
     const cattn_score_mod *mod = tile->score_mod;
     return PAIR_SCALES_LATE && tile->scale > 0 && (mod == NULL || (mod->softcap == 0 && !mod->has_bias && !mod->has_alibi));
 }
 
-/* Two exponentials for each vector of lanes, from the scores of two keys. */
+/* Computes the exponentials of the scores of two keys, or of the last key and zeros. */
 INLINE void pair_powers(vector low[TILE_VECTORS], vector high[TILE_VECTORS], const vector *scores, const vector *shift,
                         const float scale, const int late, const int keys, const int vectors)
 {
