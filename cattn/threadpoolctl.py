@@ -16,7 +16,7 @@ from ._version import __version__
 
 
 class _CattnController(LibController):
-    """What threadpoolctl asks about the compiled module, and tells it."""
+    """The methods by which threadpoolctl reads and sets the number of threads of the compiled module."""
 
     user_api = internal_api = "cattn"
     filename_prefixes = ("_kernel.",)

@@ -430,7 +430,7 @@ cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *pr
 
 
 cdef inline bint leaves_last_partial(const Task *task, const cattn_problem *problem) noexcept nogil:
-    """Whether the task leaves a partial result, and is the last of those with the same rows."""
+    """Return whether the task leaves a partial result and is the last of those with the same rows."""
     return task.partial >= 0 and task.key_stop == entry_key_length(problem, task.entry)
 
 

@@ -62,7 +62,7 @@ class Case:
         return bool(self.kernels.rounds_weights)
 
     def scales_late(self, scale):
-        """Whether scores come without this scale, so that `exponentials` applies it."""
+        """Return whether scores come without this scale, so that `exponentials` applies it."""
         return bool(self.kernels.scales_late) and scale > 0 and not {"softcap", "bias", "alibi"} & {*self.modifiers}
 
     def __str__(self):

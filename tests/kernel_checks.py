@@ -230,7 +230,7 @@ def weigh(tile, case, memory, random):
 
 
 def value_block(memory, case, values):
-    """As the kernels take them: interleaved, groups of keys lie one behind the other, in a workspace."""
+    """Return the values as the kernels take them: interleaved groups of keys lie one behind the other."""
     group = case.kernels.interleaves
     if group == 1:
         return memory.block(values, case.type, case.placement, case.at_end)

@@ -189,7 +189,7 @@ def test_all_sums_of_terms_that_are_alike(start, name):
 
 
 def test_a_lost_weight_beside_a_large_value():
-    """What lies below the smallest normal number is excused, and nothing else is."""
+    """The yardstick excuses what lies below the smallest normal number, and nothing else."""
     case = {
         "query": np.ones((1, 1), np.float32),
         "key": np.array([[0], [-89.5]], np.float32),  # a weight of 1.3e-39

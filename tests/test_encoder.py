@@ -1,4 +1,4 @@
-"""What the pages say about whole pipelines is what benchmarks/ENCODER.md holds."""
+"""The pages' figures for whole pipelines are those of benchmarks/ENCODER.md."""
 
 import re
 from pathlib import Path

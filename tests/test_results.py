@@ -85,7 +85,7 @@ def rows_of(page):
 
 
 def calls_a_second(figure):
-    """What a figure of the page says, where it is a time; else its rate."""
+    """Return the time that a figure of the page states, or else its rate."""
     number, _, unit = figure.strip("*()†‡").partition("\u00a0")
     return {"µs": 1e6, "ms": 1e3, "s": 1}[unit] / float(number) if unit else float(number)
 

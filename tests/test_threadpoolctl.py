@@ -55,7 +55,7 @@ def test_limits_of_others():
 
 
 def test_nothing_is_left_behind():
-    """What is set in the process afterwards holds here too."""
+    """A number that is set for the process afterwards holds here too."""
     with threadpoolctl.threadpool_limits(2):
         pass
     cattn.set_num_threads(5)

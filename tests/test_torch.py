@@ -151,7 +151,7 @@ def test_no_head_size(options, transposed, dtype):
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_float32_queries_over_half_keys_and_values(half, calls):
-    """As if those were float32, and without a copy of them."""
+    """The result is that of float32 keys and values, and no copy of them is made."""
     key, value = K.to(half), V.to(half)
     out = scaled_dot_product_attention(Q, key, value, is_causal=True)
     assert_like_pytorch(out, Q, key.float(), value.float(), is_causal=True)
@@ -355,7 +355,7 @@ def test_what_the_schema_of_the_operator_refuses():
 
 
 def bias(kind, queries, keys):
-    """Of PyTorch, which warns of rows that may attend to nothing."""
+    """The mask is PyTorch's own, which warns of rows that may attend to nothing."""
     from torch.nn.attention import bias
 
     with warnings.catch_warnings():

@@ -25,7 +25,7 @@ def calls(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    """As in a new process: each warning is yet to come."""
+    """Each test begins as a new process does, in which every warning is yet to come."""
     monkeypatch.setattr(cattn.torch, "_warned", set())
 
 

@@ -175,7 +175,7 @@ def test_modifiers_that_were_given_are_named(modifiers, given, named):
 
 
 def test_text_and_html_have_the_same_letters(steps):
-    """Those of docs/steps.md: s_ij, ŝ_ij, α_ij and c_i."""
+    """The letters are those of docs/steps.md: s_ij, ŝ_ij, α_ij and c_i."""
     text, page = str(steps), steps._repr_html_()
     for formula in ("s_ij = q_i · k_j", "ŝ_ij = s_ij / √d_k", "α_ij = exp(ŝ_ij) / Σ_k exp(ŝ_ik)", "c_i = Σ_j α_ij v_j"):
         assert formula in text

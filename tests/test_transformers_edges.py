@@ -1,4 +1,4 @@
-"""What models of transformers ask for beside the output of attention, and what they are refused."""
+"""Tests of what models of transformers ask for besides the output of attention, and of what is refused."""
 
 import copy
 import re

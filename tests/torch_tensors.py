@@ -1,4 +1,4 @@
-"""What the tests of cattn.torch share: tensors, and the calls of cattn.attention."""
+"""Tensors, and a record of the calls of cattn.attention, which the tests of cattn.torch share."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def wanted(x):
 
 
 def seen_calls(monkeypatch):
-    """What cattn.attention is given from now on, and what it gives, call by call."""
+    """Record the arguments and the results of the following calls of cattn.attention."""
     seen = []
 
     def spy(*arrays, **options):

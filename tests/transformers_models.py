@@ -119,5 +119,5 @@ def run_both(name, call):
 
 
 def can_be_replaced(name):
-    """Whether this transformers looks up the attention of the model by its name."""
+    """Return whether this version of transformers looks up the attention of the model by its name."""
     return hasattr(sys.modules[getattr(transformers, MODELS[name][0]).__module__], "ALL_ATTENTION_FUNCTIONS")

@@ -518,7 +518,7 @@ class Call:
         return self.function(**(self.given | changes))[0]
 
     def as_meant(self):
-        """What the mask is, with booleans as a mask, and which rows see no key, which broadcasts over the output."""
+        """Return the mask, with booleans read as one, and the rows that see no key, which broadcast over the output."""
         mask = self.given.get("attention_mask")
         if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
             return mask, torch.zeros(1, 1, 1, 1, dtype=torch.bool)

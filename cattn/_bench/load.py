@@ -1,4 +1,4 @@
-"""What other programs take of the processors while this one measures."""
+"""Measures how much of the processors other programs use while this one measures."""
 
 import contextlib
 import multiprocessing

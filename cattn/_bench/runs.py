@@ -22,8 +22,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. `rounds` for each case; not given, as many as fit in `seconds`, and at least three. `one_thread` are
-    the seconds of a call with one thread, by case and engine: `run` measures them where there are more threads."""
+    """The settings of a run. Each case has `rounds` rounds, or as many as fit in `seconds`, but at least three.
+    `one_thread` holds the seconds of a call with one thread, by case and engine. `run` measures them if there are more
+    threads."""
 
     cases: Sequence[Case]
     engines: Sequence[str]

@@ -106,12 +106,12 @@ def measure(
 
 
 def is_busy(outside_load: float | None) -> bool:
-    """Whether others used so much of the processors that a round or a case is no measure of any engine."""
+    """Return whether others used so much of the processors that a round or a case measures no engine."""
     return outside_load is not None and outside_load > MAX_OUTSIDE_LOAD
 
 
 def is_slowed(over_one_thread: float | None) -> bool:
-    """Whether an engine took so many times its time with one thread that something held its threads up."""
+    """Return whether an engine took so much longer than with one thread that something held its threads up."""
     return over_one_thread is not None and over_one_thread > MAX_OVER_ONE_THREAD
 
 
