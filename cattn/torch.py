@@ -271,7 +271,7 @@ def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=No
 
 
 def _attention_below(*given):
-    """Let PyTorch compute and record the call if a gradient is wanted. This is the last place that can see whether it is.
+    """Let PyTorch compute and record the call if a gradient is wanted. This is the last place that sees whether it is.
     For plain tensors, nobody else need be asked otherwise."""
     try:
         if torch._C._len_torch_dispatch_stack() == 0 and all(type(x) in _PLAIN for x in given[:3]):

@@ -150,7 +150,7 @@ class _Mask(torch.Tensor):
 
 class _Negation(_Mask):
     """The entries that a mask hides. These booleans may also be the condition of an assignment or an index. A cast to
-    numbers is refused, as it is for masks: if the result of `~` were added to scores, it would hide what may be seen."""
+    numbers is refused, as it is for masks: added to scores, the result of `~` would hide what may be seen."""
 
 
 def _elements(shape, *, window=(None, None), query_offset=0, key_range=None):
@@ -221,8 +221,8 @@ def _refuse_own_attention(config):
 
 @functools.cache
 def _supports_others(config):
-    """Return whether the models of a configuration's class are meant for another attention than "eager". Some models that
-    are not look it up by name all the same."""
+    """Return whether the models of a configuration's class are meant for another attention than "eager". Some that are
+    not look it up by name all the same."""
     models = _models(config)
     return not models or any(model._supports_attention_backend or model._supports_sdpa for model in models)
 
