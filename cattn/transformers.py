@@ -350,8 +350,9 @@ _HARMLESS = frozenset(
         *("sliding_window", "position_ids", "cache_position"),
         # What a forward returns and keeps beside the result of attention.
         *("use_cache", "return_dict", "output_hidden_states", "output_router_logits"),
-        # How a loss is scaled, whether generation has just begun, whether flash attention's gradient has the same bits.
-        *("num_items_in_batch", "is_first_iteration", "deterministic"),
+        # A loss and how it is scaled, whether generation has begun, whether flash attention's gradient always has the
+        # same bits.
+        *("labels", "num_items_in_batch", "is_first_iteration", "deterministic"),
         # Other layers read them: cross-attention, which is given the keys that it makes from them, and recurrent ones.
         *("encoder_hidden_states", "seq_idx"),
         # Embeddings were made from them before, or logits will be.
