@@ -357,7 +357,7 @@ _HARMLESS = frozenset(
         *("encoder_hidden_states", "seq_idx"),
         # Embeddings were made from them before, or logits will be.
         *("pixel_values", "image_position_ids", "vision_feature_layer", "vision_feature_select_strategy"),
-        "logits_to_keep",
+        *("logits_to_keep", "generation_mode"),
         # Keys and values hold what is in the cache.
         *("cache", "past_key_values"),
     )
