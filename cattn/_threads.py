@@ -63,8 +63,8 @@ def num_threads(n):
     `set_num_threads`. When the block ends, also by an exception, the previous number holds again. Blocks may be nested.
 
     A task of asyncio that enters a block keeps its number to itself. A new thread does not see the number, unless it
-    was started with a copy of the caller's context: `asyncio.to_thread` does so, and free-threaded Python from 3.14 on
-    does so for every thread.
+    was started with a copy of the caller's context. ``asyncio.to_thread`` does so, and free-threaded Python from 3.14
+    on does so for every thread.
 
     Parameters
     ----------
