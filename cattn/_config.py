@@ -1,4 +1,4 @@
-"""What a bug report should say about the machine."""
+"""Describes the processor, the kernel table and the versions in use, as a bug report needs them."""
 
 import glob
 import os
