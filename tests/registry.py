@@ -143,14 +143,16 @@ def _check_attention_weights(arguments, weights):
     # What the terms of a score add up to without their signs, which is what rounding is measured by.
     magnitudes = {"bias": np.abs, "alibi_slopes": lambda x: -np.abs(x), "scale": abs}
     sums = {"query": np.abs(query).astype(wider), "key": np.abs(key).astype(wider), "stage": "biased"}
-    for name in ("scale", "layout", "query_offset", "bias", "alibi_slopes"):
+    added = ("bias", "alibi_slopes") if arguments["stage"] in ("biased", "weights") else ()
+    for name in ("scale", "layout", "query_offset", *added):
         if (given := arguments.get(name)) is not None:
             sums[name] = magnitudes.get(name, lambda x: x)(given)
     with np.errstate(all="ignore"):
         unit = np.finfo(arithmetic).eps * (1 + reference.attention_weights(**sums, dtype=wider))
         if arguments["stage"] == "weights":
-            finite = np.where(np.isfinite(unit), unit, 0)
-            unit = finite.max(axis=-1, keepdims=True, initial=0) * expected + np.finfo(arithmetic).smallest_normal
+            tiny = np.finfo(arithmetic).smallest_normal
+            counts = np.where((expected >= tiny) & np.isfinite(unit), unit, 0)
+            unit = counts.max(axis=-1, keepdims=True, initial=0) * expected + tiny
             if arguments.get("sinks") is not None:
                 unit = unit * (
                     1 + np.abs(np.nan_to_num(np.asarray(arguments["sinks"], wider), neginf=0))[:, None, None]
