@@ -87,12 +87,14 @@ cdef extern from "cattn.h" nogil:
         int abi, version
         int (*attention)(const cattn_attention_args *args) noexcept
         const char *(*message)(int status) noexcept
+        size_t (*explain)(const cattn_attention_args *args, int status, char *text, size_t size) noexcept
 
     cattn_attention_args cattn_attention_defaults() noexcept
     cattn_ndarray cattn_ndarray_of(const void *data, int type, int ndim, const Py_ssize_t *shape,
                                    const Py_ssize_t *strides) noexcept
     int cattn_attention(const cattn_attention_args *args) noexcept
     const char *cattn_message(int status) noexcept
+    size_t cattn_explain(const cattn_attention_args *args, int status, char *text, size_t size) noexcept
 
 cdef extern from "cattn.h":
     const cattn_c_api *cattn_c

@@ -2,8 +2,8 @@
  *
  * There is one function, cattn_attention(&args). Its struct says what to read, where to write and which keys each query
  * may attend to. It is Python's cattn.attention without Python: it has the same semantics and, on the same numbers, the
- * same bits. It returns a status, and cattn_message(status) is a sentence about it. Nothing is written unless all
- * arguments have been accepted.
+ * same bits. It returns a status. cattn_message(status) is a sentence about it, to which cattn_explain adds the shapes
+ * and numbers of the call. Nothing is written unless all arguments have been accepted.
  *
  * The function works with and without the GIL: it never takes or releases the GIL, does not look at signals and raises
  * no exceptions. Any number of threads may call it at a time, whether Python knows them or not, and so may a forked
@@ -27,6 +27,7 @@
  *         const ptrdiff_t query_shape[] = {2, 3, 8}, key_shape[] = {2, 4, 8}; // heads, length, size
  *         const ptrdiff_t value_shape[] = {2, 4, 5}, out_shape[] = {2, 3, 5};
  *         float out[2][3][5];
+ *         char text[1000];
  *         cattn_attention_args args = cattn_attention_defaults();
  *         int status;
  *
@@ -39,8 +40,11 @@
  *         status = cattn_attention(&args);
  *         Py_END_ALLOW_THREADS
  *         (void)module, (void)unused;
- *         return status == CATTN_DONE ? PyFloat_FromDouble(out[0][0][0])
- *                                     : PyErr_Format(PyExc_ValueError, "%s", cattn_message(status));
+ *         if (status != CATTN_DONE) {
+ *             cattn_explain(&args, status, text, sizeof text);
+ *             return PyErr_Format(PyExc_ValueError, "%s", text);
+ *         }
+ *         return PyFloat_FromDouble(out[0][0][0]);
  *     }
  *
  *     static PyMethodDef functions[] = {{"attend", attend, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
@@ -60,6 +64,7 @@
  *
  *     def attend(const float[:, :, :] query, const float[:, :, :] key, const float[:, :, :] value, float[:, :, :] out):
  *         cdef cattn_attention_args args = cattn_attention_defaults()
+ *         cdef char[1000] text
  *         cdef int status
  *         args.query = cattn_ndarray_of(&query[0, 0, 0], CATTN_FLOAT32, 3, query.shape, query.strides)
  *         args.key = cattn_ndarray_of(&key[0, 0, 0], CATTN_FLOAT32, 3, key.shape, key.strides)
@@ -69,7 +74,8 @@
  *         with nogil:
  *             status = cattn_attention(&args)
  *         if status != CATTN_DONE:
- *             raise ValueError(cattn_message(status).decode())
+ *             cattn_explain(&args, status, text, sizeof(text))
+ *             raise ValueError(text.decode())
  */
 #ifndef CATTN_H
 #define CATTN_H
@@ -234,12 +240,13 @@ enum {
  * compiled again. `version` is raised when a function is added. cattn serves callers of the same abi whose version is
  * not later than its own. */
 #define CATTN_C_ABI 1
-#define CATTN_C_VERSION 1
+#define CATTN_C_VERSION 2
 
 typedef struct {
     int abi, version;
     int (*attention)(const cattn_attention_args *args);
     const char *(*message)(int status);
+    size_t (*explain)(const cattn_attention_args *args, int status, char *text, size_t size);
 } cattn_c_api;
 
 /* Return the defaults: all fields are 0 except struct_size. query, key, value and out have no default. */
@@ -300,6 +307,20 @@ static inline int cattn_attention(const cattn_attention_args *args)
 static inline const char *cattn_message(int status)
 {
     return cattn_c == NULL ? "cattn_import() has not been called in this source file" : cattn_c->message(status);
+}
+
+/* Write that sentence, and what was given instead: "key: expected shape (...), ...; got (2, 8, 100, 63); query has (2, 8,
+ * 100, 64)". `args` are those of the call that returned the status, and what they point to must still be there. At most
+ * `size` bytes are written, the last of which is 0. Return the length of the whole text without that 0, as snprintf
+ * does; 1,000 bytes hold most of them. */
+static inline size_t cattn_explain(const cattn_attention_args *args, int status, char *text, size_t size)
+{
+    if (cattn_c == NULL) {
+        if (size > 0)
+            text[0] = 0;
+        return 0;
+    }
+    return cattn_c->explain(args, status, text, size);
 }
 
 #endif

@@ -30,6 +30,8 @@ from worker cimport POLL_NANOSECONDS
 
 cdef extern from "c_messages.h" nogil:
     const char *cattn_status_message(int status) noexcept
+    size_t cattn_explain_status(const cattn_attention_args *args, int status, char *text, size_t size) noexcept
+    int CATTN_AXES
 
 cdef extern from *:
     """
@@ -44,7 +46,6 @@ cdef extern from *:
     int64_t CATTN_FAR
 
 cdef enum:
-    MOST_AXES = 64
     KNOWN_FLAGS = 31
 
 
@@ -195,7 +196,7 @@ cdef inline int check_array(const cattn_ndarray *array, int argument) noexcept n
     cdef Py_ssize_t size, bytes
     cdef bint is_empty = False
     cdef int axis
-    if not 0 <= array.ndim <= MOST_AXES:
+    if not 0 <= array.ndim <= CATTN_AXES:
         return wrong(argument, CATTN_WRONG_SHAPE)
     if array.ndim > 0 and array.shape == NULL:
         return wrong(argument, CATTN_IS_NULL)
@@ -604,3 +605,14 @@ cdef inline int attend_for_c(const cattn_attention_args *given, const Machine *m
         status = run(&problem, &args, &watch.caller, machine)
     free(copies.memory)
     return status
+
+
+cdef inline size_t explain_for_c(const cattn_attention_args *given, int status, char *text, size_t size) noexcept nogil:
+    """What cattn_explain writes. Of a struct whose size is wrong, nothing but that size is read."""
+    cdef cattn_attention_args args
+    if given == NULL:
+        return cattn_explain_status(NULL, status, text, size)
+    memset(&args, 0, sizeof(args))
+    read_args(&args, given)
+    args.struct_size = given.struct_size
+    return cattn_explain_status(&args, status, text, size)

@@ -1,8 +1,13 @@
-/* What the statuses of cattn.h say, in a sentence each. */
+/* What the statuses of cattn.h say, in a sentence each, and what the arguments of a call were. */
 #ifndef CATTN_C_MESSAGES_H
 #define CATTN_C_MESSAGES_H
 
+#include <stdarg.h>
+#include <stdio.h>
+
 #include "problem.h"
+
+#define CATTN_AXES 64
 
 #define CATTN_FLOATS_EXPECTED "CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOAT16 or CATTN_BFLOAT16"
 #define CATTN_ENTRIES "a shape that broadcasts to the leading axes of query, key and value, or 0 axes"
@@ -101,6 +106,132 @@ static const char *cattn_status_message(int status)
     if (argument < sizeof cattn_wrong_argument / sizeof *cattn_wrong_argument && reason <= CATTN_IS_UNKNOWN)
         message = cattn_wrong_argument[argument][reason];
     return message == NULL ? "this is not a status of cattn" : message;
+}
+
+/* Text that grows in the caller's memory. What does not fit is counted and left out, as in snprintf. */
+typedef struct {
+    char *memory;
+    size_t size, length;
+} cattn_text;
+
+static void cattn_add(cattn_text *text, const char *format, ...)
+{
+    const size_t left = text->length < text->size ? text->size - text->length : 0;
+    va_list values;
+    int length;
+    va_start(values, format);
+    length = vsnprintf(left > 0 ? text->memory + text->length : NULL, left, format, values);
+    va_end(values);
+    text->length += length > 0 ? (size_t)length : 0;
+}
+
+static void cattn_add_numbers(cattn_text *text, const char *name, const ptrdiff_t *numbers, int count)
+{
+    cattn_add(text, "%s (", name);
+    for (int axis = 0; numbers != NULL && axis < count && axis <= CATTN_AXES; axis++)
+        cattn_add(text, axis > 0 ? ", %td" : "%td", numbers[axis]);
+    cattn_add(text, count == 1 ? ",)" : ")");
+}
+
+/* A wrong shape is wrong beside those of the inputs, as a rule: all of them are named. */
+static void cattn_add_shapes(cattn_text *text, const cattn_attention_args *args, const cattn_ndarray *array)
+{
+    const cattn_ndarray *inputs[] = {&args->query, &args->key, &args->value};
+    static const char *const names[] = {"; query has", "; key has", "; value has"};
+    if (array->ndim < 0 || array->ndim > CATTN_AXES) {
+        cattn_add(text, "; got ndim %d", array->ndim);
+        return;
+    }
+    cattn_add_numbers(text, "; got", array->shape, array->ndim);
+    for (int number = 0; number < 3; number++)
+        if (inputs[number] != array && inputs[number]->shape != NULL)
+            cattn_add_numbers(text, names[number], inputs[number]->shape, inputs[number]->ndim);
+}
+
+static ptrdiff_t cattn_length_of(const cattn_ndarray *array)
+{
+    return array->shape[array->ndim - 2];
+}
+
+static void cattn_add_type(cattn_text *text, const cattn_ndarray *array)
+{
+    static const char *const names[] = {
+        [CATTN_FLOAT32] = "CATTN_FLOAT32", [CATTN_FLOAT64] = "CATTN_FLOAT64", [CATTN_FLOAT16] = "CATTN_FLOAT16",
+        [CATTN_BFLOAT16] = "CATTN_BFLOAT16", [CATTN_BOOL] = "CATTN_BOOL", [CATTN_INT64] = "CATTN_INT64"};
+    if (array->type >= 0 && (size_t)array->type < sizeof names / sizeof *names)
+        cattn_add(text, "; got %s", names[array->type]);
+    else
+        cattn_add(text, "; got %d", array->type);
+}
+
+static const int64_t *cattn_integer_at(const cattn_ndarray *array, ptrdiff_t number)
+{
+    const char *item = array->data;
+    ptrdiff_t contiguous = sizeof(int64_t);
+    for (int axis = array->ndim - 1; axis >= 0; axis--) {
+        item += number % array->shape[axis] * (array->strides == NULL ? contiguous : array->strides[axis]);
+        contiguous *= array->shape[axis];
+        number /= array->shape[axis];
+    }
+    return (const int64_t *)item;
+}
+
+static void cattn_add_range(cattn_text *text, const cattn_ndarray *array)
+{
+    ptrdiff_t count = 1;
+    int64_t least = INT64_MAX, most = INT64_MIN;
+    for (int axis = 0; axis < array->ndim; axis++)
+        count *= array->shape[axis];
+    for (ptrdiff_t number = 0; number < count; number++) {
+        const int64_t value = *cattn_integer_at(array, number);
+        least = value < least ? value : least;
+        most = value > most ? value : most;
+    }
+    cattn_add(text, least == most ? "; got %lld" : "; got %lld to %lld", (long long)least, (long long)most);
+}
+
+/* A wrong number. The arrays whose numbers are looked at have been checked in all else. */
+static void cattn_add_value(cattn_text *text, const cattn_attention_args *args, int argument)
+{
+    switch (argument) {
+    case CATTN_ARGUMENT_ARGS: cattn_add(text, "; got %zu", args->struct_size); break;
+    case CATTN_ARGUMENT_FLAGS: cattn_add(text, "; got 0x%x", args->flags); break;
+    case CATTN_ARGUMENT_NUM_THREADS: cattn_add(text, "; got %d", args->num_threads); break;
+    case CATTN_ARGUMENT_SCALE: cattn_add(text, "; got %g", args->scale); break;
+    case CATTN_ARGUMENT_SOFTCAP: cattn_add(text, "; got %g", args->softcap); break;
+    case CATTN_ARGUMENT_WINDOW:
+        cattn_add(text, "; got %lld, %lld", (long long)args->window_left, (long long)args->window_right);
+        break;
+    case CATTN_ARGUMENT_QUERY_OFFSET: cattn_add_range(text, &args->query_offset); break;
+    case CATTN_ARGUMENT_QUERY_LENGTHS: cattn_add_range(text, &args->query_lengths); break;
+    case CATTN_ARGUMENT_KEY_LENGTHS: cattn_add_range(text, &args->key_lengths); break;
+    }
+}
+
+static size_t cattn_explain_status(const cattn_attention_args *args, int status, char *memory, size_t size)
+{
+    const int argument = CATTN_ARGUMENT_OF(status), reason = CATTN_REASON_OF(status);
+    const cattn_ndarray *arrays[] = {
+        [CATTN_ARGUMENT_QUERY] = &args->query, [CATTN_ARGUMENT_KEY] = &args->key,
+        [CATTN_ARGUMENT_VALUE] = &args->value, [CATTN_ARGUMENT_OUT] = &args->out, [CATTN_ARGUMENT_LSE] = &args->lse,
+        [CATTN_ARGUMENT_QUERY_OFFSET] = &args->query_offset, [CATTN_ARGUMENT_QUERY_LENGTHS] = &args->query_lengths,
+        [CATTN_ARGUMENT_KEY_LENGTHS] = &args->key_lengths, [CATTN_ARGUMENT_KEY_START] = &args->key_start,
+        [CATTN_ARGUMENT_KEY_STOP] = &args->key_stop, [CATTN_ARGUMENT_MASK] = &args->mask,
+        [CATTN_ARGUMENT_BIAS] = &args->bias, [CATTN_ARGUMENT_ALIBI_SLOPES] = &args->alibi_slopes,
+        [CATTN_ARGUMENT_SINKS] = &args->sinks};
+    cattn_text text = {memory, size, 0};
+    cattn_add(&text, "%s", cattn_status_message(status));
+    if (args == NULL || argument < CATTN_ARGUMENT_ARGS || argument > CATTN_ARGUMENT_SINKS)
+        return text.length;
+    if (reason == CATTN_WRONG_VALUE)
+        cattn_add_value(&text, args, argument);
+    else if (reason == CATTN_WRONG_SHAPE)
+        cattn_add_shapes(&text, args, arrays[argument]);
+    else if (reason == CATTN_WRONG_TYPE)
+        cattn_add_type(&text, arrays[argument]);
+    else if (reason == CATTN_IS_MISSING && argument == CATTN_ARGUMENT_QUERY_OFFSET)
+        cattn_add(&text, "; got %td and %td", cattn_length_of(&args->query), cattn_length_of(&args->key));
+    return text.length;
 }
 
 #endif

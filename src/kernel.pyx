@@ -11,7 +11,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt
 cimport numpy as cnp
 
-from c_door cimport attend_for_c, cattn_status_message
+from c_door cimport attend_for_c, cattn_status_message, explain_for_c
 from calls cimport explain_calls
 from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api
 from door cimport check, compute, note_ending_thread, wants_to_stop
@@ -468,9 +468,14 @@ cdef int attention_for_c(const cattn_attention_args *args) noexcept nogil:
     return attend_for_c(args, &machine)
 
 
+cdef size_t explanation_for_c(const cattn_attention_args *args, int status, char *text, size_t size) noexcept nogil:
+    return explain_for_c(args, status, text, size)
+
+
 cdef cattn_c_api c_functions
 c_functions.abi = CATTN_C_ABI
 c_functions.version = CATTN_C_VERSION
 c_functions.attention = attention_for_c
 c_functions.message = cattn_status_message
+c_functions.explain = explanation_for_c
 c_api = PyCapsule_New(&c_functions, "cattn._kernel.c_api", NULL)   # what cattn_import() of cattn.h looks for

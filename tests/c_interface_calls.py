@@ -71,6 +71,7 @@ class Functions(ctypes.Structure):
         ("version", ctypes.c_int),
         ("attention", ctypes.c_void_p),
         ("message", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)),
+        ("explain", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)),
     ]
 
 
@@ -84,6 +85,14 @@ def message(status):
     return functions().message(status).decode()
 
 
+def explained(args, status, size=2000):
+    """What is said of a call: at most `size` bytes of it."""
+    text = ctypes.create_string_buffer(size)
+    length = functions().explain(None if args is None else ctypes.addressof(args), status, text, size)
+    assert length == len(text.value) if length < size else len(text.value) == size - 1
+    return text.value.decode()
+
+
 def args_of(arguments):
     """As a struct."""
     args = Args(struct_size=ctypes.sizeof(Args))
@@ -93,10 +102,10 @@ def args_of(arguments):
 
 
 def capsule(arguments, kind=ctypes.CFUNCTYPE):
-    """(status, message) of a call through the capsule, without the GIL."""
+    """(status, explanation) of a call through the capsule, without the GIL."""
     args = args_of(arguments)
     status = kind(ctypes.c_int, ctypes.c_void_p)(functions().attention)(ctypes.addressof(args))
-    return status, message(status)
+    return status, explained(args, status)
 
 
 def capsule_with_gil(arguments):

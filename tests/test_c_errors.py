@@ -28,8 +28,10 @@ from c_interface_calls import (
     UNKNOWN,
     VALUE,
     Call,
+    args_of,
     assert_wrong,
     check,
+    explained,
     message,
 )
 from helpers import assert_same_bits, problem, zeros
@@ -436,6 +438,55 @@ def test_sizes_beyond_memory(door):
     arguments = call.arguments
     arguments["out"] = (*arguments["out"][:2], 5, ctypes.addressof(out), 0)
     assert door(arguments) == (TOO_MANY_TASKS, "query, key: expected a batch of at most 2^48 tasks")
+
+
+@pytest.mark.parametrize(
+    "change, given",
+    [
+        ({"num_threads": -3}, "; got -3"),
+        ({"scale": -1e-320}, "; got -9.99989e-321"),
+        ({"softcap": -1.5}, "; got -1.5"),
+        ({"window_left": -7}, "; got -7, 2"),
+        ({"flags": 7 | OFFSET_START}, "; got 0xf"),
+        ({"key": zeros(2, 9, 7)}, "; got (2, 9, 7); query has (2, 3, 4, 5, 6); value has (2, 3, 2, 9, 3)"),
+        (
+            {"sinks": zeros(5)},
+            "; got (5,); query has (2, 3, 4, 5, 6); key has (2, 3, 2, 9, 6); value has (2, 3, 2, 9, 3)",
+        ),
+        ({"mask": zeros(5, 9)}, "; got CATTN_FLOAT32"),
+        ({"query_lengths": np.array([[5, -4, 3], [2, 6, 0]])[:, ::-1]}, "; got -4 to 6"),
+        ({"key_lengths": np.array(10)}, "; got 10"),
+    ],
+)
+def test_explanations_say_what_came(door, change, given):
+    call = everything()
+    call.arrays |= {name: x for name, x in change.items() if isinstance(x, np.ndarray)}
+    numbers = {name: x for name, x in change.items() if not isinstance(x, np.ndarray)}
+    status, found = door(call.arguments | numbers)
+    assert found == message(status) + given
+
+
+def test_explanations_of_what_has_no_shape(door):
+    call = Call(query=zeros(1, 3, 8), key=zeros(1, 5, 8), value=zeros(1, 5, 8), causal=True)
+    status, found = door(call.arguments)
+    assert (status & 255, found) == (MISSING, message(status) + "; got 3 and 5")
+    status, found = door({**call.arguments, "mask": (1, 4, 65, 0, 0)})
+    assert (status & 255, found) == (SHAPE, message(status) + "; got ndim 65")
+    status, found = door({**call.arguments, "struct_size": 8})
+    assert (status & 255, found) == (VALUE, message(status) + "; got 8")
+    assert explained(None, status) == message(status)
+
+
+def test_explanations_fit():
+    """And are cut where they do not."""
+    call = everything()
+    call.arrays["bias"] = zeros(*[1] * 59, 7)
+    args = args_of(call.arguments)
+    status = ARGUMENTS.index("bias") + 1 << 8 | SHAPE
+    whole = explained(args, status)
+    assert whole.startswith(message(status) + "; got (1, 1, 1,") and whole.endswith("; value has (2, 3, 2, 9, 3)")
+    for size in (1, 2, len(message(status)), len(whole), len(whole) + 1):
+        assert explained(args, status, size) == whole[: size - 1]
 
 
 def test_every_status_has_a_message():

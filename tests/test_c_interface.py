@@ -380,7 +380,7 @@ import sys
 import cattn._kernel
 
 class Functions(ctypes.Structure):
-    _fields_ = [("abi", ctypes.c_int), ("version", ctypes.c_int), ("others", ctypes.c_void_p * 2)]
+    _fields_ = [("abi", ctypes.c_int), ("version", ctypes.c_int), ("others", ctypes.c_void_p * 3)]
 
 abi, version = map(int, sys.argv[1:3])
 functions, name = Functions(abi, version), sys.argv[3].encode()
@@ -396,7 +396,7 @@ except ImportError as error:
     print(error)
 """
 NAME = "cattn._kernel.c_api"
-FOR = "cattn: expected version 1.1 of the interface for C, for which this module was compiled, found"
+FOR = "cattn: expected version 1.2 of the interface for C, for which this module was compiled, found"
 WITHOUT = "cattn: expected a version with an interface for C, found one without it; update cattn"
 
 
@@ -405,9 +405,9 @@ WITHOUT = "cattn: expected a version with an interface for C, found one without 
 @pytest.mark.parametrize(
     "abi, version, name, expected",
     [
-        (1, 1, NAME, ""),
         (1, 2, NAME, ""),
-        (1, 0, NAME, f"{FOR} 1.0; update cattn"),
+        (1, 3, NAME, ""),
+        (1, 1, NAME, f"{FOR} 1.1; update cattn"),
         (2, 1, NAME, f"{FOR} 2.1; compile this module again"),
         (0, 0, NAME, WITHOUT),
         (1, 1, "another", WITHOUT),

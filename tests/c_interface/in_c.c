@@ -53,9 +53,11 @@ static int read_arguments(PyObject *arguments, cattn_attention_args *args)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-static PyObject *answer(int status)
+static PyObject *answer(const cattn_attention_args *args, int status)
 {
-    return Py_BuildValue("is", status, cattn_message(status));
+    char text[2000];
+    cattn_explain(args, status, text, sizeof text);
+    return Py_BuildValue("is", status, text);
 }
 
 static PyObject *attention(PyObject *module, PyObject *arguments)
@@ -68,7 +70,7 @@ static PyObject *attention(PyObject *module, PyObject *arguments)
     Py_BEGIN_ALLOW_THREADS
     status = cattn_attention(&args);
     Py_END_ALLOW_THREADS
-    return answer(status);
+    return answer(&args, status);
 }
 
 /* With the GIL, in a file that knows nothing of Python. */
@@ -76,7 +78,7 @@ static PyObject *attention_without_python(PyObject *module, PyObject *arguments)
 {
     cattn_attention_args args;
     (void)module;
-    return read_arguments(arguments, &args) < 0 ? NULL : answer(without_python(cattn_c, &args));
+    return read_arguments(arguments, &args) < 0 ? NULL : answer(&args, without_python(cattn_c, &args));
 }
 
 static PyObject *attention_without_import(PyObject *module, PyObject *unused)
@@ -123,7 +125,7 @@ static PyObject *attention_in_threads(PyObject *module, PyObject *list)
         status = calls[i].status != CATTN_DONE ? calls[i].status : status;
     }
     pthread_attr_destroy(&attributes);
-    return answer(status);
+    return answer(NULL, status);
 }
 
 static PyMethodDef functions[] = {

@@ -20,6 +20,7 @@ cdef int read_array(cattn.cattn_ndarray *array, dict arguments, name) except -1:
 def attention(dict arguments):
     cdef cattn.cattn_attention_args args = cattn.cattn_attention_defaults()
     cdef int status
+    cdef char[2000] text
     read_array(&args.query, arguments, "query")
     read_array(&args.key, arguments, "key")
     read_array(&args.value, arguments, "value")
@@ -43,7 +44,8 @@ def attention(dict arguments):
     args.struct_size = arguments.get("struct_size", args.struct_size)
     with nogil:
         status = cattn.cattn_attention(&args)
-    return status, cattn.cattn_message(status).decode()
+    cattn.cattn_explain(&args, status, text, sizeof(text))
+    return status, (<bytes>text).decode()
 
 
 def both_names():
