@@ -19,7 +19,7 @@ from cattn cimport (
     CATTN_OFFSET_START, CATTN_OVERLAPS, CATTN_WRONG_SHAPE, CATTN_WRONG_TYPE, CATTN_WRONG_VALUE, cattn_attention_args,
     cattn_ndarray)
 from convert cimport gather_row, is_multiple, item_size
-from door cimport THREADS_WORK, work_of
+from door cimport gains_by_threads
 from execute cimport execute
 from plan cimport *
 from problem cimport *
@@ -584,7 +584,7 @@ cdef inline int run(const cattn_problem *problem, const cattn_attention_args *ar
     status = make_plan(&plan, problem, machine, STAGE_OUTPUT, caller)
     if status != CATTN_DONE or plan.tasks == 0:
         return status
-    if work_of(&plan, problem) < THREADS_WORK:
+    if not gains_by_threads(&plan, problem):
         threads = 1
     return execute(&plan, problem, min(threads, plan.tasks), caller, &bytes)
 

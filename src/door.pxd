@@ -30,6 +30,8 @@ cdef enum:
     # Multiply-adds below which letting go of the GIL, or waking a worker, costs more than it brings: about 2 and 50 µs.
     GIL_WORK = 65536
     THREADS_WORK = 2097152
+    # Where fewer rows than these share a key, reading it takes longer than its multiply-adds, as long as those of so many.
+    READING_ROWS = 3
     # Signal handlers that may call cattn, each inside a call that the one before made. A level takes 64 KiB of stack at
     # most, Python's own included, and the smallest stack that signal handlers usually run on is 1 MiB.
     MOST_HANDLERS = 8
@@ -67,6 +69,12 @@ cdef inline double work_of(const Plan *plan, const cattn_problem *problem) noexc
             * (problem.head_size + problem.value_size))
 
 
+cdef inline bint gains_by_threads(const Plan *plan, const cattn_problem *problem) noexcept nogil:
+    """Return whether a call takes long enough to wake workers for it."""
+    cdef double rows = max(problem.query_length * plan.group, <Py_ssize_t>1)
+    return work_of(plan, problem) * max(1.0, READING_ROWS / rows) >= THREADS_WORK
+
+
 cdef inline int check(cattn_status status, const Plan *plan, Py_ssize_t threads, Py_ssize_t bytes) except -1:
     """Raise what a status says; where the caller stopped it, its exception is set."""
     if status == CATTN_STOPPED:
@@ -92,7 +100,7 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     if plan.tasks == 0:
         return 0
     work = work_of(&plan, problem)
-    if work < THREADS_WORK:
+    if not gains_by_threads(&plan, problem):
         threads = 1
     elif threads == 0:
         threads = default_threads()
