@@ -10,7 +10,7 @@ from ._calls import explained, forwarding
 from ._kernel import attention, attention_weights
 from ._read import as_number
 from ._self_attention import check_shapes, float_arrays, project, widened
-from ._trace_text import EDGE, MAX_LABEL, clip, format_matrix, formulas, modified, shown, size_of
+from ._trace_text import EDGE, MAX_LABEL, clip, format_matrix, formulas, modified, printable, shown, size_of
 
 MAX_TICK_LABEL = 18  # characters of a token name
 # A heatmap of at most FEW tokens has a scale up to its largest weight, and none has more than MAX_CELLS rows of cells.
@@ -223,7 +223,7 @@ class AttentionTrace:
             f"7. Context  {step['Context']}  {size_of(self.context)}",
             *format_matrix(self.context, names),
         ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _format_weighted_values(self, names):
         rows = shown(len(names), EDGE + 1)

@@ -2,6 +2,7 @@
 which names."""
 
 import math
+import sys
 import unicodedata
 
 import numpy as np
@@ -9,6 +10,19 @@ import numpy as np
 # A matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
 MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
 MAX_LABEL = 14  # characters of a token name
+
+# The letters of the formulas, and what stands for them where they cannot be printed.
+PLAIN = {"ŝ": "s^", "α": "a", "√": "sqrt ", "Σ": "sum", "·": ".", "ᵀ": "^T"}
+
+
+def printable(text):
+    """Return the text, with other letters if standard output lacks those of the formulas. Files on Windows and the
+    locale C have an encoding without them, and printing would raise an error."""
+    try:
+        "".join(PLAIN).encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return text.translate(str.maketrans(PLAIN))
+    return text
 
 
 def formulas(trace):

@@ -182,6 +182,14 @@ def test_text_and_html_have_the_same_letters(steps):
         assert re.sub(r"_(\w+)", r"<sub>\1</sub>", formula) in page
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_str_can_be_printed_in_any_encoding(encoding):
+    code = "import cattn, numpy as np; x = np.eye(3); print(cattn.trace(x, x, x, x, causal=True))"
+    printed = python(code, encoding=encoding, PYTHONIOENCODING=encoding)
+    letters = "ŝ_ij = s_ij / √d_k" if encoding == "utf-8" else "s^_ij = s_ij / sqrt d_k"
+    assert f"4. Scaled scores  {letters}, d_k = 3" in printed
+
+
 def test_str_prints_the_matrices_by_token(steps):
     text = str(steps)
     shares = {f"for {name}": steps.weights[i][:, None] * steps.value for i, name in enumerate(TOKENS)}
