@@ -127,7 +127,10 @@ def _check_attention(arguments, result):
 
 def _attention_weights(seed, types=tuple(cases.TYPES)):
     case = _draw(seed, types, work=20_000)
-    del case["value"]
+    query, batch = case["query"], case.pop("value").shape[:-3]
+    if query.ndim > 2:  # the modifiers are made for the batch of all three
+        batch = np.broadcast_shapes(query.shape[:-3], case["key"].shape[:-3], batch)
+        case["query"] = np.broadcast_to(query, (*batch, *query.shape[-3:]))
     return case | {"stage": ("weights", "scores", "softcapped", "biased")[seed % 4]}
 
 
