@@ -46,7 +46,7 @@ def explained(function):
     names = frozenset(inspect.signature(function).parameters)
 
     @functools.wraps(function)
-    def door(*given, **named):
+    def call(*given, **named):
         if not names.issuperset(named):  # nothing is done before a name that goes on with the others is refused
             raise TypeError(explain_call(function, len(given), named))
         try:
@@ -57,7 +57,7 @@ def explained(function):
                 raise
             raise TypeError(message) from None
 
-    return door
+    return call
 
 
 def forwarding(target, *, without):

@@ -10,10 +10,19 @@
 #     join the chunk's softmax with the total       tile.pxd
 #   divide by the sums and store                    tile.pxd
 
-from keys cimport *
+from keys cimport (
+    begin_blocks, Block, look_ahead, next_block, open_prefetch, Prefetch, prefetch_beside, prepare_keys,
+    prepare_values, set_rows)
 from non_finite cimport select_values
-from score_mod cimport *
-from tile cimport *
+from plan cimport count_chunks, count_splits, divided, entry_key_length, Strategy, Task, Tile
+from problem cimport cattn_problem
+from score_mod cimport Region, set_region, set_score_mod
+from tile cimport (
+    begin_total, fill_new, halves_differ, is_empty, join_total, KeyHead, load_queries, open_head, open_tile,
+    reset_softmax, set_partial, store_output, store_partial, swap_total)
+from tiles.tiles cimport (
+    CATTN_HALVES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_prefetch, cattn_row_tile, cattn_score_mod)
+from worker cimport MOVE_WORK, ROW_WORK, stopped, Worker
 
 
 cdef inline void score_huge(Tile *tile, const cattn_row_tile *arrays, const Worker *worker, const Strategy *strategy,

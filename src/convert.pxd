@@ -1,10 +1,12 @@
 # Storage types and strange strides: rows of any type, stride, alignment and byte order → contiguous rows of the
 # arithmetic type, and back. Only what the tiles cannot read in place passes through here, a block at a time.
 
+from libc.float cimport FLT_MAX
+from libc.math cimport isfinite
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
-from problem cimport *
+from problem cimport CATTN_BOOL, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, cattn_array, cattn_type
 from tiles.tiles cimport CATTN_MANY, cattn_table
 
 cdef enum:
@@ -32,6 +34,13 @@ cdef inline bint in_place(const cattn_array *array, cattn_type type, int batch_n
     for axis in range(batch_ndim):
         misaligned |= array.batch[axis]
     return array.type == type and array.column == item and not array.swapped and is_multiple(misaligned, item)
+
+
+cdef inline float to_float(double value) noexcept nogil:
+    """Return the nearest float. A finite number stays finite: a bias that would become -infinity would mask."""
+    if isfinite(value):
+        value = min(max(value, -FLT_MAX), FLT_MAX)
+    return <float>value
 
 
 cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,

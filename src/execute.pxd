@@ -4,8 +4,12 @@
 from libc.stdlib cimport free, malloc
 
 from attend cimport attend, merge_partials
+from plan cimport STAGE_OUTPUT, Caller, count_packed, find_task, leaves_last_partial, Plan, reserve, Start, Task, times
+from problem cimport CATTN_DONE, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
+from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_float_mode, cattn_pool_run
+from tiles.tiles cimport CATTN_ALIGNMENT
 from weights cimport find_weights
-from worker cimport *
+from worker cimport ROW_WORK, TASK_WORK, Call, open_worker, poll, stopped, Worker
 
 cdef extern from *:
     """

@@ -11,15 +11,18 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt
 cimport numpy as cnp
 
-from c_door cimport attend_for_c, cattn_status_message, explain_for_c
+from arrays cimport set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
+from c_api cimport attend_for_c, cattn_status_message, explain_for_c
 from calls cimport explain_calls
-from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api
-from door cimport check, compute, note_ending_thread, wants_to_stop
-from plan cimport *
-from problem cimport *
+from plan cimport (
+    STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Caller, Machine, make_plan, Plan,
+    Strategy)
+from problem cimport cattn_problem
+from python_api cimport check, compute, note_ending_thread, wants_to_stop
 from system.system cimport cattn_best_isa, cattn_isa_name, cattn_l2_bytes, cattn_override, cattn_prefetches_rows
 from tiles.portable_table cimport fill_portable
-from tiles.tiles cimport *
+from tiles.tiles cimport cattn_table
+from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api
 
 cdef extern from *:
     """
@@ -460,8 +463,8 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         workspace_bytes=found.workspace_bytes, partial_bytes=<object>found.partial_rows * found.partial_row_bytes)
 
 
-for _door in (attention, attention_varlen, attention_weights, plan):
-    explain_calls(_door, _arguments.explain_call)
+for _function in (attention, attention_varlen, attention_weights, plan):
+    explain_calls(_function, _arguments.explain_call)
 
 
 cdef int attention_for_c(const cattn_attention_args *args) noexcept nogil:

@@ -1,7 +1,13 @@
 # The keys and values of a head, block by block: where the next block lies, what it must become for the kernels, and
 # what is asked for before it is needed.
 
-from tile cimport *
+from convert cimport item_size
+from plan cimport find_task, Plan, Storage, Strategy, Task, Tile
+from problem cimport cattn_array, cattn_problem
+from tile cimport first_row, KeyHead, row_of
+from tiles.tiles cimport (
+    CATTN_MAX_LANES, CATTN_PREFETCH, CATTN_PREFETCH_L2, CATTN_PREFETCH_WRITE, cattn_key_block, cattn_prefetch)
+from worker cimport Call, stopped, Worker
 
 
 cdef struct Block:

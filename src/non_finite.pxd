@@ -7,7 +7,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from convert cimport item_size
-from tiles.tiles cimport *
+from problem cimport CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, cattn_type
+from tiles.tiles cimport CATTN_MAX_KEYS, CATTN_MAX_LANES, cattn_kernels, cattn_key_block, cattn_row_tile
 
 
 cdef inline double non_finite(const char *item, cattn_type type) noexcept nogil:

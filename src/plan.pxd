@@ -5,8 +5,12 @@
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
 
 from convert cimport gather_rows, gather_rows_function, in_place, interleave_rows, item_size
-from problem cimport *
-from tiles.tiles cimport *
+from problem cimport (
+    CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_LARGEST_COUNT, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_array,
+    cattn_problem, cattn_status, cattn_type)
+from tiles.tiles cimport (
+    CATTN_ALIGNMENT, CATTN_FEW, CATTN_FEW_ROWS, CATTN_HALVES, CATTN_MANY, CATTN_MAX_LANES, PY_SSIZE_T_MAX,
+    cattn_blocking, cattn_kernels, cattn_row_tile, cattn_table)
 
 cdef enum:
     # Heads and values of more columns are huge: a tile of many rows with a block of keys, or its load, would be too
@@ -18,6 +22,10 @@ cdef enum:
     LARGEST_TASK = 16      # query tiles that share a block of keys
     TILES_BYTES = 524288   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
     WANTED_TASKS = 32      # enough for many threads to end at about the same time
+    # Multiply-adds below which waking a worker costs more than it brings: about 50 µs.
+    THREADS_WORK = 2097152
+    # Where fewer rows than these share a key, reading it takes longer than its multiply-adds, as long as those of so many.
+    READING_ROWS = 3
 
 # What a call is for: the output, or scores and weights after this step.
 cdef enum:
@@ -396,6 +404,18 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     plan.bias_in_place = problem.bias.data == NULL or in_place(&problem.bias, plan.arithmetic, problem.batch_ndim)
     lay_out_workspace(plan, problem)
     return count_tasks(plan, problem, caller)
+
+
+cdef inline double work_of(const Plan *plan, const cattn_problem *problem) noexcept nogil:
+    """Multiply-adds, about."""
+    return (<double>plan.entries * problem.query_heads * problem.query_length * problem.key_length
+            * (problem.head_size + problem.value_size))
+
+
+cdef inline bint gains_by_threads(const Plan *plan, const cattn_problem *problem) noexcept nogil:
+    """Return whether a call takes long enough to wake workers for it."""
+    cdef double rows = max(problem.query_length * plan.group, <Py_ssize_t>1)
+    return work_of(plan, problem) * max(1.0, READING_ROWS / rows) >= THREADS_WORK
 
 
 cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *problem, Py_ssize_t number,

@@ -1,8 +1,11 @@
 # What happens to the scores of a block: softcap, bias, ALiBi, masks and intervals, as the kernels want them.
 
-from convert cimport gather_row
-from tile cimport *
-from tiles.portable cimport to_float
+from convert cimport gather_row, to_float
+from plan cimport STAGE_BIASED, STAGE_SOFTCAPPED, Plan, Tile
+from problem cimport CATTN_FLOAT32, cattn_array, cattn_problem
+from tile cimport first_row, KeyHead, row_of
+from tiles.tiles cimport cattn_score_mod
+from worker cimport Worker
 
 
 # Rows first, first + 1, ... of a tile, in so many lanes, and keys low <= j < high.

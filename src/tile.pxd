@@ -5,7 +5,12 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from convert cimport gather_row, scatter_row
-from worker cimport *
+from plan cimport (
+    LARGEST_WHOLE, entry_key_length, entry_query_length, Plan, query_room, rows_of_partial, Strategy, Task, Tile)
+from problem cimport CATTN_UNLIMITED, cattn_array, cattn_problem
+from tiles.tiles cimport (
+    CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_row_tile, cattn_softmax)
+from worker cimport MOVE_WORK, stopped, Worker
 
 
 # One batch entry and key head: where its first rows lie, and what holds for all its rows.

@@ -3,10 +3,13 @@
 from libc.string cimport memcpy, memset
 
 from attend cimport score_huge
-from keys cimport *
+from keys cimport begin_blocks, Block, next_block
 from non_finite cimport are_finite, arithmetic_of
-from score_mod cimport *
-from tile cimport *
+from plan cimport STAGE_WEIGHTS, Plan, Strategy, Task, Tile
+from score_mod cimport Region, set_region, set_score_mod
+from tile cimport KeyHead, open_head, open_tile, reset_softmax, row_of
+from tiles.tiles cimport CATTN_MAX_LANES, cattn_key_block, cattn_row_tile, cattn_score_mod
+from worker cimport Worker
 
 
 cdef inline void store_scores(Tile *tile, const Worker *worker, const KeyHead *head, const Block *block, void *divisor,

@@ -2,8 +2,9 @@
 
 from libc.stdint cimport int64_t
 
-from plan cimport *
-from system.system cimport *
+from plan cimport Caller, Plan, Start
+from problem cimport cattn_problem
+from system.system cimport cattn_change_float_mode, cattn_now, cattn_shared
 
 cdef enum:
     # Scores × head size between two looks at the clock: under 10 ms at 2 GFLOP/s.

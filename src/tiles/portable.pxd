@@ -22,7 +22,10 @@ from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY, isfinite, log, tanh
 from libc.stdint cimport uint32_t, uint64_t
 
-from tiles.tiles cimport *
+from convert cimport to_float
+from tiles.tiles cimport (
+    CATTN_ALIGNED, CATTN_LOG2E, CATTN_MAX_LANES, cattn_key_block, cattn_prefetch_next, cattn_row_tile, cattn_score_mod,
+    cattn_softmax)
 
 ctypedef fused real:
     float
@@ -105,13 +108,6 @@ cdef inline real exponential(real x) noexcept nogil:
 cdef inline real rescale(real sum, real scale) noexcept nogil:
     """scale · sum; an infinity stays, even when its weight came out as 0, which is a small positive number."""
     return sum if scale == 0 and sum - sum != 0 else scale * sum
-
-
-cdef inline float to_float(double value) noexcept nogil:
-    """A finite number stays one: a bias that would become -infinity would mask."""
-    if isfinite(value):
-        value = min(max(value, -FLT_MAX), FLT_MAX)
-    return <float>value
 
 
 cdef inline void round_to_float(void *to, const void *source, Py_ssize_t count) noexcept nogil:

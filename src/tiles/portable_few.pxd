@@ -2,7 +2,9 @@
 
 from libc.math cimport INFINITY
 
-from tiles.portable cimport *
+from tiles.portable cimport PORTABLE_CHAIN, advance_maximum, alibi, behind, exponential, is_masked, real, softcapped
+from tiles.tiles cimport (
+    CATTN_FEW_ROWS, CATTN_LOG2E, CATTN_PREFETCH_L2, cattn_key_block, cattn_row_tile, cattn_score_mod)
 
 cdef enum:
     PORTABLE_FEW_LANES = 8   # terms of a score summed side by side: of four keys, half of the SSE2 registers

@@ -1,8 +1,14 @@
 # The portable kernels as a table: complete, so that every other table replaces entries of it.
 
-from tiles.portable cimport *
-from tiles.portable_few cimport *
+from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, cattn_type
+from tiles.portable cimport (
+    PORTABLE_LANES, PORTABLE_RUN, add_scores, exponentials, load, logsumexp, mark_attended, merge, modify_scores, real,
+    reset, round_to_float, scores, store, values)
+from tiles.portable_few cimport few_exponentials, few_modify_scores, few_scores, few_store, few_values
 from tiles.portable_half cimport narrow, widen
+from tiles.tiles cimport (
+    CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_blocking, cattn_kernel, cattn_kernels,
+    cattn_table)
 
 
 cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unused) noexcept nogil:

@@ -1,7 +1,7 @@
-# The door for C and Cython: the arguments that cattn.h describes → cattn_problem → a status, without Python.
+# The call from C and Cython: the arguments that cattn.h describes → cattn_problem → a status, without Python.
 #
-# It says no where _arguments and _modifiers do. What they convert it wants as it is, but for slopes and sinks, of which
-# the problem holds float64.
+# It refuses what _arguments and _modifiers refuse. It does not convert what they convert, except for slopes and sinks,
+# which the problem holds as float64.
 
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY, sqrt
@@ -19,13 +19,15 @@ from cattn cimport (
     CATTN_OFFSET_START, CATTN_OVERLAPS, CATTN_WRONG_SHAPE, CATTN_WRONG_TYPE, CATTN_WRONG_VALUE, cattn_attention_args,
     cattn_ndarray)
 from convert cimport gather_row, is_multiple, item_size
-from door cimport gains_by_threads
 from execute cimport execute
-from plan cimport *
-from problem cimport *
+from plan cimport POLL_ENTRIES, STAGE_OUTPUT, Caller, gains_by_threads, Machine, make_plan, Plan, reserve, times
+from problem cimport (
+    CATTN_BFLOAT16, CATTN_BOOL, CATTN_DONE, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, CATTN_INT64,
+    CATTN_LARGEST_SIZE, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
+    cattn_type)
 from system.system cimport cattn_now
 from tile cimport entry_integer
-from tiles.tiles cimport cattn_table
+from tiles.tiles cimport PY_SSIZE_T_MAX, cattn_table
 from worker cimport POLL_NANOSECONDS
 
 cdef extern from "c_messages.h" nogil:

@@ -1,11 +1,11 @@
-# What stands between Python and a call: the GIL, signals, the number of threads, and exceptions in the place of a
-# status.
+# The call from Python: the GIL, signals, the number of threads, and exceptions in the place of a status.
 
 from libc.stdint cimport int64_t
 
 from execute cimport execute
-from plan cimport *
-from problem cimport *
+from plan cimport Caller, gains_by_threads, Machine, make_plan, Plan, work_of
+from problem cimport (
+    CATTN_LARGEST_COUNT, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem, cattn_status)
 
 cdef extern from *:
     """
@@ -27,11 +27,8 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef enum:
-    # Multiply-adds below which letting go of the GIL, or waking a worker, costs more than it brings: about 2 and 50 µs.
+    # Multiply-adds below which letting go of the GIL costs more than it brings: about 2 µs.
     GIL_WORK = 65536
-    THREADS_WORK = 2097152
-    # Where fewer rows than these share a key, reading it takes longer than its multiply-adds, as long as those of so many.
-    READING_ROWS = 3
     # Signal handlers that may call cattn, each inside a call that the one before made. A level takes 64 KiB of stack at
     # most, Python's own included, and the smallest stack that signal handlers usually run on is 1 MiB.
     MOST_HANDLERS = 8
@@ -61,18 +58,6 @@ cdef inline bint wants_to_stop(void *context) noexcept nogil:
 cdef inline void note_ending_thread() noexcept:
     global cattn_ending_thread
     cattn_ending_thread = <int64_t>PyThread_get_thread_ident()
-
-
-cdef inline double work_of(const Plan *plan, const cattn_problem *problem) noexcept nogil:
-    """Multiply-adds, about."""
-    return (<double>plan.entries * problem.query_heads * problem.query_length * problem.key_length
-            * (problem.head_size + problem.value_size))
-
-
-cdef inline bint gains_by_threads(const Plan *plan, const cattn_problem *problem) noexcept nogil:
-    """Return whether a call takes long enough to wake workers for it."""
-    cdef double rows = max(problem.query_length * plan.group, <Py_ssize_t>1)
-    return work_of(plan, problem) * max(1.0, READING_ROWS / rows) >= THREADS_WORK
 
 
 cdef inline int check(cattn_status status, const Plan *plan, Py_ssize_t threads, Py_ssize_t bytes) except -1:
