@@ -37,7 +37,7 @@ from ._read import (
 )
 from ._threads import resolve
 
-_LARGEST_SIZE = 2**40  # CATTN_LARGEST_SIZE in problem.h
+_LARGEST_HEAD, _LARGEST_VALUE = 16384, 2**40  # CATTN_LARGEST_HEAD and CATTN_LARGEST_VALUE in problem.h
 
 _STAGES = ("scores", "softcapped", "biased", "weights")
 
@@ -188,9 +188,13 @@ def _inputs(layout, **given):
     key_heads, key_length, key_size = views["key"].shape[-3:]
     if head_size == 0:
         raise ValueError(f"query: expected a head size of 1 or more, got 0 (shape {query.shape})")
-    for name, size in (("query", head_size), ("value", 0 if value is None else views["value"].shape[-1])):
-        if size > _LARGEST_SIZE:
-            raise MemoryError(f"{name}: no workspace holds rows of size {size} (shape {arrays[name].shape})")
+    if head_size > _LARGEST_HEAD:
+        raise ValueError(
+            f"query: expected a head size of at most {_LARGEST_HEAD}, got {head_size} (shape {query.shape}); "
+            "pass the scores of the other columns as bias="
+        )
+    if value is not None and views["value"].shape[-1] > _LARGEST_VALUE:
+        raise MemoryError(f"value: no workspace holds rows of size {value.shape[-1]} (shape {value.shape})")
     if key_size != head_size:
         raise ValueError(f"key: expected head size {head_size} like query, got {key_size} (shape {key.shape})")
     reading = _READINGS.get(layout, "") if query.ndim == 3 else ""

@@ -78,9 +78,10 @@ def attention(
     Parameters
     ----------
     query : array_like, shape (..., Hq, Lq, D)
-        Hq heads of Lq queries. A 3-D array is (H, L, D). If all three inputs are 2-D, there is one head, and no axis
-        for it. float32 and float64 are computed in their own precision. float16 and bfloat16 are read and written as
-        they are, and computed in float32. Arrays may have any strides and byte order. int32 and int64 count as float64.
+        Hq heads of Lq queries. D is at most 16384. A 3-D array is (H, L, D). If all three inputs are 2-D, there is one
+        head, and no axis for it. float32 and float64 are computed in their own precision. float16 and bfloat16 are read
+        and written as they are, and computed in float32. Arrays may have any strides and byte order. int32 and int64
+        count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
         Hq must be a multiple of Hkv. Query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
         Keys have the type of the queries. With float32 queries, they may also be float16 or bfloat16.

@@ -124,8 +124,8 @@ enum {
  * zeros and set struct_size.
  *
  * Shapes. query is (..., Hq, Lq, D), key (..., Hkv, Lk, D), value (..., Hkv, Lk, Dv), out (..., Hq, Lq, Dv). Hq is a
- * multiple of Hkv, and query head h reads key and value head h / (Hq / Hkv). If all four have 2 axes, there is one
- * head. The leading axes of the inputs broadcast by NumPy's rules, and out has the shape that they broadcast to. An
+ * multiple of Hkv, and query head h reads key and value head h / (Hq / Hkv). D is at most 16384. If all four have 2
+ * axes, there is one head. The leading axes of the inputs broadcast by NumPy's rules, and out has the shape that they broadcast to. An
  * array with another order of axes, such as (batch, length, heads, size), is described with its shape and strides in
  * the order above.
  *

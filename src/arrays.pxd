@@ -7,7 +7,8 @@ from libc.string cimport memcmp, memcpy
 cimport numpy as cnp
 
 from problem cimport (
-    CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_LARGEST_SIZE,
+    CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_LARGEST_HEAD,
+    CATTN_LARGEST_VALUE,
     CATTN_MAX_BATCH_NDIM, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_type)
 
 
@@ -163,7 +164,7 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
             or (ndim > 2 and value_shape[head_axis] != problem.key_heads) or problem.query_length == 0
             or problem.key_length == 0 or value_shape[row_axis] != problem.key_length or problem.head_size == 0
             or key_shape[ndim - 1] != problem.head_size or problem.value_size == 0
-            or max(problem.head_size, problem.value_size) > CATTN_LARGEST_SIZE):
+            or problem.head_size > CATTN_LARGEST_HEAD or problem.value_size > CATTN_LARGEST_VALUE):
         return False
     type = storage_type(query)
     key_type = type if key_number == number else storage_type(key)

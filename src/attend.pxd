@@ -11,61 +11,17 @@
 #   divide by the sums and store                    tile.pxd
 
 from keys cimport (
-    begin_blocks, Block, look_ahead, next_block, open_prefetch, Prefetch, prefetch_beside, prepare_keys,
-    prepare_values, set_rows)
+    begin_blocks, Block, look_ahead, next_block, open_prefetch, Prefetch, prefetch_beside, set_rows)
 from non_finite cimport select_values
 from plan cimport count_chunks, count_splits, divided, entry_key_length, Strategy, Task, Tile
 from problem cimport cattn_problem
 from score_mod cimport Region, set_region, set_score_mod
 from tile cimport (
-    begin_total, fill_new, halves_differ, is_empty, join_total, KeyHead, load_queries, open_head, open_tile,
+    begin_total, fill_new, halves_differ, is_empty, join_total, KeyHead, open_head, open_tile,
     reset_softmax, set_partial, store_output, store_partial, swap_total)
 from tiles.tiles cimport (
     CATTN_HALVES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_prefetch, cattn_row_tile, cattn_score_mod)
 from worker cimport MOVE_WORK, ROW_WORK, stopped, Worker
-
-
-cdef inline void score_huge(Tile *tile, const cattn_row_tile *arrays, const Worker *worker, const Strategy *strategy,
-                            const KeyHead *head, const Region *region) noexcept nogil:
-    """The scores of huge heads, by slices of their columns."""
-    cdef Py_ssize_t start = 0, size = worker.call.problem.head_size
-    cdef cattn_row_tile slice_arrays = arrays[0]
-    cdef cattn_key_block keys
-    slice_arrays.score_mod = NULL
-    keys.count = region.high - region.low
-    while start < size:
-        keys.size = min(size - start, worker.call.plan.columns)
-        if stopped(worker, arrays.rows * keys.count * keys.size):
-            return
-        load_queries(tile, worker, strategy, head, start, keys.size)
-        prepare_keys(&keys, worker, strategy, head, region.low, start)
-        if start > 0:
-            slice_arrays.scores = worker.workspace + worker.call.plan.slice_scores_at
-        tile.kernels.scores(slice_arrays.scores, &slice_arrays, &keys)
-        if start > 0:
-            tile.kernels.add_scores(arrays.scores, &slice_arrays, &keys)
-        start += keys.size
-    tile.kernels.modify_scores(arrays.scores, arrays, &keys)
-
-
-cdef inline void weigh_huge(Tile *tile, const Worker *worker, const Strategy *strategy, const KeyHead *head,
-                            const Region *region, bint selecting) noexcept nogil:
-    """The weighted sum of huge values, by slices: of few rows."""
-    cdef Py_ssize_t start = 0, size = worker.call.problem.value_size
-    cdef void *output
-    cdef cattn_key_block values
-    values.count = region.high - region.low
-    while start < size:
-        values.size = min(size - start, worker.call.plan.columns)
-        if start > 0 and stopped(worker, tile.arrays.rows * values.count * values.size):
-            return
-        prepare_values(&values, worker, strategy, head, region.low, start)
-        output = <char *>tile.arrays.softmax.output + start * worker.call.plan.itemsize
-        if selecting:
-            select_values(tile.kernels, output, &tile.arrays, &values)
-        else:
-            tile.kernels.values(output, &tile.arrays, &values)
-        start += values.size
 
 
 cdef inline const cattn_row_tile *half_of(cattn_row_tile *half, const Tile *tile, const Region *region) noexcept nogil:
@@ -107,17 +63,12 @@ cdef inline void attend_region(Tile *tile, const Worker *worker, const Strategy 
     tile.arrays.is_new = tile.is_new[number]
     arrays = half_of(&half, tile, region)
     set_rows(&keys, &block.keys, skipped, region.high - region.low, prefetch)
-    if worker.call.plan.huge:
-        score_huge(tile, arrays, worker, strategy, head, region)
-    else:
-        kernels.scores(arrays.scores, arrays, &keys)
+    kernels.scores(arrays.scores, arrays, &keys)
     if selecting:
         kernels.mark_attended(arrays.scores, arrays, &keys)
     kernels.exponentials(arrays.scores, arrays, &keys)
     set_rows(&values, &block.values, skipped, region.high - region.low, prefetch)
-    if worker.call.plan.huge:
-        weigh_huge(tile, worker, strategy, head, region, selecting)
-    elif selecting:
+    if selecting:
         select_values(kernels, arrays.softmax.output, arrays, &values)
     else:
         kernels.values(arrays.softmax.output, arrays, &values)

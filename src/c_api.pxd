@@ -19,11 +19,11 @@ from cattn cimport (
     CATTN_OFFSET_START, CATTN_OVERLAPS, CATTN_WRONG_SHAPE, CATTN_WRONG_TYPE, CATTN_WRONG_VALUE, cattn_attention_args,
     cattn_ndarray)
 from convert cimport gather_row, is_multiple, item_size
-from execute cimport execute
+from execute cimport execute, execute_wide
 from plan cimport POLL_ENTRIES, STAGE_OUTPUT, Caller, gains_by_threads, Machine, make_plan, Plan, reserve, times
 from problem cimport (
     CATTN_BFLOAT16, CATTN_BOOL, CATTN_DONE, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, CATTN_INT64,
-    CATTN_LARGEST_SIZE, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
+    CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
     cattn_type)
 from system.system cimport cattn_now
 from tile cimport entry_integer
@@ -280,7 +280,7 @@ cdef inline bint has_axes_like(const cattn_ndarray *array, const cattn_ndarray *
 
 cdef inline int set_sizes(cattn_problem *problem, const cattn_attention_args *args) noexcept nogil:
     cdef int axis, other
-    if args.query.ndim < 2 or size_of(&args.query, 1) == 0:
+    if args.query.ndim < 2 or not 0 < size_of(&args.query, 1) <= CATTN_LARGEST_HEAD:
         return wrong(CATTN_ARGUMENT_QUERY, CATTN_WRONG_SHAPE)
     problem.query_heads = size_of(&args.query, 3)
     problem.query_length = size_of(&args.query, 2)
@@ -302,7 +302,7 @@ cdef inline int set_sizes(cattn_problem *problem, const cattn_attention_args *ar
     for axis in range(problem.batch_ndim // 2):
         other = problem.batch_ndim - 1 - axis
         problem.batch_shape[axis], problem.batch_shape[other] = problem.batch_shape[other], problem.batch_shape[axis]
-    return CATTN_NO_MEMORY if max(problem.head_size, problem.value_size) > CATTN_LARGEST_SIZE else CATTN_DONE
+    return CATTN_NO_MEMORY if problem.value_size > CATTN_LARGEST_VALUE else CATTN_DONE
 
 
 cdef inline bint place(cattn_array *array, const cattn_ndarray *given, const cattn_problem *problem,
@@ -583,6 +583,8 @@ cdef inline int run(const cattn_problem *problem, const cattn_attention_args *ar
     cdef Py_ssize_t threads = min(max(args.num_threads, 1), machine.most_threads), bytes
     cdef cattn_status status
     cdef Plan plan
+    if problem.value_size > CATTN_LARGEST_HEAD:
+        return execute_wide(problem, threads, machine, caller, &bytes)
     status = make_plan(&plan, problem, machine, STAGE_OUTPUT, caller)
     if status != CATTN_DONE or plan.tasks == 0:
         return status

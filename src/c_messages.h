@@ -47,7 +47,7 @@ static const char *const cattn_wrong_argument[][CATTN_IS_UNKNOWN + 1] = {
         [CATTN_WRONG_VALUE] = "window_left, window_right: expected 0 or more, or -1 for no limit on that side",
         [CATTN_IS_MISSING] = "window_left, window_right: expected CATTN_HAS_WINDOW among the flags beside a window"},
     [CATTN_ARGUMENT_QUERY] = {
-        CATTN_NEEDED("query", CATTN_FLOATS_EXPECTED, "shape (..., Hq, Lq, D) or (Lq, D), with D of 1 or more")},
+        CATTN_NEEDED("query", CATTN_FLOATS_EXPECTED, "shape (..., Hq, Lq, D) or (Lq, D), with D from 1 to 16384")},
     [CATTN_ARGUMENT_KEY] = {
         CATTN_NEEDED("key", "of query, or CATTN_FLOAT16 or CATTN_BFLOAT16 beside CATTN_FLOAT32",
                      "shape (..., Hkv, Lk, D) or (Lk, D) like query, with its D, an Hkv that divides its Hq, and "

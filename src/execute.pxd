@@ -4,8 +4,10 @@
 from libc.stdlib cimport free, malloc
 
 from attend cimport attend, merge_partials
-from plan cimport STAGE_OUTPUT, Caller, count_packed, find_task, leaves_last_partial, Plan, reserve, Start, Task, times
-from problem cimport CATTN_DONE, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
+from plan cimport (
+    STAGE_OUTPUT, Caller, count_packed, find_task, leaves_last_partial, Machine, make_plan, Plan, reserve, Start, Task,
+    times)
+from problem cimport CATTN_DONE, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_float_mode, cattn_pool_run
 from tiles.tiles cimport CATTN_ALIGNMENT
 from weights cimport find_weights
@@ -113,4 +115,30 @@ cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ss
         status = run_tasks(call)
     if not on_stack:
         free(memory)
+    return status
+
+
+cdef inline void take_columns(cattn_problem *part, const cattn_problem *problem, Py_ssize_t start) noexcept nogil:
+    """Set `part` to the problem with as many columns of values, from `start` on, as are computed at a time."""
+    part[0] = problem[0]
+    part.value_size = min(problem.value_size - start, CATTN_LARGEST_HEAD)
+    part.value.data += start * problem.value.column
+    part.out.data += start * problem.out.column
+    if start > 0:
+        part.lse.data = NULL   # it has been written
+
+
+cdef inline cattn_status execute_wide(const cattn_problem *problem, Py_ssize_t threads, const Machine *machine,
+                                      const Caller *caller, Py_ssize_t *bytes) noexcept nogil:
+    """Compute the output of values that are too wide for one plan, some columns at a time."""
+    cdef Py_ssize_t start = 0
+    cdef cattn_status status = CATTN_DONE
+    cdef cattn_problem part
+    cdef Plan plan
+    while start < problem.value_size and status == CATTN_DONE:
+        take_columns(&part, problem, start)
+        status = make_plan(&plan, &part, machine, STAGE_OUTPUT, caller)
+        if status == CATTN_DONE and plan.tasks > 0:
+            status = execute(&plan, &part, min(threads, plan.tasks), caller, bytes)
+        start += CATTN_LARGEST_HEAD
     return status

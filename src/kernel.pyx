@@ -17,7 +17,7 @@ from calls cimport explain_calls
 from plan cimport (
     STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Caller, Machine, make_plan, Plan,
     Strategy)
-from problem cimport cattn_problem
+from problem cimport CATTN_LARGEST_HEAD, cattn_problem
 from python_api cimport check, compute, note_ending_thread, wants_to_stop
 from system.system cimport cattn_best_isa, cattn_isa_name, cattn_l2_bytes, cattn_override, cattn_prefetches_rows
 from tiles.portable_table cimport fill_portable
@@ -145,9 +145,10 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     Parameters
     ----------
     query : array_like, shape (..., Hq, Lq, D)
-        Hq heads of Lq queries. A 3-D array is (H, L, D). If all three inputs are 2-D, there is one head, and no axis
-        for it. float32 and float64 are computed in their own precision. float16 and bfloat16 are read and written as
-        they are, and computed in float32. Arrays may have any strides and byte order. int32 and int64 count as float64.
+        Hq heads of Lq queries. D is at most 16384. A 3-D array is (H, L, D). If all three inputs are 2-D, there is one
+        head, and no axis for it. float32 and float64 are computed in their own precision. float16 and bfloat16 are read
+        and written as they are, and computed in float32. Arrays may have any strides and byte order. int32 and int64
+        count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
         Hq must be a multiple of Hkv. Query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
         Keys have the type of the queries. With float32 queries, they may also be float16 or bfloat16.
@@ -453,7 +454,8 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
         softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
-    check(make_plan(&found, &problem, &machine, STAGE_OUTPUT, &caller), &found, 0, 0)
+    problem.value_size = min(problem.value_size, CATTN_LARGEST_HEAD)   # so many columns are computed at a time
+    check(make_plan(&found, &problem, &machine, STAGE_OUTPUT, &caller), 0, 0)
     strategy = &found.many if found.has_many else &found.few
     lanes = strategy.kernels.lanes
     return _plan.Plan(

@@ -13,7 +13,7 @@ from worker cimport Call, stopped, Worker
 cdef struct Block:
     Py_ssize_t start, stop           # its keys
     Py_ssize_t next_start, end       # where the next one begins, and the last one ends
-    cattn_key_block keys, values     # of heads that are not huge
+    cattn_key_block keys, values
 
 
 cdef inline void prepare(cattn_key_block *rows, const Storage *storage, const Worker *worker, const cattn_array *array,
@@ -31,17 +31,18 @@ cdef inline void prepare(cattn_key_block *rows, const Storage *storage, const Wo
 
 
 cdef inline void prepare_keys(cattn_key_block *rows, const Worker *worker, const Strategy *strategy,
-                              const KeyHead *head, Py_ssize_t low, Py_ssize_t column) noexcept nogil:
-    """Keys low, low + 1, ..., in columns from `column` on."""
+                              const KeyHead *head, Py_ssize_t low) noexcept nogil:
+    """Prepare keys low, low + 1, ..."""
     cdef const cattn_array *array = &worker.call.problem.key
-    prepare(rows, &strategy.key, worker, array, head.key + low * array.row + column * array.column,
+    prepare(rows, &strategy.key, worker, array, head.key + low * array.row,
             worker.workspace + worker.call.plan.key_at)
 
 
 cdef inline void prepare_values(cattn_key_block *rows, const Worker *worker, const Strategy *strategy,
-                                const KeyHead *head, Py_ssize_t low, Py_ssize_t column) noexcept nogil:
+                                const KeyHead *head, Py_ssize_t low) noexcept nogil:
+    """Prepare values low, low + 1, ..."""
     cdef const cattn_array *array = &worker.call.problem.value
-    prepare(rows, &strategy.value, worker, array, head.value + low * array.row + column * array.column,
+    prepare(rows, &strategy.value, worker, array, head.value + low * array.row,
             worker.workspace + worker.call.plan.value_at)
 
 
@@ -70,13 +71,12 @@ cdef inline bint next_block(Block *block, const Worker *worker, const Strategy *
     count = block.stop - block.start
     if count <= 0 or stopped(worker, rows * count * (problem.head_size + problem.value_size)):
         return False
-    if not worker.call.plan.huge:
-        block.keys.count = block.values.count = count
-        block.keys.size = problem.head_size
-        block.values.size = problem.value_size
-        prepare_keys(&block.keys, worker, strategy, head, block.start, 0)
-        if head.value != NULL:
-            prepare_values(&block.values, worker, strategy, head, block.start, 0)
+    block.keys.count = block.values.count = count
+    block.keys.size = problem.head_size
+    block.values.size = problem.value_size
+    prepare_keys(&block.keys, worker, strategy, head, block.start)
+    if head.value != NULL:
+        prepare_values(&block.values, worker, strategy, head, block.start)
     return True
 
 

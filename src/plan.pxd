@@ -13,11 +13,6 @@ from tiles.tiles cimport (
     cattn_blocking, cattn_kernels, cattn_row_tile, cattn_table)
 
 cdef enum:
-    # Heads and values of more columns are huge: a tile of many rows with a block of keys, or its load, would be too
-    # long to wait for. They go a slice at a time, which a block of keys shares with its rows in L2, and by few rows,
-    # for an output takes memory that takes time to be freed. A slice is a multiple of what any table sums at a time.
-    LARGEST_WHOLE = 16384
-    SLICE = 2048
     POLL_ENTRIES = 32768   # between two looks at signals: 1 to 3 ms
     LARGEST_TASK = 16      # query tiles that share a block of keys
     TILES_BYTES = 524288   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
@@ -76,8 +71,6 @@ cdef struct Plan:
     Py_ssize_t group                     # query heads that share a key head
     Strategy many, few
     bint has_many, has_few
-    bint huge                            # heads or values are: go through them by slices
-    Py_ssize_t columns                   # of queries, keys and values that are in the workspace at a time, if they are
     bint heads_inside                    # tasks of the same rows follow each other, head by head
     bint head_fits_l2                    # its keys and values, which then stay from task to task
     bint out_in_place, mask_in_place, bias_in_place
@@ -87,7 +80,7 @@ cdef struct Plan:
     Py_ssize_t tasks_of_entry            # all have as many, unless packed
     # Where each array of a worker's workspace begins, and its size.
     Py_ssize_t tiles_at, queries_at, output_at, block_output_at, scores_at, attn_bias_at, vectors_at, totals_at
-    Py_ssize_t key_at, value_at, row_at, bias_at, mask_at, attended_at, slice_scores_at, workspace_bytes
+    Py_ssize_t key_at, value_at, row_at, bias_at, mask_at, attended_at, workspace_bytes
 
 
 cdef struct Task:
@@ -144,7 +137,7 @@ cdef inline bint has_chunks(const Plan *plan, Py_ssize_t keys) noexcept nogil:
 
 cdef inline const Strategy *strategy_of(const Plan *plan, Py_ssize_t rows) noexcept nogil:
     """For so many rows that share their keys."""
-    return &plan.few if (rows <= CATTN_FEW_ROWS or plan.huge) and plan.stage == STAGE_OUTPUT else &plan.many
+    return &plan.few if rows <= CATTN_FEW_ROWS and plan.stage == STAGE_OUTPUT else &plan.many
 
 
 cdef inline Py_ssize_t times(Py_ssize_t one, Py_ssize_t other) noexcept nogil:
@@ -206,14 +199,13 @@ cdef inline void open_strategy(Strategy *strategy, const cattn_kernels *kernels,
 
 
 cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, Py_ssize_t depth) noexcept nogil:
-    """What depends on the kernels: blocks, chunk, storage. Huge heads take the largest block: they load their queries
-    anew for each."""
+    """Set what depends on the kernels: blocks, chunk, storage."""
     cdef const cattn_blocking *blocking = &strategy.kernels.blocking
     cdef Py_ssize_t block = blocking.most, bytes = depth * strategy.kernels.itemsize
     if blocking.step > 0 and block * bytes > blocking.bytes:
         block = max(blocking.least, blocking.bytes // bytes // blocking.step * blocking.step)
     elif blocking.step == 0:
-        while block > blocking.least and block * bytes > blocking.bytes and depth <= LARGEST_WHOLE:
+        while block > blocking.least and block * bytes > blocking.bytes:
             block //= 2
     strategy.key_block = block
     strategy.chunk = min(blocking.most_chunk, max(blocking.least_chunk, blocking.chunk_blocks * block))
@@ -273,10 +265,10 @@ cdef inline Py_ssize_t prepared_bytes(const Strategy *strategy, const Storage *s
     return 0 if storage.prepare == NULL else strategy.key_block * item_size(storage.type)
 
 
-cdef inline Py_ssize_t query_room(const Plan *plan, const cattn_problem *problem) noexcept nogil:
+cdef inline Py_ssize_t query_room(const cattn_problem *problem) noexcept nogil:
     """Return the room for a row of a tile's queries, in numbers. A row may end in a whole vector of 64 bytes, or in a whole
     row of a register tile, which takes pairs of columns."""
-    return round_up(min(problem.head_size, plan.columns), 16)
+    return round_up(problem.head_size, 16)
 
 
 cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noexcept nogil:
@@ -288,7 +280,7 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     tile_count = many.tiles_per_task
     plan.tiles_at = reserve(&bytes, tile_count * sizeof(Tile))
     plan.vectors_at = reserve(&bytes, (3 * tile_count + 3) * CATTN_MAX_LANES * item)
-    plan.queries_at = reserve(&bytes, tile_count * tile_rows * query_room(plan, problem) * item)
+    plan.queries_at = reserve(&bytes, tile_count * tile_rows * query_room(problem) * item)
     plan.output_at = reserve(&bytes, tile_count * tile_rows * problem.value_size * item)
     plan.block_output_at = reserve(&bytes, 0 if key_block <= many.kernels.run else lanes * problem.value_size * item)
     plan.totals_at = reserve(&bytes, 0 if not has_chunks(plan, problem.key_length) else
@@ -296,13 +288,12 @@ cdef inline void lay_out_workspace(Plan *plan, const cattn_problem *problem) noe
     plan.scores_at = reserve(&bytes, block * tile_rows * item)
     plan.attn_bias_at = reserve(&bytes, min(key_block, problem.key_length) * lanes * item)
     plan.attended_at = reserve(&bytes, block * tile_rows)
-    plan.slice_scores_at = reserve(&bytes, block * tile_rows * item if plan.huge else 0)
-    plan.key_at = reserve(&bytes, min(problem.head_size, plan.columns)
+    plan.key_at = reserve(&bytes, problem.head_size
                           * max(prepared_bytes(many, &many.key), prepared_bytes(&plan.few, &plan.few.key)))
-    plan.value_at = reserve(&bytes, min(problem.value_size, plan.columns)
+    plan.value_at = reserve(&bytes, problem.value_size
                             * max(prepared_bytes(many, &many.value), prepared_bytes(&plan.few, &plan.few.value)))
     plan.row_at = reserve(&bytes, 0 if many.query_in_place and plan.few.query_in_place and plan.out_in_place else
-                          tile_rows * max(plan.columns, block) * item)
+                          tile_rows * max(problem.head_size, problem.value_size, block) * item)
     plan.bias_at = reserve(&bytes, 0 if plan.bias_in_place else tile_rows * block * item)
     plan.mask_at = reserve(&bytes, 0 if plan.mask_in_place else tile_rows * block)
     plan.workspace_bytes = bytes
@@ -379,8 +370,6 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     plan.table = &machine.table
     plan.arithmetic = CATTN_FLOAT64 if problem.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
     plan.itemsize = item_size(plan.arithmetic)
-    plan.huge = depth > LARGEST_WHOLE
-    plan.columns = SLICE if plan.huge else depth
     plan.group = problem.query_heads // problem.key_heads if problem.key_heads > 0 else 0
     plan.entries = 1
     for axis in range(problem.batch_ndim):

@@ -29,8 +29,12 @@ typedef struct {
     ptrdiff_t batch[CATTN_MAX_BATCH_NDIM];
 } cattn_array;
 
-/* Of a head or a value: what a workspace needs for one cannot overflow a count of bytes then. */
-#define CATTN_LARGEST_SIZE ((ptrdiff_t)1 << 40)
+/* The largest size of a head, and the columns of values that are computed at a time: with more, a tile with a block of
+ * keys would take too long for somebody who waits for Ctrl-C. */
+#define CATTN_LARGEST_HEAD ((ptrdiff_t)16384)
+
+/* The largest size of a value: a count of bytes cannot overflow then. */
+#define CATTN_LARGEST_VALUE ((ptrdiff_t)1 << 40)
 
 /* Of batch entries or of tasks, which take a day for 2^40 at least. */
 #define CATTN_LARGEST_COUNT ((ptrdiff_t)1 << 48)

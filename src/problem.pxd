@@ -6,7 +6,8 @@ cdef extern from "problem.h" nogil:
     enum:
         CATTN_MAX_BATCH_NDIM
         CATTN_UNLIMITED
-    Py_ssize_t CATTN_LARGEST_SIZE
+    Py_ssize_t CATTN_LARGEST_HEAD
+    Py_ssize_t CATTN_LARGEST_VALUE
     Py_ssize_t CATTN_LARGEST_COUNT
 
     ctypedef enum cattn_type:

@@ -2,10 +2,10 @@
 
 from libc.stdint cimport int64_t
 
-from execute cimport execute
+from execute cimport execute, execute_wide
 from plan cimport Caller, gains_by_threads, Machine, make_plan, Plan, work_of
 from problem cimport (
-    CATTN_LARGEST_COUNT, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem, cattn_status)
+    CATTN_LARGEST_COUNT, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem, cattn_status)
 
 cdef extern from *:
     """
@@ -60,12 +60,12 @@ cdef inline void note_ending_thread() noexcept:
     cattn_ending_thread = <int64_t>PyThread_get_thread_ident()
 
 
-cdef inline int check(cattn_status status, const Plan *plan, Py_ssize_t threads, Py_ssize_t bytes) except -1:
+cdef inline int check(cattn_status status, Py_ssize_t threads, Py_ssize_t bytes) except -1:
     """Raise what a status says; where the caller stopped it, its exception is set."""
     if status == CATTN_STOPPED:
         return -1
     if status == CATTN_TOO_MANY_TASKS:
-        raise MemoryError(f"query, key: expected a batch of at most {CATTN_LARGEST_COUNT} tasks, got {plan.tasks}")
+        raise MemoryError(f"query, key: expected a batch of at most {CATTN_LARGEST_COUNT} tasks, got more")
     if status == CATTN_NO_MEMORY:
         raise MemoryError(f"a workspace of {bytes} bytes for {threads} threads")
     return 0
@@ -81,7 +81,12 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     cdef cattn_status status
     cdef double work
     cdef Plan plan
-    check(make_plan(&plan, problem, machine, stage, &caller), &plan, 0, 0)
+    if problem.value_size > CATTN_LARGEST_HEAD:
+        threads = min(threads if threads > 0 else default_threads(), machine.most_threads)
+        with nogil:
+            status = execute_wide(problem, threads, machine, &caller, &bytes)
+        return check(status, threads, bytes)
+    check(make_plan(&plan, problem, machine, stage, &caller), 0, 0)
     if plan.tasks == 0:
         return 0
     work = work_of(&plan, problem)
@@ -95,4 +100,4 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     else:
         with nogil:
             status = execute(&plan, problem, threads, &caller, &bytes)
-    return check(status, &plan, threads, bytes)
+    return check(status, threads, bytes)

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 
 from convert cimport gather_row, scatter_row
 from plan cimport (
-    LARGEST_WHOLE, entry_key_length, entry_query_length, Plan, query_room, rows_of_partial, Strategy, Task, Tile)
+    entry_key_length, entry_query_length, Plan, query_room, rows_of_partial, Strategy, Task, Tile)
 from problem cimport CATTN_UNLIMITED, cattn_array, cattn_problem
 from tiles.tiles cimport (
     CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_row_tile, cattn_softmax)
@@ -173,7 +173,7 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     arrays.softmax.row_max = vectors + (3 + 3 * number) * vector
     arrays.softmax.row_sum = vectors + (4 + 3 * number) * vector
     arrays.softmax.lse_sum = vectors + (5 + 3 * number) * vector if rounds else arrays.softmax.row_sum
-    arrays.queries = workspace + plan.queries_at + number * arrays.lanes * query_room(plan, problem) * item
+    arrays.queries = workspace + plan.queries_at + number * arrays.lanes * query_room(problem) * item
     arrays.softmax.output = workspace + plan.output_at + number * output
     arrays.block_output = workspace + plan.block_output_at
     arrays.scores = workspace + plan.scores_at
@@ -191,17 +191,17 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
         arrays.softmax.output_carry = arrays.total.output_carry = vectors + 5 * vector + output
 
 
-cdef inline void load_queries(Tile *tile, const Worker *worker, const Strategy *strategy, const KeyHead *head,
-                              Py_ssize_t start, Py_ssize_t count) noexcept nogil:
-    """Columns start, start + 1, ... of the tile's queries."""
+cdef inline void load_queries(Tile *tile, const Worker *worker, const Strategy *strategy,
+                              const KeyHead *head) noexcept nogil:
+    """Load the tile's queries."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Plan *plan = worker.call.plan
     cdef const char *rows[CATTN_MAX_LANES]
     cdef char *scratch = worker.workspace + plan.row_at
     cdef cattn_key_block columns
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, count = problem.head_size
     for row in range(tile.arrays.rows):
-        rows[row] = row_of(&problem.query, head.query, tile, row) + start * problem.query.column
+        rows[row] = row_of(&problem.query, head.query, tile, row)
         if not strategy.query_in_place:
             gather_row(scratch + row * count * plan.itemsize, tile.kernels.type, &problem.query, rows[row], count,
                        plan.table)
@@ -224,8 +224,7 @@ cdef inline void open_tile(Tile *tile, const Worker *worker, const Task *task, c
     place_arrays(tile, worker, task, number)
     find_rows(tile, plan, head, first_row)
     find_intervals(tile, worker.call.problem, head, task.key_start, task.key_stop)
-    if not plan.huge:
-        load_queries(tile, worker, task.strategy, head, 0, worker.call.problem.head_size)
+    load_queries(tile, worker, task.strategy, head)
 
 
 cdef inline void reset_softmax(Tile *tile, const Worker *worker, const KeyHead *head, bint with_sinks) noexcept nogil:
@@ -246,26 +245,13 @@ cdef inline void reset_softmax(Tile *tile, const Worker *worker, const KeyHead *
     tile.arrays.sinks = NULL
 
 
-cdef inline void fill_rows(Tile *tile, const Worker *worker) noexcept nogil:
-    """Zeros into the output of few rows, by slices: that of a huge value takes long."""
-    cdef Py_ssize_t row, start, size = worker.call.problem.value_size, item = worker.call.plan.itemsize, count
-    for row in range(tile.arrays.rows):
-        start = 0
-        while start < size:
-            count = min(size - start, <Py_ssize_t>LARGEST_WHOLE)
-            if start > 0 and stopped(worker, MOVE_WORK * count):
-                return
-            memset(<char *>tile.arrays.softmax.output + (row * size + start) * item, 0, count * item)
-            start += count
-
-
 cdef inline void fill_new(Tile *tile, const Worker *worker) noexcept nogil:
     """Zeros into the output of the halves that no block of keys has come to."""
     cdef Py_ssize_t half, column, item = worker.call.plan.itemsize, lanes = tile.arrays.lanes
     for half in range(CATTN_HALVES):
         if tile.is_new[half] and half * tile.half < lanes:
             if tile.arrays.pitch != 0:
-                fill_rows(tile, worker)
+                memset(tile.arrays.softmax.output, 0, tile.arrays.rows * worker.call.problem.value_size * item)
             else:
                 for column in range(worker.call.problem.value_size):
                     memset(<char *>tile.arrays.softmax.output + (column * lanes + half * tile.half) * item, 0,
@@ -307,26 +293,22 @@ cdef inline bint store_rows(Tile *tile, const Worker *worker, const KeyHead *hea
     """The output, divided by the sums, into the result or a partial one. Whether all of it is finite."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Plan *plan = worker.call.plan
-    cdef Py_ssize_t row, start = 0, size = problem.value_size, item = plan.itemsize, rows = tile.arrays.rows
-    cdef bint scattered = partial == NULL and not plan.out_in_place, finite = True
+    cdef Py_ssize_t row, size = problem.value_size, item = plan.itemsize, rows = tile.arrays.rows
+    cdef bint scattered = partial == NULL and not plan.out_in_place, finite
     cdef char *destination[CATTN_MAX_LANES]
     cdef cattn_key_block columns
     tile.arrays.destination = destination
-    while start == 0 or start < size:
-        columns.size = min(size - start, plan.columns)
-        if start > 0 and stopped(worker, MOVE_WORK * columns.size * rows):
-            return finite
-        for row in range(rows):
-            if scattered:
-                destination[row] = worker.workspace + plan.row_at + row * columns.size * item
-            else:
-                destination[row] = start * item + (row_of(&problem.out, head.out, tile, row) if partial == NULL
-                                                   else partial + row * size * item)
-        finite &= tile.kernels.store(<char *>tile.arrays.softmax.output + start * item, &tile.arrays, &columns)
-        for row in range(rows if scattered else 0):
-            scatter_row(&problem.out, row_of(&problem.out, head.out, tile, row) + start * problem.out.column,
-                        destination[row], plan.arithmetic, columns.size, plan.table)
-        start += plan.columns
+    columns.size = size
+    for row in range(rows):
+        if scattered:
+            destination[row] = worker.workspace + plan.row_at + row * size * item
+        else:
+            destination[row] = (row_of(&problem.out, head.out, tile, row) if partial == NULL
+                                else partial + row * size * item)
+    finite = tile.kernels.store(tile.arrays.softmax.output, &tile.arrays, &columns)
+    for row in range(rows if scattered else 0):
+        scatter_row(&problem.out, row_of(&problem.out, head.out, tile, row), destination[row], plan.arithmetic, size,
+                    plan.table)
     return finite
 
 

@@ -2,7 +2,6 @@
 
 from libc.string cimport memcpy, memset
 
-from attend cimport score_huge
 from keys cimport begin_blocks, Block, next_block
 from non_finite cimport are_finite, arithmetic_of
 from plan cimport STAGE_WEIGHTS, Plan, Strategy, Task, Tile
@@ -39,10 +38,7 @@ cdef inline bint score_block(Tile *tile, const Worker *worker, const Strategy *s
     set_region(&region, 0, tile.arrays.rows, tile.arrays.lanes, block.start, block.stop)
     set_score_mod(&mod, worker, head, tile, &region)
     block.keys.count = block.stop - block.start
-    if worker.call.plan.huge:
-        score_huge(tile, &tile.arrays, worker, strategy, head, &region)
-    else:
-        tile.kernels.scores(tile.arrays.scores, &tile.arrays, &block.keys)
+    tile.kernels.scores(tile.arrays.scores, &tile.arrays, &block.keys)
     # What is added may mask, a NaN too, which the kernels leave as it is until they mark it.
     return not (marking or mod.adds) or tile.kernels.mark_attended(tile.arrays.scores, &tile.arrays, &block.keys)
 

@@ -80,8 +80,6 @@ AXES = {
     "load": "rows size",
     "reset": "rows",
     "scores": "rows count size",
-    "add_scores": "rows count",
-    "modify_scores": "rows count",
     "mark_attended": "rows count",
     "exponentials": "rows count",
     "values": "rows count size",
@@ -95,8 +93,8 @@ AXES = {
     "round_to_float": "size",
     "interleave": "count size",
 }
-STORED = {"scores", "modify_scores", "mark_attended", "values", "rows"}  # read half types, too
-HALVES = {"scores", "add_scores", "modify_scores", "mark_attended", "exponentials", "values"}
+STORED = {"scores", "mark_attended", "values", "rows"}  # read half types, too
+HALVES = {"scores", "mark_attended", "exponentials", "values"}
 MOST_WORK = 1 << 17  # rows · keys · columns
 MODIFIERS = ["softcap", "bias", "alibi", "mask", "interval"]
 

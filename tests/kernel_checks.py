@@ -118,39 +118,6 @@ def late_scale(case, tile):
     return case.real.type(tile.struct.scale if case.scales_late(tile.struct.scale) else 1)
 
 
-def check_add_scores(case, memory, random):
-    tile = Tile(memory, case)
-    for name in ("scores", "slice_scores"):
-        getattr(tile, name)[...] = random.standard_normal((case.rows, case.count))
-    expected = tile.scores + tile.slice_scores
-    tile.struct.scores = tile.at["slice_scores"]
-    tile("add_scores", "scores", KeyBlock(count=case.count, size=case.size))
-    same("scores", tile.scores, expected)
-
-
-def check_modify_scores(case, memory, random):
-    """As `scores` would have done at once, bit for bit; but for pairs, where it rounds the product with the scale and
-    what is added to it together."""
-    tile, modifiers = Tile(memory, case), Modifiers(case, random)
-    _, _, block = compute_scores(tile, case, memory, random)
-    modifiers.pass_to(tile, memory)
-    tile("scores", "scores", block)
-    at_once = tile.scores.copy()
-    tile.struct.score_mod = None
-    tile("scores", "scores", block)
-    at_once *= late_scale(case, tile)
-    tile.scores *= late_scale(dataclasses.replace(case, modifiers=()), tile)
-    raw = tile.scores.astype(wide(case.real))
-    memory.bias.settle()
-    memory.mask.settle()
-    modifiers.pass_to(tile, memory)
-    tile("modify_scores", "scores", block)
-    check_modified("scores", tile.scores, raw, modifiers, tiny(case.real))
-    roundings = np.where(np.isfinite(at_once), np.abs(raw) + 2 * np.abs(at_once), 0)
-    close("scores", tile.scores, at_once, unit(case.real) * roundings if case.pairs else 0)
-    same("block_max", tile.block_max, largest(tile.scores))
-
-
 def check_mark_attended(case, memory, random):
     tile, modifiers = Tile(memory, case), Modifiers(case, random)
     raw, tolerance, block = compute_scores(tile, case, memory, random)
@@ -246,8 +213,7 @@ def interleaved(rows, group):
 
 
 def roomy(memory, case, random):
-    """A tile whose output may have columns beside those of the call, as that of a huge value has; and whose pitch may
-    be larger than it must be."""
+    """A tile whose output may have columns beside those of the call, and whose pitch may be larger than it must be."""
     beside = case.few and random.random() < 0.5
     pitch = round_up(case.count, 64) + 64 * int(random.integers(3))
     start, beyond = (ALIGNMENT // case.real.itemsize, int(random.integers(1, 9))) if beside else (0, 0)
@@ -622,8 +588,6 @@ CHECKS = {
     "load": check_load,
     "reset": check_reset,
     "scores": check_scores,
-    "add_scores": check_add_scores,
-    "modify_scores": check_modify_scores,
     "mark_attended": check_mark_attended,
     "exponentials": check_exponentials,
     "values": check_values,

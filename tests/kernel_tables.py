@@ -56,7 +56,7 @@ class KeyBlock(ctypes.Structure):
 
 class Kernels(ctypes.Structure):
     NAMES = (
-        *("load", "reset", "scores", "add_scores", "modify_scores", "mark_attended", "exponentials"),
+        *("load", "reset", "scores", "mark_attended", "exponentials"),
         *("values", "merge", "store", "logsumexp"),
     )
     Function = ctypes.CFUNCTYPE(integer, pointer, ctypes.POINTER(RowTile), ctypes.POINTER(KeyBlock))
@@ -239,7 +239,7 @@ class Tile:
     leave the lanes of the other as they are, and few rows what lies between them."""
 
     MATRICES = (
-        *("queries", "scores", "slice_scores", "attn_bias", "attended"),
+        *("queries", "scores", "attn_bias", "attended"),
         *("output", "block_output", "output_carry", "total_output"),
     )
     VECTORS = (
@@ -265,7 +265,7 @@ class Tile:
                     whole = VECTOR_NUMBERS if self.few else case.kernels.interleaves
                     count = round_up(case.size, whole) // 2
                 row = count
-            elif name in ("scores", "slice_scores", "attended", "attn_bias"):
+            elif name in ("scores", "attended", "attn_bias"):
                 count, row = case.count, pitch
             elif name != "block_output":
                 first = start if self.few else 0

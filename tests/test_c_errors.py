@@ -428,9 +428,18 @@ def test_what_lies_apart(door):
 
 def test_sizes_beyond_memory(door):
     zero = np.zeros(1, np.float32)
-    wide = np.lib.stride_tricks.as_strided(zero, (1, 1, 2**40 + 1), (0, 0, 0))
-    call = Call(query=wide, key=wide, value=zero.reshape(1, 1, 1))
-    assert door(call.arguments) == (NO_MEMORY, "there is no memory for the workspace; fewer threads take less")
+    call = Call(query=zero.reshape(1, 1, 1), key=zero.reshape(1, 1, 1), value=zero.reshape(1, 1, 1))
+    shape, strides = (ctypes.c_ssize_t * 3)(1, 1, 2**40 + 1), (ctypes.c_ssize_t * 3)()
+    wide = (zero.ctypes.data, 0, 3, ctypes.addressof(shape), ctypes.addressof(strides))
+    assert door(call.arguments | {"value": wide}) == (
+        NO_MEMORY,
+        "there is no memory for the workspace; fewer threads take less",
+    )
+    large = np.lib.stride_tricks.as_strided(zero, (1, 1, 16385), (0, 0, 0))
+    call = Call(query=large, key=large, value=zero.reshape(1, 1, 1))
+    assert_wrong(
+        door(call.arguments), call, "query", SHAPE, "query: expected shape (..., Hq, Lq, D) or (Lq, D), with D"
+    )
     many = np.lib.stride_tricks.as_strided(zero, (2**30, 2**29, 1, 1, 1), (0,) * 5)
     out = (ctypes.c_ssize_t * 5)(2**30, 2**29, 1, 1, 0)
     call = Call(query=zero.reshape(1, 1, 1), key=zero.reshape(1, 1, 1), value=zeros(1, 1, 0), with_lse=False)

@@ -331,7 +331,6 @@ static void F(override_few)(cattn_kernels *few)
 {
     few->blocking = F(few_blocking);
     few->scores = F(few_scores);
-    few->modify_scores = F(few_modify_scores);
     few->exponentials = F(few_exponentials);
     few->values = F(few_values);
     few->merge = F(few_merge);

@@ -310,17 +310,6 @@ cdef inline int scores(real *scores, const cattn_row_tile *tile, const cattn_key
     return modify_scores(scores, tile, block)
 
 
-cdef inline int add_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    """Of either layout."""
-    cdef const real *added = <const real *>tile.scores
-    cdef Matrix matrix = score_matrix(tile, block)
-    cdef Py_ssize_t line, at
-    for line in range(matrix.lines):
-        for at in range(line * matrix.pitch, line * matrix.pitch + matrix.length):
-            scores[at] += added[at]
-    return True
-
-
 cdef inline int mark_attended(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Of either layout."""
     cdef const real *added = <const real *>tile.attn_bias

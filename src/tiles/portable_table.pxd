@@ -2,9 +2,9 @@
 
 from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, cattn_type
 from tiles.portable cimport (
-    PORTABLE_LANES, PORTABLE_RUN, add_scores, exponentials, load, logsumexp, mark_attended, merge, modify_scores, real,
+    PORTABLE_LANES, PORTABLE_RUN, exponentials, load, logsumexp, mark_attended, merge, real,
     reset, round_to_float, scores, store, values)
-from tiles.portable_few cimport few_exponentials, few_modify_scores, few_scores, few_store, few_values
+from tiles.portable_few cimport few_exponentials, few_scores, few_store, few_values
 from tiles.portable_half cimport narrow, widen
 from tiles.tiles cimport (
     CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_blocking, cattn_kernel, cattn_kernels,
@@ -20,7 +20,6 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     # long as 5 keys or so.
     many.blocking = cattn_blocking(2 * PORTABLE_RUN, PORTABLE_RUN // 4, 0, 25600, 5, 100, PY_SSIZE_T_MAX)
     many.scores = <cattn_kernel>scores[real]
-    many.modify_scores = <cattn_kernel>modify_scores[real]
     many.exponentials = <cattn_kernel>exponentials[real]
     many.values = <cattn_kernel>values[real]
     many.store = <cattn_kernel>store[real]
@@ -31,7 +30,6 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     # bytes.
     few.blocking = cattn_blocking(CATTN_MAX_KEYS, 64, 64, 262144, 8, 64, 2048)
     few.scores = <cattn_kernel>few_scores[real]
-    few.modify_scores = <cattn_kernel>few_modify_scores[real]
     few.exponentials = <cattn_kernel>few_exponentials[real]
     few.values = <cattn_kernel>few_values[real]
     few.store = <cattn_kernel>few_store[real]
@@ -43,7 +41,6 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     many.interleaves = few.interleaves = 1
     many.load = few.load = <cattn_kernel>load[real]
     many.reset = few.reset = <cattn_kernel>reset[real]
-    many.add_scores = few.add_scores = <cattn_kernel>add_scores[real]
     many.mark_attended = few.mark_attended = <cattn_kernel>mark_attended[real]
     many.merge = few.merge = <cattn_kernel>merge[real]
     many.logsumexp = few.logsumexp = <cattn_kernel>logsumexp[real]

@@ -87,20 +87,6 @@ static void F(cap_scores)(vector *scores, const cattn_row_tile *tile, const vect
     }
 }
 
-/* The same without a softcap, for scores that lie there already. */
-INLINE void F(add_to_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count)
-{
-    for (int v = 0; v * WIDTH < tile->rows; v++) {
-        vector maximum = F(splat)(-INFINITE);
-        for (ptrdiff_t at = v; at < count * TILE_VECTORS; at += TILE_VECTORS) {
-            if (added != NULL)
-                scores[at] += added[at];
-            maximum = F(larger)(scores[at], maximum);
-        }
-        ((vector *)tile->block_max)[v] = maximum;
-    }
-}
-
 /* Bias lies along the keys, attn_bias along the rows: WIDTH × WIDTH squares, transposed in registers. */
 static void F(bias_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const void *const *bias)
 {

@@ -110,7 +110,7 @@ typedef struct {
     ptrdiff_t next, count;     /* rows next, next + 1, ... of `count` have not been asked for */
 } cattn_prefetch;
 
-/* Rows of keys, or of values, in columns of theirs: all of them, but for huge heads. */
+/* Rows of keys, or of values, or of some columns of them. */
 typedef struct {
     const char *rows;
     ptrdiff_t stride, count, size;
@@ -171,11 +171,6 @@ typedef struct {
     /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod; block_max[r] = max_j scores[j][r], a NaN not
      * counted. A masked NaN or +infinity may come out as NaN. */
     cattn_kernel scores;
-
-    /* Huge heads come by slices, whose scores another array adds up: array += scores. Then score_mod and block_max, as
-     * above, of the sums. */
-    cattn_kernel add_scores;
-    cattn_kernel modify_scores;
 
     /* attended = whether a score is not -infinity, which masked NaN and +infinity become. Answers whether all are. */
     cattn_kernel mark_attended;

@@ -84,7 +84,7 @@ cdef extern from "tiles/tiles.h" nogil:
         int rounds_weights, scales_late
         Py_ssize_t interleaves
         cattn_blocking blocking
-        cattn_kernel load, reset, scores, add_scores, modify_scores, mark_attended, exponentials
+        cattn_kernel load, reset, scores, mark_attended, exponentials
         cattn_kernel values, merge, store, logsumexp
 
     ctypedef struct cattn_table:

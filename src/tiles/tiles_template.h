@@ -124,17 +124,6 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
 #define SCORES F(scores)
 #include "scores_template.h"
 
-static int F(modify_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
-{
-    const cattn_score_mod *mod = tile->score_mod;
-    const void *added = F(find_attn_bias)(tile, block->count);
-    if (mod != NULL && mod->softcap != 0)
-        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
-    else
-        F(add_to_scores)(scores, tile, added, block->count);
-    return 1;
-}
-
 /* ---- many rows: softmax, values ---- */
 
 INLINE void F(exponentials_of)(vector *scores, const cattn_row_tile *tile, ptrdiff_t count, const int vectors)
@@ -441,7 +430,6 @@ static void F(override)(cattn_table *table)
     many->blocking = F(many_blocking);
     many->load = F(load_queries);
     many->scores = F(scores);
-    many->modify_scores = F(modify_scores);
     many->exponentials = F(exponentials);
     many->values = F(values);
     many->merge = F(merge);
