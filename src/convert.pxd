@@ -4,7 +4,7 @@
 from libc.float cimport FLT_MAX
 from libc.math cimport isfinite
 from libc.stdint cimport uint16_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from problem cimport CATTN_BOOL, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, cattn_array, cattn_type
 from tiles.tiles cimport CATTN_MANY, cattn_table

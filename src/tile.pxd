@@ -10,7 +10,7 @@ from plan cimport (
 from problem cimport CATTN_UNLIMITED, cattn_array, cattn_problem
 from tiles.tiles cimport (
     CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_row_tile, cattn_softmax)
-from worker cimport MOVE_WORK, stopped, Worker
+from worker cimport Worker
 
 
 # One batch entry and key head: where its first rows lie, and what holds for all its rows.

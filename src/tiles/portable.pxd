@@ -18,8 +18,7 @@ cdef extern from *:
     #endif
     """
 
-from libc.float cimport FLT_MAX
-from libc.math cimport INFINITY, isfinite, log, tanh
+from libc.math cimport INFINITY, log, tanh
 from libc.stdint cimport uint32_t, uint64_t
 
 from convert cimport to_float

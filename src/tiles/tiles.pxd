@@ -1,6 +1,6 @@
 # What tiles.h declares, in Cython's words.
 
-from problem cimport cattn_type, CATTN_BFLOAT16, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS
+from problem cimport cattn_type, CATTN_FLOATS
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX   # not an enum, which Cython takes for a C int or long
