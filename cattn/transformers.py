@@ -347,7 +347,7 @@ _NAMES = {"scale": "scaling", "mask": "attention_mask", "bias": "attention_mask"
 _HARMLESS = frozenset(
     (
         # The mask says it, or the rotation of queries and keys did.
-        *("sliding_window", "position_ids", "cache_position"),
+        *("sliding_window", "position_ids", "cache_position", "mm_token_type_ids"),
         # What a forward returns and keeps beside the result of attention.
         *("use_cache", "return_dict", "output_hidden_states", "output_router_logits"),
         # A loss and how it is scaled, whether generation has begun, whether flash attention's gradient always has the

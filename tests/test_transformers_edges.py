@@ -102,6 +102,7 @@ def test_harmless_keywords_change_nothing():
     given = {"sliding_window": 2, "position_ids": torch.arange(4)[None], "use_cache": True, "deterministic": False}
     given["pixel_values"] = torch.ones(1, 3, 4, 4)
     given |= {"labels": torch.zeros(1, 4, dtype=torch.int64), "generation_mode": "text"}
+    given["mm_token_type_ids"] = torch.tensor([[0, 1, 1, 0]])
     assert torch.equal(call(**given)[0], call()[0])
 
 
