@@ -343,7 +343,9 @@ def _intervals(visible):
 _NAMES = {"scale": "scaling", "mask": "attention_mask", "bias": "attention_mask", "sinks": "s_aux"}
 
 # Keywords that change no attention of transformers' own ("eager", "sdpa"). Any other one may say which keys a query
-# attends to, or how: it is refused until somebody has looked at it.
+# attends to, or how: it is refused until somebody has looked at it. `cu_seq_lens_q` and `cu_seq_lens_k` do say it: they
+# are the ends of packed sequences. "eager" ignores them, and the audio of Qwen3-Omni in transformers 5.0, which has no
+# mask beside them, then attends beyond its sequence.
 _HARMLESS = frozenset(
     (
         # The mask says it, or the rotation of queries and keys did.
