@@ -362,6 +362,10 @@ _HARMLESS = frozenset(
         *("logits_to_keep", "generation_mode"),
         # Keys and values hold what is in the cache.
         *("cache", "past_key_values"),
+        # Kosmos-2 hands options of generation down to its vision. `temperature`, `top_k` and `top_p` are missing here,
+        # since an attention may have options of these names.
+        *("generation_config", "max_new_tokens", "min_new_tokens", "do_sample", "num_beams", "num_return_sequences"),
+        *("return_dict_in_generate", "output_logits", "output_scores"),
     )
 )
 

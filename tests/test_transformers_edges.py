@@ -91,7 +91,7 @@ def test_indices_narrow_a_mask(add):
 # Keywords
 
 
-@pytest.mark.parametrize("name", ["block_indices", "sinks", "cu_seq_lens_q", "what_comes_next"])
+@pytest.mark.parametrize("name", ["block_indices", "sinks", "cu_seq_lens_q", "top_k", "what_comes_next"])
 def test_unknown_keywords_are_refused(name):
     with pytest.raises(NotImplementedError, match=f'^{name}: .* write attn_implementation="eager"'):
         call(**{name: torch.zeros(2, dtype=torch.int32)})
@@ -102,7 +102,7 @@ def test_harmless_keywords_change_nothing():
     given = {"sliding_window": 2, "position_ids": torch.arange(4)[None], "use_cache": True, "deterministic": False}
     given["pixel_values"] = torch.ones(1, 3, 4, 4)
     given |= {"labels": torch.zeros(1, 4, dtype=torch.int64), "generation_mode": "text"}
-    given["mm_token_type_ids"] = torch.tensor([[0, 1, 1, 0]])
+    given |= {"mm_token_type_ids": torch.tensor([[0, 1, 1, 0]]), "max_new_tokens": 4, "do_sample": False}
     assert torch.equal(call(**given)[0], call()[0])
 
 
