@@ -181,7 +181,7 @@ def _attention_varlen(seed, types=tuple(cases.TYPES)):
         edges = np.sort(random.integers(0, len(x) + 1, max(sequences - 1, 0)))
         case[name] = np.array([0, *edges, len(x)], random.choice([np.int32, np.int64]))
     if "alibi_slopes" in case:
-        case["alibi_slopes"] = case["alibi_slopes"].reshape(-1, query.shape[1])[0]
+        case["alibi_slopes"] = np.resize(case["alibi_slopes"], query.shape[1])
     if {"causal", "window", "alibi_slopes"} & case.keys():
         case["query_offset"] = ("end", "start", int(random.integers(-3, 4)))[int(random.integers(3))]
     return case | ({"return_lse": True} if seed % 2 else {})
@@ -415,10 +415,8 @@ def _flash_attn(seed, types=tuple(cases.TYPES)):
     """In float16, the type in which FlashAttention is used most, and the others."""
     case = _draw(seed, types, FLASH)
     given = {short: _batch_first(case[name]) for short, name in zip("qkv", ("query", "key", "value"), strict=True)}
-    size = max(len(x) for x in given.values()) if all(len(x) for x in given.values()) else 0
-    given = {
-        short: np.broadcast_to(x[:size] if len(x) > size else x, (size, *x.shape[1:])) for short, x in given.items()
-    }
+    size = min((len(x) for x in given.values() if len(x) != 1), default=1)  # of products of axes that may differ
+    given = {short: np.broadcast_to(x[:size], (size, *x.shape[1:])) for short, x in given.items()}
     given |= {"causal": "causal" in case, "return_lse": True}
     if "scale" in case:
         given["softmax_scale"] = case["scale"]
