@@ -101,6 +101,8 @@ def pad(packed, indptr, length=None):
     packed = as_array("packed", packed)
     if packed.ndim < 1:
         raise ValueError("packed: expected axes (total length, ...), got a scalar")
+    if packed.ndim > 63:  # of the 64 that an array may have
+        raise ValueError(f"packed: expected at most 63 axes, because the batch takes one more, got {packed.ndim}")
     indptr = as_indptr("indptr", indptr, "packed", len(packed))
     length = _padded_length(length, int(np.diff(indptr).max(initial=0)))
     try:

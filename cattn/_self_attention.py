@@ -170,6 +170,8 @@ def check_shapes(arrays, num_heads, num_kv_heads):
     x = arrays["x"]
     if x.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions (..., tokens, d_model), got shape {x.shape}")
+    if x.ndim > 63:  # of the 64 that an array may have
+        raise ValueError(f"x: expected at most 63 dimensions, because heads take one more, got {x.ndim}")
     _check_weight(arrays, "query", x.shape[-1], "the last axis of x", num_heads, "num_heads")
     _check_weight(arrays, "key", x.shape[-1], "the last axis of x", num_kv_heads, "num_kv_heads")
     _check_weight(arrays, "value", x.shape[-1], "the last axis of x", num_kv_heads, "num_kv_heads")

@@ -219,6 +219,8 @@ def _dask_array(name, argument):
     if not isinstance(argument, da.Array):
         advice = "" if is_dask_collection(argument) else f"; write dask.array.from_array({name}, chunks=...)"
         raise TypeError(f"{name}: expected a dask array, got {class_shown(argument)}{advice}")
+    if isinstance(argument._meta, np.ma.MaskedArray):  # like as_array, but before anything is computed
+        raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
     if np.isnan(argument.shape).any():
         raise ValueError(f"{name}: expected chunks of known sizes, got shape {argument.shape}; "
                          f"write {name}.compute_chunk_sizes()")  # fmt: skip
@@ -428,7 +430,9 @@ def _attend(query, key, value, mask, bias, *, kernel_table, **given):
     _check_kernels(kernel_table)
     out = None
     if type_name(query.dtype) in HALF_TYPES:
-        batch = np.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+        # NumPy's broadcast_shapes takes no more than 32 axes.
+        axes = itertools.zip_longest(*(x.shape[-4::-1] for x in (query, key, value)), fillvalue=1)
+        batch = [min(sizes) if 0 in sizes else max(sizes) for sizes in axes][::-1]
         out = np.empty((*batch, *query.shape[-3:-1], value.shape[-1]), np.float32)
     return _kernel.attention(query, key, value, mask=mask, bias=bias, out=out, return_lse=True, **given)
 
@@ -448,12 +452,14 @@ def _merge(parts, *, num_threads, kernel_table):
     """
     _check_kernels(kernel_table)
     outs, lses = zip(*parts, strict=True)
-    value = np.stack(outs, axis=-2)[..., None, :, :]  # (..., Hq, Lq, 1 head, parts, Dv)
-    bias = np.stack(lses, axis=-1)[..., None, None, :]  # (..., Hq, Lq, 1 head, 1 query, parts)
+    # All rows are one axis: beside those of the parts there may be no room for more.
+    shape = outs[0].shape
+    value = np.stack([out.reshape(lse.size, shape[-1]) for out, lse in parts], axis=-2)[:, None]
+    bias = np.stack([lse.reshape(-1) for lse in lses], axis=-1)[:, None, None]
     nought = np.zeros((), value.dtype)
     query, key = np.broadcast_to(nought, (1, 1, 1)), np.broadcast_to(nought, (1, len(parts), 1))
     out, lse = _kernel.attention(query, key, value, bias=bias, return_lse=True, num_threads=num_threads)
-    return out[..., 0, 0, :], lse[..., 0, 0]
+    return out.reshape(shape), lse.reshape(shape[:-1])
 
 
 def _rounded(result, dtype):

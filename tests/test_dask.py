@@ -156,6 +156,18 @@ def test_half_types_are_rounded_once():
 # What is not finite, and what is not there
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_as_many_axes_as_there_are(dtype):
+    """A task may add none."""
+    query, key, value = (normal(*[1] * 60, 2, 1, n, 4, dtype=dtype) for n in (3, 10, 10))
+    chunks = (*[1] * 62, 4, 4)
+    found = attention(*(da.from_array(x, chunks) for x in (query, key, value))).compute(scheduler="sync")
+    assert_same_bits(
+        found[(0,) * 60],
+        attention(*(da.from_array(x[(0,) * 60], chunks[60:]) for x in (query, key, value))).compute(scheduler="sync"),
+    )
+
+
 def test_masked_chunks_never_reach_the_result():
     case = problem(9, 50)
     case["mask"] = np.arange(50) < 20
@@ -454,6 +466,8 @@ UNKNOWN = UNKNOWN[UNKNOWN[:, 0] == 0]
         ({"key": normal(2, 2, 10, 8)}, TypeError, r"key: expected a dask array, got numpy.ndarray; write dask.array"),
         ({"value": None}, TypeError, r"value: expected a dask array, got NoneType"),
         ({"query": None}, TypeError, r"query: expected an array, got None"),
+        ({"value": da.ma.masked_array(zeros(2, 2, 10, 8, chunks=(1, 1, 5, 8)))}, TypeError,
+         "value: expected an array, got a masked array"),
         ({"query": dask.delayed(3)}, TypeError, r"query: expected a dask array, got dask.delayed.Delayed"),
         ({"query": UNKNOWN, "key": UNKNOWN, "value": UNKNOWN}, ValueError,
          r"query: expected chunks of known sizes, got .*nan.*; write query.compute_chunk_sizes\(\)"),

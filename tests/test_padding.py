@@ -106,6 +106,8 @@ LENGTH = "length: expected None or an integer of 5 or more, the length of the lo
 PAD = [
     ("packed: expected an array, got None", TypeError, {"packed": None}),
     ("packed: expected axes (total length, ...), got a scalar", ValueError, {"packed": 3.0}),
+    ("packed: expected at most 63 axes, because the batch takes one more, got 64", ValueError,
+     {"packed": np.zeros((9, *[1] * 63))}),
     ("indptr: expected an array, got None", TypeError, {"indptr": None}),
     ("indptr: expected integers, got float64", TypeError, {"indptr": [0.0, 9.0]}),
     ("indptr: expected shape (sequences + 1,), got (0,)", ValueError, {"indptr": np.zeros(0, int)}),

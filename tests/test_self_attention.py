@@ -216,6 +216,7 @@ W = np.ones((8, 8))
 X = np.ones((4, 8))
 ERRORS = [
     (dict(x=np.ones(8)), ValueError, r"x: .*2 dimensions.*got shape \(8,\)"),
+    (dict(x=np.ones((*[1] * 62, 4, 8))), ValueError, r"x: expected at most 63 dimensions, .*got 64$"),
     (dict(w_query=np.ones(8)), ValueError, r"w_query: .*2 dimensions.*got shape \(8,\)"),
     (dict(w_key=np.ones((1, 8, 8))), ValueError, r"w_key: .*2 dimensions.*got shape \(1, 8, 8\)"),
     (dict(w_value=np.ones((7, 8))), ValueError, r"w_value: expected 8 rows.*got 7 \(shape \(7, 8\)\)"),
