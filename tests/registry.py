@@ -272,7 +272,7 @@ def _self_attention(seed, types=("float32", "float64")):
 
 def _check_self_attention(arguments, result):
     expected, unit = _project_and_attend(arguments)
-    assert result.dtype == arguments["x"].dtype and result.shape == expected.shape
+    assert result.dtype == arguments["x"].dtype.newbyteorder("=") and result.shape == expected.shape
     eps = np.finfo(result.dtype).eps
     assert np.all(np.abs(result - expected) <= 64 * eps * unit), np.max(np.abs(result - expected) / unit) / eps
 
