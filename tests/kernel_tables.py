@@ -139,10 +139,11 @@ class Fence:
         self.used.append((start, whole, low, None))
         return self.bytes[start : start + bytes].view(dtype).reshape(shape)
 
-    def keep(self):
-        """What the last array holds must stay so."""
-        start, bytes, low, _ = self.used[-1]
-        self.used[-1] = start, bytes, low, self.map[start : start + bytes]
+    def keep(self, last=1):
+        """What the last arrays hold must stay so."""
+        for n in range(len(self.used) - last, len(self.used)):
+            start, bytes, low, _ = self.used[n]
+            self.used[n] = start, bytes, low, self.map[start : start + bytes]
 
     def put(self, slot, data, at_end):
         array = self.room(slot, data.shape, data.dtype, at_end)
