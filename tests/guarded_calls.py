@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -251,7 +252,7 @@ def check(function, seed, arguments, memory, blocks):
 
 
 def check_all(first, count, everything):
-    """Problems first, first + 1, ..., one function after the other, and what came of them."""
+    """So many problems from seeds first, first + 1, ..., and what came of them."""
     faulthandler.enable()
     known, begin = functions(everything), time.monotonic()
     shares = np.array([SHARES.get(function.name, 0.3 if function.needs else 1) for function in known])
@@ -259,11 +260,13 @@ def check_all(first, count, everything):
     for function in known:
         function.call(**function.arguments(0))  # which imports what there is to import
     memory, blocks, counts = Arguments(), Blocks(), dict.fromkeys(names, 0)
-    for seed in range(first, first + count):
+    for seed in itertools.count(first):
         function = known[np.random.default_rng([seed, 12]).choice(len(known), p=shares / shares.sum())]
         arguments = function.arguments(seed)
         if any(extent(x, x.strides)[1] > LARGEST // 8 for _, x in arrays_of(arguments)):
             continue
+        if sum(counts.values()) == count:
+            break
         say("problem", f"{function.name}, seed {seed}: {cases.describe(arguments)}")
         try:
             check(function, seed, arguments, memory, blocks)
