@@ -46,14 +46,14 @@ SLACK = 64  # bytes that execute.pxd asks for beside the workspace, to align it
 
 
 def _many_keys(seed, types=tuple(cases.TYPES)):
-    """Up to 20,000 keys: partial results, and several threads."""
+    """Return a problem with up to 20,000 keys, which has partial results and may have several threads."""
     dtype = cases.TYPES[str(np.random.default_rng([seed, 9]).choice(list(types)))]
     arguments, _ = cases.flat_case(seed, dtype, work=4_000_000)
     return arguments | {"return_lse": seed % 2 == 0, "num_threads": 1 + seed % 3}
 
 
 def _huge_heads(seed, types=tuple(cases.TYPES)):
-    """Heads and values that go through the workspace a slice at a time."""
+    """Return a problem whose heads or values go through the workspace a slice at a time."""
     random = np.random.default_rng([seed, 10])
     dtype = cases.TYPES[str(random.choice(list(types)))]
     rows, keys, heads = (int(random.integers(1, most)) for most in (12, 6, 3))
@@ -65,7 +65,7 @@ def _huge_heads(seed, types=tuple(cases.TYPES)):
 
 
 def _many_sequences(seed, types=tuple(cases.TYPES)):
-    """Those of the registry and 1,100 empty ones: no workspace of such a call is small enough for the stack."""
+    """Return sequences of the registry and 1,100 empty ones. Such a call never has its workspace on the stack."""
     arguments = FUNCTIONS["attention_varlen"].arguments(seed, types)
     for name in ("query_indptr", "key_indptr"):
         indptr = arguments[name]
@@ -95,7 +95,8 @@ SHARES = {
 
 
 def functions(everything):
-    """All that are there. Those that need PyTorch or Dask, which take long to import, only if everything is wanted."""
+    """Return the functions that are there. Those that need PyTorch or Dask, which take long to import, come only if
+    everything is wanted."""
     found = [function for function in (*FUNCTIONS.values(), *MORE) if not function.needs]
     return found + [x for x in FUNCTIONS.values() if everything and x.needs and x.is_there]
 
@@ -111,7 +112,7 @@ class Arguments:
         self.rows = Fence(ROWS, ROW_BYTES)
 
     def place(self, arguments, at_end, random):
-        """The arguments with each array at a page, in its strides or in others."""
+        """Return the arguments with each array at the edge of a page, in its own strides or in others."""
         arrays, self.results = {}, []
         for place, x in arrays_of(arguments):
             is_result = place[0] in OUTPUTS
@@ -134,7 +135,7 @@ class Arguments:
         return np.ndarray(x.shape, x.dtype, room, first, strides)
 
     def _apart(self, x, at_end):
-        """Each row between pages of its own. None where these are too many, or a row is too long."""
+        """Return memory in which each row lies between pages of its own, or None if rows are too many or too long."""
         if x.ndim < 2 or x.size == 0:
             return None
         slot, rows, bytes = len(self.rows.used), x.size // x.shape[-1], x.shape[-1] * x.itemsize
@@ -146,7 +147,7 @@ class Arguments:
         return np.ndarray(x.shape, x.dtype, self.rows.bytes, first.ctypes.data - self.rows.address, strides)
 
     def settle(self):
-        """Fails unless inputs, and all around the elements of results, are unchanged."""
+        """Raise AssertionError if an input has changed, or anything around the elements of a result."""
         for x in self.results:
             clear(x)
         for fence in (self.whole, self.rows):
@@ -160,7 +161,7 @@ def clear(x):
 
 
 def extent(x, strides):
-    """The number of bytes before the first element, and of all of them."""
+    """Return how many bytes lie before the first element, and how many all elements span."""
     if x.size == 0:
         return 0, 0
     steps = [(n - 1) * stride for n, stride in zip(x.shape, strides, strict=True)]
@@ -169,8 +170,8 @@ def extent(x, strides):
 
 
 def spread(x, is_result, random):
-    """Other strides: axes in any order, either direction, and with gaps, which may be no whole elements. Elements that
-    share memory go on to do so."""
+    """Return other strides: the axes have any order and either direction, and gaps that may be no whole elements.
+    Elements that share memory still do."""
     may_misalign = not is_result and x.dtype.kind != "i"  # C wants integers and results aligned
     strides, stride = [0] * x.ndim, x.itemsize
     for axis in random.permutation(x.ndim):
@@ -186,7 +187,7 @@ def spread(x, is_result, random):
 
 
 class Blocks:
-    """What NumPy and the module ask malloc for, by guard_pages.c; without it, nothing is guarded."""
+    """What NumPy and the module allocate, which guard_pages.c places. Without it, nothing is guarded."""
 
     def __init__(self):
         self.library = None
@@ -235,7 +236,7 @@ def say(kind, what):
 
 
 def check(function, seed, arguments, memory, blocks):
-    """Compute a problem three times."""
+    """Compute a problem three times, and compare the results."""
     expected = fingerprint(function.call(**arguments))
     for at_end in (True, False):
         placed = memory.place(arguments, at_end, np.random.default_rng([seed, 11]))
@@ -252,7 +253,7 @@ def check(function, seed, arguments, memory, blocks):
 
 
 def check_all(first, count, everything):
-    """So many problems from seeds first, first + 1, ..., and what came of them."""
+    """Make so many problems from seeds first, first + 1, ..., and say what came of them."""
     faulthandler.enable()
     known, begin = functions(everything), time.monotonic()
     shares = np.array([SHARES.get(function.name, 0.3 if function.needs else 1) for function in known])
@@ -283,7 +284,7 @@ def check_all(first, count, everything):
 
 
 def library(folder):
-    """guard_pages.c, compiled; None where it cannot be."""
+    """Compile guard_pages.c in a folder. Return its path, or None where it cannot be compiled."""
     compiler = os.environ.get("CC") or shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         return None

@@ -37,8 +37,8 @@ def function_of(name):
 
 
 def outcome(function, arguments, *meant):
-    """The bits of a result, or the class and the words of an error, which must be ours. Where bits may differ, a result
-    must be right for one of the arguments that may be `meant`."""
+    """Return the bits of a result, or the class and the words of an error, which must be ours. Where bits may differ,
+    the result must be right for one of the arguments that may be `meant`."""
     if isinstance(arguments.get("out"), np.ndarray) and arguments["out"].flags.writeable:
         arguments["out"][...] = 7
     try:
@@ -75,7 +75,7 @@ class Plain(np.ndarray):
 
 
 def in_any_memory(x, folder):
-    """(what it is, array). Where an array shares memory with itself, or has another shape, the numbers differ."""
+    """Yield (what it is, array). The numbers differ where an array has another shape, or elements that share memory."""
     yield "Fortran's order", np.asfortranarray(x)
     yield "reversed", np.flip(np.ascontiguousarray(np.flip(x)))
     yield "subclass", x.view(Plain)
@@ -120,7 +120,7 @@ def can_be_passed(function, place, x, axes):
 
 
 def must_be_refused(function, place, x):
-    """Results that cannot be written or overlap themselves. C wants integers and lse aligned."""
+    """Return whether a result cannot be written or overlaps itself, or C finds integers or lse misaligned."""
     if function.name == "cattn.h" and not x.flags.aligned and (x.dtype.kind == "i" or place[0] == "lse"):
         return True
     is_result = place[0] in OUTPUTS
@@ -294,7 +294,7 @@ def test_conversions_that_differ(name):
 
 
 def changes(x):
-    """What may be done to an array while somebody looks at it. None of it moves its memory."""
+    """Return what may be done to an array while somebody looks at it. None of it moves its memory."""
 
     def reshape():
         x.shape = (x.size,) if x.ndim != 1 else (1, x.size)
@@ -345,7 +345,7 @@ class Word(str):
 
 
 def meddling(arguments):
-    """(place, what makes an argument of it that calls a function while it is converted)"""
+    """Yield (place, what makes an argument of it that calls a function while it is converted)."""
     for place, x in arrays_of(arguments):
         if place[0] not in OUTPUTS:
             yield place, lambda change, x=x: Array(x, change)
@@ -356,8 +356,8 @@ def meddling(arguments):
 
 
 def meddled(plain):
-    """(place, change, arguments after it, arguments that make it) for each array, each change to it and each other
-    argument, which makes it while it is converted."""
+    """Yield (place, change, arguments after it, arguments that make it) for each array, each change to it, and each
+    other argument, which makes it while it is converted."""
     for place, change in itertools.product([place for place, _ in arrays_of(plain)], changes(np.zeros(1))):
         after = copied(plain)
         changes(dict(arrays_of(after))[place])[change]()
