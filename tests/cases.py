@@ -23,10 +23,10 @@ PRIMES = [2, 3, 5, 7, 11, 13, 19, 29, 37, 53, 71, 101, 149, 197, 251, 293]
 HEAD_SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 40, 47, 63, 64, 65, 80, 96, 127, 128, 129, 130]
 
 
-def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), key_type=None, work=500_000):
-    """A problem with any of `modifiers` and one of `types`, of about `work` multiplications at most. Key and value have
-    query's type, or `key_type`."""
-    return _Draw(seed, modifiers, types, key_type).case(work)
+def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), key_type=None, work=500_000, least_work=0):
+    """A problem with any of `modifiers` and one of `types`, of about `work` multiplications at most and `least_work` at
+    least. Key and value have query's type, or `key_type`."""
+    return _Draw(seed, modifiers, types, key_type).case(work, least_work)
 
 
 def flat_case(seed, dtype, work=8_000_000):
@@ -134,9 +134,9 @@ class _Draw:
             return self.one_of(EDGES)
         return self.one_of(PRIMES) if kind == "prime" else int(self.random.integers(1, 301))
 
-    def case(self, work):
+    def case(self, work, least_work):
         ndim = self.one_of([2, 3, 4, 5], p=[2, 3, 4, 1])
-        self.shapes(ndim, work)
+        self.shapes(ndim, work, least_work)
         result = self.tensors(ndim)
         result |= self.positions()
         result |= self.keys()
@@ -149,8 +149,8 @@ class _Draw:
             result["layout"] = "blhd"
         return result
 
-    def shapes(self, ndim, work):
-        """Draws until the work fits: about 1 in 3 does."""
+    def shapes(self, ndim, work, least_work):
+        """Draws until the work fits: about 1 in 3 does by default."""
         while True:
             key_heads = 1 if ndim == 2 else self.one_of([1, 2, 3, 5], p=[5, 3, 1, 1])
             group = 1 if ndim == 2 else self.one_of([1, 2, 3, 4, 8], p=[5, 2, 1, 1, 1])
@@ -163,7 +163,7 @@ class _Draw:
             if self.chance(0.5):
                 sizes = sizes[0], sizes[0]
             batch = tuple(self.one_of([0, 1, 2, 3], p=[1, 19, 30, 10]) for _ in range(ndim - 3))
-            if math.prod(batch) * key_heads * group * math.prod(lengths) * sum(sizes) <= work:
+            if least_work <= math.prod(batch) * key_heads * group * math.prod(lengths) * sum(sizes) <= work:
                 break
         self.heads, self.key_heads = key_heads * group, key_heads
         self.rows, self.keys_count = lengths

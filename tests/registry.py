@@ -8,6 +8,7 @@ are NumPy arrays and plain Python objects, also where the function takes tensors
 
 import dataclasses
 import importlib.util
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,8 @@ class Function:
     """A public function.
 
     name : what a user writes.
-    arguments : takes a seed, and optionally the types to draw from, and returns arguments by name.
+    arguments : takes a seed, and optionally the types to draw from and `work`, about how many multiplications the call
+        takes at least and at most, and returns arguments by name.
     call : takes the arguments by name and returns NumPy arrays, or a tuple of them.
     check : takes the arguments and the result, and fails unless the result is right.
     needs : the module without which the function cannot be imported.
@@ -95,13 +97,16 @@ def fingerprint(result):
 # NumPy
 
 
-def _draw(seed, types, modifiers=cases.MODIFIERS, **options):
-    options.setdefault("work", 50_000)
-    return cases.case(seed, modifiers=modifiers, types=types, **options)
+SMALL, SMALLER = (0, 50_000), (0, 20_000)  # multiplications
 
 
-def _attention(seed, types=tuple(cases.TYPES)):
-    case = _draw(seed, types)
+def _draw(seed, types, modifiers=cases.MODIFIERS, work=SMALL):
+    least, most = work
+    return cases.case(seed, modifiers=modifiers, types=types, work=most, least_work=least)
+
+
+def _attention(seed, types=tuple(cases.TYPES), work=SMALL):
+    case = _draw(seed, types, work=work)
     if seed % 8 == 7:
         case["value"] = case["value"][..., :0]
     if seed % 2:
@@ -125,8 +130,8 @@ def _check_attention(arguments, result):
     assert_accurate(out, case, lse)
 
 
-def _attention_weights(seed, types=tuple(cases.TYPES)):
-    case = _draw(seed, types, work=20_000)
+def _attention_weights(seed, types=tuple(cases.TYPES), work=SMALLER):
+    case = _draw(seed, types, work=work)
     query, batch = case["query"], case.pop("value").shape[:-3]
     if query.ndim > 2:  # the modifiers are made for the batch of all three
         batch = np.broadcast_shapes(query.shape[:-3], case["key"].shape[:-3], batch)
@@ -169,10 +174,10 @@ def _check_attention_weights(arguments, weights):
 PACKED = cases.MODIFIERS - {"key_range", "query_lengths", "key_lengths", "mask", "bias", "layout"}
 
 
-def _attention_varlen(seed, types=tuple(cases.TYPES)):
+def _attention_varlen(seed, types=tuple(cases.TYPES), work=SMALLER):
     random = np.random.default_rng([seed, 5])
     sequences = int(random.integers(0, 5))
-    case = _draw(seed, types, PACKED - {"query_offset"}, work=20_000)
+    case = _draw(seed, types, PACKED - {"query_offset"}, work=work)
     query, key, value = (_packed(case[name]) for name in ("query", "key", "value"))
     if len(key) != len(value):
         value = np.resize(value, (len(key), *value.shape[1:]))
@@ -208,7 +213,7 @@ def _check_attention_varlen(arguments, result):
         assert_accurate(out[rows], case | modifiers | {"layout": "blhd"}, None if lse is None else lse[rows])
 
 
-def _merge_attention(seed, types=tuple(cases.TYPES)):
+def _merge_attention(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
     random = np.random.default_rng([seed, 6])
     dtype = cases.TYPES[str(random.choice(list(types)))]
     arithmetic = np.float64 if dtype == np.float64 else np.float32
@@ -244,13 +249,16 @@ def _check_merge_attention(arguments, result):
 WEIGHTS = ("w_query", "w_key", "w_value", "w_output")
 
 
-def _self_attention(seed, types=("float32", "float64")):
+def _self_attention(seed, types=("float32", "float64"), work=SMALL):
     random = np.random.default_rng([seed, 7])
     types = [name for name in types if name in ("float32", "float64")] or ["float32"]
     dtype = cases.TYPES[str(random.choice(types))]
     kv_heads, group = int(random.integers(1, 3)), int(random.integers(1, 3))
     heads, size, width = kv_heads * group, int(random.choice([1, 3, 8, 17])), int(random.integers(1, 24))
-    length, batch = int(random.integers(0, 40)), tuple(random.integers(0, 3, random.integers(0, 3)).tolist())
+    length, batch = (
+        int(random.integers(0, 40 * _times_as_long(work))),
+        tuple(random.integers(0, 3, random.integers(0, 3)).tolist()),
+    )
 
     def normal(*shape):
         return (random.standard_normal(shape) / np.sqrt(max(1, shape[-2] if len(shape) > 1 else 1))).astype(dtype)
@@ -298,9 +306,14 @@ def _project_and_attend(arguments):
     return out, unit
 
 
-def _trace(seed, types=("float32", "float64")):
-    case = _self_attention(seed, types)
-    x = case["x"].reshape(-1, case["x"].shape[-1])[:20]
+def _times_as_long(work):
+    """Return how many times the default length a sequence may have, where `work` grows with its square."""
+    return max(1, math.isqrt(work[1] // SMALL[1]))
+
+
+def _trace(seed, types=("float32", "float64"), work=SMALL):
+    case = _self_attention(seed, types, work)
+    x = case["x"].reshape(-1, case["x"].shape[-1])[: 20 * _times_as_long(work)]
     case = {"x": x, **{name: case[name] for name in WEIGHTS[:3]}}
     size = case["w_key"].shape[-1]
     case["w_query"] = np.resize(case["w_query"], (x.shape[-1], size))
@@ -313,7 +326,7 @@ def _check_trace(arguments, trace):
     assert str(trace)
 
 
-def _unpad(seed, types=tuple(cases.TYPES)):
+def _unpad(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
     random = np.random.default_rng([seed, 8])
     shape = tuple(random.integers(0, 6, random.integers(2, 5)).tolist())
     x = (10 * random.standard_normal(shape)).astype(cases.TYPES[str(random.choice(list(types)))])
@@ -328,7 +341,7 @@ def _check_unpad(arguments, result):
     assert packed.dtype == x.dtype and packed.tobytes() == b"".join(part.tobytes() for part in expected)
 
 
-def _pad(seed, types=tuple(cases.TYPES)):
+def _pad(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
     packed, indptr = cattn.unpad(**_unpad(seed, types))
     return {"packed": packed, "indptr": indptr} | ({"length": 9} if seed % 2 else {})
 
@@ -348,10 +361,10 @@ def _check_plan(arguments, plan):
 # C
 
 
-def _c_attention(seed, types=tuple(cases.TYPES)):
+def _c_attention(seed, types=tuple(cases.TYPES), work=SMALL):
     from c_interface_calls import Call
 
-    call = Call(**_draw(seed, types), with_lse=seed % 2 == 1)
+    call = Call(**_draw(seed, types, work=work), with_lse=seed % 2 == 1)
     return call.arrays | call.numbers | {"num_threads": 1 + seed % 2}
 
 
@@ -411,9 +424,9 @@ def _check_c(arguments, result):
 FLASH = frozenset({"scale", "causal", "window", "softcap"})
 
 
-def _flash_attn(seed, types=tuple(cases.TYPES)):
+def _flash_attn(seed, types=tuple(cases.TYPES), work=SMALL):
     """In float16, the type in which FlashAttention is used most, and the others."""
-    case = _draw(seed, types, FLASH)
+    case = _draw(seed, types, FLASH, work=work)
     given = {short: _batch_first(case[name]) for short, name in zip("qkv", ("query", "key", "value"), strict=True)}
     size = min((len(x) for x in given.values() if len(x) != 1), default=1)  # of products of axes that may differ
     given = {short: np.broadcast_to(x[:size], (size, *x.shape[1:])) for short, x in given.items()}
@@ -455,8 +468,8 @@ def _flash_case(arguments):
     return case
 
 
-def _flash_attn_varlen(seed, types=tuple(cases.TYPES)):
-    case = _attention_varlen(2 * seed + 1, types)
+def _flash_attn_varlen(seed, types=tuple(cases.TYPES), work=SMALLER):
+    case = _attention_varlen(2 * seed + 1, types, work)
     given = {short: case[name] for short, name in zip("qkv", ("query", "key", "value"), strict=True)}
     for short, name in (("q", "query"), ("k", "key")):
         given["cu_seqlens_" + short] = case[name + "_indptr"].astype(np.int32)
@@ -484,8 +497,8 @@ def _call_flash_attn(name):
 # PyTorch and transformers
 
 
-def _torch(seed, types=tuple(cases.TYPES)):
-    case = _draw(seed, types, frozenset({"scale", "causal", "mask", "bias"}))
+def _torch(seed, types=tuple(cases.TYPES), work=SMALL):
+    case = _draw(seed, types, frozenset({"scale", "causal", "mask", "bias"}), work=work)
     given = {name: case[name] for name in ("query", "key", "value")} | {"enable_gqa": True}
     if case["query"].ndim == 2:
         given["enable_gqa"] = False
@@ -539,8 +552,8 @@ def _check_torch(arguments, out):
     assert_accurate(out, case)
 
 
-def _transformers(seed, types=tuple(cases.TYPES)):
-    case = _draw(seed, types, frozenset({"scale", "causal", "mask", "softcap", "sinks"}))
+def _transformers(seed, types=tuple(cases.TYPES), work=SMALL):
+    case = _draw(seed, types, frozenset({"scale", "causal", "mask", "softcap", "sinks"}), work=work)
     given = {name: _batch_first(case[name]).swapaxes(1, 2) for name in ("query", "key", "value")}
     size = min(len(x) for x in given.values())
     given = {name: x[:size] for name, x in given.items()}
@@ -576,8 +589,8 @@ def _check_transformers(arguments, out):
 # Dask
 
 
-def _dask(seed, types=tuple(cases.TYPES)):
-    return _draw(seed, types, cases.MODIFIERS - {"layout", "key_range", "query_lengths"}, work=20_000)
+def _dask(seed, types=tuple(cases.TYPES), work=SMALLER):
+    return _draw(seed, types, cases.MODIFIERS - {"layout", "key_range", "query_lengths"}, work=work)
 
 
 def _call_dask(num_threads=1, **arguments):
