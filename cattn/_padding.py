@@ -1,6 +1,7 @@
 """Removing the padding of a batch, and putting it back."""
 
 import itertools
+import math
 import operator
 
 import numpy as np
@@ -9,6 +10,8 @@ from ._arguments import as_indptr
 from ._read import as_array, as_integers, shown
 
 __all__ = ["pad", "unpad"]
+
+_PIECE = 2**20  # elements that are copied at a time: signal handlers run in between
 
 
 def unpad(x, lengths):
@@ -57,8 +60,8 @@ def unpad(x, lengths):
     indptr = np.zeros(len(lengths) + 1, np.int64)
     lengths.cumsum(out=indptr[1:])
     packed = np.empty((indptr[-1], *x.shape[2:]), x.dtype)
-    for sequence, (start, stop) in zip(x, itertools.pairwise(indptr.tolist()), strict=True):
-        packed[start:stop] = sequence[: stop - start]
+    for n, of_packed, of_sequence in _pieces(indptr, x.shape[2:]):
+        packed[of_packed] = x[n, of_sequence]
     return packed, indptr
 
 
@@ -110,9 +113,18 @@ def pad(packed, indptr, length=None):
     except (MemoryError, ValueError, OverflowError):  # the last two: it does not even fit the addresses
         rows = f"rows of shape {packed.shape[1:]} and type {packed.dtype}"
         raise MemoryError(f"length: cannot allocate {len(indptr) - 1} sequences of {shown(length)} {rows}") from None
-    for sequence, (start, stop) in zip(padded, itertools.pairwise(indptr.tolist()), strict=True):
-        sequence[: stop - start] = packed[start:stop]
+    for n, of_packed, of_sequence in _pieces(indptr, packed.shape[1:]):
+        padded[n, of_sequence] = packed[of_packed]
     return padded
+
+
+def _pieces(indptr, row_shape):
+    """Yield (n, rows of the packed array, rows of sequence n), which cut long sequences into pieces."""
+    step = max(1, _PIECE // max(1, math.prod(row_shape)))
+    for n, (start, stop) in enumerate(itertools.pairwise(indptr.tolist())):
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            yield n, slice(first, last), slice(first - start, last - start)
 
 
 def _lengths(argument, batch, longest):
