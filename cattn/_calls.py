@@ -78,7 +78,19 @@ def forwarding(target, *, without):
     return decorate
 
 
+def raised_here(error):
+    """Return whether cattn, or a library that it calls, raised the error. Otherwise a signal handler did, which ran in
+    the middle of a call: such an error says nothing about arguments, and is for the caller as it is."""
+    frame, trace = None, error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+    return frame is None or frame.f_globals.get("__name__", "").partition(".")[0] in ("cattn", "numpy", "torch")
+
+
 def renamed(error, words):
-    """The same error for a caller who knows other names: whole words and what stands in their place."""
+    """Return the same error for a caller who knows other names: whole words and what stands in their place. Raise the
+    error itself if it was not raised here."""
+    if not raised_here(error):
+        raise error
     pattern = "|".join(re.escape(word) for word in words)
     return type(error)(re.sub(rf"(?<!\w)({pattern})(?!\w)", lambda found: words[found[0]], str(error)))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ._calls import renamed
+from ._calls import raised_here, renamed
 from ._read import as_flag, as_number, class_shown
 
 __all__ = ["scaled_dot_product_attention", "sdpa"]
@@ -207,8 +207,10 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, e
         try:
             out = cattn.attention(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), layout="blhd", **options)
             return to_tensor(out.swapaxes(1, 2))
-        except (TypeError, ValueError):
-            pass  # below, it shows shapes as they were given
+        except (TypeError, ValueError) as error:
+            if not raised_here(error):
+                raise
+            # Below, it shows shapes as they were given.
     try:
         return to_tensor(cattn.attention(q, k, v, **options))
     except (TypeError, ValueError) as error:
@@ -361,6 +363,8 @@ class sdpa(TorchFunctionMode):
             try:
                 return scaled_dot_product_attention(query, key, *others, **named)
             except (TypeError, ValueError, RuntimeError) as error:
+                if not raised_here(error):
+                    raise
                 uncompiled(_warn, str(error))
         return F.scaled_dot_product_attention(query, key, *others, **named)
 
