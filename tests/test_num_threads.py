@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -305,6 +306,50 @@ V1 = "12:memory:/other\n4:cpu,cpuacct:/a/b\n1:name=systemd:/a\n"
 )  # fmt: skip
 def test_control_groups(system, files, expected):
     assert system(files) == expected
+
+
+INSIDE = """
+set -e
+mount --bind "$1/proc/self/cgroup" /proc/$$/cgroup
+mount --bind "$1/sys/fs/cgroup" /sys/fs/cgroup
+exec "$2" -c "$3"
+"""
+STARTED = """
+import os, numpy, cattn
+before = len(os.listdir("/proc/self/task"))
+x = numpy.ones((3, 150, 64), numpy.float32)
+cattn.attention(x, x, x)
+print(cattn.get_num_threads(), 1 + len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.parametrize(
+    "files, quota",
+    [
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+          "sys/fs/cgroup/a/cpu.max": "50000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "150000 100000\n",
+          "sys/fs/cgroup/a/cpu.max": "900000 100000\n"}, 2),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_quota_us": "-1\n",
+          "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_period_us": "100000\n",
+          "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us": "100000\n",
+          "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/a/b/cpu.cfs_quota_us": "60000\n",
+          "sys/fs/cgroup/cpu/a/b/cpu.cfs_period_us": "50000\n"}, 2),
+    ],
+)  # fmt: skip
+def test_a_process_in_control_groups(tmp_path, files, quota):
+    """From outside: other files are mounted over those of the system, for one process."""
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", INSIDE, "sh", str(tmp_path), sys.executable]
+    if shutil.which("unshare") is None or subprocess.run([*command, "pass"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    done = subprocess.run([*command, STARTED], capture_output=True, text=True, timeout=120)
+    threads = str(min(quota, len(os.sched_getaffinity(0))))
+    assert done.stdout.split() == [threads, threads], done.stderr
 
 
 def test_systems_without_affinity(monkeypatch, tmp_path):

@@ -1,17 +1,31 @@
 """Threads are there when they are needed, and only then; and they change nothing."""
 
+import collections
 import concurrent.futures
+import contextlib
+import ctypes
+import functools
+import gc
+import importlib
+import itertools
 import os
+import random
+import shutil
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
-from helpers import EVERY_TABLE, python, same_bits, work
+from helpers import EVERY_TABLE, HERE, python, same_bits, work
+from known_calls import SHARED_WORK, endless, known_calls
+from registry import FUNCTIONS
 
 import cattn
 
 NO_PROC = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc here")
+NO_TIMES = pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="no times of threads here")
 
 BEGINNING = """
 import os, time
@@ -115,6 +129,253 @@ def test_many_callers_at_once():
 
     with concurrent.futures.ThreadPoolExecutor(len(problems)) as executor:
         assert all(executor.map(call, range(300)))
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """Calls of every function, of which half are shared among threads."""
+    return known_calls(range(3)) + known_calls(range(3), SHARED_WORK)
+
+
+STRESS = float(os.environ.get("CATTN_STRESS_SECONDS", 60))
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(STRESS, marks=pytest.mark.slow)])
+def test_many_callers_of_every_function(calls, seconds):
+    """16 threads for so long: each result has the bits that the call has alone."""
+    made, wrong = collections.Counter(), []
+
+    def call_on(number):
+        draw, first = random.Random(number), calls[number::16]
+        for n, call in enumerate(itertools.chain(first, endless(calls, number))):
+            if wrong or (n >= len(first) and time.monotonic() > end):
+                return
+            try:
+                with cattn.num_threads(draw.randint(1, 4)):
+                    if not call.is_right():
+                        wrong.append(f"{call}: other bits")
+            except BaseException as error:
+                wrong.append(f"{call}: {error!r}")
+            made[number, call.function.name] += 1
+
+    end = time.monotonic() + seconds
+    threads = [threading.Thread(target=call_on, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds + 120)
+    assert not any(thread.is_alive() for thread in threads), "a call hangs"
+    assert not wrong
+    functions = {name for _, name in made}
+    assert functions == {call.function.name for call in calls}
+    print(f"16 callers, {seconds} seconds: {made.total()} calls of {len(functions)} functions, all with the same bits")
+
+
+class MallocInfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t) for name in ("arena", "_1", "_2", "_3", "hblkhd", "_4", "_5", "uordblks", "_6", "_7")
+    ]
+
+
+def memory_in_use():
+    """Python's blocks, malloc's bytes (0 where the C library does not tell), and the bytes that are resident."""
+    allocated = 0
+    if mallinfo := getattr(ctypes.CDLL(None), "mallinfo2", None):
+        mallinfo.restype = MallocInfo
+        info = mallinfo()
+        allocated = info.uordblks + info.hblkhd
+    with open("/proc/self/statm") as file:
+        return sys.getallocatedblocks(), allocated, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@NO_PROC
+@pytest.mark.slow
+def test_memory_is_flat(calls):
+    """Over 200,000 calls of every function, right ones and wrong ones."""
+    count, step = 200_000, 20_000
+    calls = known_calls(range(12)) + calls
+    sizes = []
+    for made, call in enumerate(endless(calls, 0)):
+        if made % step == 0:
+            gc.collect()
+            sizes.append(memory_in_use())
+        if made == count:
+            break
+        if made % 10 == 0:
+            assert call.refuses()
+        else:
+            assert call.is_right(), call
+    growth = [max(kind[2:]) - kind[2] for kind in zip(*sizes, strict=True)]
+    print(f"{count} calls; after the first {2 * step}, {growth[0]} blocks of Python, {growth[1]} bytes of malloc and "
+          f"{growth[2]} resident bytes came at most")  # fmt: skip
+    assert growth[0] < 500 and growth[1] < 2**18 and growth[2] < 2**22
+
+
+# The pool alone, between whose steps anything may happen
+
+
+@pytest.fixture(scope="module")
+def pool_pauses(tmp_path_factory):
+    """A program that runs pool.c with pauses at each hand-off."""
+    source, compiler = HERE.parent / "src" / "system" / "pool.c", shutil.which("cc")
+    if not source.exists() or compiler is None or sys.platform == "win32":
+        pytest.skip("no source, no C compiler, or no POSIX threads here")
+    program = tmp_path_factory.mktemp("pool") / "pool_pauses"
+    flags = ["-std=gnu11", "-O1", "-pthread", f"-I{source.parent.parent}", "-lm"]
+    subprocess.run([compiler, HERE / "pool_pauses.c", "-o", program, *flags], check=True, timeout=120)
+    return program
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+def test_pauses_at_each_hand_off(pool_pauses, seed):
+    seconds = "1" if seed == 0 else "3"
+    done = subprocess.run([pool_pauses, str(seed), seconds], capture_output=True, text=True, timeout=180)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# The number of threads, from outside
+
+
+def threads_of_blas(n):
+    """Limit the threads of NumPy's matrix products, which are no threads of cattn's."""
+    threadpoolctl = pytest.importorskip("threadpoolctl", "3.2")
+    return threadpoolctl.threadpool_limits(n, user_api="blas")
+
+
+def seconds_of_others():
+    """The time that each thread of this process but the calling one has spent on a processor."""
+    times = {}
+    for thread in os.listdir("/proc/self/task"):
+        if int(thread) != threading.get_native_id():
+            with open(f"/proc/self/task/{thread}/schedstat") as file:
+                times[thread] = int(file.read().split()[0]) * 1e-9
+    return times
+
+
+def others_at_work(function):
+    """How many other threads run during a call. All are asleep before it."""
+    time.sleep(0.002)
+    before = seconds_of_others()
+    function()
+    time.sleep(0.002)
+    after = seconds_of_others()
+    return sum(after[thread] > before.get(thread, 0) for thread in after)
+
+
+@contextlib.contextmanager
+def by_setting(n):
+    cattn.set_num_threads(n)
+    try:
+        yield
+    finally:
+        cattn.set_num_threads(None)
+
+
+@contextlib.contextmanager
+def by_environment(n):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CATTN_NUM_THREADS", str(n))
+        with by_setting(None):  # it is read again
+            yield
+
+
+@contextlib.contextmanager
+def by_threadpoolctl(n):
+    threadpoolctl = pytest.importorskip("threadpoolctl", "3.2")
+    importlib.import_module("cattn.threadpoolctl")
+    with threadpoolctl.threadpool_limits(n, user_api="cattn"):
+        yield
+
+
+WAYS = {"num_threads": cattn.num_threads, "setting": by_setting, "environment": by_environment}
+WAYS |= {"threadpoolctl": by_threadpoolctl, "argument": lambda n: contextlib.nullcontext()}
+TAKE_IT = {"attention", "attention_weights", "attention_varlen", "self_attention", "cattn.h", "dask.attention"}
+TAKE_NOTHING_ELSE = {"cattn.h", "dask.attention"}
+SHARE_NOTHING = {"merge_attention", "pad", "unpad", "plan"}
+
+
+@NO_TIMES
+@pytest.mark.parametrize(
+    "name, way",
+    [
+        (name, way)
+        for name, way in itertools.product(FUNCTIONS, WAYS)
+        if (name in TAKE_IT if way == "argument" else name not in TAKE_NOTHING_ELSE)
+    ],
+)
+def test_the_number_of_threads_is_that_of_each_call(name, way):
+    """Of a pool that has more of them."""
+    if not FUNCTIONS[name].is_there:
+        pytest.skip(f"{FUNCTIONS[name].needs} is not installed")
+    cattn.attention(*work(), num_threads=6)
+    given = [FUNCTIONS[name].arguments(seed, work=(10_000_000, 20_000_000)) for seed in range(4)]  # dask shares chunks
+
+    def others(n):
+        """How many other threads run in each call."""
+        for arguments in given:
+            arguments = arguments | ({"num_threads": n} if way == "argument" else {})
+            with WAYS[way](n), threads_of_blas(1):
+                yield others_at_work(functools.partial(FUNCTIONS[name].call, **arguments))
+
+    assert any(not any(others(1)) for _ in range(3))  # another test's threads may be at work once
+    if name not in SHARE_NOTHING:
+        assert any(others(3))
+
+
+@NO_TIMES
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_no_more_threads_than_the_number(n):
+    x = np.ones((3, 600, 64), np.float32)
+    assert cattn.plan(x, x, x).tasks > 6
+    cattn.attention(x, x, x, num_threads=6)
+    found = [others_at_work(lambda: cattn.attention(x, x, x, num_threads=n)) for _ in range(10)]
+    # Now and then the system does not let a worker run, or another test's thread does.
+    assert sorted(found)[8] == n - 1
+
+
+ONE_PROCESSOR = """
+one, all_of_them = {min(os.sched_getaffinity(0))}, os.sched_getaffinity(0)
+def pin(processors):
+    for thread in threads():
+        os.sched_setaffinity(int(thread), processors)
+def are_pinned_to(processors):
+    return all(os.sched_getaffinity(int(thread)) == processors for thread in threads())
+def call(times, **options):
+    return {cattn.attention(x, x, x, **options).tobytes() for _ in range(times)}
+"""
+
+
+@NO_PROC
+def test_a_process_that_begins_on_one_processor():
+    code = """
+before = threads()
+cattn.attention(x, x, x)
+print(cattn.get_num_threads(), len(threads() - before), len(call(30) | call(30, num_threads=3)), are_pinned_to(one))
+"""
+    pinned = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    unset = {"CATTN_NUM_THREADS": "", "OMP_NUM_THREADS": ""}
+    assert python(pinned + BEGINNING + ONE_PROCESSOR + code, **unset) == "1 0 1 True\n"
+
+
+@NO_PROC
+def test_a_process_that_is_held_to_one_processor_between_calls():
+    """Workers stay where they are told to. The number of threads is found out again once it is set to None."""
+    code = """
+bits = call(30, num_threads=3)
+pin(one)
+bits |= call(30, num_threads=3)
+print(are_pinned_to(one))
+cattn.set_num_threads(None)
+before = threads()
+bits |= call(1)
+print(cattn.get_num_threads(), len(threads() - before))
+pin(all_of_them)
+bits |= call(30, num_threads=3)
+print(are_pinned_to(all_of_them), len(bits))
+"""
+    unset = {"CATTN_NUM_THREADS": "", "OMP_NUM_THREADS": ""}
+    assert python(BEGINNING + ONE_PROCESSOR + code, **unset) == "True\n1 0\nTrue 1\n"
 
 
 def test_idle_threads_use_no_cpu():
