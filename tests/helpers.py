@@ -89,9 +89,9 @@ def environment(**changes):
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | changes
 
 
-def start_python(code, **changes):
+def start_python(code, *arguments, **changes):
     """A process that runs `code`, and what it prints, in the environment with these changes."""
-    command = [sys.executable, "-W", "error", "-c", code]
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
     return subprocess.Popen(command, env=environment(**changes), cwd=HERE, stdout=subprocess.PIPE, text=True)
 
 
