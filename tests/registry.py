@@ -15,7 +15,7 @@ from typing import Any
 
 import cases
 import numpy as np
-from helpers import bits
+from helpers import bits, work
 from kappa import assert_accurate
 
 import cattn
@@ -92,6 +92,27 @@ def fingerprint(result):
     if isinstance(result, cattn.Plan):
         return result.strategy  # the rest may depend on how arrays lie in memory
     return [(x.dtype.name, x.shape, bits(x).tobytes()) for x in results_of(result)]
+
+
+def large(name):
+    """More arguments for some functions: more work than one thread is given alone. A list, which may be empty."""
+    found = []
+    for dtype in (cases.TYPES[x] for x in ("float32", "bfloat16")):
+        arrays = dict(zip(("query", "key", "value"), work(dtype=dtype), strict=True))
+        if name == "attention_varlen":
+            arrays = {name: np.ascontiguousarray(x.swapaxes(0, 1)) for name, x in arrays.items()}
+            arrays |= {"query_indptr": np.array([0, 100, 150]), "key_indptr": np.array([0, 100, 150])}
+        elif name == "attention_weights":
+            del arrays["value"]
+        elif name == "cattn.h":
+            from c_interface_calls import Call
+
+            call = Call(**arrays, alibi_slopes=np.ones(3), causal=True, key_lengths=np.array(150), query_offset="end")
+            arrays = call.arrays | call.numbers
+        elif name != "attention":
+            return []
+        found.append(arrays | {"num_threads": 3})
+    return found
 
 
 # NumPy
@@ -631,3 +652,5 @@ FUNCTIONS = _all(
     Function("transformers.register", _transformers, _call_transformers, _check_transformers, "transformers"),
     Function("dask.attention", _dask, _call_dask, _check_attention, "dask"),
 )
+# These import libraries that take seconds to import.
+IMPORT_MORE = [name for name, function in FUNCTIONS.items() if function.needs]
