@@ -573,6 +573,9 @@ def plan(
     'few rows'
     """
 
+def change_float_mode(mode: int | None = None) -> int:
+    """Change the floating-point mode of this thread, by default to the usual one. Return the mode before."""
+
 def isa() -> str:
     """Return the name of the kernel table in use."""
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ._arithmetic import in_usual_arithmetic
 from ._read import arithmetic, as_floats, check_same_type, class_shown, native
 
 __all__ = ["merge_attention"]
@@ -11,6 +12,7 @@ __all__ = ["merge_attention"]
 _PIECE = 2**20  # elements that are joined at a time: signal handlers run in between
 
 
+@in_usual_arithmetic
 def merge_attention(outputs, lses):
     """Join the results of attention over disjoint sets of keys.
 
@@ -77,10 +79,9 @@ def merge_attention(outputs, lses):
 
     computed = arithmetic(stored)
     merged, merged_lse = np.empty(shape, stored), np.empty(shape[:-1], computed)
-    with np.errstate(all="ignore"):
-        for rows in _pieces(shape):
-            parts = [out[rows] for out in outputs], [lse[rows] for lse in lses]
-            merged[rows], merged_lse[rows] = _merged(*parts, computed)
+    for rows in _pieces(shape):
+        parts = [out[rows] for out in outputs], [lse[rows] for lse in lses]
+        merged[rows], merged_lse[rows] = _merged(*parts, computed)
     return merged, merged_lse
 
 

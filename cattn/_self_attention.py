@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ._arithmetic import in_usual_arithmetic
 from ._calls import explained, forwarding
 from ._kernel import attention
 from ._read import arithmetic, as_array, as_count, as_floats, check_same_type, native
@@ -14,8 +15,10 @@ _BLOCK_WORK = 2**35
 _LEAST_ROWS = 256
 
 
+# What stands in padded rows may overflow in a projection. Like the attention, this gives no warning.
 @explained
 @forwarding(attention, without=("layout", "out"))
+@in_usual_arithmetic
 def self_attention(
     x,
     w_query,
@@ -139,19 +142,17 @@ def self_attention(
     arrays = widened(arrays)
     x = arrays["x"]
 
-    # What stands in padded rows may overflow in a projection. Like the attention, this gives no warning.
-    with np.errstate(over="ignore", invalid="ignore"):
-        query, key, value = (
-            split_heads(project(x, arrays[f"w_{name}"], arrays.get(f"b_{name}")), heads)
-            for name, heads in (("query", num_heads), ("key", num_kv_heads), ("value", num_kv_heads))
-        )
-        output = attention(query, key, value, layout="blhd", return_lse=return_lse, **options)
-        if return_lse:
-            output, lse = output
-        output = output.reshape(*x.shape[:-1], num_heads * value.shape[-1])
-        if w_output is not None:
-            output = project(output, arrays["w_output"], arrays.get("b_output"))
-        output = output.astype(dtype, copy=False)
+    query, key, value = (
+        split_heads(project(x, arrays[f"w_{name}"], arrays.get(f"b_{name}")), heads)
+        for name, heads in (("query", num_heads), ("key", num_kv_heads), ("value", num_kv_heads))
+    )
+    output = attention(query, key, value, layout="blhd", return_lse=return_lse, **options)
+    if return_lse:
+        output, lse = output
+    output = output.reshape(*x.shape[:-1], num_heads * value.shape[-1])
+    if w_output is not None:
+        output = project(output, arrays["w_output"], arrays.get("b_output"))
+    output = output.astype(dtype, copy=False)
     return (output, lse) if return_lse else output
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ._arithmetic import in_usual_arithmetic
 from ._calls import explained, forwarding
 from ._kernel import attention, attention_weights
 from ._read import as_number
@@ -19,6 +20,7 @@ FEW, MAX_CELLS = 64, 512
 
 @explained
 @forwarding(attention, without=("layout", "out", "return_lse", "num_threads"))
+@in_usual_arithmetic
 def trace(
     x,
     w_query,
@@ -96,15 +98,13 @@ def trace(
     tokens = _token_names(tokens, len(x))
 
     wide = widened(arrays)
-    with np.errstate(over="ignore", invalid="ignore"):
-        query, key, value = (project(wide["x"], wide[f"w_{name}"]) for name in ("query", "key", "value"))
+    query, key, value = (project(wide["x"], wide[f"w_{name}"]) for name in ("query", "key", "value"))
     scaled_scores = attention_weights(query, key, stage="scores", scale=scale)
     given = tuple(name for name, value in modifiers.items() if value is not None and value is not False)
     final_scores = scaled_scores
     if set(given) - {"sinks"}:
         final_scores = attention_weights(query, key, stage="biased", scale=scale, **modifiers)
-    with np.errstate(over="ignore"):
-        context = attention(query, key, value, scale=scale, **modifiers).astype(x.dtype, copy=False)
+    context = attention(query, key, value, scale=scale, **modifiers).astype(x.dtype, copy=False)
     return AttentionTrace(
         x=x,
         query=query,

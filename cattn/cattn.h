@@ -7,7 +7,8 @@
  *
  * The function works with and without the GIL: it never takes or releases the GIL, does not look at signals and raises
  * no exceptions. Any number of threads may call it at a time, whether Python knows them or not, and so may a forked
- * child. A calling thread needs 64 KiB of stack.
+ * child. A calling thread needs 64 KiB of stack. Its floating-point mode and errno change nothing, and stay as they are.
+ * wants_to_stop is called in that mode.
  *
  * Building. The caller is an extension module, or a part of one. Compile it with the include folder that
  * cattn.get_include() returns (cythonize finds it by itself). There is nothing to link with. Instead, each source file

@@ -3,6 +3,7 @@
 # It refuses what _arguments and _modifiers refuse. It does not convert what they convert, except for slopes and sinks,
 # which the problem holds as float64.
 
+from libc cimport errno
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport int64_t
@@ -20,12 +21,13 @@ from cattn cimport (
     cattn_ndarray)
 from convert cimport gather_row, is_multiple, item_size
 from execute cimport execute, execute_wide
-from plan cimport POLL_ENTRIES, STAGE_OUTPUT, Caller, gains_by_threads, Machine, make_plan, Plan, reserve, times
+from plan cimport (
+    POLL_ENTRIES, STAGE_OUTPUT, ask, Caller, gains_by_threads, Machine, make_plan, Plan, reserve, times)
 from problem cimport (
     CATTN_BFLOAT16, CATTN_BOOL, CATTN_DONE, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, CATTN_INT64,
-    CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
-    cattn_type)
-from system.system cimport cattn_now
+    CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array,
+    cattn_problem, cattn_status, cattn_type)
+from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_now
 from tile cimport entry_integer
 from tiles.tiles cimport PY_SSIZE_T_MAX, cattn_table
 from worker cimport POLL_NANOSECONDS
@@ -87,7 +89,7 @@ cdef inline bint wants_to_end(Watch *watch, Py_ssize_t entries) noexcept nogil:
     if 0 <= nanoseconds - watch.polled < POLL_NANOSECONDS:
         return False
     watch.polled = nanoseconds
-    return watch.caller.wants_to_stop(watch.caller.context)
+    return ask(&watch.caller)
 
 
 cdef inline int read_args(cattn_attention_args *args, const cattn_attention_args *given) noexcept nogil:
@@ -599,15 +601,19 @@ cdef inline int attend_for_c(const cattn_attention_args *given, const Machine *m
     cdef cattn_problem problem
     cdef Copies copies
     cdef Watch watch
+    cdef int callers_errno = errno.errno
+    cdef unsigned int callers_mode = cattn_change_float_mode(CATTN_USUAL_MODE)
     cdef int status = read_args(&args, given)
     copies.memory = NULL
     watch.polled = watch.entries = 0
     if status == CATTN_DONE:
-        watch.caller = Caller(args.wants_to_stop, args.context)
+        watch.caller = Caller(args.wants_to_stop, args.context, callers_mode)
         status = set_problem_of(&problem, &copies, &args, &machine.table, &watch)
     if status == CATTN_DONE:
         status = run(&problem, &args, &watch.caller, machine)
     free(copies.memory)
+    cattn_change_float_mode(callers_mode)
+    errno.errno = callers_errno
     return status
 
 

@@ -6,6 +6,8 @@
 from cpython.exc cimport PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore
 from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
 
+from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode
+
 cdef extern from *:
     """
     static vectorcallfunc *cattn_call_pointer(PyObject *function)
@@ -44,7 +46,10 @@ cdef inline int explain(object function, Py_ssize_t positional, object names) ex
 
 
 cdef inline PyObject *call(PyObject *function, PyObject *const *arguments, size_t count, PyObject *names) except NULL:
+    """Make the call, in the usual floating-point mode, whatever the caller's is."""
+    cdef unsigned int callers_mode = cattn_change_float_mode(CATTN_USUAL_MODE)
     cdef PyObject *result = cattn_parse_and_run(function, arguments, count, names)
+    cattn_change_float_mode(callers_mode)
     if result == NULL and PyErr_ExceptionMatches(TypeError):
         explain(<object>function, PyVectorcall_NARGS(count), () if names == NULL else <object>names)
     return result

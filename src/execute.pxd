@@ -8,7 +8,7 @@ from plan cimport (
     STAGE_OUTPUT, Caller, count_packed, find_task, leaves_last_partial, Machine, make_plan, Plan, reserve, Start, Task,
     times)
 from problem cimport CATTN_DONE, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
-from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_float_mode, cattn_pool_run
+from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run
 from tiles.tiles cimport CATTN_ALIGNMENT
 from weights cimport find_weights
 from worker cimport ROW_WORK, TASK_WORK, Call, open_worker, poll, stopped, Worker
@@ -97,9 +97,7 @@ cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ss
     own.threads = <int>threads
     own.work = 0
     own.polled = 0
-    own.caller.wants_to_stop = caller.wants_to_stop
-    own.caller.context = caller.context
-    own.callers_mode = cattn_float_mode()
+    own.caller = caller[0]
     own.stopped = False
     if packed:
         status = count_packed(plan, problem, caller, <Start *>(aligned + starts_at))

@@ -19,7 +19,9 @@ from plan cimport (
     Strategy)
 from problem cimport CATTN_LARGEST_HEAD, cattn_problem
 from python_api cimport check, compute, note_ending_thread, wants_to_stop
-from system.system cimport cattn_best_isa, cattn_isa_name, cattn_l2_bytes, cattn_override, cattn_prefetches_rows
+from system.system cimport (
+    CATTN_USUAL_MODE, cattn_best_isa, cattn_change_float_mode, cattn_float_mode, cattn_isa_name, cattn_l2_bytes,
+    cattn_override, cattn_prefetches_rows)
 from tiles.portable_table cimport fill_portable
 from tiles.tiles cimport cattn_table
 from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api
@@ -94,6 +96,11 @@ def isa():
 def l2_bytes():
     """Return the size in bytes of the second-level cache of one core that plans are made for."""
     return machine.l2_bytes
+
+
+def change_float_mode(mode=None):
+    """Change the floating-point mode of this thread, by default to the usual one. Return the mode before."""
+    return cattn_change_float_mode(CATTN_USUAL_MODE if mode is None else <unsigned int>mode)
 
 
 cdef Py_ssize_t default_threads() except -1:
@@ -447,7 +454,7 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     """
     cdef cattn_problem problem
     cdef const Strategy *strategy
-    cdef Caller caller = Caller(wants_to_stop, NULL)
+    cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
     cdef Plan found
     given, _, _ = _arguments.attention(
         query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,

@@ -8,6 +8,7 @@ from convert cimport gather_rows, gather_rows_function, in_place, interleave_row
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_LARGEST_COUNT, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_array,
     cattn_problem, cattn_status, cattn_type)
+from system.system cimport cattn_change_float_mode
 from tiles.tiles cimport (
     CATTN_ALIGNMENT, CATTN_FEW, CATTN_FEW_ROWS, CATTN_HALVES, CATTN_MANY, CATTN_MAX_LANES, PY_SSIZE_T_MAX,
     cattn_blocking, cattn_kernels, cattn_row_tile, cattn_table)
@@ -43,6 +44,7 @@ cdef struct Machine:
 cdef struct Caller:
     bint (*wants_to_stop)(void *context) noexcept nogil
     void *context
+    unsigned int float_mode
 
 
 # How kernels get keys, or values.
@@ -173,10 +175,18 @@ cdef inline double bytes_beside(const cattn_array *array, const cattn_problem *p
     return <double>problem.key_length * (1 if array.row == 0 else problem.query_length) * item_size(array.type)
 
 
+cdef inline bint ask(const Caller *caller) noexcept nogil:
+    """Return whether the caller wants to stop, and let it find that out in its own floating-point mode."""
+    cdef unsigned int mode = cattn_change_float_mode(caller.float_mode)
+    cdef bint answer = caller.wants_to_stop(caller.context)
+    cattn_change_float_mode(mode)
+    return answer
+
+
 cdef inline bint is_stopped(const Caller *caller, Py_ssize_t entry) noexcept nogil:
     """Asked once in so many entries, of which packed sequences may have millions."""
     return (entry % POLL_ENTRIES == POLL_ENTRIES - 1 and caller.wants_to_stop != NULL
-            and caller.wants_to_stop(caller.context))
+            and ask(caller))
 
 
 cdef inline void set_storage(Storage *storage, const cattn_array *array, const cattn_kernels *kernels, bint interleaves,

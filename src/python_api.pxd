@@ -5,7 +5,9 @@ from libc.stdint cimport int64_t
 from execute cimport execute, execute_wide
 from plan cimport Caller, gains_by_threads, Machine, make_plan, Plan, work_of
 from problem cimport (
-    CATTN_LARGEST_COUNT, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem, cattn_status)
+    CATTN_LARGEST_COUNT, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem,
+    cattn_status)
+from system.system cimport cattn_float_mode
 
 cdef extern from *:
     """
@@ -76,7 +78,7 @@ ctypedef Py_ssize_t (*default_threads_function)() except -1
 
 cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t threads, const Machine *machine,
                         default_threads_function default_threads) except -1:
-    cdef Caller caller = Caller(wants_to_stop, NULL)
+    cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
     cdef Py_ssize_t bytes = 0
     cdef cattn_status status
     cdef double work

@@ -2,9 +2,9 @@
 
 from libc.stdint cimport int64_t
 
-from plan cimport Caller, Plan, Start
+from plan cimport ask, Caller, Plan, Start
 from problem cimport cattn_problem
-from system.system cimport cattn_change_float_mode, cattn_now, cattn_shared
+from system.system cimport cattn_now, cattn_shared
 
 cdef enum:
     # Scores × head size between two looks at the clock: under 10 ms at 2 GFLOP/s.
@@ -30,7 +30,6 @@ cdef struct Call:
     Py_ssize_t work              # of the caller, since it last looked at the clock
     int64_t polled               # when the caller was last asked, in ns
     Caller caller
-    unsigned int callers_mode    # of floating point: what its signal handlers run in
 
 
 cdef struct Worker:
@@ -49,15 +48,12 @@ cdef inline void poll(void *context) noexcept nogil:
     """Asks the caller, now and then, whether to stop."""
     cdef Call *call = <Call *>context
     cdef int64_t nanoseconds = cattn_now()
-    cdef unsigned int mode
     if call.polled == 0:
         call.polled = nanoseconds
     elif (not call.stopped and not 0 <= nanoseconds - call.polled < POLL_NANOSECONDS
             and call.caller.wants_to_stop != NULL):
         call.polled = nanoseconds
-        mode = cattn_change_float_mode(call.callers_mode)
-        call.stopped = call.caller.wants_to_stop(call.caller.context)
-        cattn_change_float_mode(mode)
+        call.stopped = ask(&call.caller)
 
 
 cdef inline bint stopped(const Worker *worker, Py_ssize_t work) noexcept nogil:

@@ -108,6 +108,14 @@ def capsule(arguments, kind=ctypes.CFUNCTYPE):
     return status, explained(args, status)
 
 
+def status_and_errno(arguments, before):
+    """The status of a call through the capsule, and errno after it."""
+    args = args_of(arguments)
+    attention = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, use_errno=True)(functions().attention)
+    ctypes.set_errno(before)
+    return attention(ctypes.addressof(args)), ctypes.get_errno()
+
+
 def capsule_with_gil(arguments):
     return capsule(arguments, ctypes.PYFUNCTYPE)
 

@@ -1,11 +1,19 @@
-"""Calls compute in a floating-point mode of their own: what is below the smallest normal number counts as 0."""
+"""Calls compute in floating-point modes of their own: to nearest, without traps, and with subnormal numbers as 0."""
 
+import platform
 import signal
+import sys
 
 import numpy as np
 import pytest
+from helpers import EVERY_TABLE, HERE, run_python
+from registry import FUNCTIONS, IMPORT_MORE
 
 import cattn
+
+X86_64 = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="sets the mode of x86-64 by its own instructions"
+)
 
 
 def counts_subnormals():
@@ -20,6 +28,35 @@ def test_the_floating_point_mode_is_the_callers_after_a_call(rows, threads):
     cattn.attention(query, keys, keys, num_threads=threads)
     cattn.attention_weights(query, keys)
     assert counts_subnormals()
+
+
+def call_in_modes(seeds, traps, names, **changes):
+    done = run_python(HERE / "float_modes.py", seeds, traps, *names, seconds=600, **changes)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+
+
+@X86_64
+def test_all_modes():
+    """The mode changes no bit, traps nothing, and is what it was after each call."""
+    call_in_modes(2, "all", [name for name in FUNCTIONS if name not in IMPORT_MORE])
+
+
+@X86_64
+@pytest.mark.slow
+@EVERY_TABLE
+def test_all_modes_and_traps(isa):
+    call_in_modes(4, "every", [name for name in FUNCTIONS if name not in IMPORT_MORE], CATTN_ISA=isa)
+
+
+@X86_64
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMPORT_MORE)
+def test_all_modes_beside_other_libraries(name):
+    """These compute a little themselves, and would trap."""
+    if not FUNCTIONS[name].is_there:
+        pytest.skip(f"{FUNCTIONS[name].needs} is not installed")
+    call_in_modes(4, "none", [name])
 
 
 class Stop(Exception):

@@ -55,9 +55,9 @@ double fabs(double);
 H
 cat > "$work/any/fenv.h" <<'H'
 #pragma once
-typedef struct { unsigned long control, status; } fenv_t;
-int fegetenv(fenv_t *);
-int fesetenv(const fenv_t *);
+#define FE_TONEAREST 0
+int fegetround(void);
+int fesetround(int);
 H
 cat > "$work/any/time.h" <<'H'
 #pragma once

@@ -10,7 +10,6 @@
 
 #include "threads.h"
 
-#include <fenv.h>
 #include <stdlib.h>
 
 #define MAX_WORKERS 1023             /* more than a machine has use for: nobody fills the process table by a slip */
@@ -35,7 +34,6 @@ struct job {
     cattn_shared sitting;    /* workers at it */
     int free_seats;    /* numbered 1 to free_seats; listed while there are any */
     int processor;     /* where the caller was */
-    fenv_t arithmetic; /* the caller's rounding and flushing: the result must not depend on who computes it */
     condition done;    /* nobody sits any more */
     struct job *next;
     struct seat seats[]; /* by number; 0 is the caller's */
@@ -149,7 +147,6 @@ static THREAD serve(void *unused)
             pool.idle--;
             unlock_and_call();
             migrate(job->processor);
-            fesetenv(&job->arithmetic);
             do_tasks(job, seat);
             bedtime = now() + SPIN;
             lock(&pool.mutex);
@@ -220,7 +217,6 @@ void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads
         job->seats[seat].taken = 0;
         job->seats[seat].at = -1;
     }
-    fegetenv(&job->arithmetic);
     lock(&pool.mutex);
     for (; pool.workers < job->free_seats && pool.workers < MAX_WORKERS && start_thread(serve); pool.workers++)
         pool.idle++;

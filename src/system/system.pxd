@@ -12,6 +12,7 @@ cdef extern from "system/cpu.h" nogil:
     int cattn_prefetches_rows()
 
 cdef extern from "system/float_mode.h" nogil:
+    unsigned int CATTN_USUAL_MODE
     unsigned int CATTN_TASK_MODE
     unsigned int cattn_float_mode()
     unsigned int cattn_change_float_mode(unsigned int mode)
