@@ -257,7 +257,7 @@ def _alibi_slopes(slopes, sizes):
         raise ValueError(
             f"alibi_slopes: expected shape {heads}, one number for each head of query{or_else}, got {slopes.shape}"
         )
-    return np.broadcast_to(slopes.astype(np.float64), shape)
+    return np.broadcast_to(_doubles(slopes), shape)
 
 
 def _sinks(sinks, heads):
@@ -266,7 +266,12 @@ def _sinks(sinks, heads):
     sinks = as_floats("sinks", sinks)
     if sinks.shape != (heads,):
         raise ValueError(f"sinks: expected shape {(heads,)}, one number for each head of query, got {sinks.shape}")
-    sinks = sinks.astype(np.float64)
+    sinks = _doubles(sinks)
     if not np.all(sinks < np.inf):
         raise ValueError(f"sinks: expected finite numbers, or -inf for none, got {sinks[~(sinks < np.inf)][0]}")
     return sinks
+
+
+def _doubles(array):
+    with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN
+        return array.astype(np.float64)
