@@ -43,7 +43,7 @@ def find_homes():
 @functools.cache
 def instructions():
     """How often each table and "", which stands for all else, has an instruction, as a mnemonic and a kind of
-    register; and where all else has it."""
+    register; and where each table has it. A function belongs to the file that defines it, whatever its own name."""
     homes = find_homes()
     if not any("avx2" in home for home in homes.values()):
         pytest.skip("the names of files and functions were stripped from this module")
@@ -51,14 +51,14 @@ def instructions():
     table = name = ""
     for line in objdump("--disassemble", "--no-show-raw-insn"):
         if header := re.match(r"([0-9a-f]+) <(.*)>:$", line):
-            name = f"{header[2]} of {homes.get(int(header[1], 16), 'nowhere')}"
-            found = re.search(r"avx2|avx512[a-z0-9]*|amx", name)
+            home = homes.get(int(header[1], 16), "nowhere")
+            name = f"{header[2]} of {home}"
+            found = re.search(r"avx2|avx512[a-z0-9]*|amx", home)
             table = found[0] if found else ""
         elif instruction := re.match(r" *[0-9a-f]+:\t(\w+) *(.*)", line):
-            register = re.search(r"%[yz]mm", instruction[2])
-            counts[table][instruction[1], register[0] if register else ""] += 1
-            if not table:
-                places[instruction[1]] = name
+            register = re.search(r"%[yz]mm|%k[0-7]", instruction[2])
+            counts[table][instruction[1], register[0][:4] if register else ""] += 1
+            places.setdefault((table, instruction[1]), set()).add(name)
     return counts, places
 
 
@@ -75,9 +75,51 @@ def test_tables_multiply_and_add_at_once_in_their_widest_registers(isa, register
     assert fused > rounded_twice
 
 
+# What came to x86-64 after SSE2, but for AVX and its like, whose names begin with v or k.
+LATER = re.compile(
+    r"addsubp[sd]|h(add|sub)p[sd]|lddqu|movddup|movs[hl]dup|fisttp|monitor|mwait"  # SSE3
+    r"|pshufb|palignr|pabs[bwd]|ph(add|sub)\w+|psign[bwd]|pmaddubsw|pmulhrsw"  # SSSE3
+    r"|round[ps][sd]|p?blend\w+|dpp[sd]|extractps|insertps|pinsr[bdq]|pextr[bdq]|pmov[sz]x\w+|ptest|pm(ax|in)(s[bd]|u[wd])"
+    r"|pmul(dq|ld)|pcmp(eqq|gtq|[ei]str\w)|packusdw|mpsadbw|phminposuw|movntdqa|crc32\w?|popcnt"  # SSE4
+    r"|andn|bextr|bls(i|r|msk)|bzhi|mulx|pdep|pext|rorx|s(ar|hl|hr)x|[lt]zcnt|ad[co]x|movbe|aes\w+|pclmul\w+|sha\d\w+"
+    r"|ldtilecfg|sttilecfg|tile\w+|tdp\w+|rd(rand|seed|pid|tscp)|cmpxchg16b"
+)
+# What a table's processors need not have. `runs_avx2` and its like in cpu.c say what they do have.
+TILES = r"tile\w+|tdp\w+|ldtilecfg"
+BFLOAT16 = r"vdpbf16ps|vcvtne2?ps2bf16\w*"
+OTHER_512 = r"vpdp\w+|vpmadd52\w+|vpopcnt\w+|vperm([ti]2)?b|v(add|sub|mul|div|sqrt|max|min|mov|fn?m(add|sub)\d+)[ps]h"
+LACKS = {
+    "avx2": f"{TILES}|{BFLOAT16}|{OTHER_512}",
+    "avx512": f"{TILES}|{BFLOAT16}|{OTHER_512}",
+    "avx512bf16": f"{TILES}|{OTHER_512}",
+    "amx": OTHER_512,
+}
+
+
 def test_all_else_runs_on_every_processor():
-    """Names of instructions of AVX and later begin with v; a compiler that is told to use them uses them everywhere."""
+    """A compiler that is told to use later instructions uses them everywhere. XGETBV alone is asked for in cpu.c."""
     counts, places = instructions()
     assert counts[""]
-    later = {mnemonic: places[mnemonic] for mnemonic, _ in counts[""] if mnemonic.startswith("v")}
+    later = {
+        mnemonic: places["", mnemonic]
+        for mnemonic, register in counts[""]
+        if mnemonic.startswith("v") or register == "%k" or LATER.fullmatch(mnemonic)
+    }
     assert not later
+
+
+@pytest.mark.parametrize("isa", LACKS)
+def test_tables_need_what_is_asked_for(isa):
+    counts, places = instructions()
+    assert counts[isa]
+    unknown = {mnemonic: places[isa, mnemonic] for mnemonic, _ in counts[isa] if re.fullmatch(LACKS[isa], mnemonic)}
+    assert not unknown
+    if isa == "avx2":
+        assert not any(register in ("%zmm", "%k") for _, register in counts[isa])
+
+
+def test_tiles_are_released_where_they_are_configured():
+    counts, places = instructions()
+    if not counts["amx"]["tdpbf16ps", ""]:
+        pytest.skip("this build has no kernels for AMX")
+    assert places["amx", "ldtilecfg"] == places["amx", "tilerelease"]
