@@ -11,11 +11,14 @@ from registry import FUNCTIONS, IMPORT_MORE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="interposes functions of glibc")
 
-OTHERS = (
-    "torch.scaled_dot_product_attention",
-    "transformers.register",
-    "dask.attention",
-)  # they take seconds to import
+SHARES = pytest.mark.parametrize(
+    "seeds, rounds",
+    [
+        (1, 0),
+        pytest.param(3, 30, marks=pytest.mark.slow, id="slow"),
+        pytest.param(20, 30, marks=pytest.mark.exhaustive, id="exhaustive"),
+    ],
+)
 QUICK = [name for name in FUNCTIONS if name not in IMPORT_MORE]
 
 
@@ -40,22 +43,22 @@ def run(preloaded, scope, seeds, rounds, names):
     return {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("seeds, rounds, names", [(1, 0, QUICK), pytest.param(6, 30, QUICK, marks=pytest.mark.slow)])
-def test_memory_of_our_own(preloaded, seeds, rounds, names):
+@SHARES
+def test_memory_of_our_own(preloaded, seeds, rounds):
     """Work for several threads goes on in the calling thread where a job cannot be listed for others."""
-    found = run(preloaded, "ours", seeds, rounds, names)
+    found = run(preloaded, "ours", seeds, rounds, QUICK)
     for name in ("attention", "attention_weights", "attention_varlen", "cattn.h"):
         assert found[name]["MemoryError"] and found[name]["right"]
 
 
 def test_nothing_is_left_behind(preloaded):
-    run(preloaded, "ours", 0, 30, ["cattn.h"])
+    run(preloaded, "ours", 0, 10, ["cattn.h"])
 
 
-@pytest.mark.parametrize("seeds, rounds, names", [(1, 0, QUICK), pytest.param(6, 30, QUICK, marks=pytest.mark.slow)])
-def test_elements_of_arrays(preloaded, seeds, rounds, names):
-    found = run(preloaded, "arrays", seeds, rounds, names)
-    assert all(found[name]["MemoryError"] for name in names if name not in ("cattn.h", "plan"))  # which make few
+@SHARES
+def test_elements_of_arrays(preloaded, seeds, rounds):
+    found = run(preloaded, "arrays", seeds, rounds, QUICK)
+    assert all(found[name]["MemoryError"] for name in QUICK if name not in ("cattn.h", "plan"))  # which make few
 
 
 @pytest.mark.slow
@@ -68,10 +71,9 @@ def test_everything(preloaded):
 @pytest.mark.parametrize("scope", ["ours", "arrays"])
 @pytest.mark.parametrize("name", IMPORT_MORE)
 def test_other_modules(preloaded, name, scope):
-    """Dask itself keeps more and more."""
     if not FUNCTIONS[name].is_there:
         pytest.skip(f"{FUNCTIONS[name].needs} is not installed")
-    found = run(preloaded, scope, 3, 0 if name == "dask.attention" else 30, [name])
+    found = run(preloaded, scope, 3, 0, [name])
     assert found[name]["MemoryError"]
 
 

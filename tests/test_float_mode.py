@@ -11,6 +11,7 @@ from registry import FUNCTIONS, IMPORT_MORE
 
 import cattn
 
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 X86_64 = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="sets the mode of x86-64 by its own instructions"
 )
@@ -43,10 +44,12 @@ def test_all_modes():
 
 
 @X86_64
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "seeds, traps", [pytest.param(6, "all", marks=SLOW), pytest.param(4, "every", marks=EXHAUSTIVE)]
+)
 @EVERY_TABLE
-def test_all_modes_and_traps(isa):
-    call_in_modes(4, "every", [name for name in FUNCTIONS if name not in IMPORT_MORE], CATTN_ISA=isa)
+def test_all_modes_of_all_tables(isa, seeds, traps):
+    call_in_modes(seeds, traps, [name for name in FUNCTIONS if name not in IMPORT_MORE], CATTN_ISA=isa)
 
 
 @X86_64
