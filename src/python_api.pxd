@@ -24,8 +24,12 @@ cdef extern from *:
     int64_t cattn_ending_thread
 
 cdef extern from "Python.h":
-    int PyErr_CheckSignals() noexcept
-    void PyErr_SetString(object error, const char *message) noexcept
+    ctypedef struct PyThreadState
+    void *PyExc_RecursionError
+    int PyErr_CheckSignals() noexcept nogil
+    void PyErr_SetString(void *error, const char *message) noexcept nogil
+    PyThreadState *PyEval_SaveThread() noexcept nogil
+    void PyEval_RestoreThread(PyThreadState *thread) noexcept nogil
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef enum:
@@ -36,12 +40,12 @@ cdef enum:
     MOST_HANDLERS = 8
 
 
-cdef inline bint run_handlers() noexcept:
-    """Lets Python run its signal handlers. Whether one raised."""
+cdef inline bint run_handlers() noexcept nogil:
+    """Let Python run its signal handlers, and return whether one raised. The caller holds the GIL."""
     global cattn_handlers
     cdef bint raised
     if cattn_handlers == MOST_HANDLERS:
-        PyErr_SetString(RecursionError, "cattn: signal handlers that call cattn are nested too deeply")
+        PyErr_SetString(PyExc_RecursionError, "cattn: signal handlers that call cattn are nested too deeply")
         return True
     cattn_handlers += 1
     raised = PyErr_CheckSignals() != 0
@@ -50,11 +54,18 @@ cdef inline bint run_handlers() noexcept:
 
 
 cdef inline bint wants_to_stop(void *context) noexcept nogil:
-    """What a call asks that Python made: the exception is set then."""
+    """What a call asks that Python made: the exception is set then. `context` is the thread's state in Python while the
+    call runs without the GIL, else NULL."""
+    # Not `with gil`: in a subinterpreter it would bring the state of the main one, and the exception would be set there.
+    cdef bint raised
     if cattn_ending_thread != 0 and cattn_ending_thread != <int64_t>PyThread_get_thread_ident():
         return False
-    with gil:
+    if context == NULL:
         return run_handlers()
+    PyEval_RestoreThread(<PyThreadState *>context)
+    raised = run_handlers()
+    PyEval_SaveThread()
+    return raised
 
 
 cdef inline void note_ending_thread() noexcept:
@@ -85,8 +96,9 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     cdef Plan plan
     if problem.value_size > CATTN_LARGEST_HEAD:
         threads = min(threads if threads > 0 else default_threads(), machine.most_threads)
-        with nogil:
-            status = execute_wide(problem, threads, machine, &caller, &bytes)
+        caller.context = PyEval_SaveThread()
+        status = execute_wide(problem, threads, machine, &caller, &bytes)
+        PyEval_RestoreThread(<PyThreadState *>caller.context)
         return check(status, threads, bytes)
     check(make_plan(&plan, problem, machine, stage, &caller), 0, 0)
     if plan.tasks == 0:
@@ -100,6 +112,7 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     if work < GIL_WORK:
         status = execute(&plan, problem, threads, &caller, &bytes)
     else:
-        with nogil:
-            status = execute(&plan, problem, threads, &caller, &bytes)
+        caller.context = PyEval_SaveThread()
+        status = execute(&plan, problem, threads, &caller, &bytes)
+        PyEval_RestoreThread(<PyThreadState *>caller.context)
     return check(status, threads, bytes)

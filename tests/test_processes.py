@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import warnings
 
@@ -485,6 +486,41 @@ for thread in lives:
 """
     found = in_subinterpreters(kind, code)
     assert len(found) == 8 and set(found) <= {"refused", "right"} and found.count("right") >= 5
+
+
+@HAS_INTERPRETERS
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="they are all refused without the GIL")
+def test_signals_during_a_call_in_a_subinterpreter():
+    """Python runs handlers in the main interpreter only. The call ends as it would without the signal."""
+    code = """
+import signal
+class Stop(Exception):
+    pass
+def stop(*_):
+    raise Stop
+signal.signal(signal.SIGALRM, stop)
+interpreter = create()
+run(interpreter, '''
+import warnings
+warnings.simplefilter("ignore")
+import numpy as np
+import cattn
+x, keys = np.ones((3, 150, 64), "f"), np.broadcast_to(np.float32(1), (3, 300_000, 64))
+def call(keys):
+    print(cattn.attention(x, keys, keys, num_threads=3).mean(), flush=True)
+call(x)
+''')
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    run(interpreter, "call(keys)")
+    print("no signal")
+except Stop:
+    print("stopped")
+run(interpreter, "call(x)")
+destroy(interpreter)
+"""
+    assert in_subinterpreters("legacy", code) == ["1.0", "1.0", "stopped", "1.0"]
 
 
 @pytest.mark.skipif(not hasattr(concurrent.futures, "InterpreterPoolExecutor"), reason="Python 3.14 is the first")
