@@ -6,7 +6,7 @@ Kernels may round weights to bfloat16, to nearest, and divide by the sum of the 
 import cases
 import numpy as np
 import pytest
-from kappa import Yardstick
+from kappa import Yardstick, assert_accurate
 from kernel_tables import BFLOAT16 as BFLOAT16_TYPE
 from kernel_tables import FEW, MANY, table_of
 
@@ -188,3 +188,17 @@ def test_the_bound_refuses_what_rounds_otherwise(keys):
         with pytest.raises(AssertionError, match="exceeds"):
             Yardstick(case).check(out)
     assert not keeps_equal_values(out.astype(BFLOAT16))
+
+
+@pytest.mark.parametrize("size", [1e5, 1e6, 3e6, 1e7, 1e9, 1e18, 1e37, -1e7, -1e18, -1e37])
+@pytest.mark.parametrize("rows", [3, 20, 64])
+def test_scores_so_large_that_their_rounding_counts(rows, size):
+    """The largest one of a row has the weight 1, whatever the scale rounds it by, and equal ones share it."""
+    random = np.random.default_rng(rows)
+    query = np.ones((rows, 2), BFLOAT16)
+    key = np.repeat([1, 1, 0.5, 1] if size > 0 else [2, 1, 1.5, 1], 20)[:, None] * np.array([0.25, 0.5]) * size
+    value = random.standard_normal((80, 5)).astype(BFLOAT16)
+    case = {"query": query, "key": key.astype(BFLOAT16), "value": value, "scale": 0.3}
+    out, lse = cattn.attention(**case, return_lse=True)
+    assert np.isfinite(lse).all() and np.isfinite(out.astype(float)).all()
+    assert_accurate(out, case, lse)

@@ -104,9 +104,33 @@ INLINE int scales_late(const cattn_row_tile *tile)
     return PAIR_SCALES_LATE && tile->scale > 0 && (mod == NULL || (mod->softcap == 0 && !mod->has_bias && !mod->has_alibi));
 }
 
-/* Computes the exponentials of the scores of two keys, or of the last key and zeros. */
+/* Scores that are scaled late are not rounded before the row's largest one is subtracted, which is. What that one was
+ * rounded by counts in rows whose largest score is beyond this. */
+#define FAR_SCORE 0x1p20f
+
+INLINE integers is_far(vector score)
+{
+    return ((score > FAR_SCORE) | (score < -FAR_SCORE)) & (score - score == 0);
+}
+
+/* Returns whether there is such a row. */
+static int has_far_rows(const cattn_row_tile *tile)
+{
+    const vector *row_max = tile->softmax.row_max, *block_max = tile->block_max;
+    integers found = {0};
+    INT any = 0;
+    for (int v = 0; v * WIDTH < tile->rows; v++)
+        found |= is_far(row_max[v]) | is_far(block_max[v]);
+    for (int i = 0; i < WIDTH; i++)
+        any |= found[i];
+    return any != 0;
+}
+
+/* Computes the exponentials of the scores of two keys, or of the last key and zeros. Where scores are far, those that are
+ * not below `equal` are the largest one. */
 INLINE void pair_powers(vector low[TILE_VECTORS], vector high[TILE_VECTORS], const vector *scores, const vector *shift,
-                        const float scale, const int late, const int keys, const int vectors)
+                        const vector *equal, const float scale, const int late, const int far, const int keys,
+                        const int vectors)
 {
     UNROLL for (int key = 0; key < 2; key++) {
         vector *power = key == 0 ? low : high;
@@ -120,6 +144,8 @@ INLINE void pair_powers(vector low[TILE_VECTORS], vector high[TILE_VECTORS], con
             power[v] = score - shift[v];
             if (late)
                 power[v] = F(muladd)(score, F(splat)(scale), -shift[v]);
+            if (far)
+                power[v] = F(select)(power[v] >= equal[v], (vector){0}, power[v]);
             power[v] *= (REAL)CATTN_LOG2E;
         }
         PAIR_EXPONENTIAL(power, vectors);
@@ -127,16 +153,18 @@ INLINE void pair_powers(vector low[TILE_VECTORS], vector high[TILE_VECTORS], con
 }
 
 INLINE void pair_exponentials_of(vector *scores, const cattn_row_tile *tile, ptrdiff_t count, const int late,
-                                 const int vectors)
+                                 const int far, const int vectors)
 {
     vector *row_max = tile->softmax.row_max, *row_sum = tile->softmax.row_sum, *row_scale = tile->row_scale;
     vector *lse_sum = tile->softmax.lse_sum;
     const vector *block_max = tile->block_max;
     const words one = 0x3f803f80 - (words){0};
     const float scale = (float)tile->scale;
-    vector shift[TILE_VECTORS], block[TILE_VECTORS], exact[TILE_VECTORS];
+    vector shift[TILE_VECTORS], equal[TILE_VECTORS], block[TILE_VECTORS], exact[TILE_VECTORS];
     UNROLL for (int v = 0; v < vectors; v++) {
         shift[v] = F(advance)(&row_max[v], &row_scale[v], block_max[v]);
+        /* A unit in the last place below it. */
+        equal[v] = F(select)(is_far(shift[v]), F(larger)(shift[v], -shift[v]) * -0x1p-23f, F(splat)(INFINITE));
         block[v] = exact[v] = (vector){0};
     }
     for (ptrdiff_t start = 0; start < count; start += RUN) {
@@ -146,9 +174,9 @@ INLINE void pair_exponentials_of(vector *scores, const cattn_row_tile *tile, ptr
         for (ptrdiff_t j = start; j < F(run_end)(start, count, RUN); j += 2) {
             vector low[TILE_VECTORS], high[TILE_VECTORS];
             if (j + 1 < count)
-                pair_powers(low, high, scores + j * TILE_VECTORS, shift, scale, late, 2, vectors);
+                pair_powers(low, high, scores + j * TILE_VECTORS, shift, equal, scale, late, far, 2, vectors);
             else
-                pair_powers(low, high, scores + j * TILE_VECTORS, shift, scale, late, 1, vectors);
+                pair_powers(low, high, scores + j * TILE_VECTORS, shift, equal, scale, late, far, 1, vectors);
             UNROLL for (int v = 0; v < vectors; v++) {
                 const words pair = round_pairs(low[v], high[v]);
                 scores[j / 2 * TILE_VECTORS + v] = (vector)pair;
@@ -167,12 +195,15 @@ INLINE void pair_exponentials_of(vector *scores, const cattn_row_tile *tile, ptr
 
 static int pair_exponentials(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-#define EXPONENTIALS_OF(vectors) pair_exponentials_of(scores, tile, block->count, late, vectors)
-    if (scales_late(tile)) {
-        const int late = 1;
+#define EXPONENTIALS_OF(vectors) pair_exponentials_of(scores, tile, block->count, late, far, vectors)
+    if (scales_late(tile) && has_far_rows(tile)) {
+        const int late = 1, far = 1;
+        WITH_VECTORS(tile->rows, EXPONENTIALS_OF)
+    } else if (scales_late(tile)) {
+        const int late = 1, far = 0;
         WITH_VECTORS(tile->rows, EXPONENTIALS_OF)
     } else {
-        const int late = 0;
+        const int late = 0, far = 0;
         WITH_VECTORS(tile->rows, EXPONENTIALS_OF)
     }
 #undef EXPONENTIALS_OF
