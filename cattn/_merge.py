@@ -120,7 +120,8 @@ def _merged(outputs, lses, computed):
 def _parts(name, parts):
     try:
         parts = list(parts)
-    except (TypeError, NotImplementedError) as error:  # memoryviews of several axes raise the latter
+    # Memoryviews of several axes raise NotImplementedError, and an object that lies about its length the last two.
+    except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
         raise TypeError(f"{name}: expected a list of arrays, one a part, got {class_shown(parts)}") from error
     return [as_floats(f"{name}[{n}]", part) for n, part in enumerate(parts)]
 

@@ -12,6 +12,7 @@ from ._read import (
     as_flag,
     as_floats,
     as_integers,
+    as_items,
     as_number,
     as_text,
     broadcast,
@@ -137,9 +138,10 @@ def _window(window):
         return _UNLIMITED, _UNLIMITED
     expected = "window: expected (left, right), each None or -1 (no limit) or an integer of 0 or more"
     if is_integer(window):
-        raise TypeError(f"{expected}, got {window}; ({window}, 0) looks back only, ({window}, {window}) both ways")
-    sides = tuple(window) if isinstance(window, (tuple, list)) else (window,)
-    if not all(side is None or is_integer(side) for side in sides):
+        text = shown(operator.index(window))
+        raise TypeError(f"{expected}, got {text}; ({text}, 0) looks back only, ({text}, {text}) both ways")
+    sides = as_items(window)
+    if sides is None or not all(side is None or is_integer(side) for side in sides):
         raise TypeError(f"{expected}, got {shown(window)}")
     sides = [_UNLIMITED if side is None else min(operator.index(side), FAR) for side in sides]
     if len(sides) != 2 or min(sides) < _UNLIMITED:
@@ -176,7 +178,7 @@ def _lengths(name, lengths, batch, of, longest):
     array = as_integers(name, given, -FAR, FAR)
     if array.size and (array.min() < 0 or array.max() > longest):
         wrong = np.asarray(given)[(array < 0) | (array > longest)].flat[0]
-        raise ValueError(f"{name}: expected 0 to {longest}, the length of {of}, got {wrong}")
+        raise ValueError(f"{name}: expected 0 to {longest}, the length of {of}, got {shown(int(wrong))}")
     return _per_entry(name, array, batch, "leading axes")
 
 
@@ -187,12 +189,12 @@ def _per_entry(name, array, batch, axes):
 def _key_range(key_range, sizes):
     if key_range is None:
         return None, None
-    if not isinstance(key_range, (tuple, list)):
-        raise TypeError(f"key_range: expected (start, stop), each None or integers, got {shown(key_range)}")
-    if len(key_range) != 2:
-        raise ValueError(f"key_range: expected (start, stop), each None or integers, got {shown(key_range)}")
+    given = as_items(key_range)
+    if given is None or len(given) != 2:
+        error = TypeError if given is None else ValueError
+        raise error(f"key_range: expected (start, stop), each None or integers, got {shown(key_range)}")
     bounds = []
-    for side, bound in zip(("start", "stop"), key_range, strict=True):
+    for side, bound in zip(("start", "stop"), given, strict=True):
         if bound is not None:
             name = f"key_range {side}"
             bound = as_integers(name, bound, 0, sizes.key_length)

@@ -7,7 +7,7 @@ import operator
 import numpy as np
 
 from ._arguments import as_indptr
-from ._read import as_array, as_integers, shown
+from ._read import as_array, as_integers, is_flag, shown
 
 __all__ = ["pad", "unpad"]
 
@@ -150,7 +150,7 @@ def _padded_length(argument, longest):
         return longest
     expected = f"length: expected None or an integer of {longest} or more, the length of the longest sequence"
     try:
-        if isinstance(argument, (bool, np.bool_)):
+        if is_flag(argument):
             raise TypeError
         length = operator.index(argument)
     except TypeError:

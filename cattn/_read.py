@@ -24,15 +24,19 @@ def as_array(name, argument):
     numbers = _long_list_of_numbers(argument)
     if numbers is not None:
         return numbers
-    parts = argument if isinstance(argument, (list, tuple)) else ()
-    if isinstance(argument, np.ma.MaskedArray) or any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
     try:
-        return np.asarray(argument).view()
+        is_masked = issubclass(type(argument), np.ma.MaskedArray) or (
+            issubclass(type(argument), (list, tuple))
+            and any(issubclass(type(part), np.ma.MaskedArray) for part in as_items(argument))
+        )
+        array = None if is_masked else np.asarray(argument).view()
     except MemoryError:
         raise
     except Exception as error:  # whatever the conversion of a foreign object may raise
         raise TypeError(f"{name}: expected an array, got {shown(argument)}, which NumPy refuses: {error}") from error
+    if is_masked:
+        raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
+    return array
 
 
 def _long_list_of_numbers(argument):
@@ -54,7 +58,7 @@ def as_floats(name, argument):
     if type_name(array.dtype):
         return array
     if array.dtype.kind == "i" and array.dtype.itemsize in (4, 8):  # int32 and int64, whatever C calls them here
-        return array.astype(np.float64)
+        return cast(name, array, np.float64)
     advice = _conversion(name, array.dtype)
     raise TypeError(f"{name}: expected type {TYPES}, got {type_shown(array.dtype)}{advice}")
 
@@ -82,8 +86,17 @@ def as_integers(name, argument, low, high):
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {type_shown(array.dtype)}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        array = np.minimum(array, np.uint64(2**63 - 1))
-    return np.asarray(np.minimum(np.maximum(array, low, dtype=np.int64), high))
+        array = np.asarray(np.minimum(array, np.uint64(2**63 - 1)))
+    array = cast(name, array, np.int64)
+    return array.clip(low, high, out=array)
+
+
+def cast(name, array, dtype):
+    """A copy in another type, or a MemoryError that names the argument, also where no address reaches its end."""
+    try:
+        return array.astype(dtype)
+    except (MemoryError, ValueError):
+        raise MemoryError(f"{name}: cannot allocate {array.size} numbers of type {np.dtype(dtype)}") from None
 
 
 def as_number(name, argument, positive=False):
@@ -100,7 +113,7 @@ def as_number(name, argument, positive=False):
 def as_count(name, argument, optional=False):
     expected = f"{name}: expected an integer of 1 or more{', or None' if optional else ''}"
     try:
-        if isinstance(argument, (bool, np.bool_)):
+        if is_flag(argument):
             raise TypeError
         count = operator.index(argument)
     except TypeError:
@@ -111,7 +124,7 @@ def as_count(name, argument, optional=False):
 
 
 def as_flag(name, argument):
-    if not isinstance(argument, (bool, np.bool_)):
+    if not is_flag(argument):
         raise TypeError(f"{name}: expected True or False, got {shown(argument)}")
     return bool(argument)
 
@@ -119,6 +132,14 @@ def as_flag(name, argument):
 def as_text(argument):
     """A str without any method of a subclass, or None."""
     return str.__str__(argument) if issubclass(type(argument), str) else None
+
+
+def as_items(argument):
+    """The items of a tuple or list as a tuple, without any method of a subclass, or None."""
+    for kind in (tuple, list):
+        if issubclass(type(argument), kind):
+            return tuple(kind.__getitem__(argument, slice(None)))
+    return None
 
 
 def broadcast(name, array, shape, axes, advise=None):
@@ -133,8 +154,15 @@ def broadcast(name, array, shape, axes, advise=None):
         ) from None
 
 
+# An object may say of itself that its class is any: what counts is its type.
+
+
 def is_integer(argument):
-    return isinstance(argument, (int, np.integer)) and not isinstance(argument, bool)
+    return issubclass(type(argument), (int, np.integer)) and not is_flag(argument)
+
+
+def is_flag(argument):
+    return type(argument) in (bool, np.bool_)
 
 
 # Types
@@ -183,12 +211,17 @@ def class_shown(argument):
 
 
 def shown(argument):
+    """An argument in a few words, whatever its methods do when they are asked for them."""
     kind = type(argument)
-    if hasattr(kind, "shape") and hasattr(kind, "dtype") and argument.shape != ():  # an array, or a tensor of others
-        return f"{kind.__name__} of shape {tuple(argument.shape)} and type {argument.dtype}"
-    if isinstance(argument, int) and argument.bit_length() > 2000:  # Python may be set to print 640 digits at most
-        return f"a very long {kind.__name__}"
     try:
+        # An array, or a tensor of another library.
+        if hasattr(kind, "shape") and hasattr(kind, "dtype") and argument.shape != ():
+            return f"{kind.__name__} of shape {tuple(argument.shape)} and type {argument.dtype}"
+        # Python may be set to print 640 digits at most.
+        if issubclass(kind, int) and int.bit_length(argument) > 2000:
+            return f"a very long {kind.__name__}"
         return reprlib.repr(argument)
     except ValueError:  # one of them inside
         return f"a very long {kind.__name__}"
+    except Exception:
+        return f"an object of {class_shown(argument)}"

@@ -7,13 +7,12 @@ import numpy as np
 from ._arithmetic import in_usual_arithmetic
 from ._calls import explained, forwarding
 from ._kernel import attention
-from ._read import arithmetic, as_array, as_count, as_floats, check_same_type, native
+from ._read import arithmetic, as_array, as_count, as_floats, cast, check_same_type, native, shown
 
 # Signal handlers run between matrix products, so a long one goes in blocks of rows: of so much work, in bytes of
 # weights times rows, and of a multiple of so many rows. Smaller blocks would cost speed.
 _BLOCK_WORK = 2**35
 _LEAST_ROWS = 256
-
 
 # What stands in padded rows may overflow in a projection. Like the attention, this gives no warning.
 @explained
@@ -127,7 +126,7 @@ def self_attention(
     num_heads = as_count("num_heads", num_heads)
     num_kv_heads = num_heads if num_kv_heads is None else as_count("num_kv_heads", num_kv_heads, optional=True)
     if num_heads % num_kv_heads:
-        raise ValueError(f"num_kv_heads: expected a divisor of num_heads={num_heads}, got {num_kv_heads}")
+        raise ValueError(f"num_kv_heads: expected a divisor of num_heads={shown(num_heads)}, got {shown(num_kv_heads)}")
 
     optional = dict(w_output=w_output, b_query=b_query, b_key=b_key, b_value=b_value, b_output=b_output)
     arrays = float_arrays(
@@ -199,7 +198,7 @@ def _check_weight(arrays, name, rows, rows_like, heads=1, heads_name=None):
         )
     columns = weight.shape[1]
     if columns == 0 or columns % heads:
-        multiple = "at least one column" if heads == 1 else f"a multiple of {heads_name}={heads} columns"
+        multiple = "at least one column" if heads == 1 else f"a multiple of {heads_name}={shown(heads)} columns"
         raise ValueError(f"w_{name}: expected {multiple}, got {columns} (shape {weight.shape})")
     if bias is not None and bias.shape != (columns,):
         raise ValueError(f"b_{name}: expected shape ({columns},) like the columns of w_{name}, got {bias.shape}")
@@ -208,7 +207,7 @@ def _check_weight(arrays, name, rows, rows_like, heads=1, heads_name=None):
 def widened(arrays):
     """Return the arrays in the type that is computed in: float64 stays, all others become or stay float32."""
     dtype = arithmetic(arrays["x"].dtype)
-    return {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
+    return {name: array if array.dtype == dtype else cast(name, array, dtype) for name, array in arrays.items()}
 
 
 def project(x, weight, bias=None):

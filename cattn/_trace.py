@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from . import _read
 from ._arithmetic import in_usual_arithmetic
 from ._calls import explained, forwarding
 from ._kernel import attention, attention_weights
-from ._read import as_number
 from ._self_attention import check_shapes, float_arrays, project, widened
 from ._trace_text import EDGE, MAX_LABEL, clip, format_matrix, formulas, modified, printable, shown, size_of
 
@@ -115,7 +115,7 @@ def trace(
         final_scores=final_scores,
         weights=attention_weights(query, key, scale=scale, **modifiers),
         context=context,
-        scale=1 / math.sqrt(query.shape[1]) if scale is None else as_number("scale", scale),
+        scale=1 / math.sqrt(query.shape[1]) if scale is None else _read.as_number("scale", scale),
         tokens=tokens,
         modifiers=given,
     )
@@ -368,7 +368,7 @@ def _token_names(tokens, count):
     if tokens is None:
         return None
     if isinstance(tokens, (str, bytes)) or getattr(tokens, "ndim", 1) != 1 or not np.iterable(tokens):
-        raise TypeError(f"tokens: expected a sequence of token names, got {tokens!r}")
+        raise TypeError(f"tokens: expected a sequence of token names, got {_read.shown(tokens)}")
     names = tuple(map(_printable, tokens))
     if len(names) != count:
         raise ValueError(f"tokens: expected {count} names, one for each row of x, got {len(names)}")
@@ -376,7 +376,10 @@ def _token_names(tokens, count):
 
 
 def _printable(token):
-    text = token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token)
+    try:
+        text = token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token)
+    except ValueError:  # an integer of more digits than Python prints
+        text = _read.shown(token)
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 

@@ -13,7 +13,7 @@ import cattn
 
 from ._calls import renamed
 from ._modifiers import FAR
-from ._read import as_array, as_flag, as_floats, as_integers, as_number, check_same_type, shown
+from ._read import as_array, as_flag, as_floats, as_integers, as_items, as_number, check_same_type, shown
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func"]
 
@@ -262,7 +262,8 @@ def _window(window_size):
         return as_array("window_size", argument).tolist() if hasattr(argument, "dtype") else argument
 
     window = unpacked(window_size)
-    return tuple(map(unpacked, window)) if isinstance(window, (tuple, list)) else window
+    sides = as_items(window)
+    return window if sides is None else tuple(map(unpacked, sides))
 
 
 def _attend(house, function, *arrays, **options):
@@ -286,5 +287,6 @@ def _check_longest(side, most, indptr):
         raise TypeError(f"max_seqlen_{side}: expected an integer, got {shown(most)}") from None
     if most < longest:
         raise ValueError(
-            f"max_seqlen_{side}: expected {longest} or more, the length of a sequence in cu_seqlens_{side}, got {most}"
+            f"max_seqlen_{side}: expected {longest} or more, the length of a sequence in cu_seqlens_{side}, "
+            f"got {shown(most)}"
         )

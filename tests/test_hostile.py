@@ -1,6 +1,7 @@
 """Arguments that lie about themselves, and that change while a call looks at them: it goes by what there is, once."""
 
 import sysconfig
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -139,3 +140,104 @@ def test_words_of_a_subclass(name):
     given = cattn.attention_weights(query, key, causal=name == "query_offset", **{name: Hostile(word)})
     expected = cattn.attention_weights(query, key, causal=name == "query_offset", **{name: word})
     np.testing.assert_array_equal(given, expected)
+
+
+LONG = 10**5000  # Python prints no integer of so many digits
+VERY_LONG = "a very long int"
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "message"),
+    [
+        ("attention", "window", f"{VERY_LONG}; ({VERY_LONG}, 0) looks back only, ({VERY_LONG}, {VERY_LONG}) both ways"),
+        ("attention", "key_lengths", f"0 to 4, the length of key, got {VERY_LONG}"),
+        ("attention", "softcap", VERY_LONG),
+        ("self_attention", "num_heads", f"a multiple of num_heads={VERY_LONG} columns, got 4 (shape (4, 4))"),
+        ("self_attention", "num_kv_heads", f"a divisor of num_heads=1, got {VERY_LONG}"),
+        ("trace", "tokens", f"a sequence of token names, got {VERY_LONG}"),
+    ],
+)
+def test_integers_of_more_digits_than_python_prints(function, name, message):
+    square = np.ones((4, 4), np.float32)
+    arguments = [square] * (3 if function == "attention" else 4)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(cattn, function)(*arguments, **{name: LONG})
+    named = "w_query" if name == "num_heads" else name
+    assert str(caught.value).startswith(f"{named}: expected ") and str(caught.value).endswith(message)
+
+
+def test_a_longest_sequence_of_more_digits_than_python_prints():
+    from cattn.flash_attn import flash_attn_varlen_func
+
+    x = np.ones((4, 1, 4), np.float32)
+    with pytest.raises(ValueError, match=rf"^max_seqlen_q: expected 4 or more, .*got {VERY_LONG}$"):
+        flash_attn_varlen_func(x, x, x, [0, 4], [0, 4], -LONG, 4)
+
+
+def test_a_token_of_more_digits_than_python_prints():
+    square = np.ones((2, 2))
+    assert cattn.trace(square, square, square, square, tokens=["a", LONG]).tokens == ("a", VERY_LONG)
+
+
+class Broken:
+    """Has the attributes of an array, and no method that works."""
+
+    shape, dtype = 5, "float32"
+
+    def __array__(self, *_, **__):
+        return 5
+
+    __index__ = __float__ = __bool__ = __iter__ = __len__ = __repr__ = __array__
+
+
+NAMESAKE = type("array", (), {})  # reprlib takes it for the standard library's
+SUBCLASSES = [type(f"Broken{kind.__name__}", (kind,), dict(vars(Broken))) for kind in (list, tuple, dict)]
+
+
+@pytest.mark.parametrize("made", [Broken, NAMESAKE, *SUBCLASSES, unittest.mock.MagicMock])
+@pytest.mark.parametrize("name", ["query", "scale", "causal", "window", "key_range", "mask", "layout", "out"])
+def test_objects_that_cannot_be_shown(made, name):
+    square = np.ones((4, 4), np.float32)
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
+        cattn.attention(**{"query": square, "key": square, "value": square, name: made()})
+
+
+def test_an_object_that_says_it_is_a_number():
+    """What counts is what it is."""
+    square = np.ones((4, 4), np.float32)
+    for name, kind in (("causal", bool), ("return_lse", bool), ("window", int), ("scale", float), ("layout", str)):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
+            cattn.attention(square, square, square, **{name: unittest.mock.NonCallableMock(spec=kind)})
+
+
+def test_parts_that_lie_about_their_number():
+    for length in (-1, 2**70):
+        parts = type("Parts", (), {"__len__": lambda _, n=length: n, "__iter__": lambda _: iter([])})()
+        with pytest.raises((TypeError, ValueError), match=r"^outputs: expected "):
+            cattn.merge_attention(parts, [])
+
+
+def test_as_many_axes_as_an_array_can_have():
+    square, x = np.ones((4, 4)), np.ones((*[1] * 63, 4))
+    with pytest.raises(ValueError, match=r"^x: expected at most 63 dimensions, .* got 64$"):
+        cattn.self_attention(x, square, square, square)
+    assert cattn.self_attention(x[0], square, square, square).shape == x[0].shape
+    with pytest.raises(ValueError, match=r"^packed: expected at most 63 axes, .* got 64$"):
+        cattn.pad(x, [0, 1])
+    assert cattn.pad(x[0], [0, 1]).shape == x.shape
+
+
+def test_integers_that_no_memory_holds_as_wider_ones():
+    """There are fewer addresses than their bytes would be."""
+    square = np.ones((1, 4, 4))
+
+    def many(dtype, *shape):
+        return np.lib.stride_tricks.as_strided(np.ones((), dtype), shape, [0] * len(shape))
+
+    with pytest.raises(MemoryError, match=rf"^key_lengths: cannot allocate {2**61} numbers of type int64$"):
+        cattn.attention(square, square, square, key_lengths=many(np.int8, 2**61))
+    with pytest.raises(MemoryError, match=rf"^query: cannot allocate {2**60} numbers of type float64$"):
+        cattn.attention(many(np.int32, 1, 2**60, 1), square[..., :1], square)
+    with pytest.raises(MemoryError, match=rf"^x: cannot allocate {2**61} numbers of type float32$"):
+        half = np.ones((4, 4), np.float16)
+        cattn.self_attention(many(np.float16, 2**59, 4), half, half, half)
