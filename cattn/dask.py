@@ -430,10 +430,8 @@ def _attend(query, key, value, mask, bias, *, kernel_table, **given):
     _check_kernels(kernel_table)
     out = None
     if type_name(query.dtype) in HALF_TYPES:
-        # NumPy's broadcast_shapes takes no more than 32 axes.
-        axes = itertools.zip_longest(*(x.shape[-4::-1] for x in (query, key, value)), fillvalue=1)
-        batch = [min(sizes) if 0 in sizes else max(sizes) for sizes in axes][::-1]
-        out = np.empty((*batch, *query.shape[-3:-1], value.shape[-1]), np.float32)
+        _, sizes = _arguments._inputs("bhld", query=query, key=key, value=value)
+        out = np.empty((*sizes.rows, value.shape[-1]), np.float32)
     return _kernel.attention(query, key, value, mask=mask, bias=bias, out=out, return_lse=True, **given)
 
 

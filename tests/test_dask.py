@@ -654,3 +654,10 @@ def test_programs(program, options, said):
     done = run_python("-W", "error", ROOT / program, *options)
     assert (done.returncode, done.stderr) == (0, "")
     assert said in done.stdout
+
+
+def test_more_axes_than_numpy_broadcasts_at_once():
+    query, key, value = np.random.default_rng(0).standard_normal((3, *[1] * 40, 2, 5, 4)).astype(np.float16)
+    arrays = [da.from_array(x, chunks=(*[1] * 40, 2, 5, 4)) for x in (query, key, value)]
+    found = cattn.dask.attention(*arrays).compute(scheduler="sync")
+    np.testing.assert_array_equal(found, cattn.attention(query, key, value))
