@@ -231,7 +231,11 @@ def _check_attention_varlen(arguments, result):
     for n in range(len(edges["query"]) - 1):
         rows, keys = (slice(int(x[n]), int(x[n + 1])) for x in edges.values())
         case = {"query": arguments["query"][rows], "key": arguments["key"][keys], "value": arguments["value"][keys]}
-        assert_accurate(out[rows], case | modifiers | {"layout": "blhd"}, None if lse is None else lse[rows])
+        case |= modifiers | {"layout": "blhd"}
+        for name, shared in (("query_offset", 0), ("alibi_slopes", 1)):  # or one for each sequence
+            if isinstance(given := modifiers.get(name), np.ndarray) and given.ndim > shared:
+                case[name] = given[n % len(given)]
+        assert_accurate(out[rows], case, None if lse is None else lse[rows])
 
 
 def _merge_attention(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
