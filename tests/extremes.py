@@ -54,6 +54,8 @@ def problem(seed):
     modify(random, case, heads, rows, keys, dtype)
     if random.random() < 0.25:
         poison(random, case)
+    if "mask" in case and random.random() < 0.5:
+        poison_masked(random, case)
     return case
 
 
@@ -162,6 +164,16 @@ def poison(random, case):
             bits[at] = exponent | payload | (int(random.integers(2)) << (8 * x.itemsize - 1))
 
 
+def poison_masked(random, case):
+    """The same in every place that a mask hides: none of it may reach a result."""
+    special = pick(random, [np.nan, np.inf, -np.inf])
+    for name in ("key", "value"):
+        case[name] = case[name].copy()
+        case[name][:, ~case["mask"].any(axis=0)] = special
+    if case.get("bias") is not None and case["bias"].shape[-2:] == case["mask"].shape:
+        case["bias"] = np.where(case["mask"], case["bias"], np.array(special, case["bias"].dtype))
+
+
 # Results
 
 
@@ -179,10 +191,13 @@ def results(case):
     return *found, cattn.attention_weights(**stage_of(case))
 
 
+def without_value(case):
+    return {name: x for name, x in case.items() if name != "value"}
+
+
 def stage_of(case):
     """The arguments of `attention_weights` for the same problem."""
-    stage = STAGES[case["query"].size % 4]
-    return {name: x for name, x in case.items() if name != "value"} | {"stage": stage}
+    return without_value(case) | {"stage": STAGES[case["query"].size % 4]}
 
 
 # The rule
@@ -285,9 +300,8 @@ class Yardstick:
         self.rule, self.case, wide = rule, case, rule.wide
         self.out, self.lse = reference.attention(**case, dtype=wide, return_lse=True)
         self.narrow = reference.attention(**case, dtype=rule.arithmetic, return_lse=True)
-        without = {name: x for name, x in case.items() if name != "value"}
-        self.scores = reference.attention_weights(**without, dtype=wide, stage="biased")
-        self.weights = reference.attention_weights(**without, dtype=wide)
+        self.scores = reference.attention_weights(**without_value(case), dtype=wide, stage="biased")
+        self.weights = reference.attention_weights(**without_value(case), dtype=wide)
         self.attended = self.scores != -np.inf
         self.matrix = reference.attention_weights(**stage_of(case), dtype=wide)
         self.narrow_matrix = reference.attention_weights(**stage_of(case), dtype=rule.arithmetic)
@@ -331,7 +345,11 @@ class Yardstick:
         self.total = np.broadcast_to(total, self.scores.shape)
         over |= self.total > rule.largest
         self.over = np.broadcast_to(over, self.scores.shape)
-        self.over_rows = (self.over & self.attended).any(axis=-1)
+        nothing = {name: np.zeros_like(case[name]) for name in ("query", "key")}
+        visible = (
+            reference.attention_weights(**without_value(case) | nothing, stage="biased", dtype=rule.wide) != -np.inf
+        )
+        self.over_rows = (self.over & visible).any(axis=-1)
         self.lost_rows = (np.where(self.attended, lost, 0) > rule.eps).any(axis=-1)
         self.lost = lost
         counts = self.weights >= rule.tiny
