@@ -30,8 +30,10 @@ static int F(few_modify_scores)(void *scores_, const cattn_row_tile *tile, const
     const REAL cap = F(softcap_bounded)(mod->softcap), cap_factor = (REAL)(-2 * CATTN_LOG2E / (double)cap);
     for (ptrdiff_t r = 0; r < tile->rows; r++) {
         REAL *scores = (REAL *)scores_ + r * tile->pitch;
-        const REAL slope = (REAL)-mod->slope[r], distance = (REAL)mod->distance[r];
-        const INT start = F(key_bound)(mod->start[r], count), stop = F(key_bound)(mod->stop[r], count);
+        /* What is not given was not written either. */
+        const REAL slope = mod->has_alibi ? (REAL)-mod->slope[r] : 0, distance = mod->has_alibi ? (REAL)mod->distance[r] : 0;
+        const INT start = mod->has_interval ? F(key_bound)(mod->start[r], count) : 0;
+        const INT stop = mod->has_interval ? F(key_bound)(mod->stop[r], count) : 0;
         for (ptrdiff_t j = 0; j < count; j += WIDTH) {
             const ptrdiff_t keys = count - j < WIDTH ? count - j : WIDTH;
             const integers key = F(iota)() + (INT)j;

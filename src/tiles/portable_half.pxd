@@ -17,7 +17,7 @@ cdef inline float widen_half(int32_t half) noexcept nogil:
     normal = twice.value * <float>0.5
     subnormal = twice.value - <float>6.103515625e-05
     result.value = normal if normal < subnormal else subnormal
-    result.bits |= (0x7f800000 if magnitude >= 31 << 23 else 0) | (half & 0x8000) << 16
+    result.bits |= (0x7f800000 if magnitude >= 31 << 23 else 0) | <uint32_t>(half & 0x8000) << 16
     return result.value
 
 
