@@ -1,8 +1,8 @@
 """Builds the one extension module, cattn._kernel, from src/.
 
 CC names the compiler, on Windows too (clang-cl). CATTN_SANITIZE=address,undefined builds with those sanitizers,
-CATTN_COVERAGE=1 with line tracing, CATTN_EMULATE=1 the AVX-512 tables, VDPBF16PS included, as plain vectors that every
-processor runs (slowly).
+CATTN_OPTIMIZE=0 with another level of optimization than 3 and with line numbers, CATTN_COVERAGE=1 with line tracing,
+CATTN_EMULATE=1 the AVX-512 tables, VDPBF16PS included, as plain vectors that every processor runs (slowly).
 
 A second build compiles nothing, unless a source, the flags, the compiler, Cython or NumPy changed. setuptools alone
 would compile everything again each time: pip builds in a new environment, whose files are always newer than ours, and
@@ -53,9 +53,14 @@ macros = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION")]
 directives = {"language_level": 3, "cdivision": True, "boundscheck": False, "wraparound": False}
 directives |= {"initializedcheck": False, "freethreading_compatible": True}
 
-if sanitizers := os.environ.get("CATTN_SANITIZE"):
-    compile_args += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]
+sanitizers = os.environ.get("CATTN_SANITIZE")
+if level := os.environ.get("CATTN_OPTIMIZE", "1" if sanitizers else ""):
+    compile_args += [f"-O{level}", "-g1"]  # lines, for reports
+if sanitizers:
+    # Python's own flags let signed numbers wrap, which the sanitizer would then not report.
+    compile_args += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-fno-wrapv"]
     link_args += [f"-fsanitize={sanitizers}"]
+    macros += [("CATTN_COMPACT", "1")]
 if os.environ.get("CATTN_EMULATE"):
     macros += [("CATTN_EMULATE", "1")]
     compile_args += ["-Wno-psabi"]  # about vectors that the baseline passes in memory; all of it is inlined

@@ -5,7 +5,7 @@
 #ifndef TILES_PASTE
 #define TILES_PASTE_(a, b) a##_##b
 #define TILES_PASTE(a, b) TILES_PASTE_(a, b)
-#if defined(CATTN_EMULATE)   /* compiled in a minute, to run slowly */
+#if defined(CATTN_EMULATE) || defined(CATTN_COMPACT)   /* compiled in a minute, to run slowly */
 #define INLINE static inline __attribute__((unused))
 #define UNROLL
 #define UNROLL_EIGHT
