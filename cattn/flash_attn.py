@@ -13,7 +13,7 @@ import cattn
 
 from ._calls import renamed
 from ._modifiers import FAR
-from ._read import as_array, as_flag, as_floats, as_integers, as_items, as_number, check_same_type, shown
+from ._read import as_array, as_flag, as_floats, as_integers, as_items, as_number, check_same_type, is_flag, shown
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func"]
 
@@ -282,6 +282,8 @@ def _attend(house, function, *arrays, **options):
 def _check_longest(side, most, indptr):
     longest = int((indptr[1:] - indptr[:-1]).max(initial=0))
     try:
+        if is_flag(most):
+            raise TypeError
         most = operator.index(most)
     except TypeError:
         raise TypeError(f"max_seqlen_{side}: expected an integer, got {shown(most)}") from None

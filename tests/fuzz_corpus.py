@@ -33,6 +33,8 @@ attention 11 liar:key_range:187
 attention_weights 16 liar:key_range:659
 attention 12 liar:key_range:346
 flash_attn.flash_attn_func 6 raising:causal:215
+# a flag for a number
+flash_attn.flash_attn_varlen_func 33 count:max_seqlen_k:766
 # as many axes as an array can have
 self_attention 18 shaped:x:591
 # results in memory that they must not go to

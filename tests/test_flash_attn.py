@@ -373,6 +373,7 @@ LONG = {
     "longest q": ({"max_seqlen_q": 16}, ValueError, "max_seqlen_q: expected 17 or more, the length of a sequence in cu_seqlens_q, got 16$"),  # noqa: E501
     "longest k": ({"max_seqlen_k": 2}, ValueError, "max_seqlen_k: expected 24 or more, .*cu_seqlens_k, got 2$"),
     "longest": ({"max_seqlen_k": 24.5}, TypeError, "max_seqlen_k: expected an integer, got 24.5$"),
+    "longest flag": ({"max_seqlen_k": True}, TypeError, "max_seqlen_k: expected an integer, got True$"),
 }  # fmt: skip
 
 
