@@ -14,6 +14,7 @@ from ._read import arithmetic, as_array, as_count, as_floats, cast, check_same_t
 _BLOCK_WORK = 2**35
 _LEAST_ROWS = 256
 
+
 # What stands in padded rows may overflow in a projection. Like the attention, this gives no warning.
 @explained
 @forwarding(attention, without=("layout", "out"))
