@@ -15,7 +15,7 @@ SHARES = pytest.mark.parametrize(
     "seeds, rounds",
     [
         (1, 0),
-        pytest.param(3, 30, marks=pytest.mark.slow, id="slow"),
+        pytest.param(2, 10, marks=pytest.mark.slow, id="slow"),
         pytest.param(20, 30, marks=pytest.mark.exhaustive, id="exhaustive"),
     ],
 )
@@ -63,7 +63,7 @@ def test_elements_of_arrays(preloaded, seeds, rounds):
 
 @pytest.mark.slow
 def test_everything(preloaded):
-    found = run(preloaded, "everything", 4, 0, QUICK)
+    found = run(preloaded, "everything", 2, 0, QUICK)
     assert all(found[name]["MemoryError"] for name in QUICK)
 
 
@@ -73,7 +73,7 @@ def test_everything(preloaded):
 def test_other_modules(preloaded, name, scope):
     if not FUNCTIONS[name].is_there:
         pytest.skip(f"{FUNCTIONS[name].needs} is not installed")
-    found = run(preloaded, scope, 3, 0, [name])
+    found = run(preloaded, scope, 2, 0, [name])
     assert found[name]["MemoryError"]
 
 
