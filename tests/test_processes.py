@@ -364,6 +364,10 @@ def test_process_pool(context):
         assert [future.result(200) for future in found] == [result(*task) for task in TASKS]
 
 
+# Workers that are not forked import PyTorch first.
+@pytest.mark.parametrize(
+    "context", ["fork", *(pytest.param(x, marks=pytest.mark.slow) for x in ("forkserver", "spawn"))], indirect=True
+)
 def test_data_loader(context):
     torch = pytest.importorskip("torch")
     tasks = ALL_TASKS if context.get_start_method() == "fork" else TASKS
