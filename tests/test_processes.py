@@ -261,7 +261,7 @@ def test_fork_has_threads_of_its_own():
 
 
 @NO_FORK
-@pytest.mark.parametrize("forks, names", [(200, NUMPY_NAMES), pytest.param(1000, NAMES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forks, names", [(200, NUMPY_NAMES), pytest.param(400, NAMES, marks=pytest.mark.slow)])
 def test_many_forks(forks, names):
     """Children, one after the other, of a process that has used its threads, and goes on using them."""
     expected = results(names, range(4))
@@ -295,7 +295,7 @@ def test_forks_of_forks():
 
 
 @NO_FORK
-@pytest.mark.parametrize("forks", [50, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forks", [50, pytest.param(200, marks=pytest.mark.slow)])
 def test_forks_during_calls_of_every_function(forks):
     expected = results(NUMPY_NAMES, range(3))
     ended = threading.Event()
