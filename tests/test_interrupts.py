@@ -366,7 +366,7 @@ def test_the_error_of_a_handler_is_the_callers(name, kind, alarms):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rows", [1, 512])
 def test_callbacks_of_c_are_asked_in_time(rows, threads):
-    query, keys = repeated(8, rows, 64), repeated(8, KEYS, 64)
+    query, keys = repeated(8, rows, 64), repeated(8, KEYS * 512 // rows, 64)
     given = {"query": query, "key": keys, "value": keys, "out": np.empty((8, rows, 64), np.float32)}
 
     def lateness(seconds):
