@@ -21,6 +21,8 @@ def as_array(name, argument):
         return argument.view()
     if argument is None:
         raise TypeError(f"{name}: expected an array, got None")
+    if type(argument) is float or type(argument) is int:  # what is raised then, a signal handler raised
+        return np.asarray(argument).view()
     numbers = _long_list_of_numbers(argument)
     if numbers is not None:
         return numbers
