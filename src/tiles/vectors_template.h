@@ -19,6 +19,12 @@
 #define UNROLL_EIGHT _Pragma("GCC unroll 8")
 #endif
 #endif
+/* What a vector in memory is aligned to at least: its numbers, but emulated tables load pairs of bfloat16 as floats. */
+#if defined(CATTN_EMULATE)
+#define LOAD_ALIGNMENT 2
+#else
+#define LOAD_ALIGNMENT (REAL_BITS / 8)
+#endif
 /* Hides how an address came about. gcc, knowing it, derives one address from another in each turn of a loop, or
  * computes many beforehand and runs out of registers for them. */
 #define OPAQUE(address) __asm__("" : "+r"(address))
@@ -51,7 +57,7 @@
 
 /* may_alias: tiles are plain reals to everyone else. */
 typedef REAL F(vector) __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef REAL F(unaligned) __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(REAL_BITS / 8)));
+typedef REAL F(unaligned) __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(LOAD_ALIGNMENT)));
 typedef INT F(integers) __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef union {
     F(vector) v;
@@ -149,7 +155,7 @@ INLINE vector F(load_part)(const REAL *from, ptrdiff_t n)
 #else
     F(lanes) u = {{0}};
     for (ptrdiff_t i = 0; i < n; i++)
-        u.lane[i] = from[i];
+        __builtin_memcpy(&u.lane[i], (const char *)from + i * (ptrdiff_t)sizeof(REAL), sizeof(REAL));
     return u.v;
 #endif
 }
