@@ -342,6 +342,7 @@ def context(request):
     result(NAMES[0], 0)  # the parent has threads of its own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"os.fork\(\) was called", RuntimeWarning)  # by JAX, once it is imported
         yield multiprocessing.get_context(request.param)
 
 
