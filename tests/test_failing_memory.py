@@ -15,7 +15,7 @@ SHARES = pytest.mark.parametrize(
     "seeds, rounds",
     [
         (1, 0),
-        pytest.param(2, 10, marks=pytest.mark.slow, id="slow"),
+        pytest.param(2, 30, marks=pytest.mark.slow, id="slow"),
         pytest.param(20, 30, marks=pytest.mark.exhaustive, id="exhaustive"),
     ],
 )
@@ -52,7 +52,7 @@ def test_memory_of_our_own(preloaded, seeds, rounds):
 
 
 def test_nothing_is_left_behind(preloaded):
-    run(preloaded, "ours", 0, 10, ["cattn.h"])
+    run(preloaded, "ours", 0, 30, ["cattn.h"])
 
 
 @SHARES
