@@ -64,7 +64,7 @@ static THREAD end_if_it_hangs(void *unused)
 /* ---- any call ---- */
 
 struct call {
-    int tasks, threads, rounding;
+    int tasks, threads;
     int64_t gives_up_at;                /* so many tasks begin before the call gives up */
     cattn_shared begun;
     cattn_shared busy[MOST_THREADS];    /* by worker: whether it is in a task */
@@ -79,7 +79,6 @@ static int do_task(void *context, ptrdiff_t task, int worker)
     expect(task >= 0 && task < call->tasks, "a task has a number of its call");
     expect(worker >= 0 && (worker < call->threads || worker == 0), "a worker has a number of its call");
     expect(count(&call->busy[worker]) == 0, "a worker is in one task at a time");
-    expect(fegetround() == call->rounding, "a task rounds as its caller does");
     int64_t sum = 0;
     for (int i = 0; i < task % 7 * 100; i++)
         sum += call->scratch[worker] = i;
@@ -96,7 +95,7 @@ static void do_nothing(void *context)
 
 static void check_call(struct call *call, int tasks, int threads, int64_t gives_up_at)
 {
-    *call = (struct call){.tasks = tasks, .threads = threads, .rounding = fegetround(), .gives_up_at = gives_up_at};
+    *call = (struct call){.tasks = tasks, .threads = threads, .gives_up_at = gives_up_at};
     cattn_pool_run(do_task, call, tasks, threads, do_nothing);
     count(&calls);
     int64_t once = 0, more = 0;
@@ -114,14 +113,12 @@ static void check_call(struct call *call, int tasks, int threads, int64_t gives_
 
 static THREAD make_calls(void *unused)
 {
-    static const int roundings[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
     uint64_t state = 88172645463325252u + (uint64_t)count(&callers);
     struct call *call = malloc(sizeof *call);
     (void)unused;
     while (call != NULL && cattn_now() < end_of_calls) {
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
         const int tasks = (int)(state % (MOST_TASKS + 1)), threads = 1 + (int)(state >> 16 & (MOST_THREADS - 1));
-        fesetround(roundings[state >> 32 & 3]);
         check_call(call, tasks, threads, state >> 40 & 3 ? MOST_TASKS + 1 : 1 + (int64_t)(state >> 48) % MOST_TASKS);
         if ((state >> 42 & 15) == 0)
             pause_for(1);   /* long enough for workers to fall asleep */
