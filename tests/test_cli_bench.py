@@ -179,7 +179,7 @@ def test_ctrl_c_ends_it():
         assert process.stderr.readline() == "1 of 1: seed\n"
         os.killpg(process.pid, signal.SIGINT)
         # To its end, which comes when the process that measures is gone, too: by itself after 51 rounds, 17 seconds.
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=16)
     assert process.returncode != 0
     assert said == ""
 
