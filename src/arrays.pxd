@@ -26,8 +26,8 @@ cdef inline cattn_type storage_type(cnp.ndarray array) except *:
 
 
 cdef inline int set_array(cattn_array *array, object given, int batch_ndim, int own_ndim) except -1:
-    """`given`, whose last own_ndim axes are those of (head, row, column) that it has, as an array of the problem. Those
-    before are the batch; without any it is shared by all entries."""
+    """Describe `given` as an array of the problem. Its last own_ndim axes are those of (head, row, column) that it has,
+    and those before are the batch. Without any, all entries share it."""
     cdef cnp.ndarray view
     cdef Py_ssize_t strides[3]
     cdef int axis, is_shared
@@ -50,7 +50,7 @@ cdef inline int set_array(cattn_array *array, object given, int batch_ndim, int 
 
 
 cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
-    """What _arguments.Modifiers says, in C. Sizes are set."""
+    """Copy what _arguments.Modifiers says into the problem, whose sizes are set."""
     cdef int batch_ndim = problem.batch_ndim
     set_array(&problem.mask, given.mask, batch_ndim, 3)
     set_array(&problem.bias, given.bias, batch_ndim, 3)
@@ -70,7 +70,7 @@ cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
 
 
 cdef inline int set_problem(cattn_problem *problem, object given) except -1:
-    """What _arguments.Problem says, in C."""
+    """Copy what _arguments.Problem says into the problem."""
     cdef int axis, batch_ndim
     problem.query_indptr = problem.key_indptr = NULL
     batch = given.query.shape[:given.query.ndim - 3]
@@ -95,14 +95,14 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
 
 
 cdef inline bint is_half(int number) except -1:
-    """Whether NumPy's type of this number is float16 or bfloat16. It does not know the latter: whoever defines that is
-    given a number for it."""
+    """Return whether NumPy's type of this number is float16 or bfloat16. NumPy does not know bfloat16, and gives a
+    number to whoever defines it."""
     return (number == cnp.NPY_FLOAT16
             or (cnp.PyTypeNum_ISUSERDEF(number) and cnp.PyArray_DescrFromType(number).name == "bfloat16"))
 
 
 cdef inline bint are_types(int query, int key) except -1:
-    """Whether queries may have the type of the one number, and keys and values that of the other."""
+    """Return whether queries may have the type of the one number, and keys and values that of the other."""
     if query == cnp.NPY_FLOAT:
         return key == query or is_half(key)
     return key == query and (query == cnp.NPY_DOUBLE or is_half(query))
@@ -123,7 +123,8 @@ cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type typ
 
 cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
                                   bint heads_inside) except -1:
-    """Three arrays as most are, of matching shapes; False where there is anything to look at more closely."""
+    """Set the inputs from three arrays of the usual kind and of matching shapes. Return False where there is anything
+    to look at more closely."""
     cdef int number, key_number, ndim, axis, batch_ndim, head_axis, row_axis
     cdef cattn_type type, key_type
     cdef const cnp.npy_intp *query_shape
@@ -186,7 +187,7 @@ cdef inline void set_unmodified(cattn_problem *problem, double scale, bint causa
 
 
 cdef inline bint is_apart(cnp.ndarray out, cnp.ndarray other) noexcept:
-    """Whether two contiguous arrays share no memory."""
+    """Return whether two contiguous arrays share no memory."""
     return (cnp.PyArray_ISCARRAY_RO(other)
             and (cnp.PyArray_BYTES(out) + cnp.PyArray_NBYTES(out) <= cnp.PyArray_BYTES(other)
                  or cnp.PyArray_BYTES(other) + cnp.PyArray_NBYTES(other) <= cnp.PyArray_BYTES(out)))
