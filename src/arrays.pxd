@@ -1,5 +1,5 @@
-# NumPy arrays → cattn_problem. Arrays as most are, and calls without modifiers, are taken as they come; _arguments looks
-# at all others. Below this file nothing knows NumPy.
+# NumPy arrays → cattn_problem. Arrays of the usual kind, and calls without modifiers, are taken as they come.
+# _arguments looks at all others. Below this file nothing knows NumPy.
 
 from libc.float cimport DBL_MIN
 from libc.stdint cimport int64_t
