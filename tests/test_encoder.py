@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/guide/encode.md")
 CLAIM = re.compile(
-    r"NumPy and cattn(?: without padding)? encode (\d+) texts per CPU-second on one thread, sentence-transformers (\d+), "
+    r"NumPy and cattn(?: without padding)? encode (\d+) texts per CPU-second on one thread, "
+    r"sentence-transformers (\d+), "
     r"ONNX Runtime (\d+) and NumPy alone (\d+)"
 )
 
