@@ -215,7 +215,10 @@ def project(x, weight, bias=None):
     """Return x (..., rows) @ weight (rows, columns) + bias, as one matrix product for all leading dimensions."""
     lead = x.shape[:-1]
     rows = x.reshape(math.prod(lead), x.shape[-1])
-    result = np.empty((len(rows), weight.shape[1]), x.dtype)
+    try:
+        result = np.empty((len(rows), weight.shape[1]), x.dtype)
+    except ValueError:  # NumPy's, of more elements than any memory holds
+        raise MemoryError(f"a projection of shape ({len(rows)}, {weight.shape[1]})") from None
     step = max(_LEAST_ROWS, _BLOCK_WORK // max(1, weight.nbytes) // _LEAST_ROWS * _LEAST_ROWS)
     for start in range(0, len(rows), step):
         block = result[start : start + step]

@@ -1,6 +1,8 @@
 """Recipes of fuzz.py: of calls that once went wrong, and of some that reach what few calls reach."""
 
 RECIPES = """
+# more numbers than any memory holds
+self_attention 54 huge:w_value:400
 # integers of more digits than Python prints
 plan 0 window:window:14
 attention_weights 8 window:window:489
