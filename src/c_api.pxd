@@ -618,7 +618,7 @@ cdef inline int attend_for_c(const cattn_attention_args *given, const Machine *m
 
 
 cdef inline size_t explain_for_c(const cattn_attention_args *given, int status, char *text, size_t size) noexcept nogil:
-    """What cattn_explain writes. Of a struct whose size is wrong, nothing but that size is read."""
+    """Write what cattn_explain promises. If the size of the struct is wrong, nothing else of it is read."""
     cdef cattn_attention_args args
     if given == NULL:
         return cattn_explain_status(NULL, status, text, size)

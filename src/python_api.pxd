@@ -54,8 +54,8 @@ cdef inline bint run_handlers() noexcept nogil:
 
 
 cdef inline bint wants_to_stop(void *context) noexcept nogil:
-    """What a call asks that Python made: the exception is set then. `context` is the thread's state in Python while the
-    call runs without the GIL, else NULL."""
+    """Return whether a call that Python made should stop; the exception is then set. `context` is the thread's state in
+    Python while the call runs without the GIL, else NULL."""
     # Not `with gil`: in a subinterpreter it would bring the state of the main one, and the exception would be set there.
     cdef bint raised
     if cattn_ending_thread != 0 and cattn_ending_thread != <int64_t>PyThread_get_thread_ident():

@@ -86,7 +86,7 @@ def message(status):
 
 
 def explained(args, status, size=2000):
-    """What is said of a call: at most `size` bytes of it."""
+    """Return what cattn_explain says of a call, in at most `size` bytes."""
     text = ctypes.create_string_buffer(size)
     length = functions().explain(None if args is None else ctypes.addressof(args), status, text, size)
     assert length == len(text.value) if length < size else len(text.value) == size - 1

@@ -165,7 +165,7 @@ def poison(random, case):
 
 
 def poison_masked(random, case):
-    """The same in every place that a mask hides: none of it may reach a result."""
+    """Poison every place that a mask hides too: none of it may reach a result."""
     special = pick(random, [np.nan, np.inf, -np.inf])
     for name in ("key", "value"):
         case[name] = case[name].copy()
