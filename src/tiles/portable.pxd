@@ -34,7 +34,8 @@ cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc
     # unrolls before it looks for vectors, and then finds the wrong ones.
     PORTABLE_LANES = 32
-    PORTABLE_NARROW = 16     # lanes of the loops that cost most (and are too large to unroll) for so many rows at most
+    # Lanes of the loops that cost most, for so many rows at most. They are too large to unroll, and again not 16.
+    PORTABLE_NARROW = 20
     PORTABLE_LINK = 4        # terms that are summed, two and two, and then join a chain, which rounds once for the four
     PORTABLE_CHAIN = 16      # links of a score's chain: 32 equal ones came to 2.4 κ
     # Keys whose values are summed in one chain: a block of head size 128, half of one of 64. Why sums are chains of
