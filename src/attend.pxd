@@ -17,10 +17,11 @@ from plan cimport count_chunks, count_splits, divided, entry_key_length, Strateg
 from problem cimport cattn_problem
 from score_mod cimport Region, set_region, set_score_mod
 from tile cimport (
-    begin_total, fill_new, halves_differ, is_empty, join_total, KeyHead, open_head, open_tile,
-    reset_softmax, set_partial, store_output, store_partial, swap_total)
+    begin_total, fill_new, halves_differ, is_empty, KeyHead, open_head, open_tile, reset_softmax,
+    set_partial, store_output, store_partial, swap_total)
 from tiles.tiles cimport (
-    CATTN_HALVES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_prefetch, cattn_row_tile, cattn_score_mod)
+    CATTN_HALVES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_prefetch, cattn_row_tile, cattn_score_mod,
+    cattn_softmax)
 from worker cimport MOVE_WORK, ROW_WORK, stopped, Worker
 
 
@@ -141,12 +142,12 @@ cdef inline void attend_chunks(Tile *tiles, Py_ssize_t tile_count, const Worker 
                 continue
             fill_new(&tiles[t], worker)
             if chunk > begin:
-                join_total(&tiles[t], size, selecting)
+                tiles[t].kernels.merge(&tiles[t].total, &tiles[t].arrays.softmax, &tiles[t].arrays, size, selecting)
             elif stop > begin + 1:
-                begin_total(&tiles[t].arrays, size, item)
+                begin_total(&tiles[t], size, item)
         chunk = max(chunk + 1, first)
     for t in range(tile_count if stop > begin + 1 else 0):
-        swap_total(&tiles[t].arrays)
+        swap_total(&tiles[t])
 
 
 cdef inline bint store_result(Tile *tile, const Worker *worker, const Task *task, const KeyHead *head) noexcept nogil:
@@ -176,17 +177,18 @@ cdef inline void merge_partials(const Worker *worker, const Task *task) noexcept
     cdef const cattn_problem *problem = worker.call.problem
     cdef Tile *tile = <Tile *>(worker.workspace + worker.call.plan.tiles_at)
     cdef Py_ssize_t size = problem.value_size, item = worker.call.plan.itemsize, number
+    cdef cattn_softmax part
     cdef KeyHead head
     open_head(&head, worker, task)
     open_tile(tile, worker, task, &head, 0)
     reset_softmax(tile, worker, &head, False)
     fill_new(tile, worker)
-    begin_total(&tile.arrays, size, item)
+    begin_total(tile, size, item)
     for number in range(count_splits(task.strategy, entry_key_length(problem, task.entry))):
         if stopped(worker, ROW_WORK + MOVE_WORK * task.rows * size):
             return
-        set_partial(&tile.arrays.softmax, worker, task, number)
-        if not is_empty(tile.arrays.softmax.row_sum, task.rows * item):
-            join_total(tile, size, True)
-    tile.arrays.softmax = tile.arrays.total
+        set_partial(&part, worker, task, number)
+        if not is_empty(part.row_sum, task.rows * item):
+            tile.kernels.merge(&tile.total, &part, &tile.arrays, size, True)
+    tile.arrays.softmax = tile.total.softmax
     store_output(tile, worker, &head)

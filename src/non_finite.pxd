@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 
 from convert cimport item_size
 from problem cimport CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, cattn_type
-from tiles.tiles cimport CATTN_MAX_KEYS, CATTN_MAX_LANES, cattn_kernels, cattn_key_block, cattn_row_tile
+from tiles.tiles cimport CATTN_FEW, CATTN_MAX_KEYS, CATTN_MAX_LANES, cattn_kernels, cattn_key_block, cattn_row_tile
 
 
 cdef inline double non_finite(const char *item, cattn_type type) noexcept nogil:
@@ -60,14 +60,14 @@ cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_b
 
 cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *tile, void *output, Py_ssize_t row,
                             Py_ssize_t c) noexcept nogil:
-    cdef Py_ssize_t at = row * tile.output_pitch + c if tile.pitch != 0 else c * tile.lanes + row
+    cdef Py_ssize_t at = row * tile.output_pitch + c if kernels.layout == CATTN_FEW else c * tile.lanes + row
     return <char *>output + at * kernels.itemsize
 
 
 cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                                  const cattn_key_block *block) noexcept nogil:
     """Whether its values are finite, and the sums so far."""
-    cdef bint few = tile.pitch != 0, lost = False
+    cdef bint few = kernels.layout == CATTN_FEW, lost = False
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
     cdef Py_ssize_t together = kernels.interleaves, i
     for i in range((block.count + together - 1) // together):
@@ -92,6 +92,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
     cdef Py_ssize_t j, row, item = item_size(block.type)
     cdef char *column = <char *>values
     cdef cattn_key_block finite = block[0]
+    cdef bint few = kernels.layout == CATTN_FEW
     cdef char *out
     for row in range(tile.rows):
         out = output_at(kernels, tile, output, row, c)
@@ -104,7 +105,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
         if value != 0:
             memset(column + j * item, 0, item)
             for row in range(tile.rows):
-                if tile.attended[row * tile.pitch + j if tile.pitch != 0 else j * tile.lanes + row]:
+                if tile.attended[row * tile.pitch + j if few else j * tile.lanes + row]:
                     rest[row] += value
     memset(column + block.count * item, 0, (kernels.interleaves - 1) * item)   # the rest of the last group
     finite.rows = column

@@ -11,7 +11,7 @@ from problem cimport (
 from system.system cimport cattn_change_float_mode
 from tiles.tiles cimport (
     CATTN_ALIGNMENT, CATTN_FEW, CATTN_FEW_ROWS, CATTN_HALVES, CATTN_MANY, CATTN_MAX_LANES, PY_SSIZE_T_MAX,
-    cattn_blocking, cattn_kernels, cattn_row_tile, cattn_table)
+    cattn_blocking, cattn_kernels, cattn_row_tile, cattn_table, cattn_total)
 
 cdef enum:
     POLL_ENTRIES = 32768   # between two looks at signals: 1 to 3 ms
@@ -97,6 +97,7 @@ cdef struct Task:
 # The rows that are computed side by side, and their running softmax.
 cdef struct Tile:
     cattn_row_tile arrays
+    cattn_total total                  # of the chunks before
     const cattn_kernels *kernels
     bint is_new[CATTN_HALVES]          # the output of a half holds nothing yet
     Py_ssize_t half                    # rows of a half
@@ -237,7 +238,7 @@ cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, co
         if is_stopped(caller, entry):
             return CATTN_STOPPED
         rows = entry_query_length(problem, entry) * plan.group
-        if strategy_of(plan, rows) == &plan.few:
+        if strategy_of(plan, rows).kernels.layout == CATTN_FEW:
             plan.has_few = True
         else:
             plan.has_many = True

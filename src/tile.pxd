@@ -9,7 +9,7 @@ from plan cimport (
     entry_key_length, entry_query_length, Plan, query_room, rows_of_partial, Strategy, Task, Tile)
 from problem cimport CATTN_UNLIMITED, cattn_array, cattn_problem
 from tiles.tiles cimport (
-    CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_row_tile, cattn_softmax)
+    CATTN_FEW, CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_row_tile, cattn_softmax)
 from worker cimport Worker
 
 
@@ -160,14 +160,12 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     cdef char *workspace = worker.workspace
     cdef Py_ssize_t item = plan.itemsize, vector = CATTN_MAX_LANES * item
     cdef Py_ssize_t output = arrays.lanes * problem.value_size * item
-    cdef bint few = task.strategy == &plan.few, rounds = task.strategy.kernels.rounds_weights
+    cdef bint rounds = task.strategy.kernels.rounds_weights
     cdef char *vectors = workspace + plan.vectors_at
-    arrays.pitch = task.strategy.key_block if few else 0
-    arrays.output_pitch = problem.value_size if few else 0
+    arrays.pitch = task.strategy.key_block
+    arrays.output_pitch = problem.value_size
     arrays.scale = problem.scale
-    arrays.sinks = NULL
     arrays.score_mod = NULL
-    arrays.selecting = False
     arrays.row_scale = vectors
     arrays.block_max = vectors + vector
     arrays.softmax.row_max = vectors + (3 + 3 * number) * vector
@@ -181,14 +179,13 @@ cdef inline void place_arrays(Tile *tile, const Worker *worker, const Task *task
     arrays.attended = <unsigned char *>workspace + plan.attended_at
     if plan.totals_at < plan.scores_at:
         vectors = workspace + plan.totals_at + number * (5 * vector + 2 * output)
-        arrays.total.row_max = vectors
-        arrays.total.row_sum = vectors + vector
-        arrays.total.lse_sum = vectors + 2 * vector if rounds else arrays.total.row_sum
-        arrays.total.output = vectors + 5 * vector
-        # Whichever of the two is the total.
-        arrays.softmax.row_sum_carry = arrays.total.row_sum_carry = vectors + 3 * vector
-        arrays.softmax.lse_sum_carry = arrays.total.lse_sum_carry = vectors + 4 * vector
-        arrays.softmax.output_carry = arrays.total.output_carry = vectors + 5 * vector + output
+        tile.total.softmax.row_max = vectors
+        tile.total.softmax.row_sum = vectors + vector
+        tile.total.softmax.lse_sum = vectors + 2 * vector if rounds else tile.total.softmax.row_sum
+        tile.total.softmax.output = vectors + 5 * vector
+        tile.total.row_sum_carry = vectors + 3 * vector
+        tile.total.lse_sum_carry = vectors + 4 * vector
+        tile.total.output_carry = vectors + 5 * vector + output
 
 
 cdef inline void load_queries(Tile *tile, const Worker *worker, const Strategy *strategy,
@@ -198,7 +195,6 @@ cdef inline void load_queries(Tile *tile, const Worker *worker, const Strategy *
     cdef const Plan *plan = worker.call.plan
     cdef const char *rows[CATTN_MAX_LANES]
     cdef char *scratch = worker.workspace + plan.row_at
-    cdef cattn_key_block columns
     cdef Py_ssize_t row, count = problem.head_size
     for row in range(tile.arrays.rows):
         rows[row] = row_of(&problem.query, head.query, tile, row)
@@ -206,9 +202,7 @@ cdef inline void load_queries(Tile *tile, const Worker *worker, const Strategy *
             gather_row(scratch + row * count * plan.itemsize, tile.kernels.type, &problem.query, rows[row], count,
                        plan.table)
             rows[row] = scratch + row * count * plan.itemsize
-    columns.size = count
-    tile.arrays.source = rows
-    tile.kernels.load(tile.arrays.queries, &tile.arrays, &columns)
+    tile.kernels.load(tile.arrays.queries, &tile.arrays, rows, count)
 
 
 cdef inline void open_tile(Tile *tile, const Worker *worker, const Task *task, const KeyHead *head,
@@ -218,8 +212,9 @@ cdef inline void open_tile(Tile *tile, const Worker *worker, const Task *task, c
     cdef const Plan *plan = worker.call.plan
     cdef Py_ssize_t first_row = task.first_row + number * kernels.lanes
     tile.kernels = kernels
+    tile.arrays.layout = kernels.layout
     tile.arrays.rows = min(kernels.lanes, task.first_row + task.rows - first_row)
-    tile.arrays.lanes = tile.arrays.rows if task.strategy == &plan.few else kernels.lanes
+    tile.arrays.lanes = tile.arrays.rows if kernels.layout == CATTN_FEW else kernels.lanes
     tile.half = kernels.half
     place_arrays(tile, worker, task, number)
     find_rows(tile, plan, head, first_row)
@@ -231,18 +226,16 @@ cdef inline void reset_softmax(Tile *tile, const Worker *worker, const KeyHead *
     """Nothing attended yet: the sink alone is in the sum, and it is the maximum."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef double sinks[CATTN_MAX_LANES]
+    cdef bint given = with_sinks and problem.sinks.data != NULL
     cdef Py_ssize_t row, half
     for half in range(CATTN_HALVES):
         tile.is_new[half] = True
-    if with_sinks and problem.sinks.data != NULL:
-        for row in range(tile.arrays.rows):
-            sinks[row] = -INFINITY
-            if tile.index[row] < head.query_limit:
-                sinks[row] = (<const double *>(problem.sinks.data
-                                               + (head.first_head + tile.head[row]) * problem.sinks.head))[0]
-        tile.arrays.sinks = sinks
-    tile.kernels.reset(tile.arrays.softmax.row_max, &tile.arrays, NULL)
-    tile.arrays.sinks = NULL
+    for row in range(tile.arrays.rows if given else 0):
+        sinks[row] = -INFINITY
+        if tile.index[row] < head.query_limit:
+            sinks[row] = (<const double *>(problem.sinks.data
+                                           + (head.first_head + tile.head[row]) * problem.sinks.head))[0]
+    tile.kernels.reset(&tile.arrays.softmax, &tile.arrays, sinks if given else NULL)
 
 
 cdef inline void fill_new(Tile *tile, const Worker *worker) noexcept nogil:
@@ -250,7 +243,7 @@ cdef inline void fill_new(Tile *tile, const Worker *worker) noexcept nogil:
     cdef Py_ssize_t half, column, item = worker.call.plan.itemsize, lanes = tile.arrays.lanes
     for half in range(CATTN_HALVES):
         if tile.is_new[half] and half * tile.half < lanes:
-            if tile.arrays.pitch != 0:
+            if tile.kernels.layout == CATTN_FEW:
                 memset(tile.arrays.softmax.output, 0, tile.arrays.rows * worker.call.problem.value_size * item)
             else:
                 for column in range(worker.call.problem.value_size):
@@ -259,25 +252,18 @@ cdef inline void fill_new(Tile *tile, const Worker *worker) noexcept nogil:
         tile.is_new[half] = False
 
 
-cdef inline void swap_total(cattn_row_tile *arrays) noexcept nogil:
-    cdef cattn_softmax total = arrays.total
-    arrays.total = arrays.softmax
-    arrays.softmax = total
+cdef inline void swap_total(Tile *tile) noexcept nogil:
+    cdef cattn_softmax total = tile.total.softmax
+    tile.total.softmax = tile.arrays.softmax
+    tile.arrays.softmax = total
 
 
-cdef inline void begin_total(cattn_row_tile *arrays, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
+cdef inline void begin_total(Tile *tile, Py_ssize_t size, Py_ssize_t item) noexcept nogil:
     """The total is what the tile has attended to so far, and nothing is lost."""
-    swap_total(arrays)
-    memset(arrays.total.row_sum_carry, 0, CATTN_MAX_LANES * item)
-    memset(arrays.total.lse_sum_carry, 0, CATTN_MAX_LANES * item)
-    memset(arrays.total.output_carry, 0, arrays.lanes * size * item)
-
-
-cdef inline void join_total(Tile *tile, Py_ssize_t size, bint selecting) noexcept nogil:
-    cdef cattn_key_block columns
-    columns.size = size
-    tile.arrays.selecting = selecting
-    tile.kernels.merge(tile.arrays.total.output, &tile.arrays, &columns)
+    swap_total(tile)
+    memset(tile.total.row_sum_carry, 0, CATTN_MAX_LANES * item)
+    memset(tile.total.lse_sum_carry, 0, CATTN_MAX_LANES * item)
+    memset(tile.total.output_carry, 0, tile.arrays.lanes * size * item)
 
 
 cdef inline void write_lse(Tile *tile, const Worker *worker, const KeyHead *head) noexcept nogil:
@@ -285,27 +271,24 @@ cdef inline void write_lse(Tile *tile, const Worker *worker, const KeyHead *head
     cdef Py_ssize_t row
     for row in range(tile.arrays.rows):
         rows[row] = row_of(&worker.call.problem.lse, head.lse, tile, row)
-    tile.arrays.destination = rows
-    tile.kernels.logsumexp(tile.arrays.softmax.lse_sum, &tile.arrays, NULL)
+    tile.kernels.logsumexp(&tile.arrays.softmax, &tile.arrays, rows)
 
 
 cdef inline bint store_rows(Tile *tile, const Worker *worker, const KeyHead *head, char *partial) noexcept nogil:
-    """The output, divided by the sums, into the result or a partial one. Whether all of it is finite."""
+    """The output into the result, divided by the sums, or into a partial one as it is. Whether all of it is finite."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Plan *plan = worker.call.plan
     cdef Py_ssize_t row, size = problem.value_size, item = plan.itemsize, rows = tile.arrays.rows
     cdef bint scattered = partial == NULL and not plan.out_in_place, finite
     cdef char *destination[CATTN_MAX_LANES]
-    cdef cattn_key_block columns
-    tile.arrays.destination = destination
-    columns.size = size
     for row in range(rows):
         if scattered:
             destination[row] = worker.workspace + plan.row_at + row * size * item
         else:
             destination[row] = (row_of(&problem.out, head.out, tile, row) if partial == NULL
                                 else partial + row * size * item)
-    finite = tile.kernels.store(tile.arrays.softmax.output, &tile.arrays, &columns)
+    finite = tile.kernels.store(tile.arrays.softmax.output, tile.arrays.softmax.row_sum if partial == NULL else NULL,
+                                &tile.arrays, destination, size)
     for row in range(rows if scattered else 0):
         scatter_row(&problem.out, row_of(&problem.out, head.out, tile, row), destination[row], plan.arithmetic, size,
                     plan.table)
@@ -345,16 +328,10 @@ cdef inline bint store_partial(Tile *tile, const Worker *worker, const Task *tas
     cdef Py_ssize_t bytes = tile.arrays.rows * worker.call.plan.itemsize
     cdef cattn_softmax *softmax = &tile.arrays.softmax
     cdef cattn_softmax partial
-    cdef void *row_sum = softmax.row_sum
-    cdef bint finite
     set_partial(&partial, worker, task, task.key_start // task.strategy.chunk)
     memcpy(partial.row_max, softmax.row_max, bytes)
     memcpy(partial.row_sum, softmax.row_sum, bytes)
     memcpy(partial.lse_sum, softmax.lse_sum, bytes)
     if is_empty(softmax.row_sum, bytes):
         return True
-    memset(tile.arrays.row_scale, 0, CATTN_MAX_LANES * worker.call.plan.itemsize)
-    softmax.row_sum = tile.arrays.row_scale
-    finite = store_rows(tile, worker, NULL, <char *>partial.output)
-    softmax.row_sum = row_sum
-    return finite
+    return store_rows(tile, worker, NULL, <char *>partial.output)

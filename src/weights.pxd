@@ -7,26 +7,21 @@ from non_finite cimport are_finite, arithmetic_of
 from plan cimport STAGE_WEIGHTS, Plan, Strategy, Task, Tile
 from score_mod cimport Region, set_region, set_score_mod
 from tile cimport KeyHead, open_head, open_tile, reset_softmax, row_of
-from tiles.tiles cimport CATTN_MAX_LANES, cattn_key_block, cattn_row_tile, cattn_score_mod
+from tiles.tiles cimport CATTN_MAX_LANES, cattn_score_mod
 from worker cimport Worker
 
 
-cdef inline void store_scores(Tile *tile, const Worker *worker, const KeyHead *head, const Block *block, void *divisor,
-                              bint masked) noexcept nogil:
+cdef inline void store_scores(Tile *tile, const Worker *worker, const KeyHead *head, const Block *block,
+                              const void *row_sum, bint masked) noexcept nogil:
     """A block of scores or weights into the rows of the result. What is masked has weight 0, whatever its row's sum."""
-    cdef Py_ssize_t item = worker.call.plan.itemsize, row, j
+    cdef Py_ssize_t item = worker.call.plan.itemsize, keys = block.stop - block.start, row, j
     cdef char *rows[CATTN_MAX_LANES]
-    cdef cattn_row_tile scores = tile.arrays
-    cdef cattn_key_block columns
     for row in range(tile.arrays.rows):
         rows[row] = row_of(&worker.call.problem.out, head.out, tile, row) + block.start * item
-    scores.softmax.row_sum = divisor
-    scores.destination = rows
-    columns.size = block.stop - block.start
-    tile.kernels.store(scores.scores, &scores, &columns)
+    tile.kernels.store(tile.arrays.scores, row_sum, &tile.arrays, rows, keys)
     for row in range(tile.arrays.rows if masked else 0):
-        for j in range(columns.size):
-            if not scores.attended[j * scores.lanes + row]:
+        for j in range(keys):
+            if not tile.arrays.attended[j * tile.arrays.lanes + row]:
                 memset(rows[row] + j * item, 0, item)
 
 
@@ -48,7 +43,8 @@ cdef inline void find_weights(const Worker *worker, const Task *task) noexcept n
     cdef const Strategy *strategy = task.strategy
     cdef Py_ssize_t lanes = strategy.kernels.lanes, vector = CATTN_MAX_LANES * plan.itemsize, t
     cdef Tile *tile = <Tile *>(worker.workspace + plan.tiles_at)
-    cdef void *divisor = worker.workspace + plan.vectors_at + 2 * vector
+    cdef void *sums = worker.workspace + plan.vectors_at + 2 * vector
+    cdef const void *row_sum
     cdef int pass_number, passes = 2 if plan.stage == STAGE_WEIGHTS else 1
     cdef bint every, marking
     cdef KeyHead head
@@ -57,17 +53,17 @@ cdef inline void find_weights(const Worker *worker, const Task *task) noexcept n
     for t in range((task.rows + lanes - 1) // lanes):
         open_tile(tile, worker, task, &head, t)
         reset_softmax(tile, worker, &head, True)
-        memset(divisor, 0, vector)   # scores are divided by nothing
+        row_sum = NULL   # before the second pass; scores are stored as they are
         for pass_number in range(passes):
             # A masked weight is 0 by itself, unless it is divided by what is not finite.
-            marking = not are_finite(divisor, tile.arrays.rows, arithmetic_of(tile.kernels))
+            marking = row_sum != NULL and not are_finite(row_sum, tile.arrays.rows, arithmetic_of(tile.kernels))
             begin_blocks(&block, 0, task.key_stop)
             while next_block(&block, worker, strategy, &head, lanes):
                 every = score_block(tile, worker, strategy, &head, &block, marking)
                 if passes == 2:
                     tile.kernels.exponentials(tile.arrays.scores, &tile.arrays, &block.keys)
                 if pass_number + 1 == passes:   # the maximum stays, so that these are exp(score - maximum)
-                    store_scores(tile, worker, &head, &block, divisor, marking and not every)
+                    store_scores(tile, worker, &head, &block, row_sum, marking and not every)
             if worker.call.stopped:
                 return
-            memcpy(divisor, tile.arrays.softmax.row_sum, vector)
+            row_sum = memcpy(sums, tile.arrays.softmax.row_sum, vector)

@@ -67,9 +67,8 @@ def check_load(case, memory, random):
         rows[random.random(rows.shape) < 0.1] = np.inf
         rows[random.random(rows.shape) < 0.1] = np.nan
         rows[random.random(rows.shape) < 0.1] = -0.0
-    tile.point_to("source", [memory.source.put(slot, row, case.at_end) for slot, row in enumerate(rows)])
     tile.struct.scale = float(random.choice([1, 0.125, 1 / 3, -2.5]))
-    tile("load", "queries", KeyBlock(size=case.size))
+    tile.load([memory.source.put(slot, row, case.at_end) for slot, row in enumerate(rows)])
     if case.pairs:  # `scores` applies the scale
         same("queries", unpack(tile.queries), unpack(pack(rows, tile.queries.shape[1])))
     else:
@@ -80,9 +79,7 @@ def check_reset(case, memory, random):
     tile = Tile(memory, case)
     sinks = random.choice([-np.inf, -3.7, 0, 1e-3, 88.0, 1e300, -1e300], case.rows)
     given = random.random() < 0.7
-    if given:
-        tile.struct.sinks = address(memory.source.put(0, sinks, case.at_end))
-    tile("reset", "row_max")
+    tile.reset(memory.source.put(0, sinks, case.at_end) if given else None)
     has_sink = given & (sinks != -np.inf)
     bound = np.finfo(case.real).max
     same("row_max", tile.row_max, np.where(has_sink, np.clip(sinks, -bound, bound), -np.inf).astype(case.real))
@@ -108,7 +105,7 @@ def check_scores(case, memory, random):
     tile, modifiers = Tile(memory, case), Modifiers(case, random)
     raw, tolerance, block = compute_scores(tile, case, memory, random)
     modifiers.pass_to(tile, memory)
-    tile("scores", "scores", block)
+    tile.step("scores", block)
     check_modified("scores", tile.scores, raw, modifiers, tolerance)
     same("block_max", tile.block_max, late_scale(case, tile) * largest(tile.scores))
 
@@ -122,10 +119,10 @@ def check_mark_attended(case, memory, random):
     tile, modifiers = Tile(memory, case), Modifiers(case, random)
     raw, tolerance, block = compute_scores(tile, case, memory, random)
     modifiers.pass_to(tile, memory)
-    tile("scores", "scores", block)
+    tile.step("scores", block)
     scores = tile.scores.copy()
     masked = check_modified("scores", scores, raw, modifiers, tolerance)
-    every = tile("mark_attended", "scores", block)
+    every = tile.step("mark_attended", block)
     same("scores", tile.scores, np.where(masked, case.real.type(-np.inf), scores))
     same("attended", tile.attended, (~masked & (scores != -np.inf)).astype(np.uint8))
     assert bool(every) == tile.attended.all(), f"answers {every}"
@@ -159,7 +156,7 @@ def check_exponentials(case, memory, random):
         scores = scores.astype(wide(real)) * scale
     block_max = tile.block_max.copy()
     tile.row_max[...], tile.row_sum[...], tile.lse_sum[...] = row_max, row_sum, lse_sum
-    tile("exponentials", "scores", KeyBlock(count=case.count))
+    tile.step("exponentials", KeyBlock(count=case.count))
     new = np.fmax(row_max, block_max)
     same("row_max", tile.row_max, new)
     reference = np.where(new == -np.inf, 0, new).astype(wide(real))
@@ -229,13 +226,13 @@ def check_values(case, memory, random):
         before = tile.row_scale.astype(wide(case.real))[:, None] * tile.output
         expected, sizes = expected + before, sizes + np.abs(before)
     start = tile.output.copy()
-    tile("values", "output", block)
+    tile.step("values", block)
     close("output", tile.output, expected, sum_tolerance(case, case.count, sizes))
     together, column = tile.output.copy(), int(random.integers(case.size))
     tile.output[...] = start
     block.rows += column * TYPES[case.type].itemsize * case.kernels.interleaves
     block.size = 1
-    tile("values", "output", block, first=column if case.few else column * case.kernels.lanes)
+    tile.step("values", block, first=column if case.few else column * case.kernels.lanes)
     same("output", tile.output[:, column], together[:, column])
 
 
@@ -279,8 +276,8 @@ def check_merge(case, memory, random):
     tile.total_max[...], tile.total_sum[...], tile.total_lse_sum[...], tile.total_output[...] = total
     tile.row_sum_carry[...], tile.lse_sum_carry[...], tile.output_carry[...] = carries
     set_part(tile, memory, *other)
-    tile.struct.selecting = selecting = case.few or bool(random.random() < 0.5)
-    tile("merge", "total_output", KeyBlock(size=case.size))
+    selecting = case.few or bool(random.random() < 0.5)
+    tile.merge(selecting)
     new = np.fmax(total[0], other[0])
     same("row_max", tile.total_max, new)
     reference = np.where(new == -np.inf, 0, new).astype(wide(real))
@@ -327,7 +324,7 @@ def check_merges(case, memory, random):
     tile.row_sum_carry[...] = tile.lse_sum_carry[...] = tile.output_carry[...] = 0
     for joining in zip(row_sums[1:], lse_sums[1:], outputs[1:], strict=True):
         set_part(tile, memory, row_max, *joining)
-        tile("merge", "total_output", KeyBlock(size=case.size))
+        tile.merge(False)
         memory.settle(all=False)
     for what, got, terms in [
         ("row_sum", tile.total_sum, row_sums),
@@ -350,8 +347,10 @@ def check_store(case, memory, random):
         row_sum[random.random(case.rows) < 0.05] = random.choice([np.inf, np.nan])
     tile.output[...], tile.row_sum[...] = output, row_sum
     rows = [memory.destination.room(slot, [case.size], real, case.at_end) for slot in range(case.rows)]
-    tile.point_to("destination", rows)
-    answer = tile("store", "output", KeyBlock(size=case.size))
+    divided = bool(random.random() < 0.7)
+    if not divided:
+        row_sum[...] = 1
+    answer = tile.store(tile.struct.softmax, rows, divided=divided)
     with np.errstate(invalid="ignore", under="ignore"):
         expected = output / np.where(row_sum == 0, 1, row_sum)[:, None].astype(real)
     # Correctly rounded but for quotients of what is nearly too small for a number.
@@ -372,8 +371,7 @@ def check_logsumexp(case, memory, random):
     lse_sum = np.where(empty, 0, random.uniform(1, 1e4, case.rows)).astype(real)
     tile.row_max[...], tile.lse_sum[...] = row_max, lse_sum
     rows = [memory.destination.room(slot, [1], real, case.at_end) for slot in range(case.rows)]
-    tile.point_to("destination", rows)
-    tile("logsumexp", "lse_sum")
+    tile.logsumexp(tile.struct.softmax, rows)
     with np.errstate(divide="ignore"):
         logarithm = np.log(lse_sum.astype(wide(real)))
         sizes = np.where(empty, 0, np.abs(row_max) + np.abs(logarithm))
@@ -403,11 +401,9 @@ class Problem:
         tile = Tile(memory, case, rows=len(chosen), pitch=round_up(self.case.count + MASKED, 64))
         left = {}
 
-        def call(step, kernel, array, block=None, parts=(tile,), **names):
-            for part in parts:
-                part(kernel, array, block)
+        def keep(step, kernel, names):
             memory.settle(all=False)
-            for name in names.get("leaves", "").split():
+            for name in names.split():
                 result = getattr(tile, name)
                 left[f"{step}, {kernel}: {name}"] = (
                     result[:, : self.case.count] if name == "weights" else result
@@ -416,13 +412,11 @@ class Problem:
         source = self.source[chosen]
         if alone is not None:
             source[np.arange(len(chosen)) != alone] = np.nan
-        tile.point_to("source", [memory.source.put(slot, row, case.at_end) for slot, row in enumerate(source)])
         tile.struct.scale = 0.5 / math.sqrt(case.size)  # no few keys have all the weight
-        call(0, "load", "queries", KeyBlock(size=case.size), leaves="queries")
+        tile.load([memory.source.put(slot, row, case.at_end) for slot, row in enumerate(source)])
+        keep(0, "load", "queries")
         for step, (keys, values, modifiers) in enumerate(zip(self.keys, self.values, self.modifiers, strict=True)):
-            sinks = self.sinks[chosen]
-            tile.struct.sinks = address(sinks) if step == 0 else None
-            call(step, "reset", "row_max")
+            tile.reset(self.sinks[chosen] if step == 0 else None)
             parts, starts = [tile], [0, len(chosen)]
             if halves:
                 starts = [*range(0, len(chosen), case.kernels.half), len(chosen)]
@@ -430,19 +424,16 @@ class Problem:
             for part, (start, stop) in zip(parts, itertools.pairwise(starts), strict=True):
                 part.struct.is_new = True
                 modifiers.of(chosen[start:stop], extra).pass_to(part, memory)
-                part("scores", "scores", memory.block(keys[: case.count], case.type, case.placement, case.at_end))
+                part.step("scores", memory.block(keys[: case.count], case.type, case.placement, case.at_end))
                 memory.settle(all=False)
-            if case.special:
-                call(step, "mark_attended", "scores", KeyBlock(count=case.count), parts)
-            call(
-                step,
-                "exponentials",
-                "scores",
-                KeyBlock(count=case.count),
-                parts,
-                leaves="weights row_scale row_max row_sum lse_sum",
-            )
-            call(step, "values", "output", value_block(memory, case, values[: case.count]), parts, leaves="output")
+                if case.special:
+                    part.step("mark_attended", KeyBlock(count=case.count))
+                part.step("exponentials", KeyBlock(count=case.count))
+            keep(step, "exponentials", "weights row_scale row_max row_sum lse_sum")
+            block = value_block(memory, case, values[: case.count])
+            for part in parts:
+                part.step("values", block)
+            keep(step, "values", "output")
             if step == 0:
                 tile.total_max[...], tile.total_sum[...], tile.total_lse_sum[...], tile.total_output[...] = (
                     tile.row_max,
@@ -451,18 +442,11 @@ class Problem:
                     tile.output,
                 )
                 tile.row_sum_carry[...] = tile.lse_sum_carry[...] = tile.output_carry[...] = 0
-        call(
-            step,
-            "merge",
-            "total_output",
-            KeyBlock(size=case.size),
-            leaves="total_max total_sum total_lse_sum total_output output_carry",
-        )
-        tile.struct.softmax = tile.struct.total
-        for kernel, array, size in [("store", "total_output", case.size), ("logsumexp", "total_lse_sum", 1)]:
+        tile.merge(False)
+        keep(step, "merge", "total_max total_sum total_lse_sum total_output output_carry")
+        for kernel, size in [("store", case.size), ("logsumexp", 1)]:
             rows = [memory.destination.room(slot, [size], case.real, case.at_end) for slot in range(len(chosen))]
-            tile.point_to("destination", rows)
-            tile(kernel, array, KeyBlock(size=size))
+            getattr(tile, kernel)(tile.total.softmax, rows)
             left[kernel] = np.array(rows)
             memory.destination.settle()
         memory.settle()

@@ -36,17 +36,21 @@ class ScoreMod(ctypes.Structure):
 
 
 class Softmax(ctypes.Structure):
-    _fields_ = fields(pointer, "row_max row_sum lse_sum output row_sum_carry lse_sum_carry output_carry")
+    _fields_ = fields(pointer, "row_max row_sum lse_sum output")
+
+
+class Total(ctypes.Structure):
+    _fields_ = [("softmax", Softmax), *fields(pointer, "row_sum_carry lse_sum_carry output_carry")]
 
 
 class RowTile(ctypes.Structure):
     _fields_ = [
         *fields(count_of, "rows lanes pitch output_pitch"),
         ("scale", ctypes.c_double),
-        *fields(pointer, "source destination sinks score_mod"),
+        ("score_mod", pointer),
         *fields(pointer, "queries scores attn_bias attended block_max row_scale block_output"),
-        *fields(Softmax, "softmax total"),
-        *fields(integer, "is_new selecting"),
+        ("softmax", Softmax),
+        *fields(integer, "layout is_new"),
     ]
 
 
@@ -54,21 +58,35 @@ class KeyBlock(ctypes.Structure):
     _fields_ = [("rows", pointer), *fields(count_of, "stride count size"), ("type", integer), ("prefetch", pointer)]
 
 
+tile_pointer, softmax_pointer, rows_pointer = map(ctypes.POINTER, (RowTile, Softmax, pointer))
+Step = ctypes.CFUNCTYPE(integer, pointer, tile_pointer, ctypes.POINTER(KeyBlock))
+FUNCTIONS = {
+    "load": ctypes.CFUNCTYPE(None, pointer, tile_pointer, rows_pointer, count_of),
+    "reset": ctypes.CFUNCTYPE(None, softmax_pointer, tile_pointer, pointer),
+    **dict.fromkeys(["scores", "mark_attended", "exponentials", "values"], Step),
+    "merge": ctypes.CFUNCTYPE(None, ctypes.POINTER(Total), softmax_pointer, tile_pointer, count_of, integer),
+    "store": ctypes.CFUNCTYPE(integer, pointer, pointer, tile_pointer, rows_pointer, count_of),
+    "logsumexp": ctypes.CFUNCTYPE(None, softmax_pointer, tile_pointer, rows_pointer),
+}
+
+
 class Kernels(ctypes.Structure):
-    NAMES = (
-        *("load", "reset", "scores", "mark_attended", "exponentials"),
-        *("values", "merge", "store", "logsumexp"),
-    )
-    Function = ctypes.CFUNCTYPE(integer, pointer, ctypes.POINTER(RowTile), ctypes.POINTER(KeyBlock))
     _fields_ = [
+        ("layout", integer),
         *fields(count_of, "lanes half itemsize run"),
         ("type", integer),
         ("reads", ctypes.c_uint),
         *fields(integer, "rounds_weights scales_late"),
         ("interleaves", count_of),
         *fields(count_of, "most least step bytes chunk_blocks least_chunk most_chunk"),
-        *fields(Function, " ".join(NAMES)),
+        *FUNCTIONS.items(),
     ]
+
+
+def contents(kernels):
+    """Return the bytes of each field, without those that lie between fields."""
+    data, places = bytes(kernels), [getattr(Kernels, name) for name, _ in Kernels._fields_]
+    return [data[place.offset : place.offset + place.size] for place in places]
 
 
 class Table(ctypes.Structure):
@@ -280,9 +298,7 @@ class Tile:
                 shape = [rows, row] if self.few else [count, self.lanes]
             self.lying[name] = memory.tile.room(slot, shape, dtype, case.at_end, alignment=ALIGNMENT)
             self.columns[name] = slice(first, first + count)
-        self.struct = RowTile(lanes=self.lanes)
-        if self.few:
-            self.struct.pitch, self.struct.output_pitch = pitch, output_pitch
+        self.struct = RowTile(lanes=self.lanes, layout=self.kernels.layout, pitch=pitch, output_pitch=output_pitch)
         self.point(0, rows)
         if case.half is not None:
             self.point(case.half, rows)
@@ -307,9 +323,8 @@ class Tile:
         for name in ["queries", "scores", "attn_bias", "attended", "block_max", "row_scale", "block_output"]:
             setattr(struct, name, at[name])
         struct.softmax = Softmax(*(at[name] for name in ("row_max", "row_sum", "lse_sum", "output")))
-        total = ("total_max", "total_sum", "total_lse_sum", "total_output")
-        carries = ("row_sum_carry", "lse_sum_carry", "output_carry")
-        struct.total = Softmax(*(at[name] for name in total + carries))
+        total = Softmax(*(at[name] for name in ("total_max", "total_sum", "total_lse_sum", "total_output")))
+        self.total = Total(total, *(at[name] for name in ("row_sum_carry", "lse_sum_carry", "output_carry")))
 
     @property
     def weights(self):
@@ -342,16 +357,30 @@ class Tile:
                 parts += [lying[:, : columns.start], lying[:, stop:]]
         return [part.tobytes() for part in parts]
 
-    def __call__(self, kernel, array, block=None, *, first=0):
-        """`first` is the element of the array that the kernel is given as its first one."""
+    def call(self, kernel, *arguments):
         before = self.beside(kernel)
-        function, block = getattr(self.kernels, kernel), None if block is None else ctypes.byref(block)
-        answer = function(self.at[array] + first * self.kernels.itemsize, ctypes.byref(self.struct), block)
+        answer = getattr(self.kernels, kernel)(*arguments)
         assert self.beside(kernel) == before, f"{kernel} wrote to what is not this tile's"
         return answer
 
-    def point_to(self, name, rows):
-        """Where its sources or destinations lie."""
-        addresses = pointers(rows)
-        setattr(self, f"{name}_kept", addresses)
-        setattr(self.struct, name, ctypes.addressof(addresses))
+    def step(self, kernel, block, *, first=0):
+        """`first` is the element of the output that the kernel `values` is given as its first one."""
+        array = self.at["output" if kernel == "values" else "scores"] + first * self.kernels.itemsize
+        return self.call(kernel, array, self.struct, block)
+
+    def load(self, rows):
+        self.call("load", self.at["queries"], self.struct, pointers(rows), len(rows[0]))
+
+    def reset(self, sinks=None):
+        self.call("reset", self.struct.softmax, self.struct, None if sinks is None else address(sinks))
+
+    def merge(self, selecting):
+        self.call("merge", self.total, self.struct.softmax, self.struct, self.output.shape[1], selecting)
+
+    def store(self, softmax, destination, *, divided=True):
+        row_sum = softmax.row_sum if divided else None
+        rows = pointers(destination)
+        return self.call("store", softmax.output, row_sum, self.struct, rows, len(destination[0]))
+
+    def logsumexp(self, softmax, destination):
+        self.call("logsumexp", softmax, self.struct, pointers(destination))

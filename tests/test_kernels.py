@@ -24,6 +24,7 @@ from kernel_tables import (
     FLOAT64,
     MAX_LANES,
     Memory,
+    contents,
     own_types,
     table_of,
 )
@@ -80,8 +81,9 @@ def test_struct(isa):
         assert kernels.reads >> kernels.type & 1
         assert kernels.rounds_weights == (own and type == BFLOAT16)
         assert table.interleave or kernels.interleaves == 1
-        assert own or bytes(kernels) == bytes(table.kernels[FLOAT32][layout])
-        assert all(getattr(kernels, name) for name in kernel_tables.Kernels.NAMES)
+        assert own or contents(kernels) == contents(table.kernels[FLOAT32][layout])
+        assert all(getattr(kernels, name) for name in kernel_tables.FUNCTIONS)
+        assert kernels.layout == layout
     assert all(both[FEW].lanes == kernel_tables.FEW_ROWS for both in table.kernels)
     assert table.widen and table.narrow and table.round_to_float
 

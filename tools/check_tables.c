@@ -167,7 +167,8 @@ static void check_halves(const cattn_table *table, cattn_type type)
             for (ptrdiff_t count = 1; count <= 128; count = count * 3 / 2 + 1) {
                 for (int stored = 0; stored < 2; stored++) {
                     cattn_row_tile tile = {.rows = rows, .lanes = rows, .pitch = 128, .output_pitch = size, .queries = queries,
-                                           .scores = scores[stored], .block_max = vectors[0], .row_scale = vectors[1], .is_new = 1};
+                                           .scores = scores[stored], .block_max = vectors[0], .row_scale = vectors[1],
+                                           .layout = CATTN_FEW, .is_new = 1};
                     const char *from = stored ? (const char *)halves : (const char *)wide;
                     cattn_key_block block = {from, size * (stored ? 2 : 4), count, size, stored ? type : CATTN_FLOAT32, NULL};
                     kernels->scores(scores[stored], &tile, &block);
@@ -211,9 +212,9 @@ static void check_pairs(const cattn_table *table, int few, ptrdiff_t rows, ptrdi
     float *row_max = vectors[0], *row_sum = vectors[1], *lse_sum = vectors[2], *row_scale = vectors[3], *block_max = vectors[4];
     const char *from[CATTN_MAX_LANES];
     cattn_score_mod mod = {.adds = 1, .has_bias = 1};
-    cattn_row_tile tile = {.rows = rows, .lanes = lanes, .pitch = few ? pitch : 0, .output_pitch = few ? size : 0, .scale = 0.75,
-                           .source = from, .queries = queries, .scores = scores, .attn_bias = attn_bias, .block_max = block_max,
-                           .row_scale = row_scale, .block_output = block_output,
+    cattn_row_tile tile = {.rows = rows, .lanes = lanes, .pitch = pitch, .output_pitch = size, .scale = 0.75, .queries = queries,
+                           .scores = scores, .attn_bias = attn_bias, .block_max = block_max, .row_scale = row_scale,
+                           .block_output = block_output, .layout = few ? CATTN_FEW : CATTN_MANY,
                            .softmax = {.row_max = row_max, .row_sum = row_sum, .lse_sum = lse_sum, .output = output}};
     cattn_key_block block = {(const char *)keys, stride, count, size, CATTN_BFLOAT16, NULL};
 #define AT(matrix, r, i, width) matrix[few ? (r) * (width) + (i) : (i) * lanes + (r)]
@@ -229,7 +230,7 @@ static void check_pairs(const cattn_table *table, int few, ptrdiff_t rows, ptrdi
         mod.bias[r] = bias + r * MOST_KEYS;
     }
 
-    kernels->load(queries, &tile, &block);
+    kernels->load(queries, &tile, from, size);
     for (ptrdiff_t r = 0; r < rows; r++)
         for (ptrdiff_t c = 0; c < size; c++)
             EXPECT("load", (float)pair_at(queries, few, r, c, lanes, query_pitch), half(source[r * (size + 1) + c], 8), 0, 0);

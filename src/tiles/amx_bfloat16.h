@@ -85,14 +85,13 @@ INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
 
 /* ---- load ---- */
 
-static int amx_load(void *queries, const cattn_row_tile *tile, const cattn_key_block *block)
+static void amx_load(void *queries, const cattn_row_tile *tile, const char **source, ptrdiff_t size)
 {
-    const ptrdiff_t pairs = (block->size + 1) / 2;
-    load_pairs(queries, tile, block);
+    const ptrdiff_t pairs = (size + 1) / 2;
+    load_pairs(queries, tile, source, size);
     for (ptrdiff_t c = pairs; c % TILE_PAIRS != 0; c++)
         UNROLL for (int v = 0; v < TILE_VECTORS; v++)
             ((vector *)queries)[c * TILE_VECTORS + v] = (vector){0};
-    return 1;
 }
 
 /* ---- scores ---- */

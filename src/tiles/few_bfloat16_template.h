@@ -22,13 +22,12 @@ INLINE ptrdiff_t pairs_ahead(ptrdiff_t stride, ptrdiff_t size, const int rows)
 }
 
 /* queries[r] = row r, zeros behind it up to a whole vector. */
-static int few_load_pairs(void *queries, const cattn_row_tile *tile, const cattn_key_block *block)
+static void few_load_pairs(void *queries, const cattn_row_tile *tile, const char **source, ptrdiff_t size)
 {
     words *to = queries;
     for (ptrdiff_t r = 0; r < tile->rows; r++)
-        for (ptrdiff_t c = 0; c < block->size; c += NUMBERS)
-            *to++ = load_numbers(tile->source[r] + c * 2, block->size - c);
-    return 1;
+        for (ptrdiff_t c = 0; c < size; c += NUMBERS)
+            *to++ = load_numbers(source[r] + c * 2, size - c);
 }
 
 /* rows × `wide` keys, `apart` bytes from one another, at a vector of columns, of which n numbers are there. */

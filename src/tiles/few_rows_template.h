@@ -302,23 +302,23 @@ INLINE void F(few_merge_row)(REAL *output, REAL *carry, const REAL *x, ptrdiff_t
     }
 }
 
-static int F(few_merge)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
+static void F(few_merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile,
+                         ptrdiff_t size, int selecting)
 {
     const ptrdiff_t rows = tile->rows, pitch = tile->output_pitch;
-    const REAL *x_max = tile->softmax.row_max, *x_sum = tile->softmax.row_sum, *x_output = tile->softmax.output;
+    const REAL *x_max = part->row_max, *x_sum = part->row_sum, *x_output = part->output;
+    REAL *output = total->softmax.output, *carry = total->output_carry;
+    (void)selecting;   /* always: with few rows it costs nothing */
     F(lanes) scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH], x_scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH];
     for (ptrdiff_t v = 0; v * WIDTH < rows; v++) {
         const ptrdiff_t at = v * WIDTH;
-        F(merge_sums)(&tile->total, v, F(load_up_to)(x_max + at, rows - at), F(load_up_to)(x_sum + at, rows - at),
-                      &scale[v].v,
-                      &x_scale[v].v, 1);
-        F(merge_lse_sums)(tile, v, scale[v].v, x_scale[v].v);
+        F(merge_sums)(total, v, F(load_up_to)(x_max + at, rows - at), F(load_up_to)(x_sum + at, rows - at),
+                      &scale[v].v, &x_scale[v].v, 1);
+        F(merge_lse_sums)(total, part->lse_sum, v, rows, scale[v].v, x_scale[v].v);
     }
     for (ptrdiff_t r = 0; r < rows; r++)
-        F(few_merge_row)((REAL *)output + r * pitch, (REAL *)tile->total.output_carry + r * pitch, x_output + r * pitch,
-                         block->size, F(splat)(scale[r / WIDTH].lane[r % WIDTH]),
-                         F(splat)(x_scale[r / WIDTH].lane[r % WIDTH]));
-    return 1;
+        F(few_merge_row)(output + r * pitch, carry + r * pitch, x_output + r * pitch, size,
+                         F(splat)(scale[r / WIDTH].lane[r % WIDTH]), F(splat)(x_scale[r / WIDTH].lane[r % WIDTH]));
 }
 
 /* Long streams, of which one stays in L2; more blocks a chunk than many rows have, for each chunk is a task: the

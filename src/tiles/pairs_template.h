@@ -67,14 +67,14 @@ INLINE void unpack_rows(words *low, words *high, words one, words other)
 
 /* ---- load ---- */
 
-static int load_pairs(void *queries_, const cattn_row_tile *tile, const cattn_key_block *block)
+static void load_pairs(void *queries_, const cattn_row_tile *tile, const char **source, ptrdiff_t size)
 {
     vector *queries = queries_;
-    const ptrdiff_t count = tile->rows, pairs = block->size / 2;
+    const ptrdiff_t count = tile->rows, pairs = size / 2;
     for (int v = 0; v * WIDTH < count; v++) {
         const void *row[WIDTH];
         for (int i = 0; i < WIDTH; i++)   /* lanes behind read the last row, and lose it again */
-            row[i] = tile->source[v * WIDTH + i < count ? v * WIDTH + i : count - 1];
+            row[i] = source[v * WIDTH + i < count ? v * WIDTH + i : count - 1];
         const integers used = F(iota)() < (INT)(count - v * WIDTH);
         for (ptrdiff_t c = 0; c < pairs; c += WIDTH) {
             vector x[WIDTH];
@@ -83,14 +83,13 @@ static int load_pairs(void *queries_, const cattn_row_tile *tile, const cattn_ke
                 if (i < pairs - c)
                     queries[(c + i) * TILE_VECTORS + v] = (vector)((integers)x[i] & used);
         }
-        if (block->size % 2) {
+        if (size % 2) {
             integers last = {0};
             for (int i = 0; i < WIDTH; i++)
-                last[i] = ((const uint16_t *)row[i])[block->size - 1];
+                last[i] = ((const uint16_t *)row[i])[size - 1];
             queries[pairs * TILE_VECTORS + v] = (vector)(last & used);
         }
     }
-    return 1;
 }
 
 /* ---- exponentials ---- */

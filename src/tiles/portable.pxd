@@ -23,8 +23,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from convert cimport to_float
 from tiles.tiles cimport (
-    CATTN_ALIGNED, CATTN_LOG2E, CATTN_MAX_LANES, cattn_key_block, cattn_prefetch_next, cattn_row_tile, cattn_score_mod,
-    cattn_softmax)
+    CATTN_ALIGNED, CATTN_FEW, CATTN_LOG2E, CATTN_MANY, CATTN_MAX_LANES, cattn_key_block, cattn_prefetch_next,
+    cattn_row_tile, cattn_score_mod, cattn_softmax, cattn_total)
 
 ctypedef fused real:
     float
@@ -126,38 +126,36 @@ cdef struct Matrix:
 
 cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Where the scores of a block stand, in either layout: a line is a key's or a row's."""
-    return (Matrix(block.count, tile.rows, tile.lanes) if tile.pitch == 0
+    return (Matrix(block.count, tile.rows, tile.lanes) if tile.layout == CATTN_MANY
             else Matrix(tile.rows, block.count, tile.pitch))
 
 
 # Many rows: one row a lane.
 
 
-cdef inline int load(real *queries, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline void load(real *queries, const cattn_row_tile *tile, const char **source, Py_ssize_t size) noexcept nogil:
     """Of either layout."""
-    cdef bint few = tile.pitch != 0
-    cdef Py_ssize_t row_pitch = block.size if few else 1, column_pitch = 1 if few else <Py_ssize_t>PORTABLE_LANES, c, r
+    cdef bint few = tile.layout == CATTN_FEW
+    cdef Py_ssize_t row_pitch = size if few else 1, column_pitch = 1 if few else <Py_ssize_t>PORTABLE_LANES, c, r
     cdef real scale = <real>tile.scale
     for r in range(tile.rows if few else <Py_ssize_t>PORTABLE_LANES):
-        for c in range(block.size):
-            queries[r * row_pitch + c * column_pitch] = (scale * (<const real *>tile.source[r])[c] if r < tile.rows
-                                                         else 0)
-    return True
+        for c in range(size):
+            queries[r * row_pitch + c * column_pitch] = scale * (<const real *>source[r])[c] if r < tile.rows else 0
 
 
-cdef inline int reset(real *row_max, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline void reset(real *row_max, const cattn_softmax *softmax, const cattn_row_tile *tile,
+                       const double *sinks) noexcept nogil:
     """Of either layout."""
-    cdef real *row_sum = <real *>tile.softmax.row_sum
-    cdef real *lse_sum = <real *>tile.softmax.lse_sum
+    cdef real *row_sum = <real *>softmax.row_sum
+    cdef real *lse_sum = <real *>softmax.lse_sum
     cdef Py_ssize_t r
     for r in range(tile.lanes):
         row_max[r] = -INFINITY
         row_sum[r] = lse_sum[r] = 0
-    for r in range(tile.rows if tile.sinks != NULL else 0):
-        if tile.sinks[r] != -INFINITY:
-            row_max[r] = to_real(tile.sinks[r], row_max)
+    for r in range(tile.rows if sinks != NULL else 0):
+        if sinks[r] != -INFINITY:
+            row_max[r] = to_real(sinks[r], row_max)
             row_sum[r] = lse_sum[r] = 1
-    return True
 
 
 cdef inline void clear(real *sum) noexcept nogil:
@@ -313,7 +311,7 @@ cdef inline int scores(real *scores, const cattn_row_tile *tile, const cattn_key
 cdef inline int mark_attended(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Of either layout."""
     cdef const real *added = <const real *>tile.attn_bias
-    cdef bint selects = tile.pitch == 0 and tile.score_mod != NULL and tile.score_mod.adds   # few rows have done it
+    cdef bint selects = tile.layout == CATTN_MANY and tile.score_mod != NULL and tile.score_mod.adds   # few rows have done it
     cdef unsigned char every = True
     cdef Matrix matrix = score_matrix(tile, block)
     cdef Py_ssize_t line, at
@@ -425,60 +423,63 @@ cdef inline void add_carrying(real *total, real *carry, real scale, real x) noex
     carry[0] = lost - (all - sum) if finite else 0
 
 
-cdef inline void merge_rows(real *output, const cattn_row_tile *tile, Py_ssize_t rows, Py_ssize_t size,
-                            Py_ssize_t row_pitch, Py_ssize_t column_pitch) noexcept nogil:
+cdef inline void merge_rows(real *output, const cattn_total *total, const cattn_softmax *part, Py_ssize_t rows,
+                            Py_ssize_t size, Py_ssize_t row_pitch, Py_ssize_t column_pitch) noexcept nogil:
     """`merge` for either layout."""
-    cdef const cattn_softmax *total = &tile.total
-    cdef const real *x_max = <const real *>tile.softmax.row_max
-    cdef const real *x_sum = <const real *>tile.softmax.row_sum
-    cdef const real *x_output = <const real *>tile.softmax.output
+    cdef const real *x_max = <const real *>part.row_max
+    cdef const real *x_sum = <const real *>part.row_sum
+    cdef const real *x_output = <const real *>part.output
     cdef real[CATTN_MAX_LANES] reference, scale, x_scale
     cdef real *carry = <real *>total.output_carry
     cdef Py_ssize_t r, c, at
-    advance_maximum(<real *>total.row_max, reference, scale, x_max, rows)
+    advance_maximum(<real *>total.softmax.row_max, reference, scale, x_max, rows)
     for r in range(rows):
         x_scale[r] = exponential(<real>CATTN_LOG2E * (x_max[r] - reference[r]))
-        add_carrying(<real *>total.row_sum + r, <real *>total.row_sum_carry + r, scale[r], x_scale[r] * x_sum[r])
+        add_carrying(<real *>total.softmax.row_sum + r, <real *>total.row_sum_carry + r, scale[r], x_scale[r] * x_sum[r])
     for c in range(size):
         for r in range(rows):
             at = r * row_pitch + c * column_pitch
             add_carrying(output + at, carry + at, scale[r], rescale(x_output[at], x_scale[r]))
 
 
-cdef inline int merge(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline void merge(real *output, const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile,
+                       Py_ssize_t size) noexcept nogil:
     """Of either layout."""
-    if tile.pitch != 0:
-        merge_rows(output, tile, tile.rows, block.size, tile.output_pitch, 1)
+    if tile.layout == CATTN_FEW:
+        merge_rows(output, total, part, tile.rows, size, tile.output_pitch, 1)
     else:
-        merge_rows(output, tile, PORTABLE_LANES, block.size, 1, PORTABLE_LANES)
-    return True
+        merge_rows(output, total, part, PORTABLE_LANES, size, 1, PORTABLE_LANES)
 
 
-cdef inline int store(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    cdef const real *row_sum = <const real *>tile.softmax.row_sum
+cdef inline real divisor_of(const real *row_sum, Py_ssize_t row) noexcept nogil:
+    """What the output of a row is divided by: 1 where there are no sums, or where the row's is 0."""
+    return 1 if row_sum == NULL or row_sum[row] == 0 else row_sum[row]
+
+
+cdef inline int store(const real *output, const real *row_sum, const cattn_row_tile *tile, char **destination,
+                      Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] divisor, quotient, residue
     cdef Py_ssize_t c, r
     cdef real residues = 0
     for r in range(lanes):
-        divisor[r] = 1 if row_sum[r] == 0 else row_sum[r]
+        divisor[r] = divisor_of(row_sum, r)
         residue[r] = divisor[r] - divisor[r]
-    for c in range(block.size):
+    for c in range(size):
         for r in range(lanes):
             quotient[r] = output[c * lanes + r] / divisor[r]
             residue[r] += quotient[r] - quotient[r]   # NaN for an infinity or a NaN, else 0
         for r in range(tile.rows):
-            (<real *>tile.destination[r])[c] = quotient[r]
+            (<real *>destination[r])[c] = quotient[r]
     for r in range(tile.rows):
         residues += residue[r]
     return residues == 0
 
 
-cdef inline int logsumexp(real *lse_sum, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline void logsumexp(const real *row_max, const real *lse_sum, const cattn_row_tile *tile,
+                           char **destination) noexcept nogil:
     """Of either layout."""
-    cdef const real *row_max = <const real *>tile.softmax.row_max
     cdef Py_ssize_t r
     for r in range(tile.rows):
-        (<real *>tile.destination[r])[0] = <real>(-INFINITY if lse_sum[r] == 0 else <double>row_max[r]
-                                                  + log(<double>lse_sum[r]))
-    return True
+        (<real *>destination[r])[0] = <real>(-INFINITY if lse_sum[r] == 0 else <double>row_max[r]
+                                             + log(<double>lse_sum[r]))

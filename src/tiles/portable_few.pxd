@@ -2,7 +2,8 @@
 
 from libc.math cimport INFINITY
 
-from tiles.portable cimport PORTABLE_CHAIN, advance_maximum, alibi, behind, exponential, is_masked, real, softcapped
+from tiles.portable cimport (
+    PORTABLE_CHAIN, advance_maximum, alibi, behind, divisor_of, exponential, is_masked, real, softcapped)
 from tiles.tiles cimport (
     CATTN_FEW_ROWS, CATTN_LOG2E, CATTN_PREFETCH_L2, cattn_key_block, cattn_row_tile, cattn_score_mod)
 
@@ -274,16 +275,16 @@ cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn
     return True
 
 
-cdef inline int few_store(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    cdef const real *row_sum = <const real *>tile.softmax.row_sum
+cdef inline int few_store(const real *output, const real *row_sum, const cattn_row_tile *tile, char **destination,
+                          Py_ssize_t size) noexcept nogil:
     cdef real divisor, quotient, residue = 0
     cdef real *row
     cdef Py_ssize_t r, c
     for r in range(tile.rows):
-        row = <real *>tile.destination[r]
-        divisor = 1 if row_sum[r] == 0 else row_sum[r]
+        row = <real *>destination[r]
+        divisor = divisor_of(row_sum, r)
         residue += divisor - divisor
-        for c in range(block.size):
+        for c in range(size):
             quotient = output[r * tile.output_pitch + c] / divisor
             residue += quotient - quotient   # NaN for an infinity or a NaN, else 0
             row[c] = quotient

@@ -1,49 +1,184 @@
 # The portable kernels as a table: complete, so that every other table replaces entries of it.
 
-from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, cattn_type
+from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS
 from tiles.portable cimport (
     PORTABLE_LANES, PORTABLE_RUN, exponentials, load, logsumexp, mark_attended, merge, real,
     reset, round_to_float, scores, store, values)
 from tiles.portable_few cimport few_exponentials, few_scores, few_store, few_values
 from tiles.portable_half cimport narrow, widen
 from tiles.tiles cimport (
-    CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_blocking, cattn_kernel, cattn_kernels,
-    cattn_table)
+    CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_blocking, cattn_kernels,
+    cattn_key_block, cattn_row_tile, cattn_softmax, cattn_table, cattn_total)
+
+
+# A table calls its kernels by one type for float and double, so that each has an entry here for either.
+
+
+cdef inline void load_32(void *queries, const cattn_row_tile *tile, const char **source,
+                         Py_ssize_t size) noexcept nogil:
+    load(<float *>queries, tile, source, size)
+
+
+cdef inline void reset_32(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks) noexcept nogil:
+    reset(<float *>softmax.row_max, softmax, tile, sinks)
+
+
+cdef inline int scores_32(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return scores(<float *>array, tile, block)
+
+
+cdef inline int mark_attended_32(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return mark_attended(<float *>array, tile, block)
+
+
+cdef inline int exponentials_32(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return exponentials(<float *>array, tile, block)
+
+
+cdef inline int values_32(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return values(<float *>array, tile, block)
+
+
+cdef inline int few_scores_32(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return few_scores(<float *>array, tile, block)
+
+
+cdef inline int few_exponentials_32(void *array, const cattn_row_tile *tile,
+                                    const cattn_key_block *block) noexcept nogil:
+    return few_exponentials(<float *>array, tile, block)
+
+
+cdef inline int few_values_32(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return few_values(<float *>array, tile, block)
+
+
+cdef inline void merge_32(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile,
+                          Py_ssize_t size, int selecting) noexcept nogil:
+    merge(<float *>total.softmax.output, total, part, tile, size)
+
+
+cdef inline int store_32(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
+                         Py_ssize_t size) noexcept nogil:
+    return store(<const float *>output, <const float *>row_sum, tile, destination, size)
+
+
+cdef inline int few_store_32(const void *output, const void *row_sum, const cattn_row_tile *tile,
+                             char **destination, Py_ssize_t size) noexcept nogil:
+    return few_store(<const float *>output, <const float *>row_sum, tile, destination, size)
+
+
+cdef inline void logsumexp_32(const cattn_softmax *softmax, const cattn_row_tile *tile,
+                              char **destination) noexcept nogil:
+    logsumexp(<const float *>softmax.row_max, <const float *>softmax.lse_sum, tile, destination)
+
+
+cdef inline void load_64(void *queries, const cattn_row_tile *tile, const char **source,
+                         Py_ssize_t size) noexcept nogil:
+    load(<double *>queries, tile, source, size)
+
+
+cdef inline void reset_64(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks) noexcept nogil:
+    reset(<double *>softmax.row_max, softmax, tile, sinks)
+
+
+cdef inline int scores_64(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return scores(<double *>array, tile, block)
+
+
+cdef inline int mark_attended_64(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return mark_attended(<double *>array, tile, block)
+
+
+cdef inline int exponentials_64(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return exponentials(<double *>array, tile, block)
+
+
+cdef inline int values_64(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return values(<double *>array, tile, block)
+
+
+cdef inline int few_scores_64(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return few_scores(<double *>array, tile, block)
+
+
+cdef inline int few_exponentials_64(void *array, const cattn_row_tile *tile,
+                                    const cattn_key_block *block) noexcept nogil:
+    return few_exponentials(<double *>array, tile, block)
+
+
+cdef inline int few_values_64(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    return few_values(<double *>array, tile, block)
+
+
+cdef inline void merge_64(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile,
+                          Py_ssize_t size, int selecting) noexcept nogil:
+    merge(<double *>total.softmax.output, total, part, tile, size)
+
+
+cdef inline int store_64(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
+                         Py_ssize_t size) noexcept nogil:
+    return store(<const double *>output, <const double *>row_sum, tile, destination, size)
+
+
+cdef inline int few_store_64(const void *output, const void *row_sum, const cattn_row_tile *tile,
+                             char **destination, Py_ssize_t size) noexcept nogil:
+    return few_store(<const double *>output, <const double *>row_sum, tile, destination, size)
+
+
+cdef inline void logsumexp_64(const cattn_softmax *softmax, const cattn_row_tile *tile,
+                              char **destination) noexcept nogil:
+    logsumexp(<const double *>softmax.row_max, <const double *>softmax.lse_sum, tile, destination)
 
 
 cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unused) noexcept nogil:
-    """Those of `real`; the pointer only says which. Kernels are cast for the sake of their first argument's type."""
-    cdef cattn_type type = CATTN_FLOAT32 if real is float else CATTN_FLOAT64
+    """Those of `real`; the pointer only says which."""
+    many.layout = CATTN_MANY
     many.lanes = many.half = PORTABLE_LANES
     many.run = PORTABLE_RUN
     # A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile. Merging chunks takes as
     # long as 5 keys or so.
     many.blocking = cattn_blocking(2 * PORTABLE_RUN, PORTABLE_RUN // 4, 0, 25600, 5, 100, PY_SSIZE_T_MAX)
-    many.scores = <cattn_kernel>scores[real]
-    many.exponentials = <cattn_kernel>exponentials[real]
-    many.values = <cattn_kernel>values[real]
-    many.store = <cattn_kernel>store[real]
 
+    few.layout = CATTN_FEW
     few.lanes = few.half = CATTN_FEW_ROWS
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
     # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values'
     # bytes.
     few.blocking = cattn_blocking(CATTN_MAX_KEYS, 64, 64, 262144, 8, 64, 2048)
-    few.scores = <cattn_kernel>few_scores[real]
-    few.exponentials = <cattn_kernel>few_exponentials[real]
-    few.values = <cattn_kernel>few_values[real]
-    few.store = <cattn_kernel>few_store[real]
 
     many.itemsize = few.itemsize = sizeof(real)
-    many.type = few.type = type
-    many.reads = few.reads = 1u << type
+    many.type = few.type = CATTN_FLOAT32 if real is float else CATTN_FLOAT64
+    many.reads = few.reads = 1u << many.type
     many.rounds_weights = few.rounds_weights = many.scales_late = few.scales_late = False
     many.interleaves = few.interleaves = 1
-    many.load = few.load = <cattn_kernel>load[real]
-    many.reset = few.reset = <cattn_kernel>reset[real]
-    many.mark_attended = few.mark_attended = <cattn_kernel>mark_attended[real]
-    many.merge = few.merge = <cattn_kernel>merge[real]
-    many.logsumexp = few.logsumexp = <cattn_kernel>logsumexp[real]
+    if real is float:
+        many.load = few.load = load_32
+        many.reset = few.reset = reset_32
+        many.mark_attended = few.mark_attended = mark_attended_32
+        many.merge = few.merge = merge_32
+        many.logsumexp = few.logsumexp = logsumexp_32
+        many.scores = scores_32
+        few.scores = few_scores_32
+        many.exponentials = exponentials_32
+        few.exponentials = few_exponentials_32
+        many.values = values_32
+        few.values = few_values_32
+        many.store = store_32
+        few.store = few_store_32
+    else:
+        many.load = few.load = load_64
+        many.reset = few.reset = reset_64
+        many.mark_attended = few.mark_attended = mark_attended_64
+        many.merge = few.merge = merge_64
+        many.logsumexp = few.logsumexp = logsumexp_64
+        many.scores = scores_64
+        few.scores = few_scores_64
+        many.exponentials = exponentials_64
+        few.exponentials = few_exponentials_64
+        many.values = values_64
+        few.values = few_values_64
+        many.store = store_64
+        few.store = few_store_64
 
 
 cdef inline void fill_portable(cattn_table *table) noexcept nogil:

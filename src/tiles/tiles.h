@@ -78,8 +78,16 @@ typedef struct {
  * are one. */
 typedef struct {
     void *row_max, *row_sum, *lse_sum, *output;
-    void *row_sum_carry, *lse_sum_carry, *output_carry;   /* of a total: what its sums have lost to rounding */
 } cattn_softmax;
+
+/* A softmax that others are merged into. The carries hold what rounding has taken from its sums. */
+typedef struct {
+    cattn_softmax softmax;
+    void *row_sum_carry, *lse_sum_carry, *output_carry;
+} cattn_total;
+
+/* How the rows of a tile lie, which decides which kernels compute them. */
+enum { CATTN_MANY, CATTN_FEW, CATTN_LAYOUTS };
 
 /* The arrays of a tile, or of a half of one. Kernels change what the pointers lead to. */
 typedef struct {
@@ -87,9 +95,6 @@ typedef struct {
     ptrdiff_t lanes;                  /* of the whole tile; few rows: its rows */
     ptrdiff_t pitch, output_pitch;    /* few rows */
     double scale;                     /* of queries */
-    const char *const *source;        /* where the queries lie, by row */
-    char *const *destination;         /* where outputs go, or logarithms of sums, by row */
-    const double *sinks;              /* by row, -infinity for none; NULL: no row has one */
     const cattn_score_mod *score_mod; /* NULL: scores stay as they are */
     void *queries, *scores;
     void *attn_bias;                  /* many rows: room for what score_mod adds, -infinity for what it masks */
@@ -97,9 +102,9 @@ typedef struct {
     void *block_max;                  /* the largest score of each row in a block */
     void *row_scale;                  /* of what was summed before the block */
     void *block_output;               /* many rows: room for the sums of a block's runs, as large as the output */
-    cattn_softmax softmax, total;     /* of the keys since the last reset; of those before them */
+    cattn_softmax softmax;            /* of the keys since the last reset */
+    int layout;                       /* CATTN_MANY or CATTN_FEW */
     int is_new;                       /* the output holds nothing yet */
-    int selecting;                    /* what is not finite counts where it is attended to, only and always */
 } cattn_row_tile;
 
 /* Rows of memory that will be read soon. `scores` and `values` ask for them one by one while they compute: all at once
@@ -138,7 +143,7 @@ static inline void cattn_prefetch_next(cattn_prefetch *prefetch)
         cattn_prefetch_row(prefetch);
 }
 
-/* One step: `array` is what it is about, an array of the tile that it writes (store and logsumexp: reads). */
+/* One step for a tile of rows and a block of keys: it writes `array`, which is one of the tile's arrays. */
 typedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block);
 
 /* Keys of a block: `most` of them, or fewer so that they take `bytes`: by steps, or by halves where `step` is 0; at
@@ -150,6 +155,7 @@ typedef struct {
 } cattn_blocking;
 
 typedef struct {
+    int layout;           /* of the tiles: CATTN_MANY or CATTN_FEW */
     ptrdiff_t lanes;      /* rows of a tile at most, at most CATTN_MAX_LANES */
     ptrdiff_t half;       /* rows of a half of one: lanes / CATTN_HALVES, or `lanes` where a tile is not divided */
     ptrdiff_t itemsize;   /* of real */
@@ -161,12 +167,13 @@ typedef struct {
     ptrdiff_t interleaves;   /* so many keys' values lie beside each other, column by column; 1: they lie as they come */
     cattn_blocking blocking;
 
-    /* queries = scale · source for each row; block->size columns. Of bfloat16: as they are, in pairs of columns, and zeros
-     * up to a multiple of the keys that are interleaved; `scores` applies the scale. */
-    cattn_kernel load;
+    /* queries = scale · source[row] for each row, which has `size` columns. Of bfloat16: as they are, in pairs of
+     * columns, and zeros up to a multiple of the keys that are interleaved; `scores` applies the scale. */
+    void (*load)(void *queries, const cattn_row_tile *tile, const char **source, ptrdiff_t size);
 
-    /* row_max = -infinity and the sums 0; the sink and 1 in rows that have one. About row_max. */
-    cattn_kernel reset;
+    /* row_max = -infinity and the sums 0. A row that has a sink begins with the sink as its maximum, and 1 as its
+     * sums. `sinks` has one for each row, -infinity where a row has none; NULL where no row has one. */
+    void (*reset)(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks);
 
     /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod; block_max[r] = max_j scores[j][r], a NaN not
      * counted. A masked NaN or +infinity may come out as NaN. */
@@ -186,21 +193,21 @@ typedef struct {
      * gets the same bits alone and among others. */
     cattn_kernel values;
 
-    /* Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding): `softmax` joins `total`. What
-     * rounding takes from the sums is carried along (Knuth, The Art of Computer Programming 2, section 4.2.2, theorem
-     * B), so that they are as exact after thousands of joins as after one. What is not finite stays so; selecting, an
-     * infinity stays one. Of few rows, `softmax` may lie anywhere in memory. About total.output. */
-    cattn_kernel merge;
+    /* Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding): `part` joins `total`, and outputs
+     * have `size` columns. What rounding takes from the sums is carried along (Knuth, The Art of Computer Programming 2,
+     * section 4.2.2, theorem B), so that they are as exact after thousands of joins as after one. What is not finite
+     * stays so; with `selecting`, an infinity stays one. Of few rows, `part` may lie anywhere in memory. */
+    void (*merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, ptrdiff_t size,
+                  int selecting);
 
-    /* destination = output / row_sum, or / 1 where that is 0, for each row; block->size columns. Answers whether all
-     * that was written is finite, and the sums. About output. */
-    cattn_kernel store;
+    /* destination[row] = output / row_sum, or / 1 where that is 0, for each row, which has `size` columns. Without
+     * sums (NULL) the output is stored as it is. Answers whether all that was written is finite, and the sums. */
+    int (*store)(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
+                 ptrdiff_t size);
 
-    /* destination = row_max + log(lse_sum), -infinity where that is 0, one real for each row. About lse_sum. */
-    cattn_kernel logsumexp;
+    /* destination[row] = row_max + log(lse_sum), -infinity where that is 0, one real for each row. */
+    void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination);
 } cattn_kernels;
-
-enum { CATTN_MANY, CATTN_FEW, CATTN_LAYOUTS };
 
 /* By the type of query, key and value where that is one; else, and for scores and weights, by the arithmetic type. The
  * half types share float32's kernels where a table has none of their own. */

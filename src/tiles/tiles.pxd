@@ -44,6 +44,9 @@ cdef extern from "tiles/tiles.h" nogil:
         void *row_sum
         void *lse_sum
         void *output
+
+    ctypedef struct cattn_total:
+        cattn_softmax softmax
         void *row_sum_carry
         void *lse_sum_carry
         void *output_carry
@@ -51,9 +54,6 @@ cdef extern from "tiles/tiles.h" nogil:
     ctypedef struct cattn_row_tile:
         Py_ssize_t rows, lanes, pitch, output_pitch
         double scale
-        const char *const *source
-        char *const *destination
-        const double *sinks
         const cattn_score_mod *score_mod
         void *queries
         void *scores
@@ -62,8 +62,8 @@ cdef extern from "tiles/tiles.h" nogil:
         void *block_max
         void *row_scale
         void *block_output
-        cattn_softmax softmax, total
-        int is_new, selecting
+        cattn_softmax softmax
+        int layout, is_new
 
     ctypedef struct cattn_key_block:
         const char *rows
@@ -78,14 +78,21 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t chunk_blocks, least_chunk, most_chunk
 
     ctypedef struct cattn_kernels:
+        int layout
         Py_ssize_t lanes, half, itemsize, run
         cattn_type type
         unsigned int reads
         int rounds_weights, scales_late
         Py_ssize_t interleaves
         cattn_blocking blocking
-        cattn_kernel load, reset, scores, mark_attended, exponentials
-        cattn_kernel values, merge, store, logsumexp
+        void (*load)(void *queries, const cattn_row_tile *tile, const char **source, Py_ssize_t size) noexcept nogil
+        void (*reset)(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks) noexcept nogil
+        cattn_kernel scores, mark_attended, exponentials, values
+        void (*merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, Py_ssize_t size,
+                      int selecting) noexcept nogil
+        int (*store)(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
+                     Py_ssize_t size) noexcept nogil
+        void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination) noexcept nogil
 
     ctypedef struct cattn_table:
         const char *name

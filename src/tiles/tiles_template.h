@@ -45,16 +45,15 @@
 
 /* ---- many rows: load, scores ---- */
 
-static int F(load_queries)(void *queries_, const cattn_row_tile *tile, const cattn_key_block *block)
+static void F(load_queries)(void *queries_, const cattn_row_tile *tile, const char **source, ptrdiff_t size)
 {
     vector *queries = queries_;
-    const char *const *rows = tile->source;
-    const ptrdiff_t count = tile->rows, size = block->size;
+    const ptrdiff_t count = tile->rows;
     const REAL scale = (REAL)tile->scale;
     for (int v = 0; v * WIDTH < count; v++) {
         const void *row[WIDTH];
         for (int i = 0; i < WIDTH; i++)   /* lanes behind read the last row, and lose it again */
-            row[i] = rows[v * WIDTH + i < count ? v * WIDTH + i : count - 1];
+            row[i] = source[v * WIDTH + i < count ? v * WIDTH + i : count - 1];
         const integers used = F(iota)() < (INT)(count - v * WIDTH);
         for (ptrdiff_t c = 0; c < size; c += WIDTH) {
             vector x[WIDTH];
@@ -65,7 +64,6 @@ static int F(load_queries)(void *queries_, const cattn_row_tile *tile, const cat
                     queries[(c + i) * TILE_VECTORS + v] = (vector)((integers)(x[i] * scale) & used);
         }
     }
-    return 1;
 }
 
 /* wide keys × the lanes in use: a column of queries, which `load` has scaled, against one broadcast element of each
@@ -263,49 +261,50 @@ INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x
 }
 
 /* The scales of the total and of what joins it; their sums joined. */
-INLINE void F(merge_sums)(const cattn_softmax *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale,
+INLINE void F(merge_sums)(const cattn_total *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale,
                           vector *x_scale, const int selecting)
 {
-    const vector shift = F(advance)((vector *)total->row_max + v, scale, x_max);
+    const vector shift = F(advance)((vector *)total->softmax.row_max + v, scale, x_max);
     *x_scale = (x_max - shift) * (REAL)CATTN_LOG2E;
     F(exponential)(x_scale, 1);
-    F(add_carrying)((vector *)total->row_sum + v, (vector *)total->row_sum_carry + v, *scale, *x_scale, x_sum,
+    F(add_carrying)((vector *)total->softmax.row_sum + v, (vector *)total->row_sum_carry + v, *scale, *x_scale, x_sum,
                     selecting);
 }
 
 /* The same of sums for logarithms, where they are others. */
-INLINE void F(merge_lse_sums)(const cattn_row_tile *tile, ptrdiff_t v, vector scale, vector x_scale)
+INLINE void F(merge_lse_sums)(const cattn_total *total, const REAL *x, ptrdiff_t v, ptrdiff_t rows, vector scale,
+                              vector x_scale)
 {
-    const cattn_softmax *total = &tile->total;
-    const REAL *x = (const REAL *)tile->softmax.lse_sum + v * WIDTH;
-    if (total->lse_sum != total->row_sum)
-        F(add_carrying)((vector *)total->lse_sum + v, (vector *)total->lse_sum_carry + v, scale, x_scale,
-                        F(load_up_to)(x, tile->rows - v * WIDTH), 1);
+    const cattn_softmax *softmax = &total->softmax;
+    if (softmax->lse_sum != softmax->row_sum)
+        F(add_carrying)((vector *)softmax->lse_sum + v, (vector *)total->lse_sum_carry + v, scale, x_scale,
+                        F(load_up_to)(x + v * WIDTH, rows - v * WIDTH), 1);
 }
 
-INLINE void F(merge_of)(vector *output, const cattn_row_tile *tile, ptrdiff_t size, const int selecting)
+INLINE void F(merge_of)(const cattn_total *total, const cattn_softmax *part, ptrdiff_t rows, ptrdiff_t size,
+                        const int selecting)
 {
-    const vector *x_max = tile->softmax.row_max, *x_sum = tile->softmax.row_sum, *x_output = tile->softmax.output;
-    vector *carry = tile->total.output_carry;
+    const vector *x_max = part->row_max, *x_sum = part->row_sum, *x_output = part->output;
+    vector *output = total->softmax.output, *carry = total->output_carry;
     vector scale[TILE_VECTORS], x_scale[TILE_VECTORS];
-    for (int v = 0; v * WIDTH < tile->rows; v++) {
-        F(merge_sums)(&tile->total, v, x_max[v], x_sum[v], &scale[v], &x_scale[v], selecting);
-        F(merge_lse_sums)(tile, v, scale[v], x_scale[v]);
+    for (int v = 0; v * WIDTH < rows; v++) {
+        F(merge_sums)(total, v, x_max[v], x_sum[v], &scale[v], &x_scale[v], selecting);
+        F(merge_lse_sums)(total, part->lse_sum, v, rows, scale[v], x_scale[v]);
     }
     for (ptrdiff_t c = 0; c < size; c++)
-        for (int v = 0; v * WIDTH < tile->rows; v++) {
+        for (int v = 0; v * WIDTH < rows; v++) {
             const ptrdiff_t at = c * TILE_VECTORS + v;
             F(add_carrying)(&output[at], &carry[at], scale[v], x_scale[v], x_output[at], selecting);
         }
 }
 
-static int F(merge)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
+static void F(merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, ptrdiff_t size,
+                     int selecting)
 {
-    if (tile->selecting)
-        F(merge_of)(output, tile, block->size, 1);
+    if (selecting)
+        F(merge_of)(total, part, tile->rows, size, 1);
     else
-        F(merge_of)(output, tile, block->size, 0);
-    return 1;
+        F(merge_of)(total, part, tile->rows, size, 0);
 }
 
 /* ---- many rows: store ---- */
@@ -329,14 +328,13 @@ INLINE vector F(divisor)(vector row_sum)
     return F(select)(row_sum == 0, F(splat)(1), row_sum);
 }
 
-INLINE int F(store_quotients)(const vector *output, const cattn_row_tile *tile, ptrdiff_t size, const int all_finite)
+INLINE int F(store_quotients)(const vector *output, const vector *row_sum, char **destination, ptrdiff_t count,
+                              ptrdiff_t size, const int all_finite)
 {
-    char *const *rows = tile->destination;
-    const ptrdiff_t count = tile->rows;
     int finite = 1;
     for (int v = 0; v < TILE_VECTORS && v * WIDTH < count; v++) {
         const int used = count - v * WIDTH < WIDTH ? (int)(count - v * WIDTH) : WIDTH;
-        const vector divisor = F(divisor)(((const vector *)tile->softmax.row_sum)[v]), reciprocal = 1 / divisor;
+        const vector divisor = row_sum == NULL ? F(splat)(1) : F(divisor)(row_sum[v]), reciprocal = 1 / divisor;
         vector zero[4] = {0 * divisor};   /* 0·x summed, in four chains: 0, or NaN once an x was not finite */
         for (ptrdiff_t c = 0; c < size; c += WIDTH) {
             const ptrdiff_t columns = size - c < WIDTH ? size - c : WIDTH;
@@ -354,7 +352,7 @@ INLINE int F(store_quotients)(const vector *output, const cattn_row_tile *tile, 
             F(transpose)(x);
             UNROLL for (int i = 0; i < WIDTH; i++)
                 if (i < used)
-                    F(store_up_to)((REAL *)rows[v * WIDTH + i] + c, x[i], columns);
+                    F(store_up_to)((REAL *)destination[v * WIDTH + i] + c, x[i], columns);
         }
         F(lanes) zeros = {(zero[0] + zero[1]) + (zero[2] + zero[3])};
         for (int i = 0; i < used; i++)
@@ -363,11 +361,12 @@ INLINE int F(store_quotients)(const vector *output, const cattn_row_tile *tile, 
     return finite;
 }
 
-static int F(store_rows)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
+static int F(store_rows)(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
+                         ptrdiff_t size)
 {
-    if (F(store_quotients)(output, tile, block->size, 1))
+    if (F(store_quotients)(output, row_sum, destination, tile->rows, size, 1))
         return 1;
-    F(store_quotients)(output, tile, block->size, 0);
+    F(store_quotients)(output, row_sum, destination, tile->rows, size, 0);
     return 0;
 }
 
