@@ -19,14 +19,16 @@ from cattn cimport (
     CATTN_HAS_WINDOW, CATTN_IS_MISSING, CATTN_IS_NULL, CATTN_IS_UNKNOWN, CATTN_MISALIGNED, CATTN_OFFSET_END,
     CATTN_OFFSET_START, CATTN_OVERLAPS, CATTN_WRONG_SHAPE, CATTN_WRONG_TYPE, CATTN_WRONG_VALUE, cattn_attention_args,
     cattn_ndarray)
+from caller cimport ask, Caller, POLL_ENTRIES
 from convert cimport gather_row, is_multiple, item_size
-from execute cimport execute, execute_wide
-from plan cimport (
-    POLL_ENTRIES, STAGE_OUTPUT, ask, Caller, gains_by_threads, Machine, make_plan, Plan, reserve, times)
+from execute cimport execute, execute_wide, prepare, Prepared
+from plan cimport STAGE_OUTPUT, Machine
 from problem cimport (
     CATTN_BFLOAT16, CATTN_BOOL, CATTN_DONE, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, CATTN_INT64,
     CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array,
     cattn_problem, cattn_status, cattn_type)
+from schedule cimport gains_by_threads
+from sizes cimport reserve, times
 from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_now
 from tile cimport entry_integer
 from tiles.tiles cimport PY_SSIZE_T_MAX, cattn_table
@@ -584,15 +586,15 @@ cdef inline int run(const cattn_problem *problem, const cattn_attention_args *ar
                     const Caller *caller, const Machine *machine) noexcept nogil:
     cdef Py_ssize_t threads = min(max(args.num_threads, 1), machine.most_threads), bytes
     cdef cattn_status status
-    cdef Plan plan
+    cdef Prepared prepared
     if problem.value_size > CATTN_LARGEST_HEAD:
         return execute_wide(problem, threads, machine, caller, &bytes)
-    status = make_plan(&plan, problem, machine, STAGE_OUTPUT, caller)
-    if status != CATTN_DONE or plan.tasks == 0:
+    status = prepare(&prepared, problem, machine, STAGE_OUTPUT, caller)
+    if status != CATTN_DONE or prepared.schedule.tasks == 0:
         return status
-    if not gains_by_threads(&plan, problem):
+    if not gains_by_threads(&prepared.plan, problem):
         threads = 1
-    return execute(&plan, problem, min(threads, plan.tasks), caller, &bytes)
+    return execute(&prepared, problem, min(threads, prepared.schedule.tasks), caller, &bytes)
 
 
 cdef inline int attend_for_c(const cattn_attention_args *given, const Machine *machine) noexcept nogil:

@@ -1,17 +1,19 @@
-# Plan → result: the memory of a call, and its tasks one by one. It knows nothing of Python: who may want to stop is a
-# callback, and how it went a status.
+# Problem → result: what is decided about a call, its memory, and its tasks one by one. It knows nothing of Python: who may
+# want to stop is a callback, and how it went a status.
 
 from libc.stdlib cimport free, malloc
 
-from attend cimport attend, merge_partials
-from plan cimport (
-    STAGE_OUTPUT, Caller, count_packed, find_task, leaves_last_partial, Machine, make_plan, Plan, reserve, Start, Task,
-    times)
+from caller cimport Caller
+from plan cimport STAGE_OUTPUT, Machine, make_plan, Plan
 from problem cimport CATTN_DONE, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
+from reductions.attend cimport attend, join_partials
+from reductions.weights cimport find_weights
+from schedule cimport count_packed, find_task, leaves_last_partial, make_schedule, Schedule, Start, Task
+from sizes cimport reserve, times
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run
 from tiles.tiles cimport CATTN_ALIGNMENT
-from weights cimport find_weights
 from worker cimport ROW_WORK, TASK_WORK, Call, open_worker, poll, stopped, Worker
+from workspace cimport make_workspace, Workspace
 
 cdef extern from *:
     """
@@ -28,59 +30,90 @@ cdef enum:
     SMALL_WORKSPACE = 16384   # bytes, taken from the stack
 
 
+# What is decided about a call before anything is computed.
+cdef struct Prepared:
+    Plan plan
+    Schedule schedule
+    Workspace workspace
+
+
 # What is used by more threads than the caller, in memory that does not end with the caller's stack.
 cdef struct SharedCall:
     Call call
-    Plan plan
+    Prepared prepared
     cattn_problem problem
 
 
+cdef inline cattn_status prepare(Prepared *prepared, const cattn_problem *problem, const Machine *machine, int stage,
+                                 const Caller *caller) noexcept nogil:
+    """Decide how a problem is computed, in which tasks, and in which memory."""
+    cdef cattn_status status = make_plan(&prepared.plan, problem, machine, stage, caller)
+    if status == CATTN_DONE:
+        status = make_schedule(&prepared.schedule, &prepared.plan, problem, caller)
+    if status == CATTN_DONE:
+        make_workspace(&prepared.workspace, &prepared.plan, problem)
+    return status
+
+
+cdef inline void open_call(Call *call, const Prepared *prepared, const cattn_problem *problem) noexcept nogil:
+    """Let a call refer to what was decided about it."""
+    call.problem = problem
+    call.plan = &prepared.plan
+    call.schedule = &prepared.schedule
+    call.workspace = &prepared.workspace
+
+
 cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noexcept nogil:
+    """Compute one task of a call. Return whether the call was stopped."""
     cdef Call *call = <Call *>context
     cdef unsigned int mode
     cdef Worker worker
     cdef Task task
     open_worker(&worker, call, worker_number)
-    if (find_task(&task, call.plan, call.problem, call.starts, number) == NULL
+    if (find_task(&task, call.schedule, call.plan, call.problem, call.starts, number) == NULL
             or stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size))):
         return True
     mode = cattn_change_float_mode(CATTN_TASK_MODE)
     if call.plan.stage != STAGE_OUTPUT:
         find_weights(&worker, &task)
-    elif not call.merging:
+    elif not call.joining:
         attend(&worker, &task)
-    if leaves_last_partial(&task, call.problem) and (call.merging or call.threads == 1):
-        merge_partials(&worker, &task)
+    if leaves_last_partial(&task, call.problem) and (call.joining or call.threads == 1):
+        join_partials(&worker, &task)
     cattn_change_float_mode(mode)
     return call.stopped
 
 
 cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
-    call.merging = False
-    cattn_pool_run(do_task, call, call.plan.tasks, call.threads, poll)
-    if call.plan.partial_rows > 0 and call.threads > 1 and not call.stopped:
-        call.merging = True
-        cattn_pool_run(do_task, call, call.plan.tasks, call.threads, poll)
+    """Compute all tasks, and join their partial results where more than one thread has left some."""
+    call.joining = False
+    cattn_pool_run(do_task, call, call.schedule.tasks, call.threads, poll)
+    if call.schedule.partial_rows > 0 and call.threads > 1 and not call.stopped:
+        call.joining = True
+        cattn_pool_run(do_task, call, call.schedule.tasks, call.threads, poll)
     return CATTN_STOPPED if call.stopped else CATTN_DONE
 
 
-cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ssize_t threads, const Caller *caller,
-                                 Py_ssize_t *bytes) noexcept nogil:
-    """Computes it. `bytes` is the workspace that it takes, or would have taken where there is no memory for it."""
+cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *problem, Py_ssize_t threads,
+                                 const Caller *caller, Py_ssize_t *bytes) noexcept nogil:
+    """Compute a call with so many threads. `bytes` becomes the memory that it takes, or would have taken where there is not
+    so much."""
+    cdef const Schedule *schedule = &prepared.schedule
     cdef Py_ssize_t shared_at, starts_at, partials_at, workspaces_at
     cdef bint packed = problem.query_indptr != NULL, on_stack
     cdef cattn_status status = CATTN_DONE
     cdef SharedCall *together
+    cdef Schedule noted
     cdef char *memory
     cdef char *aligned
     cdef Call own
     cdef Call *call = &own
     bytes[0] = 0
     shared_at = reserve(bytes, sizeof(SharedCall) if threads > 1 else 0)
-    starts_at = reserve(bytes, times(plan.entries, sizeof(Start)) if packed else 0)
-    partials_at = reserve(bytes, times(plan.partial_rows if threads > 1 else plan.head_partial_rows,
-                                       plan.partial_row_bytes))
-    workspaces_at = reserve(bytes, times(threads, plan.workspace_bytes))
+    starts_at = reserve(bytes, times(prepared.plan.entries, sizeof(Start)) if packed else 0)
+    partials_at = reserve(bytes, times(schedule.partial_rows if threads > 1 else schedule.head_partial_rows,
+                                       schedule.partial_row_bytes))
+    workspaces_at = reserve(bytes, times(threads, prepared.workspace.bytes))
     on_stack = threads == 1 and bytes[0] <= SMALL_WORKSPACE
     if on_stack:
         memory = <char *>cattn_stack_memory(bytes[0] + CATTN_ALIGNMENT)
@@ -89,26 +122,24 @@ cdef inline cattn_status execute(Plan *plan, const cattn_problem *problem, Py_ss
         if memory == NULL:
             return CATTN_NO_MEMORY
     aligned = <char *>((<Py_ssize_t>memory + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT)
-    own.problem = problem
-    own.plan = plan
+    open_call(&own, prepared, problem)
     own.starts = <Start *>(aligned + starts_at) if packed else NULL
     own.partials = aligned + partials_at
-    own.workspaces = aligned + workspaces_at
+    own.memory = aligned + workspaces_at
     own.threads = <int>threads
     own.work = 0
     own.polled = 0
     own.caller = caller[0]
     own.stopped = False
     if packed:
-        status = count_packed(plan, problem, caller, <Start *>(aligned + starts_at))
+        status = count_packed(&noted, &prepared.plan, problem, caller, <Start *>(aligned + starts_at))
     if threads > 1:
         together = <SharedCall *>(aligned + shared_at)
         together.problem = problem[0]
-        together.plan = plan[0]
+        together.prepared = prepared[0]
         together.call = own
         call = &together.call
-        call.problem = &together.problem
-        call.plan = &together.plan
+        open_call(call, &together.prepared, &together.problem)
     if status == CATTN_DONE:
         status = run_tasks(call)
     if not on_stack:
@@ -132,11 +163,11 @@ cdef inline cattn_status execute_wide(const cattn_problem *problem, Py_ssize_t t
     cdef Py_ssize_t start = 0
     cdef cattn_status status = CATTN_DONE
     cdef cattn_problem part
-    cdef Plan plan
+    cdef Prepared prepared
     while start < problem.value_size and status == CATTN_DONE:
         take_columns(&part, problem, start)
-        status = make_plan(&plan, &part, machine, STAGE_OUTPUT, caller)
-        if status == CATTN_DONE and plan.tasks > 0:
-            status = execute(&plan, &part, min(threads, plan.tasks), caller, bytes)
+        status = prepare(&prepared, &part, machine, STAGE_OUTPUT, caller)
+        if status == CATTN_DONE and prepared.schedule.tasks > 0:
+            status = execute(&prepared, &part, min(threads, prepared.schedule.tasks), caller, bytes)
         start += CATTN_LARGEST_HEAD
     return status

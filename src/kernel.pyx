@@ -13,10 +13,10 @@ cimport numpy as cnp
 
 from arrays cimport set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
 from c_api cimport attend_for_c, cattn_status_message, explain_for_c
+from caller cimport Caller
 from calls cimport explain_calls
-from plan cimport (
-    STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Caller, Machine, make_plan, Plan,
-    Strategy)
+from execute cimport prepare, Prepared
+from plan cimport STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Machine, Plan, Strategy
 from problem cimport CATTN_LARGEST_HEAD, cattn_problem
 from python_api cimport check, compute, note_ending_thread, wants_to_stop
 from system.system cimport (
@@ -455,21 +455,23 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     cdef cattn_problem problem
     cdef const Strategy *strategy
     cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
-    cdef Plan found
+    cdef Prepared prepared
+    cdef const Plan *found = &prepared.plan
     given, _, _ = _arguments.attention(
         query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
         query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
         softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
     problem.value_size = min(problem.value_size, CATTN_LARGEST_HEAD)   # so many columns are computed at a time
-    check(make_plan(&found, &problem, &machine, STAGE_OUTPUT, &caller), 0, 0)
+    check(prepare(&prepared, &problem, &machine, STAGE_OUTPUT, &caller), 0, 0)
     strategy = &found.many if found.has_many else &found.few
     lanes = strategy.kernels.lanes
     return _plan.Plan(
         strategy="many rows" if found.has_many else "few rows", isa=isa(),
         lanes=lanes if found.has_many else min(problem.query_length * found.group, lanes),
-        key_block=strategy.key_block, chunk=strategy.chunk, tiles_per_task=strategy.tiles_per_task, tasks=found.tasks,
-        workspace_bytes=found.workspace_bytes, partial_bytes=<object>found.partial_rows * found.partial_row_bytes)
+        key_block=strategy.key_block, chunk=strategy.chunk, tiles_per_task=strategy.tiles_per_task,
+        tasks=prepared.schedule.tasks, workspace_bytes=prepared.workspace.bytes,
+        partial_bytes=<object>prepared.schedule.partial_rows * prepared.schedule.partial_row_bytes)
 
 
 for _function in (attention, attention_varlen, attention_weights, plan):

@@ -2,11 +2,13 @@
 
 from libc.stdint cimport int64_t
 
-from execute cimport execute, execute_wide
-from plan cimport Caller, gains_by_threads, Machine, make_plan, Plan, work_of
+from caller cimport Caller
+from execute cimport execute, execute_wide, prepare, Prepared
+from plan cimport Machine
 from problem cimport (
     CATTN_LARGEST_COUNT, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem,
     cattn_status)
+from schedule cimport gains_by_threads, work_of
 from system.system cimport cattn_float_mode
 
 cdef extern from *:
@@ -93,26 +95,26 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     cdef Py_ssize_t bytes = 0
     cdef cattn_status status
     cdef double work
-    cdef Plan plan
+    cdef Prepared prepared
     if problem.value_size > CATTN_LARGEST_HEAD:
         threads = min(threads if threads > 0 else default_threads(), machine.most_threads)
         caller.context = PyEval_SaveThread()
         status = execute_wide(problem, threads, machine, &caller, &bytes)
         PyEval_RestoreThread(<PyThreadState *>caller.context)
         return check(status, threads, bytes)
-    check(make_plan(&plan, problem, machine, stage, &caller), 0, 0)
-    if plan.tasks == 0:
+    check(prepare(&prepared, problem, machine, stage, &caller), 0, 0)
+    if prepared.schedule.tasks == 0:
         return 0
-    work = work_of(&plan, problem)
-    if not gains_by_threads(&plan, problem):
+    work = work_of(&prepared.plan, problem)
+    if not gains_by_threads(&prepared.plan, problem):
         threads = 1
     elif threads == 0:
         threads = default_threads()
-    threads = min(threads, plan.tasks, machine.most_threads)
+    threads = min(threads, prepared.schedule.tasks, machine.most_threads)
     if work < GIL_WORK:
-        status = execute(&plan, problem, threads, &caller, &bytes)
+        status = execute(&prepared, problem, threads, &caller, &bytes)
     else:
         caller.context = PyEval_SaveThread()
-        status = execute(&plan, problem, threads, &caller, &bytes)
+        status = execute(&prepared, problem, threads, &caller, &bytes)
         PyEval_RestoreThread(<PyThreadState *>caller.context)
     return check(status, threads, bytes)

@@ -1,29 +1,23 @@
 # What happens to the scores of a block: softcap, bias, ALiBi, masks and intervals, as the kernels want them.
 
 from convert cimport gather_row, to_float
-from plan cimport STAGE_BIASED, STAGE_SOFTCAPPED, Plan, Tile
-from problem cimport CATTN_FLOAT32, cattn_array, cattn_problem
-from tile cimport first_row, KeyHead, row_of
+from plan cimport STAGE_BIASED, STAGE_SOFTCAPPED, Plan
+from problem cimport CATTN_FLOAT32, cattn_problem
+from rows cimport open_rows, row_at, Rows
+from tile cimport HeadGroup, Tile, tile_row
 from tiles.tiles cimport cattn_score_mod
 from worker cimport Worker
+from workspace cimport buffer_at
 
 
-# Rows first, first + 1, ... of a tile, in so many lanes, and keys low <= j < high.
+# Some rows of a tile and some keys of a block.
 cdef struct Region:
-    Py_ssize_t first, rows, lanes
-    Py_ssize_t low, high
-
-
-cdef inline void set_region(Region *region, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t lanes, Py_ssize_t low,
-                            Py_ssize_t high) noexcept nogil:
-    region.first = first
-    region.rows = rows
-    region.lanes = lanes
-    region.low = low
-    region.high = high
+    Py_ssize_t first, rows, lanes    # rows first, first + 1, ..., in so many lanes
+    Py_ssize_t low, high             # keys low <= j < high
 
 
 cdef inline void set_intervals(cattn_score_mod *mod, const Tile *tile, const Region *region) noexcept nogil:
+    """Set the keys of a region that each of its rows may attend to, counted from the region's first key."""
     cdef Py_ssize_t row
     for row in range(region.rows):
         mod.start[row] = tile.start[region.first + row] - region.low
@@ -33,20 +27,19 @@ cdef inline void set_intervals(cattn_score_mod *mod, const Tile *tile, const Reg
         mod.stop[row] = region.high - region.low
 
 
-cdef inline bint set_masks(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+cdef inline bint set_masks(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, const Tile *tile,
                            const Region *region) noexcept nogil:
-    """Whether they leave anything to see."""
-    cdef const cattn_array *mask = &worker.call.problem.mask
-    cdef Py_ssize_t row, j, count = region.high - region.low
+    """Set the masks of a region's rows, and return whether they leave anything to see."""
+    cdef Py_ssize_t row, j, column = heads.mask.array.column, count = region.high - region.low
     cdef unsigned char seen = 0
     cdef const char *source
     cdef char *copy
     for row in range(region.rows):
-        source = row_of(mask, head.mask, tile, region.first + row) + region.low * mask.column
+        source = tile_row(&heads.mask, tile, region.first + row) + region.low * column
         if not worker.call.plan.mask_in_place:
-            copy = worker.workspace + worker.call.plan.mask_at + row * count
+            copy = buffer_at(&worker.call.workspace.mask, worker.memory, 0) + row * count
             for j in range(count):
-                copy[j] = source[j * mask.column]
+                copy[j] = source[j * column]
             source = copy
         mod.mask[row] = <const unsigned char *>source
         if not seen:
@@ -57,18 +50,19 @@ cdef inline bint set_masks(cattn_score_mod *mod, const Worker *worker, const Key
     return seen != 0
 
 
-cdef inline Py_ssize_t row_before(const cattn_array *bias, const Tile *tile, const Region *region, Py_ssize_t row,
+cdef inline Py_ssize_t row_before(const Rows *bias, const Tile *tile, const Region *region, Py_ssize_t row,
                                   Py_ssize_t group) noexcept nogil:
     """Return an earlier row of the region that has the same bias as `row`, or `row` itself if there is none known."""
     cdef const Py_ssize_t *index = tile.index + region.first
-    if bias.head == 0 and row > 0 and (bias.row == 0 or index[row] == index[row - 1]):
+    if bias.array.head == 0 and row > 0 and (bias.array.row == 0 or index[row] == index[row - 1]):
         return row - 1
-    return row - group if bias.row == 0 and row >= group else row
+    return row - group if bias.array.row == 0 and row >= group else row
 
 
-cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, const Tile *tile,
                             const Region *region) noexcept nogil:
-    cdef const cattn_array *bias = &worker.call.problem.bias
+    """Set the biases of a region's rows. Rows that share a bias share its copy."""
+    cdef const Rows *bias = &heads.bias
     cdef const Plan *plan = worker.call.plan
     cdef Py_ssize_t row, before, count = region.high - region.low
     cdef const char *source
@@ -78,35 +72,36 @@ cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const Ke
         if before < row:   # converted once
             mod.bias[row] = mod.bias[before]
             continue
-        source = row_of(bias, head.bias, tile, region.first + row) + region.low * bias.column
+        source = tile_row(bias, tile, region.first + row) + region.low * bias.array.column
         if not plan.bias_in_place:
-            copy = worker.workspace + plan.bias_at + row * count * plan.itemsize
-            gather_row(copy, plan.arithmetic, bias, source, count, plan.table)
+            copy = buffer_at(&worker.call.workspace.bias, worker.memory, 0) + row * count * plan.itemsize
+            gather_row(copy, plan.arithmetic, bias.array, source, count, plan.table)
             source = copy
         mod.bias[row] = source
     for row in range(region.rows, region.lanes):
         mod.bias[row] = mod.bias[0]
 
 
-cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, const Tile *tile,
+cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, const Tile *tile,
                             const Region *region) noexcept nogil:
-    cdef const cattn_array *slopes = &worker.call.problem.alibi_slopes
-    cdef const char *first = first_row(worker.call.problem, slopes, head.entry, head.first_head, NULL)
+    """Set the slopes and distances of a region's rows for ALiBi."""
+    cdef Rows slopes
     cdef Py_ssize_t row
     cdef double slope
+    open_rows(&slopes, worker.call.problem, &worker.call.problem.alibi_slopes, heads.entry, heads.first_head, NULL)
     for row in range(region.lanes):
         mod.slope[row] = 0
         mod.distance[row] = 0
         if row < region.rows:
-            slope = (<const double *>(first + tile.head[region.first + row] * slopes.head))[0]
+            slope = (<const double *>row_at(&slopes, tile.head[region.first + row], 0))[0]
             mod.slope[row] = to_float(slope) if worker.call.plan.arithmetic == CATTN_FLOAT32 else slope
             mod.distance[row] = tile.position[region.first + row] - region.low
 
 
-cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const KeyHead *head, Tile *tile,
+cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, Tile *tile,
                                const Region *region) noexcept nogil:
-    """What happens to the scores of a region, up to the stage asked for: the tile's. Whether the mask leaves anything
-    to see."""
+    """Set what happens to the scores of a region, up to the stage that was asked for, and let the tile's kernels see it.
+    Return whether the mask leaves anything to see."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef int stage = worker.call.plan.stage
     cdef bint visible = True
@@ -120,9 +115,9 @@ cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const
     if mod.has_interval:
         set_intervals(mod, tile, region)
     if mod.has_mask:
-        visible = set_masks(mod, worker, head, tile, region)
+        visible = set_masks(mod, worker, heads, tile, region)
     if mod.has_bias:
-        set_biases(mod, worker, head, tile, region)
+        set_biases(mod, worker, heads, tile, region)
     if mod.has_alibi:
-        set_slopes(mod, worker, head, tile, region)
+        set_slopes(mod, worker, heads, tile, region)
     return visible

@@ -2,9 +2,12 @@
 
 from libc.stdint cimport int64_t
 
-from plan cimport ask, Caller, Plan, Start
+from caller cimport ask, Caller
+from plan cimport Plan
 from problem cimport cattn_problem
+from schedule cimport Schedule, Start
 from system.system cimport cattn_now, cattn_shared
+from workspace cimport Workspace
 
 cdef enum:
     # Scores × head size between two looks at the clock: under 10 ms at 2 GFLOP/s.
@@ -17,15 +20,17 @@ cdef enum:
     POLL_NANOSECONDS = 20000000
 
 
-# One call while it is computed.
+# One call while it is computed: what was decided about it, and its memory.
 cdef struct Call:
     const cattn_problem *problem
     const Plan *plan
+    const Schedule *schedule
+    const Workspace *workspace
     const Start *starts          # of packed sequences; NULL: there are none
-    char *workspaces
+    char *memory                 # the workspaces of all workers
     char *partials
     int threads
-    bint merging                 # partial results; before that, tasks leave them
+    bint joining                 # partial results; before that, tasks leave them
     cattn_shared stopped         # the caller wants no more
     Py_ssize_t work              # of the caller, since it last looked at the clock
     int64_t polled               # when the caller was last asked, in ns
@@ -34,18 +39,19 @@ cdef struct Call:
 
 cdef struct Worker:
     Call *call
-    char *workspace
+    char *memory                 # its workspace
     int number                   # 0 is the caller
 
 
 cdef inline void open_worker(Worker *worker, Call *call, int number) noexcept nogil:
+    """Let worker number `number` work for a call, in its part of the call's memory."""
     worker.call = call
-    worker.workspace = call.workspaces + number * call.plan.workspace_bytes
+    worker.memory = call.memory + number * call.workspace.bytes
     worker.number = number
 
 
 cdef inline void poll(void *context) noexcept nogil:
-    """Asks the caller, now and then, whether to stop."""
+    """Ask the caller, now and then, whether to stop."""
     cdef Call *call = <Call *>context
     cdef int64_t nanoseconds = cattn_now()
     if call.polled == 0:
@@ -57,7 +63,7 @@ cdef inline void poll(void *context) noexcept nogil:
 
 
 cdef inline bint stopped(const Worker *worker, Py_ssize_t work) noexcept nogil:
-    """Whether to give up, before so much work."""
+    """Return whether to give up, before so much work is done."""
     if worker.number == 0:
         worker.call.work += work
         if worker.call.work > CLOCK_WORK:

@@ -1,0 +1,131 @@
+# Plan → Workspace: the size and the address of every buffer that a worker computes in. Each stands once in the table of
+# make_workspace.
+
+from plan cimport Plan, Strategy
+from problem cimport cattn_problem
+from rows cimport gathered_bytes, Storage
+from schedule cimport has_chunks
+from sizes cimport reserve, round_up
+from tile cimport Tile
+from tiles.tiles cimport CATTN_ALIGNMENT, CATTN_FEW_ROWS, CATTN_MAX_LANES, cattn_row_tile, cattn_softmax
+
+
+# One for each tile of a task, or one that all tiles use in turn.
+cdef struct Buffer:
+    Py_ssize_t at        # bytes from the start of the workspace
+    Py_ssize_t stride    # bytes from that of one tile to that of the next; 0: they share it
+
+
+cdef struct SoftmaxBuffers:
+    Buffer row_max, row_sum, lse_sum, output
+
+
+cdef struct Workspace:
+    Buffer tiles, queries
+    SoftmaxBuffers total, part                    # `part` and the carries exist where a row has several chunks of keys
+    Buffer row_sum_carry, lse_sum_carry, output_carry
+    Buffer row_scale, block_max, divisor
+    Buffer scores, attn_bias, attended, block_output
+    Buffer key, value, row, bias, mask            # what cannot be read where it lies
+    bint has_parts
+    Py_ssize_t bytes
+
+
+cdef inline void share(Buffer *buffer, Py_ssize_t *bytes, Py_ssize_t size) noexcept nogil:
+    """Place a buffer of `size` bytes that all tiles use in turn."""
+    buffer.at = reserve(bytes, size)
+    buffer.stride = 0
+
+
+cdef inline void repeat(Buffer *buffer, Py_ssize_t *bytes, Py_ssize_t tiles, Py_ssize_t size) noexcept nogil:
+    """Place a buffer of `size` bytes for each of so many tiles."""
+    buffer.stride = round_up(size, CATTN_ALIGNMENT)
+    buffer.at = reserve(bytes, tiles * buffer.stride)
+
+
+cdef inline void repeat_softmax(SoftmaxBuffers *buffers, Py_ssize_t *bytes, Py_ssize_t tiles, Py_ssize_t vector,
+                                Py_ssize_t output) noexcept nogil:
+    """Place the buffers of a softmax for each of so many tiles."""
+    repeat(&buffers.row_max, bytes, tiles, vector)
+    repeat(&buffers.row_sum, bytes, tiles, vector)
+    repeat(&buffers.lse_sum, bytes, tiles, vector)
+    repeat(&buffers.output, bytes, tiles, output)
+
+
+cdef inline Py_ssize_t query_room(const cattn_problem *problem) noexcept nogil:
+    """Return the room for a row of a tile's queries, in numbers. A row may end in a whole vector of 64 bytes, or in a whole
+    row of a register tile, which takes pairs of columns."""
+    return round_up(problem.head_size, 16)
+
+
+cdef inline Py_ssize_t block_bytes(const Strategy *strategy, const Storage *storage, Py_ssize_t size) noexcept nogil:
+    """Return the room for a block of keys or values, of `size` numbers each, that is not read where it lies."""
+    return gathered_bytes(storage, strategy.key_block, size)
+
+
+cdef inline void make_workspace(Workspace *space, const Plan *plan, const cattn_problem *problem) noexcept nogil:
+    """Place every buffer of a worker, one behind the other."""
+    cdef const Strategy *many = &plan.many
+    cdef const Strategy *few = &plan.few
+    cdef Py_ssize_t bytes = 0, item = plan.itemsize, vector = CATTN_MAX_LANES * item, lanes = many.kernels.lanes
+    cdef Py_ssize_t tiles = many.tiles_per_task, block = max(many.key_block, few.key_block)
+    cdef Py_ssize_t rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
+    cdef Py_ssize_t output = rows * problem.value_size * item
+    space.has_parts = has_chunks(plan, problem.key_length)
+    share(&space.tiles, &bytes, tiles * sizeof(Tile))
+    share(&space.row_scale, &bytes, vector)
+    share(&space.block_max, &bytes, vector)
+    share(&space.divisor, &bytes, vector)
+    repeat(&space.queries, &bytes, tiles, rows * query_room(problem) * item)
+    repeat_softmax(&space.total, &bytes, tiles, vector, output)
+    if space.has_parts:
+        repeat_softmax(&space.part, &bytes, tiles, vector, output)
+        repeat(&space.row_sum_carry, &bytes, tiles, vector)
+        repeat(&space.lse_sum_carry, &bytes, tiles, vector)
+        repeat(&space.output_carry, &bytes, tiles, output)
+    share(&space.block_output, &bytes, 0 if many.key_block <= many.kernels.run else lanes * problem.value_size * item)
+    share(&space.scores, &bytes, block * rows * item)
+    share(&space.attn_bias, &bytes, min(many.key_block, problem.key_length) * lanes * item)
+    share(&space.attended, &bytes, block * rows)
+    share(&space.key, &bytes, max(block_bytes(many, &many.key, problem.head_size),
+                                  block_bytes(few, &few.key, problem.head_size)))
+    share(&space.value, &bytes, max(block_bytes(many, &many.value, problem.value_size),
+                                    block_bytes(few, &few.value, problem.value_size)))
+    share(&space.row, &bytes, 0 if many.query_in_place and few.query_in_place and plan.out_in_place else
+          rows * max(problem.head_size, problem.value_size, block) * item)
+    share(&space.bias, &bytes, 0 if plan.bias_in_place else rows * block * item)
+    share(&space.mask, &bytes, 0 if plan.mask_in_place else rows * block)
+    space.bytes = bytes
+
+
+cdef inline char *buffer_at(const Buffer *buffer, char *memory, Py_ssize_t tile) noexcept nogil:
+    """Return the address of a tile's buffer in the memory of a worker."""
+    return memory + buffer.at + tile * buffer.stride
+
+
+cdef inline void place_softmax(cattn_softmax *softmax, const SoftmaxBuffers *buffers, char *memory, Py_ssize_t tile,
+                               bint rounds_weights) noexcept nogil:
+    """Point a softmax to a tile's buffers. Unless weights are rounded, both sums are one."""
+    softmax.row_max = buffer_at(&buffers.row_max, memory, tile)
+    softmax.row_sum = buffer_at(&buffers.row_sum, memory, tile)
+    softmax.lse_sum = buffer_at(&buffers.lse_sum, memory, tile) if rounds_weights else softmax.row_sum
+    softmax.output = buffer_at(&buffers.output, memory, tile)
+
+
+cdef inline void place_tile(Tile *tile, const Workspace *space, char *memory, Py_ssize_t number) noexcept nogil:
+    """Point tile number `number` of a task to its buffers."""
+    cdef cattn_row_tile *arrays = &tile.arrays
+    cdef bint rounds = tile.kernels.rounds_weights
+    arrays.queries = buffer_at(&space.queries, memory, number)
+    arrays.row_scale = buffer_at(&space.row_scale, memory, number)
+    arrays.block_max = buffer_at(&space.block_max, memory, number)
+    arrays.block_output = buffer_at(&space.block_output, memory, number)
+    arrays.scores = buffer_at(&space.scores, memory, number)
+    arrays.attn_bias = buffer_at(&space.attn_bias, memory, number)
+    arrays.attended = <unsigned char *>buffer_at(&space.attended, memory, number)
+    place_softmax(&tile.total.softmax, &space.total, memory, number, rounds)
+    if space.has_parts:
+        place_softmax(&tile.part, &space.part, memory, number, rounds)
+        tile.total.row_sum_carry = buffer_at(&space.row_sum_carry, memory, number)
+        tile.total.lse_sum_carry = buffer_at(&space.lse_sum_carry, memory, number)
+        tile.total.output_carry = buffer_at(&space.output_carry, memory, number)
