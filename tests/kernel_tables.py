@@ -252,7 +252,7 @@ SHARED = {"lse_sum": "row_sum", "lse_sum_carry": "row_sum_carry", "total_lse_sum
 
 
 class Tile:
-    """The arrays of a tile, as large as src/plan.pxd lays them out, and calls of its kernels.
+    """The arrays of a tile, as large as src/workspace.pxd makes them, and calls of its kernels.
 
     `tile.scores` and so on are views of what the rows have: (rows, n), or (rows,). A half of a tile of many rows must
     leave the lanes of the other as they are, and few rows what lies between them."""
