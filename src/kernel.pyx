@@ -12,7 +12,8 @@ from libc.math cimport sqrt
 cimport numpy as cnp
 
 from arrays cimport set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
-from c_api cimport attend_for_c, cattn_status_message, explain_for_c
+from c_api cimport attend_for_c, explain_for_c
+from c_arguments cimport cattn_status_message
 from caller cimport Caller
 from calls cimport explain_calls
 from execute cimport prepare, Prepared

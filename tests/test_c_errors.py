@@ -498,6 +498,16 @@ def test_explanations_fit():
         assert explained(args, status, size) == whole[: size - 1]
 
 
+def test_explanations_of_other_statuses():
+    """An explanation begins with the message, also if the status is none, or not that of this call."""
+    call = everything()
+    args = args_of(call.arguments)
+    for status in (-1, *range(1 << 14)):
+        found = explained(args, status)
+        assert found.startswith(message(status))
+        assert found == message(status) or 1 <= status & 255 <= UNKNOWN, (status, found)
+
+
 def test_every_status_has_a_message():
     """And what is none says so."""
     nothing = message(-1)
