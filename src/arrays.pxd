@@ -78,7 +78,6 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
         problem.query_indptr = <const int64_t *>cnp.PyArray_DATA(given.query_indptr)
         problem.key_indptr = <const int64_t *>cnp.PyArray_DATA(given.key_indptr)
         batch = (len(given.query_indptr) - 1,)
-    problem.struct_size = sizeof(cattn_problem)
     problem.batch_ndim = batch_ndim = len(batch)
     for axis in range(batch_ndim):
         problem.batch_shape[axis] = batch[axis]
@@ -149,7 +148,6 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
     query_shape = cnp.PyArray_DIMS(query)
     key_shape = cnp.PyArray_DIMS(key)
     value_shape = cnp.PyArray_DIMS(value)
-    problem.struct_size = sizeof(cattn_problem)
     problem.batch_ndim = batch_ndim
     for axis in range(batch_ndim):
         if key_shape[axis] != query_shape[axis] or value_shape[axis] != query_shape[axis] or query_shape[axis] == 0:

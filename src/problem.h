@@ -43,8 +43,6 @@ typedef struct {
 #define CATTN_UNLIMITED (-1)
 
 typedef struct {
-    size_t struct_size;
-
     cattn_array query;   /* (batch..., query_heads, query_length, head_size) */
     cattn_array key;     /* (batch..., key_heads, key_length, head_size) */
     cattn_array value;   /* (batch..., key_heads, key_length, value_size) */

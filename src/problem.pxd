@@ -33,7 +33,6 @@ cdef extern from "problem.h" nogil:
         Py_ssize_t batch[CATTN_MAX_BATCH_NDIM]
 
     ctypedef struct cattn_problem:
-        size_t struct_size
         cattn_array query, key, value, out, lse
         int batch_ndim
         Py_ssize_t batch_shape[CATTN_MAX_BATCH_NDIM]
