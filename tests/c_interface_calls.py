@@ -1,7 +1,7 @@
 """Calls of cattn as C and Cython make them, for the tests of what cattn.h promises.
 
-The function is called where its capsule says, by ctypes; and, in the long tests, by an extension module in C and one in
-Cython that are compiled against the package, wherever it is installed.
+ctypes calls the function at the address in its capsule. In the long tests, two extension modules call it too, one in C
+and one in Cython. They are compiled against the package, wherever it is installed.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from cattn import _kernel
 
 HEADER = Path(cattn.get_include(), "cattn.h")
 
-# What cattn.h declares. These numbers and this order stay as they are: programs were compiled with them.
+# This is what cattn.h declares. The numbers and their order stay as they are, because programs were compiled with them.
 
 BOOL, INT64 = 4, 5
 TYPES = {
@@ -94,7 +94,7 @@ def explained(args, status, size=2000):
 
 
 def args_of(arguments):
-    """As a struct."""
+    """Return the arguments as a struct."""
     args = Args(struct_size=ctypes.sizeof(Args))
     for name, given in arguments.items():
         setattr(args, name, Array(*given) if isinstance(given, tuple) else given)
@@ -102,14 +102,14 @@ def args_of(arguments):
 
 
 def capsule(arguments, kind=ctypes.CFUNCTYPE):
-    """(status, explanation) of a call through the capsule, without the GIL."""
+    """Return the status and the explanation of a call through the capsule, without the GIL."""
     args = args_of(arguments)
     status = kind(ctypes.c_int, ctypes.c_void_p)(functions().attention)(ctypes.addressof(args))
     return status, explained(args, status)
 
 
 def status_and_errno(arguments, before):
-    """The status of a call through the capsule, and errno after it."""
+    """Return the status of a call through the capsule, and errno after it."""
     args = args_of(arguments)
     attention = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, use_errno=True)(functions().attention)
     ctypes.set_errno(before)
@@ -120,7 +120,7 @@ def capsule_with_gil(arguments):
     return capsule(arguments, ctypes.PYFUNCTYPE)
 
 
-# The same by extension modules
+# Calls by extension modules
 
 
 def load(built, name):
@@ -135,7 +135,7 @@ def load(built, name):
 
 
 def described(array, **changes):
-    """An array as the fields of cattn_ndarray, and what must live as long as they are used."""
+    """Return the fields of cattn_ndarray for an array, and what must live as long as the fields are used."""
     axes = ctypes.c_ssize_t * array.ndim
     shape, strides = axes(*changes.get("shape", array.shape)), axes(*array.strides)
     addresses = ctypes.addressof(shape), ctypes.addressof(strides)
@@ -143,14 +143,17 @@ def described(array, **changes):
 
 
 def broadcast(*shapes):
-    """NumPy's own takes 32 axes."""
+    """Return the shape that these broadcast to. NumPy's own function takes only 32 axes."""
     sizes = itertools.zip_longest(*map(reversed, shapes), fillvalue=1)
     return tuple(min(axis) if 0 in axis else max(axis) for axis in sizes)[::-1]
 
 
 class Call:
-    """A call of `attention` in Python as arguments for C: `arguments`, by the names of the struct's fields, arrays
-    described; and the arrays themselves, by the same names."""
+    """A call of `attention` in Python, as arguments for C.
+
+    `arguments` is a dict by the names of the struct's fields, in which arrays are described. `arrays` has the arrays
+    themselves, by the same names.
+    """
 
     def __init__(self, out_dtype=None, with_lse=True, spread=False, **given):
         self.arrays, self.numbers = self.converted(given), {}
@@ -165,14 +168,14 @@ class Call:
 
     @staticmethod
     def new(shape, dtype, spread):
-        """Memory that is full of NaN, with gaps if asked for."""
+        """Return an array that is full of NaN. With `spread`, it has gaps between its elements."""
         if not spread or not shape:
             return np.full(shape, np.nan, dtype)
         return np.full((*shape[:-1], 2 * shape[-1]), np.nan, dtype)[..., ::-2]
 
     @staticmethod
     def converted(given):
-        """In the types and the order of axes that C wants."""
+        """Return the arrays in the types and the order of axes that C wants."""
         arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
         if given.get("layout") == "blhd":
             arrays |= {name: arrays[name].swapaxes(-2, -3) for name in ("query", "key", "value")}
@@ -213,12 +216,12 @@ class Call:
 
 
 def big(**changes):
-    """More work than one thread is given alone."""
+    """Return a call with so much work that several threads share it."""
     return problem(150, 150, batch=(), heads=3, key_heads=3, size=64, value_size=64, **changes)
 
 
 def check(door, case, num_threads=0, **options):
-    """Against Python, bit for bit."""
+    """Make a call, and compare its results with Python's, bit for bit."""
     call = Call(**case, **options)
     call.numbers["num_threads"] = num_threads
     assert door(call.arguments) == (DONE, "done"), cases.describe(case)
@@ -230,7 +233,7 @@ def check(door, case, num_threads=0, **options):
 
 
 def assert_wrong(found, call, argument, reason, begins):
-    """And nothing has been written."""
+    """Check the status and the message of a refused call, and that it has written nothing."""
     number = ARGUMENTS.index(argument) + 1
     assert (found[0] >> 8, found[0] & 255) == (number, reason), found
     assert found[1].startswith(begins), found[1]

@@ -1,4 +1,4 @@
-"""Fixtures: what is called in the tests of the interface for C, by ctypes, from C, or from Cython."""
+"""Fixtures that call the interface for C, by ctypes, from C, or from Cython."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ from helpers import HERE, run_python
 
 
 def examples():
-    """The examples of the header, in C and in Cython."""
+    """Return the two examples of the header, in C and in Cython."""
     comment = HEADER.read_text(encoding="utf-8").partition("*/")[0]
     lines = [line.removeprefix(" *") for line in comment.splitlines()[1:]]
     found = [[], []]
@@ -47,7 +47,7 @@ setup(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder of the modules, which Python finds."""
+    """Compile the extension modules, and return their folder."""
     pytest.importorskip("Cython")
     pytest.importorskip("setuptools")
     if sys.platform == "win32":
@@ -67,7 +67,7 @@ DOORS = ["capsule", *(pytest.param(name, marks=pytest.mark.slow) for name in ("i
 
 @pytest.fixture(params=DOORS)
 def door(request):
-    """What takes a dict of arguments, by the names of the struct's fields, and answers (status, message)."""
+    """Return a function from a dict of arguments, by the names of the struct's fields, to (status, message)."""
     if request.param == "capsule":
         return capsule
     return load(request.getfixturevalue("built"), request.param).attention

@@ -1,4 +1,4 @@
-"""cattn from C and Cython: results, threads, versions, and the header itself. What is refused: test_c_errors.py."""
+"""Tests of cattn from C and Cython: results, threads, versions and the header. test_c_errors.py has the errors."""
 
 import concurrent.futures
 import ctypes
@@ -45,12 +45,12 @@ import cattn
 
 pytest_plugins = "c_interface_doors"
 
-# The same as in Python
+# A call from C gives the same bits as one from Python.
 
 
 @pytest.mark.parametrize("first", range(0, 400, 50))
 def test_cases(door, first):
-    """Of all types and strides, with any modifiers, that broadcast; out and lse with gaps in every other one."""
+    """Generated calls of all types, strides and modifiers have Python's bits. Every other one has results with gaps."""
     for seed in range(first, first + 50):
         check(door, cases.case(seed), num_threads=seed % 4, spread=seed % 2 == 1)
 
@@ -75,7 +75,7 @@ def test_without_lse(door, dtype):
 
 
 def test_contiguous_by_default(door):
-    """Strides that are NULL."""
+    """Arrays whose strides are NULL are contiguous."""
     case = problem(9, 17) | {"mask": np.random.default_rng(0).random((2, 4, 9, 17)) < 0.5}
     call = Call(**case)
     arguments = call.arguments
@@ -87,7 +87,7 @@ def test_contiguous_by_default(door):
 
 @pytest.mark.parametrize("name", cases.TYPES)
 def test_slopes_and_sinks_of_every_type(door, name):
-    """Which are copied."""
+    """Slopes and sinks may have any floating type and strides. cattn reads a copy of them."""
     random = np.random.default_rng(0)
     slopes, sinks = (random.uniform(0.1, 1, shape).astype(cases.TYPES[name]) for shape in ((3, 1, 4), (4,)))
     case = problem(5, 9, batch=(3, 2)) | {"alibi_slopes": slopes, "sinks": sinks, "query_offset": "end"}
@@ -104,7 +104,7 @@ def test_offset_from_the_end(door, lengths):
 
 
 def test_mask_bytes(door):
-    """Any but 0 is true."""
+    """Every byte of a mask except 0 counts as true."""
     case = problem(20, 70)
     mask = np.random.default_rng(0).integers(0, 256, (20, 70)).astype(np.uint8) * (np.arange(70) % 3 != 0)
     call = Call(**case, mask=mask.astype(np.uint8).view(bool))
@@ -124,7 +124,7 @@ def test_mask_bytes(door):
     ids=str,
 )
 def test_empty_arrays(door, shapes):
-    """Without elements, data may be NULL."""
+    """An array without elements may have NULL for its data."""
     case = {name: np.zeros(shape, np.float32) for name, shape in zip(("query", "key", "value"), shapes, strict=True)}
     check(door, case)
     call = Call(**case)
@@ -139,7 +139,7 @@ def test_many_axes(door):
 
 
 def test_huge_positions(door):
-    """Where a sum of them would not fit an int64, nothing overflows."""
+    """Positions whose sum does not fit an int64 do not overflow."""
     case = problem(4, 9)
     for offset in (-(2**60), 2**60):
         check(door, case | {"causal": True, "query_offset": offset})
@@ -195,7 +195,9 @@ for call, case in zip(calls, given):
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["traced", "not traced"])
 def test_threads_unknown_to_python(built, memory):
-    """Beside one that holds the GIL and waits for them. Python's allocators take it where allocations are traced."""
+    """Threads that Python does not know finish their calls while another holds the GIL and waits for them.
+
+    Python's allocators would take the GIL while allocations are traced."""
     python(IN_THREADS, memory, cwd=built, seconds=60)
 
 
@@ -220,7 +222,7 @@ def test_fork(door):
 
 
 def long_call():
-    """A quarter of a second or more, with one thread."""
+    """Return a call that takes one thread a quarter of a second or more."""
     one = problem(1024, 1024, batch=(), heads=1, key_heads=1, size=64, value_size=64)
     return Call(**{name: np.broadcast_to(array, (96, 1024, 64)) for name, array in one.items()})
 
@@ -266,7 +268,9 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 def test_stops_while_arguments_are_read(name):
-    """There is a number for each entry of a large batch, or for each of many heads. It is in memory once."""
+    """A call stops while it reads one number for each entry of a large batch, or for each of many heads.
+
+    Strides of 0 repeat the number, so that it is in memory once."""
     heads, entries = (ENTRIES, 1) if name in ("slopes of many heads", "sinks") else (1, ENTRIES)
     one = np.zeros(1, np.float32)
     asked = []
@@ -288,7 +292,7 @@ def test_stops_while_arguments_are_read(name):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
 def test_signals_wait():
-    """Nobody handles them before the call has returned."""
+    """Python handles a signal after the call has returned, not before."""
     call = long_call()
     missing = []
     before = signal.signal(signal.SIGALRM, lambda *_: missing.append(np.isnan(call.arrays["out"]).any()))
@@ -305,7 +309,7 @@ def test_signals_wait():
 
 
 def test_struct_of_an_older_version():
-    """One that ends before some of the fields, whatever lies behind it."""
+    """A struct may end before some of the fields, whatever lies behind it."""
     case = problem(9, 17)
     for field, *_ in Args._fields_[7:]:
         call = Call(**case, with_lse=False)
@@ -319,7 +323,7 @@ def test_struct_of_an_older_version():
 
 @pytest.mark.parametrize("beyond", [1, 8, 1000])
 def test_struct_of_a_newer_version(beyond):
-    """One whose further fields are zero, or not."""
+    """A longer struct is accepted if all of its further fields are zero."""
     case, size = problem(9, 17), ctypes.sizeof(Args)
     attention = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(functions().attention)
     for at, value in ((0, 0), (0, 1), (beyond - 1, 255)):
@@ -345,7 +349,7 @@ def test_struct_of_no_version(door, size):
 
 
 def test_struct_that_ends_within_a_field():
-    """All fields are given, and none is taken without its end."""
+    """A struct that ends within a field is refused, also where all of its fields are given."""
     attention = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(functions().attention)
     ends = {getattr(Args, field).offset for field, *_ in Args._fields_}
     lengths = {"query_lengths": np.full(2, 9), "key_lengths": np.full(2, 17), "query_offset": np.full(2, 8)}
@@ -369,7 +373,7 @@ def test_no_struct():
 
 
 def test_sizes_of_structs():
-    """Those that programs were compiled with."""
+    """The structs keep the sizes that programs were compiled with."""
     if sys.maxsize > 2**32:
         assert (ctypes.sizeof(Array), Args.lse.offset, ctypes.sizeof(Args)) == (32, 144, 512)
 
@@ -501,7 +505,7 @@ def test_python_and_cython_names_live_together(built):
 
 
 def test_declarations_for_cython_are_those_of_the_header():
-    """Each name that the header defines, and no other."""
+    """The declarations for Cython have every name that the header defines, and no other."""
     header = re.sub(r"/\*.*?\*/|//.*", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
     declarations = re.sub(r"#.*", "", (PACKAGE / "__init__.pxd").read_text(encoding="utf-8"))
     own = {"CATTN_H", "CATTN_NO_IMPORT", "CATTN_C_API_H"}

@@ -7,7 +7,7 @@ int without_import(void);
 const char *message_without_import(void);
 int without_python(const cattn_c_api *api, const cattn_attention_args *args);
 
-/* An array of `arguments`: (data, type, ndim, shape, strides), with numbers for addresses. */
+/* Read an array of `arguments`, which is (data, type, ndim, shape, strides), with numbers for addresses. */
 static int read_array(PyObject *arguments, const char *name, cattn_ndarray *array)
 {
     PyObject *given = PyDict_GetItemString(arguments, name);
@@ -73,7 +73,7 @@ static PyObject *attention(PyObject *module, PyObject *arguments)
     return answer(&args, status);
 }
 
-/* With the GIL, in a file that knows nothing of Python. */
+/* Make the call with the GIL, in a file that knows nothing of Python. */
 static PyObject *attention_without_python(PyObject *module, PyObject *arguments)
 {
     cattn_attention_args args;
@@ -100,8 +100,8 @@ static void *call_in_thread(void *call)
     return NULL;
 }
 
-/* A list of calls at once, each in a thread that Python does not know, with the least stack that is promised to do. The
- * GIL is held meanwhile: who asked for it would wait for ever. */
+/* Make a list of calls at once. Each has a thread that Python does not know, with the smallest stack that cattn.h
+ * promises to be enough. This thread holds the GIL meanwhile, so that a call that asked for it would wait for ever. */
 static PyObject *attention_in_threads(PyObject *module, PyObject *list)
 {
     const Py_ssize_t count = PyList_Size(list);

@@ -1,4 +1,4 @@
-/* A file of in_c that has not called cattn_import(). */
+/* This file is a part of in_c, and has not called cattn_import(). */
 #include <cattn.h>
 
 int without_import(void);

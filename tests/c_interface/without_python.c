@@ -1,4 +1,4 @@
-/* A file of in_c that knows nothing of Python. */
+/* This file is a part of in_c, and knows nothing of Python. */
 #define CATTN_NO_IMPORT
 #include <cattn.h>
 
