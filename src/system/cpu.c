@@ -1,4 +1,4 @@
-/* Processor features → kernel table, and the size of the L2 cache. */
+/* Processor features → kernel table, and the size of the L2 cache: cpu.h describes the functions. */
 #include "cpu.h"
 
 #include <stdio.h>
@@ -21,25 +21,26 @@
 #endif
 
 #if CATTN_HAS_AVX
-/* What the operating system saves of a thread's registers, as XGETBV says it: the 128 and 256 bits that AVX has, and
- * the mask registers, the upper halves and the upper sixteen that AVX-512 adds. */
+/* XGETBV says which of a thread's registers the operating system saves. AVX has those of 128 and 256 bits. AVX-512 adds
+ * the mask registers, the upper halves, and the upper sixteen registers. */
 #define SAVES_AVX 0x06u
 #define SAVES_AVX512 (SAVES_AVX | 0xe0u)
-#define SAVES_AMX (SAVES_AVX512 | 0x60000u)   /* the tiles and their configuration */
+#define SAVES_AMX (SAVES_AVX512 | 0x60000u)   /* with the tiles and their configuration */
 
-/* Whether the processor has all these features, bits of CPUID's leaves 1 and 7, and the system saves what they use. The
- * compilers' __builtin_cpu_supports would ask the same, but clang-cl does not link the library that it needs. */
+/* Return whether the processor has all these features, which are bits of CPUID's leaves 1 and 7, and the system saves
+ * the registers that they use. __builtin_cpu_supports would ask the same, but clang-cl does not link the library it
+ * needs. */
 static int has(unsigned leaf_1, unsigned leaf_7, unsigned saves)
 {
     unsigned eax, ebx, ecx, edx;
-    leaf_1 |= bit_OSXSAVE;   /* there is an XGETBV */
+    leaf_1 |= bit_OSXSAVE;   /* the processor has XGETBV */
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & leaf_1) != leaf_1)
         return 0;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (ebx & leaf_7) != leaf_7)
         return 0;
     __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
 #if defined(__APPLE__)
-    eax |= SAVES_AVX512;   /* macOS always does, but says so only after a thread's first use */
+    eax |= SAVES_AVX512;   /* macOS always saves them, but says so only after a thread has used them */
 #endif
     return (eax & saves) == saves;
 }
@@ -75,7 +76,7 @@ static int runs_avx512(void)
 #endif
 }
 
-/* Leaf 7, subleaf 1. */
+/* The feature is a bit of CPUID's leaf 7, subleaf 1. */
 static int runs_avx512bf16(void)
 {
 #if defined(CATTN_EMULATE)
@@ -88,9 +89,9 @@ static int runs_avx512bf16(void)
 #endif
 }
 
-/* Answers whether the processor multiplies bfloat16 on tiles (leaf 7) and the system gives its tiles to this process. Asking
- * the system holds for the whole process, and for good. It refuses where a thread's alternate signal stack is too small to
- * save tiles on. */
+/* Return whether the processor multiplies bfloat16 on tiles (CPUID's leaf 7) and the system lets this process use them.
+ * The request holds for the whole process, and for good. The system refuses it if a thread's alternate signal stack is
+ * too small to save tiles on. */
 static int runs_amx(void)
 {
 #if defined(CATTN_EMULATE)
@@ -108,15 +109,15 @@ static int runs_amx(void)
 
 static int runs_vec128(void)
 {
-    return CATTN_HAS_VEC128;   /* 128 bits are the baseline wherever it compiles */
+    return CATTN_HAS_VEC128;   /* 128 bits are the baseline wherever this table compiles */
 }
 
-/* Best first. */
+/* The tables of vector kernels, the best one first. */
 static const struct {
     const char *name;
     int (*runs)(void);
     void (*override)(cattn_table *);
-    int by_name;   /* on Intel's processors: VDPBF16PS may have half of an FMA's throughput there, or less */
+    int by_name;   /* on Intel's processors it must be named, because VDPBF16PS may be slow there */
 } tables[] = {
     {"amx", runs_amx, cattn_override_amx, 0},
     {"avx512bf16", runs_avx512bf16, cattn_override_avx512bf16, 1},
@@ -155,8 +156,8 @@ int cattn_override(cattn_table *table, const char *isa)
 }
 
 #if defined(__linux__)
-/* Where the C library does not know (musl, most of ARM), sysfs does: index0, index1, ... each have a level, a type and
- * a size like "32K". 0 where there is none. */
+/* Return the size that sysfs says, or 0 if it says none. The C library often does not know it (musl, most of ARM). In
+ * sysfs, index0, index1, ... each have a level, a type and a size like "32K". */
 static long long sysfs_l2_bytes(void)
 {
     for (int index = 0; index < 8; index++) {
@@ -197,7 +198,7 @@ ptrdiff_t cattn_l2_bytes(void)
     if (sysctlbyname("hw.l2cachesize", &size, &length, NULL, 0) != 0)
         size = 0;
 #endif
-    /* What the smallest cores of the last ten years have. A hypervisor may say anything: believe only what is sane. */
+    /* A hypervisor may say anything, so that only sane sizes are believed. The default is that of small cores. */
     if (size < 64 << 10 || size > 1 << 26)
         size = 256 << 10;
     return (ptrdiff_t)size;

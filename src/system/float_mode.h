@@ -1,24 +1,25 @@
-/* The floating-point mode of a thread: rounding, traps, and what becomes of numbers below the smallest normal one.
+/* The floating-point mode of a thread says how it rounds, whether it traps, and what becomes of subnormal numbers,
+ * which are those below the smallest normal one.
  *
- * Calls compute in modes of their own, so that their results do not depend on the caller's: all around the tasks in the
- * usual one (round to nearest, no traps), and in tasks in one in which numbers below the smallest normal one count as
- * 0 too. Weights fall smoothly to 0, and on the way their products with values pass through the subnormal numbers, where
- * Intel's processors take some 150 cycles for a multiply-add. Elsewhere than on x86 subnormal numbers cost little, and
+ * Calls compute in modes of their own, so that their results do not depend on the caller's mode. Tasks compute in the
+ * task mode, in which subnormal numbers count as 0. All else is computed in the usual mode: it rounds to nearest and
+ * never traps. Weights fall smoothly to 0, and their products with values pass through the subnormal numbers on the
+ * way. Multiply-adds of those are very slow on Intel's processors. On other processors than x86 they cost little, and
  * both modes are the same. */
 #ifndef CATTN_FLOAT_MODE_H
 #define CATTN_FLOAT_MODE_H
 
 #if defined(__SSE2__) || defined(_M_X64)
 #include <xmmintrin.h>
-#define CATTN_USUAL_MODE 0x1f80u /* MXCSR: exceptions are masked */
-#define CATTN_TASK_MODE (CATTN_USUAL_MODE | 0x8000u | 0x0040u) /* flush to zero; denormals are zeros */
-#define CATTN_MODE_BITS (~0x3fu) /* all but the exceptions that have occurred */
+#define CATTN_USUAL_MODE 0x1f80u /* a value of MXCSR in which exceptions are masked */
+#define CATTN_TASK_MODE (CATTN_USUAL_MODE | 0x8000u | 0x0040u) /* with "flush to zero" and "denormals are zeros" */
+#define CATTN_MODE_BITS (~0x3fu) /* all bits but those of exceptions that have occurred */
 #define cattn_float_mode() ((unsigned)_mm_getcsr())
 #define cattn_set_float_mode(mode) _mm_setcsr(mode)
 
 #elif defined(__aarch64__)
 #include <stdint.h>
-#define CATTN_USUAL_MODE 0u /* FPCR */
+#define CATTN_USUAL_MODE 0u /* a value of FPCR */
 #define CATTN_TASK_MODE CATTN_USUAL_MODE
 #define CATTN_MODE_BITS (~0u)
 
@@ -43,7 +44,7 @@ static inline void cattn_set_float_mode(unsigned mode)
 #define cattn_set_float_mode(mode) fesetround((int)(mode))
 #endif
 
-/* Returns the mode before. */
+/* Change the mode of this thread, and return the mode before. */
 static inline unsigned cattn_change_float_mode(unsigned mode)
 {
     const unsigned before = cattn_float_mode();

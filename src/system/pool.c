@@ -1,28 +1,29 @@
-/* Threads that share out numbered tasks.
+/* A pool of threads that share numbered tasks among them.
  *
  * A job is one call of cattn_pool_run. It is listed while it has free seats for workers. A worker sits down at the
- * oldest listed job, does tasks until none is left to start, and looks for the next job. Whoever finds that no task is
- * left takes the job off the list: no worker can come to it from then on, and its caller waits only for those who
- * still sit there, each in the middle of a task. One mutex guards everything but the seats.
+ * oldest listed job, does tasks until none is left to start, and looks for the next job. The first thread that finds no
+ * task left takes the job off the list. No worker can come to it from then on, and its caller waits only for those who
+ * still sit there, each in the middle of a task. One mutex guards everything except the seats.
  *
- * The caller frees the job. Where it never comes back, because Python ended its thread while it asked for the GIL,
- * nobody does: the process is about to end. */
+ * The caller frees the job. If it never comes back, because Python ended its thread while it asked for the GIL, nobody
+ * frees the job: the process is about to end. */
 
 #include "threads.h"
 
 #include <stdlib.h>
 
-#define MAX_WORKERS 1023             /* more than a machine has use for: nobody fills the process table by a slip */
+#define MAX_WORKERS 1023             /* beyond any use: a wrong number must not fill the process table */
 
-/* How long, in nanoseconds, a worker without work and a caller whose workers are not done look out before they sleep.
- * Whoever runs out of tasks waits up to the length of one, some 80 µs, for the others: one that falls asleep in each
- * such gap wakes ever more slowly, for its processor is halted. Longer than that robs the neighbours. */
+/* A worker without work, and a caller whose workers are not done, keep looking for so many nanoseconds before they
+ * sleep. A thread that runs out of tasks waits for the others, up to the length of a task. If it fell asleep in each
+ * such gap, its processor would halt, and it would wake more and more slowly. Looking for much longer would rob other
+ * processes. */
 #define SPIN 100000
 
 struct seat {
-    cattn_shared taken;  /* how many of its tasks, which are every threads-th from the seat's number on */
-    cattn_shared at;     /* the task, of whatever seat, that its worker took last or is about to take; -1: none yet */
-    char apart[48]; /* in a cache line of its own */
+    cattn_shared taken;  /* how many of the seat's tasks, which are its number and every threads-th after it */
+    cattn_shared at;     /* the task, of any seat, that its worker took last or is about to take; -1 before the first */
+    char apart[48]; /* fills the cache line, so that no two seats share one */
 };
 
 struct job {
@@ -30,35 +31,36 @@ struct job {
     void *context;
     int64_t tasks;
     int threads;
-    int forks;         /* of the pool, when the job began */
-    cattn_shared sitting;    /* workers at it */
-    int free_seats;    /* numbered 1 to free_seats; listed while there are any */
-    int processor;     /* where the caller was */
-    condition done;    /* nobody sits any more */
+    int forks;         /* pool.forks when the job began */
+    cattn_shared sitting;    /* the number of workers at the job */
+    int free_seats;    /* their numbers are 1 to free_seats; the job is listed while there are any */
+    int processor;     /* the one on which the caller was */
+    condition done;    /* signalled when no worker sits at the job any more */
     struct job *next;
-    struct seat seats[]; /* by number; 0 is the caller's */
+    struct seat seats[]; /* by number; seat 0 is the caller's */
 };
 
 static struct pool {
     mutex mutex;
     condition work_available;
-    struct job *jobs;  /* with free seats, oldest first */
-    cattn_shared open_seats; /* of all jobs listed */
-    int workers;       /* started; each sits, is idle or is asleep */
-    int idle;          /* awake without a seat, or on the way */
-    int asleep;        /* and not called */
-    int calls;         /* for sleepers that have not got up yet */
-    int forks;         /* between the first process and this one */
+    struct job *jobs;  /* the jobs with free seats, the oldest first */
+    cattn_shared open_seats; /* of all listed jobs */
+    int workers;       /* all that were started; each sits at a job, is idle or is asleep */
+    int idle;          /* those that are awake or called, and have no seat */
+    int asleep;        /* those that sleep and are not called */
+    int calls;         /* those that are called and have not got up yet */
+    int forks;         /* the number of forks between the first process and this one */
 } pool = {.mutex = MUTEX_INIT, .work_available = CONDITION_INIT};
 
 #ifndef _WIN32
-/* In a forked child: the workers stayed with the parent, and so did whoever held the mutex. */
+/* Begin again in a forked child: the workers stayed with the parent, and so did the thread that held the mutex. */
 static void start_afresh(void)
 {
     pool = (struct pool){.mutex = MUTEX_INIT, .work_available = CONDITION_INIT, .forks = pool.forks + 1};
 }
 
-/* When the library is loaded: at the first call, a fork could find the mutex taken and the handler not yet there. */
+/* Watch forks from the moment the library is loaded. If this waited for the first call, a fork could find the mutex
+ * taken and no handler yet. */
 __attribute__((constructor)) static void watch_forks(void)
 {
     pthread_atfork(NULL, NULL, start_afresh);
@@ -70,15 +72,15 @@ int64_t cattn_now(void)
     return now();
 }
 
-/* Looks out until the number is zero, or is not, or the time has come. */
+/* Keep looking until the number is zero, or until it is not, but at most until the time `end`. */
 static void spin(cattn_shared *number, int until_zero, int64_t end)
 {
     while ((*number == 0) != until_zero && now() < end)
         ;
 }
 
-/* Frees the mutex, and calls sleepers while there are more open seats than idle workers: two at most, for each of them
- * calls two in its turn, so that nobody has to wake them all. */
+/* Unlock the mutex, and call sleepers while there are more open seats than idle workers. Two are called at most. Each
+ * of them calls two in its turn, so that nobody has to wake them all. */
 static void unlock_and_call(void)
 {
     int rings = 0;
@@ -89,7 +91,7 @@ static void unlock_and_call(void)
         notify(&pool.work_available);
 }
 
-/* Where the list leads to the job, or its end. */
+/* Return the link of the list that points to the job, or the link at the end of the list. */
 static struct job **link_to(const struct job *job)
 {
     struct job **link = &pool.jobs;
@@ -106,8 +108,8 @@ static void withdraw(struct job *job)
     job->free_seats = 0;
 }
 
-/* The next task of a seat, for a worker of any; -1: none is left. Announced before it is taken, so that a forked child
- * knows of every task that a worker may be in the middle of. */
+/* Take the next task of a seat for a worker, and return it, or -1 if none is left. The worker announces the task before
+ * it takes it, so that a forked child knows of every task that a worker may be in the middle of. */
 static int64_t take(struct job *job, int seat, int worker)
 {
     cattn_shared *taken = &job->seats[seat].taken;
@@ -121,8 +123,8 @@ static int64_t take(struct job *job, int seat, int worker)
     return task;
 }
 
-/* First the seat's own tasks: in calls that are alike they find their data in this processor's cache. Then what
- * others have not come to. */
+/* Do the seat's own tasks first, because in similar calls their data is in this processor's cache. Then do the tasks
+ * that other threads have not come to. */
 static void do_tasks(struct job *job, int worker)
 {
     for (int i = 0; i < job->threads; i++)
@@ -153,7 +155,7 @@ static THREAD serve(void *unused)
             withdraw(job);
             pool.idle++;
             if (!--job->sitting)
-                notify(&job->done); /* before the mutex is free: the job is gone after that */
+                notify(&job->done); /* while the mutex is locked, because the job may be gone after that */
         } else if (now() < bedtime) {
             unlock(&pool.mutex);
             spin(&pool.open_seats, 0, bedtime);
@@ -190,9 +192,9 @@ static void wait_for_workers(struct job *job, void (*meanwhile)(void *context))
     destroy(&job->done);
 }
 
-/* In a child forked during the job. Every task has been taken; those that workers of the parent have not finished here
- * are among their last ones. What a thread wrote before a fork is there in the child, in the order in which it was
- * written. */
+/* Finish the job in a child that was forked during it. Every task has been taken. Those that the parent's workers had
+ * not finished at the fork are among the last ones that they announced. The child sees what a thread wrote before the
+ * fork, in the order in which it was written. */
 static void finish_alone(struct job *job)
 {
     for (int seat = 1; seat < job->threads; seat++)

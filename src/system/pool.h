@@ -1,32 +1,34 @@
-/* Threads that share out numbered tasks. */
+/* A pool of threads that share numbered tasks among them. */
 #ifndef CATTN_POOL_H
 #define CATTN_POOL_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* A number that threads read and write at once. */
+/* A number that several threads read and write at the same time. */
 #ifdef _WIN32
 typedef volatile int64_t cattn_shared;
 #else
 typedef _Atomic int64_t cattn_shared;
 #endif
 
-/* Does one task; `worker` is 0 (the caller) to threads - 1, and no two tasks run at once with the same one. Done
- * again, it leaves what it left before. Answers whether to give up: tasks that nobody has begun are left then. */
+/* A function that does one task. `worker` is a number from 0, which is the caller's, to threads - 1. No two tasks run
+ * at the same time with the same worker. A task that is done twice must leave the same result as once. The function
+ * returns whether to give up: tasks that nobody has begun are then left. */
 typedef int (*cattn_task)(void *context, ptrdiff_t task, int worker);
 
-/* Nanoseconds, of a clock that only goes forward. */
+/* Return the nanoseconds of a clock that only goes forward. */
 int64_t cattn_now(void);
 
-/* Runs task(context, 0 .. tasks - 1), shared between the caller and up to threads - 1 workers, and returns when all
- * are done. A thread begins with tasks `threads` apart, in ascending order. While the caller waits for workers it
- * calls meanwhile(context) every 10 ms. Any number of callers at once; not from inside a task. Where a thread cannot
- * be started, those that could do the work: the result never depends on it.
+/* Run task(context, number, worker) for each number from 0 to tasks - 1, and return when all are done. The caller and
+ * up to threads - 1 workers share the tasks. A thread begins with tasks that are `threads` apart, in ascending order.
+ * While the caller waits for workers, it calls meanwhile(context) every 10 ms. Any number of callers may run tasks at
+ * the same time, but not from inside a task. If a thread cannot be started, the others do its work, and the result is
+ * the same.
  *
- * A task of the caller's, or `meanwhile`, may fork: in the child, which has no workers, the caller does what they have
- * not finished. It may also end the calling thread, or leave for another stack: with more than one thread, nothing
- * that tasks use may lie on the caller's. */
+ * A task that the caller does may fork, and so may `meanwhile`. The child has no workers, so that the caller does there
+ * what they have not finished. Both may also end the calling thread, or leave for another stack. With more than one
+ * thread, therefore, nothing that tasks use may lie on the caller's stack. */
 void cattn_pool_run(cattn_task task, void *context, ptrdiff_t tasks, int threads, void (*meanwhile)(void *context));
 
 #endif

@@ -1,4 +1,4 @@
-# What the headers here declare, in Cython's words.
+# This file declares for Cython what the headers in this folder declare for C.
 
 from libc.stdint cimport int64_t
 

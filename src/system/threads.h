@@ -1,15 +1,15 @@
-/* What pool.c needs of the system: mutexes, conditions, counters, a clock, threads. POSIX threads, or Windows behind
- * the same few names. Defines _GNU_SOURCE: included before any system header. */
+/* What pool.c needs from the system: mutexes, conditions, counters, a clock and threads. POSIX and Windows have them
+ * under the same few names here. Include this file before any system header, because it defines _GNU_SOURCE. */
 #ifndef CATTN_THREADS_H
 #define CATTN_THREADS_H
 
-#define _GNU_SOURCE 1 /* the adaptive mutex, sched_getcpu */
+#define _GNU_SOURCE 1 /* for the adaptive mutex and sched_getcpu */
 
 #include <stdint.h>
 
 #include "pool.h"
 
-#define STACK_SIZE ((size_t)1 << 20) /* the tasks need some KiB: their workspace is not on the stack */
+#define STACK_SIZE ((size_t)1 << 20) /* tasks need little, because their workspace is not on the stack */
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
@@ -26,7 +26,7 @@ typedef CONDITION_VARIABLE condition;
 #define destroy(c) ((void)(c))
 #define THREAD DWORD WINAPI
 
-/* Counts on from `*number`, or answers 0 and says what the number is by now. */
+/* Add 1 if the shared number is `*number`, and return whether it was. If not, set `*number` to what it is. */
 static int try_increment(cattn_shared *s, int64_t *number)
 {
     const int64_t expected = *number;
@@ -55,7 +55,7 @@ static int start_thread(LPTHREAD_START_ROUTINE body)
 #include <time.h>
 typedef pthread_mutex_t mutex;
 typedef pthread_cond_t condition;
-#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP /* spins first: the mutex is held for some 50 ns */
+#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP /* it spins before it waits, because the mutex is never held for long */
 #define MUTEX_INIT PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
 #else
 #define MUTEX_INIT PTHREAD_MUTEX_INITIALIZER
@@ -76,7 +76,7 @@ static int64_t now(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* 10 ms at most. */
+/* Wait for the condition, for 10 ms at most. */
 static void wait_briefly(condition *c, mutex *m)
 {
     struct timespec end;
@@ -87,8 +87,8 @@ static void wait_briefly(condition *c, mutex *m)
     pthread_cond_timedwait(c, m, &end);
 }
 
-/* Signals sent to the process are for the program's threads. Those that a thread brings on itself stay: blocked,
- * they would kill all the same, but without a word from faulthandler or a sanitizer. */
+/* Start a thread that leaves signals sent to the process to the program's threads. Signals that the thread brings on
+ * itself are not blocked: they would kill the process anyway, but without a report of faulthandler or a sanitizer. */
 static int start_thread(void *(*body)(void *))
 {
     static const int own[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, 0};
@@ -113,8 +113,8 @@ static int start_thread(void *(*body)(void *))
 #include <sched.h>
 #define this_processor() sched_getcpu()
 
-/* A worker that wakes on its caller's processor takes turns with it, for milliseconds, before the system sees that
- * another one is idle. So it goes elsewhere, and is free to come back. */
+/* Move this thread away from `processor`, the caller's, and leave it free to come back. A worker that wakes there would
+ * take turns with the caller, until the system sees that another processor is idle. */
 static void migrate(int processor)
 {
     cpu_set_t all, others;
