@@ -1,4 +1,4 @@
-# For `cimport cattn`: what cattn.h declares. All of it is described there.
+# This file is for `cimport cattn`. It declares what cattn.h declares, and cattn.h describes.
 
 from libc.stdint cimport int64_t
 

@@ -7,8 +7,8 @@
  *
  * The function works with and without the GIL: it never takes or releases the GIL, does not look at signals and raises
  * no exceptions. Any number of threads may call it at a time, whether Python knows them or not, and so may a forked
- * child. A calling thread needs 64 KiB of stack. Its floating-point mode and errno change nothing, and stay as they are.
- * wants_to_stop is called in that mode.
+ * child. A calling thread needs 64 KiB of stack. Its floating-point mode and errno change no result, and stay as they
+ * are. wants_to_stop is called in that mode.
  *
  * Building. The caller is an extension module, or a part of one. Compile it with the include folder that
  * cattn.get_include() returns (cythonize finds it by itself). There is nothing to link with. Instead, each source file
@@ -126,9 +126,9 @@ enum {
  *
  * Shapes. query is (..., Hq, Lq, D), key (..., Hkv, Lk, D), value (..., Hkv, Lk, Dv), out (..., Hq, Lq, Dv). Hq is a
  * multiple of Hkv, and query head h reads key and value head h / (Hq / Hkv). D is at most 16384. If all four have 2
- * axes, there is one head. The leading axes of the inputs broadcast by NumPy's rules, and out has the shape that they broadcast to. An
- * array with another order of axes, such as (batch, length, heads, size), is described with its shape and strides in
- * the order above.
+ * axes, there is one head. The leading axes of the inputs broadcast by NumPy's rules, and out has the shape that they
+ * broadcast to. An array with another order of axes, such as (batch, length, heads, size), is described with its shape
+ * and strides in the order above.
  *
  * Types. query is float32, float64, float16 or bfloat16. key and value have the type of query. With a float32 query,
  * they may also be float16 or bfloat16. out has the type of query. With a float16 or bfloat16 query, it may also be
@@ -310,10 +310,10 @@ static inline const char *cattn_message(int status)
     return cattn_c == NULL ? "cattn_import() has not been called in this source file" : cattn_c->message(status);
 }
 
-/* Write that sentence, and what was given instead: "key: expected shape (...), ...; got (2, 8, 100, 63); query has (2, 8,
- * 100, 64)". `args` are those of the call that returned the status, and what they point to must still be there. At most
- * `size` bytes are written, the last of which is 0. Return the length of the whole text without that 0, as snprintf
- * does; 1,000 bytes hold most of them. */
+/* Write that sentence and what was given, for example "key: expected shape (...), ...; got (2, 8, 100, 63); query has
+ * (2, 8, 100, 64)". `args` are those of the call that returned the status, and what they point to must still be there.
+ * At most `size` bytes are written, the last of which is 0. Return the length of the whole text without that 0, as
+ * snprintf does. 1,000 bytes hold most texts. */
 static inline size_t cattn_explain(const cattn_attention_args *args, int status, char *text, size_t size)
 {
     if (cattn_c == NULL) {

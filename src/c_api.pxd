@@ -38,10 +38,10 @@ from worker cimport POLL_NANOSECONDS
 # An array that the caller gives.
 cdef struct GivenArray:
     int number                        # a CATTN_ARGUMENT_...
-    const cattn_argument *argument    # its row
+    const cattn_argument *argument    # its row in the table
     cattn_ndarray *ndarray
-    Py_ssize_t count                  # elements
-    Py_ssize_t strides[CATTN_AXES]    # those of the caller, or those of a contiguous array
+    Py_ssize_t count                  # how many elements it has
+    Py_ssize_t strides[CATTN_AXES]    # the caller's, or those of a contiguous array if the caller gives none
     Py_ssize_t low_bits               # its elements are aligned to all powers of two that divide this number
     bint is_contiguous
     bint repeats                      # it has a stride of 0, so that several of its elements are one
@@ -50,7 +50,7 @@ cdef struct GivenArray:
 # A call while its arguments become a problem.
 cdef struct CallFromC:
     cattn_attention_args args           # zeros stand for fields that the caller's struct lacks
-    GivenArray given[CATTN_ARGUMENTS]   # in the order of the rows
+    GivenArray given[CATTN_ARGUMENTS]   # in the order of the table
     int given_count
     cattn_problem problem
     int64_t offset                      # the offset from the end, if all entries have the same one
@@ -62,6 +62,7 @@ cdef struct CallFromC:
 
 
 cdef inline int wrong(int number, int reason) noexcept nogil:
+    """Return the status of an argument that is refused for a reason."""
     return number << 8 | reason
 
 
@@ -344,13 +345,13 @@ cdef inline int set_numbers(CallFromC *call) noexcept nogil:
     problem.scale = args.scale
     if not args.flags & CATTN_HAS_SCALE:
         problem.scale = 1 / sqrt(<double>problem.head_size)
-        if args.scale != 0:   # NaN is not, either
+        if args.scale != 0:   # this is true of NaN, too
             return wrong(CATTN_ARGUMENT_SCALE, CATTN_IS_MISSING)
     elif magnitude != 0 and not (DBL_MIN if is_double else FLT_MIN) <= magnitude <= (DBL_MAX if is_double else FLT_MAX):
         return wrong(CATTN_ARGUMENT_SCALE, CATTN_WRONG_VALUE)
     if not 0 <= args.softcap <= DBL_MAX:
         return wrong(CATTN_ARGUMENT_SOFTCAP, CATTN_WRONG_VALUE)
-    # A subnormal one would count as 0, none, in the tasks' floating-point mode.
+    # A subnormal softcap would count as 0 in the tasks' floating-point mode, and 0 means that there is none.
     problem.softcap = max(args.softcap, DBL_MIN) if args.softcap > 0 else 0
     problem.window_left = problem.window_right = CATTN_UNLIMITED
     if args.flags & CATTN_HAS_WINDOW:
@@ -442,7 +443,7 @@ cdef inline int copy_doubles(CallFromC *call, GivenArray *array, double *to) noe
         piece = min(heads - done % heads, <Py_ssize_t>POLL_ENTRIES)
         gather_row(<char *>(to + done), CATTN_FLOAT64, &row, item_at(array, done), piece, call.table)
         for number in range(done, done + piece):
-            if array.argument.numbers == CATTN_NUMBERS_LOGITS and not to[number] < INFINITY:   # nor NaN
+            if array.argument.numbers == CATTN_NUMBERS_LOGITS and not to[number] < INFINITY:   # true of NaN, too
                 return wrong(array.number, CATTN_WRONG_VALUE)
         done += piece
         if wants_to_end(call, piece):
@@ -456,6 +457,7 @@ cdef inline int copy_doubles(CallFromC *call, GivenArray *array, double *to) noe
 
 
 cdef inline int add_copies(CallFromC *call) noexcept nogil:
+    """Compute offsets from the end, and copy slopes and sinks, in memory that belongs to this call."""
     cdef bint from_end = call.args.flags & CATTN_OFFSET_END != 0
     cdef bint each = from_end and (call.args.query_lengths.data != NULL or call.args.key_lengths.data != NULL)
     cdef Py_ssize_t at[CATTN_ARGUMENTS]

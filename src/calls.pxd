@@ -1,7 +1,7 @@
-# What is said about a call with a wrong name or too many arguments. Cython refuses it before any code of the function
-# runs, so the advice comes after: each function carries the pointer through which it is called (PEP 590), and a step of
-# ours there looks at calls that failed. One that succeeds pays a jump for it; a parameter that takes what is left over,
-# a dict a call.
+# Advice about a call with a wrong name or too many arguments. Cython refuses such a call before any code of the
+# function runs. Each function has a pointer through which it is called (PEP 590). This file replaces the pointer by a
+# step of its own, which looks at calls that failed. A call that succeeds pays a jump for it. A parameter that takes all
+# other names would cost each call a dict.
 
 from cpython.exc cimport PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore
 from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
@@ -14,12 +14,12 @@ cdef extern from *:
     {
         return (vectorcallfunc *)((char *)function + Py_TYPE(function)->tp_vectorcall_offset);
     }
-    /* Cython's own, the same for all functions here; and what says what is wrong with a call. */
+    /* The first is Cython's own function, which is the same for all functions here. The second says what is wrong. */
     static vectorcallfunc cattn_parse_and_run = NULL;
     static PyObject *cattn_explain_call = NULL;
     """
     ctypedef PyObject *(*vectorcallfunc)(PyObject *, PyObject *const *, size_t, PyObject *) noexcept
-    vectorcallfunc PyVectorcall_Function(PyObject *function)   # NULL where it has no such pointer
+    vectorcallfunc PyVectorcall_Function(PyObject *function)   # NULL if the function has no such pointer
     Py_ssize_t PyVectorcall_NARGS(size_t count)
     vectorcallfunc *cattn_call_pointer(PyObject *function)
     vectorcallfunc cattn_parse_and_run
@@ -27,7 +27,7 @@ cdef extern from *:
 
 
 cdef inline int explain(object function, Py_ssize_t positional, object names) except -1:
-    """Put a better message in the place of the TypeError that is set, where there is one."""
+    """Replace the TypeError that is set by one with a better message, if there is a better message."""
     cdef PyObject *kind
     cdef PyObject *value
     cdef PyObject *trace
@@ -46,7 +46,7 @@ cdef inline int explain(object function, Py_ssize_t positional, object names) ex
 
 
 cdef inline PyObject *call(PyObject *function, PyObject *const *arguments, size_t count, PyObject *names) except NULL:
-    """Make the call, in the usual floating-point mode, whatever the caller's is."""
+    """Make the call in the usual floating-point mode, whatever the caller's mode is."""
     cdef unsigned int callers_mode = cattn_change_float_mode(CATTN_USUAL_MODE)
     cdef PyObject *result = cattn_parse_and_run(function, arguments, count, names)
     cattn_change_float_mode(callers_mode)
@@ -56,13 +56,16 @@ cdef inline PyObject *call(PyObject *function, PyObject *const *arguments, size_
 
 
 cdef inline int explain_calls(object function, object explain_call) except -1:
-    """Of `function`: explain_call(function, number of arguments by position, names of others) is a message or None."""
+    """Let explain_call give advice on failed calls of `function`.
+
+    explain_call(function, number of arguments by position, names of the others) returns a message or None.
+    """
     global cattn_parse_and_run, cattn_explain_call
     cdef PyObject *given = <PyObject *>function
     cdef vectorcallfunc own = PyVectorcall_Function(given)
     if own != NULL and (cattn_parse_and_run == NULL or cattn_parse_and_run == own):
         if cattn_explain_call == NULL:
-            Py_INCREF(explain_call)   # for as long as the process
+            Py_INCREF(explain_call)   # it is kept as long as the process lives
             cattn_explain_call = <PyObject *>explain_call
         cattn_parse_and_run = own
         cattn_call_pointer(given)[0] = <vectorcallfunc>call

@@ -1,4 +1,4 @@
-# The call from Python: the GIL, signals, the number of threads, and exceptions in the place of a status.
+# The call from Python: the GIL, signals, the number of threads, and exceptions instead of a status.
 
 from libc.stdint cimport int64_t
 
@@ -20,9 +20,9 @@ cdef extern from *:
     #endif
     static cattn_shared cattn_ending_thread = 0;
     """
-    int cattn_handlers   # of signals, which run in this thread inside of calls
-    # The thread that ends Python, once one does: no other may ask for the GIL then. Python ends a thread that does, or
-    # holds it for ever, and crashes when it is gone itself.
+    int cattn_handlers   # the number of signal handlers that run in this thread inside calls
+    # The thread that ends Python, or 0 until one does. From then on no other thread may ask for the GIL: Python would
+    # end that thread or make it wait for ever, or crash if Python itself is already gone.
     int64_t cattn_ending_thread
 
 cdef extern from "Python.h":
@@ -35,15 +35,15 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef enum:
-    # Multiply-adds below which letting go of the GIL costs more than it brings: about 2 µs.
+    # A call of fewer multiply-adds keeps the GIL, because releasing it would cost more than it brings.
     GIL_WORK = 65536
-    # Signal handlers that may call cattn, each inside a call that the one before made. A level takes 64 KiB of stack at
-    # most, Python's own included, and the smallest stack that signal handlers usually run on is 1 MiB.
+    # So many signal handlers may call cattn, each inside a call that the one before made. A level takes 64 KiB of stack
+    # at most, including Python's own, and signal handlers usually run on a stack of 1 MiB or more.
     MOST_HANDLERS = 8
 
 
 cdef inline bint run_handlers() noexcept nogil:
-    """Let Python run its signal handlers, and return whether one raised. The caller holds the GIL."""
+    """Let Python run its signal handlers, and return whether one raised. The caller must hold the GIL."""
     global cattn_handlers
     cdef bint raised
     if cattn_handlers == MOST_HANDLERS:
@@ -56,9 +56,11 @@ cdef inline bint run_handlers() noexcept nogil:
 
 
 cdef inline bint wants_to_stop(void *context) noexcept nogil:
-    """Return whether a call that Python made should stop; the exception is then set. `context` is the thread's state in
-    Python while the call runs without the GIL, else NULL."""
-    # Not `with gil`: in a subinterpreter it would bring the state of the main one, and the exception would be set there.
+    """Return whether a call that Python made should stop. If so, the exception is set.
+
+    `context` is the thread's state in Python if the call runs without the GIL, else NULL.
+    """
+    # `with gil` would not do: in a subinterpreter it takes the state of the main one, and sets the exception there.
     cdef bint raised
     if cattn_ending_thread != 0 and cattn_ending_thread != <int64_t>PyThread_get_thread_ident():
         return False
@@ -76,7 +78,7 @@ cdef inline void note_ending_thread() noexcept:
 
 
 cdef inline int check(cattn_status status, Py_ssize_t threads, Py_ssize_t bytes) except -1:
-    """Raise what a status says; where the caller stopped it, its exception is set."""
+    """Raise the exception for a status. If the call was stopped, the exception is already set."""
     if status == CATTN_STOPPED:
         return -1
     if status == CATTN_TOO_MANY_TASKS:
