@@ -12,23 +12,16 @@ import numpy as np
 import cattn
 
 from ._calls import renamed
-from ._modifiers import FAR
+from ._modifiers import FAR, names_in
 from ._read import as_array, as_flag, as_floats, as_integers, as_items, as_number, check_same_type, is_flag, shown
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func"]
 
 _UNLIMITED = (-1, -1)
 _INPUTS = ("q", "k", "v")
-# Of cattn's errors.
-_WORDS = {
-    "query": "q",
-    "key": "k",
-    "value": "v",
-    "query_indptr": "cu_seqlens_q",
-    "key_indptr": "cu_seqlens_k",
-    "scale:": "softmax_scale:",
-    "window:": "window_size:",
-}
+# The words of cattn's errors, and flash_attn's. The colons keep a name apart from the same word in a sentence.
+_WORDS = {"query": "q", "key": "k", "value": "v", "query_indptr": "cu_seqlens_q", "key_indptr": "cu_seqlens_k"}
+_WORDS |= {f"{name}:": f"{theirs}:" for name, theirs in names_in("flash_attn").items()}
 
 
 def flash_attn_func(

@@ -24,18 +24,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ._calls import raised_here, renamed
+from ._modifiers import names_in
 from ._read import as_flag, as_number, class_shown
 
 __all__ = ["scaled_dot_product_attention", "sdpa"]
 
 _INPUTS = ("query", "key", "value")
 _TENSORS = (*_INPUTS, "attn_mask")
-# Of cattn's errors.
-_WORDS = {
-    "mask": "attn_mask",
-    "bias": "attn_mask",
-    ", or pass key_lengths= for padding at the end of the keys": "",
-}
+# The words of cattn's errors, and PyTorch's. It has no lengths that an error could advise.
+_WORDS = names_in("torch") | {", or pass key_lengths= for padding at the end of the keys": ""}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 

@@ -29,6 +29,7 @@ if transformers.__version__.partition(".")[0] != "5":
 
 from ._calls import renamed
 from ._kernel import attention, attention_weights
+from ._modifiers import names_in
 from ._tensors import num_threads, read, read_inputs, refuse_gradient, to_numpy, to_tensor
 
 # isort: split
@@ -340,7 +341,7 @@ def _intervals(visible):
 
 # Attention, in each layer
 
-_NAMES = {"scale": "scaling", "mask": "attention_mask", "bias": "attention_mask", "sinks": "s_aux"}
+_NAMES = names_in("transformers")
 
 # Keywords that change no attention of transformers' own ("eager", "sdpa"). Any other one may say which keys a query
 # attends to, or how: it is refused until somebody has looked at it. `cu_seq_lens_q` and `cu_seq_lens_k` do say it: they
