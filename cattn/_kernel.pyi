@@ -1,7 +1,7 @@
 """Stubs of the compiled functions, and the types of their arguments.
 
-tools/copy_docstrings.py copies the docstrings from the module, because editors read only this file. The types have
-short names, so that an error of a type checker stays short.
+tools/fill_stubs.py fills in the modifiers, and the docstrings of the compiled functions, because editors read only this
+file. The types have short names, so that an error of a type checker stays short.
 """
 
 from collections.abc import Iterator

@@ -66,8 +66,7 @@ class Modifier(NamedTuple):
     default: object = None
     flags: tuple[str, ...] = ()  # the flags of cattn_attention_args that say that it is given, or how
     positional: bool = False  # whether it depends on where the queries stand
-    varlen: bool = True  # whether attention_varlen takes it
-    dask: bool = True  # whether cattn.dask takes it
+    without: tuple[str, ...] = ()  # the functions that take modifiers, but not this one
     elsewhere: Mapping[str, str] = MappingProxyType({})  # its name in each module that follows another library
 
 
@@ -281,12 +280,14 @@ _TABLE = (
              positional=True, elsewhere={"flash_attn": "window_size"}),
     Modifier("query_offset", "offset", "...", ("query_offset",), _query_offset,
              flags=("CATTN_OFFSET_START", "CATTN_OFFSET_END")),
-    Modifier("key_range", "range", "..., Hq, Lq", ("key_start", "key_stop"), _key_range, varlen=False, dask=False),
-    Modifier("query_lengths", "integers", "...", ("query_lengths",), _lengths, varlen=False, dask=False),
-    Modifier("key_lengths", "integers", "...", ("key_lengths",), _lengths, varlen=False),
-    Modifier("mask", "mask", "..., Hq, Lq, Lk", ("mask",), _mask, varlen=False,
+    Modifier("key_range", "range", "..., Hq, Lq", ("key_start", "key_stop"), _key_range,
+             without=("attention_varlen", "dask.attention")),
+    Modifier("query_lengths", "integers", "...", ("query_lengths",), _lengths,
+             without=("attention_varlen", "dask.attention")),
+    Modifier("key_lengths", "integers", "...", ("key_lengths",), _lengths, without=("attention_varlen",)),
+    Modifier("mask", "mask", "..., Hq, Lq, Lk", ("mask",), _mask, without=("attention_varlen",),
              elsewhere={"torch": "attn_mask", "transformers": "attention_mask"}),
-    Modifier("bias", "floats", "..., Hq, Lq, Lk", ("bias",), _bias, varlen=False,
+    Modifier("bias", "floats", "..., Hq, Lq, Lk", ("bias",), _bias, without=("attention_varlen",),
              elsewhere={"torch": "attn_mask", "transformers": "attention_mask"}),
     Modifier("alibi_slopes", "floats", "..., Hq", ("alibi_slopes",), _alibi_slopes, positional=True,
              elsewhere={"flash_attn": "alibi_slopes"}),

@@ -6,6 +6,8 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["attention"]
 
+_Array: TypeAlias = ArrayLike
+_Chunked: TypeAlias = da.Array | ArrayLike
 _Flag: TypeAlias = bool | np.bool_
 _Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
 _Integer: TypeAlias = int | np.integer[Any]
@@ -16,7 +18,7 @@ _Offset: TypeAlias = Literal["start", "end"] | _Integers
 
 @overload
 def attention(
-    query: da.Array | ArrayLike,
+    query: _Chunked,
     key: da.Array,
     value: da.Array,
     *,
@@ -25,18 +27,18 @@ def attention(
     window: _Window | None = None,
     query_offset: _Offset | None = None,
     key_lengths: _Integers | None = None,
-    mask: da.Array | ArrayLike | None = None,
-    bias: da.Array | ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
+    mask: _Chunked | None = None,
+    bias: _Chunked | None = None,
+    alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
+    sinks: _Array | None = None,
     return_lse: Literal[False] = False,
     num_threads: SupportsIndex | None = 1,
     kernel_table: str | None = None,
 ) -> da.Array: ...
 @overload
 def attention(
-    query: da.Array | ArrayLike,
+    query: _Chunked,
     key: da.Array,
     value: da.Array,
     *,
@@ -45,18 +47,18 @@ def attention(
     window: _Window | None = None,
     query_offset: _Offset | None = None,
     key_lengths: _Integers | None = None,
-    mask: da.Array | ArrayLike | None = None,
-    bias: da.Array | ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
+    mask: _Chunked | None = None,
+    bias: _Chunked | None = None,
+    alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
+    sinks: _Array | None = None,
     return_lse: Literal[True],
     num_threads: SupportsIndex | None = 1,
     kernel_table: str | None = None,
 ) -> tuple[da.Array, da.Array]: ...
 @overload
 def attention(
-    query: da.Array | ArrayLike,
+    query: _Chunked,
     key: da.Array,
     value: da.Array,
     *,
@@ -65,11 +67,11 @@ def attention(
     window: _Window | None = None,
     query_offset: _Offset | None = None,
     key_lengths: _Integers | None = None,
-    mask: da.Array | ArrayLike | None = None,
-    bias: da.Array | ArrayLike | None = None,
-    alibi_slopes: ArrayLike | None = None,
+    mask: _Chunked | None = None,
+    bias: _Chunked | None = None,
+    alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
-    sinks: ArrayLike | None = None,
+    sinks: _Array | None = None,
     return_lse: _Flag = False,
     num_threads: SupportsIndex | None = 1,
     kernel_table: str | None = None,

@@ -9,6 +9,8 @@ import math
 import ml_dtypes
 import numpy as np
 
+from cattn import _modifiers
+
 TYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
@@ -16,7 +18,7 @@ TYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 CORE = frozenset({"scale", "causal", "query_offset", "key_range", "mask", "layout"})
-MODIFIERS = CORE | {"window", "query_lengths", "key_lengths", "bias", "alibi_slopes", "softcap", "sinks"}
+MODIFIERS = frozenset(_modifiers.MODIFIERS) | {"layout"}
 
 EDGES = [tile + step for tile in (6, 8, 16, 32, 48, 64, 96, 128, 192) for step in (-1, 0, 1)]
 PRIMES = [2, 3, 5, 7, 11, 13, 19, 29, 37, 53, 71, 101, 149, 197, 251, 293]

@@ -10,6 +10,7 @@ import numpy as np
 from registry import FUNCTIONS, Function, arrays_of, fingerprint, to_array, to_tensor
 
 import cattn
+from cattn._modifiers import MODIFIERS
 
 
 def _set_num_threads(n):
@@ -43,11 +44,8 @@ FLOATS, MASK, INTEGERS, ANYTHING, NUMBER, FLAG, COUNT, WORD, WINDOW, RANGE, OUT,
     *("tokens", "unused"),
 )
 KINDS = {
-    "query_offset": INTEGERS,  # or a word
-    "key_range": RANGE,
-    "window": WINDOW,
+    **{name: INTEGERS if row.kind == "offset" else row.kind for name, row in MODIFIERS.items()},
     "window_size": WINDOW,
-    "mask": MASK,
     "attn_mask": MASK,
     "attention_mask": MASK,
     "out": OUT,
@@ -58,10 +56,9 @@ KINDS = {
     "deterministic": UNUSED,
     "block_table": UNUSED,
 }
-KINDS |= dict.fromkeys(("query_lengths", "key_lengths", "lengths", "indptr", "query_indptr", "key_indptr"), INTEGERS)
-KINDS |= dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), INTEGERS)
-KINDS |= dict.fromkeys(("scale", "softcap", "softmax_scale", "scaling", "dropout_p"), NUMBER)
-KINDS |= dict.fromkeys(("causal", "is_causal", "return_lse", "return_attn_probs", "enable_gqa"), FLAG)
+KINDS |= dict.fromkeys(("lengths", "indptr", "query_indptr", "key_indptr", "cu_seqlens_q", "cu_seqlens_k"), INTEGERS)
+KINDS |= dict.fromkeys(("softmax_scale", "scaling", "dropout_p"), NUMBER)
+KINDS |= dict.fromkeys(("is_causal", "return_lse", "return_attn_probs", "enable_gqa"), FLAG)
 KINDS |= dict.fromkeys(
     ("num_threads", "num_heads", "num_kv_heads", "length", "max_seqlen_q", "max_seqlen_k", "n"), COUNT
 )
