@@ -31,6 +31,11 @@ def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), key_type=None, work=5
     return _Draw(seed, modifiers, types, key_type).case(work, least_work)
 
 
+def taken_by(function):
+    """Return the modifiers that a function takes."""
+    return frozenset(name for name, row in _modifiers.MODIFIERS.items() if function not in row.without)
+
+
 def flat_case(seed, dtype, work=8_000_000):
     """Nearly equal weights over 300 to 20,000 keys, where rounding errors of sums add up; and the values' kind: "equal"
     (in each column), "positive" or "normal"."""

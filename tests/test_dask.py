@@ -23,7 +23,7 @@ dask = pytest.importorskip("dask")
 import cattn.dask  # noqa: E402
 from cattn.dask import attention  # noqa: E402
 
-MODIFIERS = cases.MODIFIERS - {"layout", "key_range", "query_lengths"}
+MODIFIERS = cases.taken_by("dask.attention")
 
 
 def cut(random, length):

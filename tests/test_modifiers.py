@@ -17,7 +17,7 @@ from cattn._modifiers import MODIFIERS, Modifiers
 ROOT = PACKAGE.parent
 TYPES_OF_FLASH_ATTN = ("flash_attn_func", "flash_attn_varlen_func")
 
-# One head whose queries, keys and values are the same array (tokens, heads, size), so that all functions can be compared.
+# The queries, keys and values of one head are the same array (tokens, heads, size), so that all functions compare.
 X = normal(9, 1, 6, dtype=np.float64)
 ENDS = [0, len(X)]
 ONE = np.eye(6)
@@ -89,7 +89,8 @@ def names_of(place):
     """Return the modifiers that a function takes, and the names that it has for them."""
     if place in TYPES_OF_FLASH_ATTN:
         return _modifiers.names_in("flash_attn")
-    return {name: name for name, row in MODIFIERS.items() if place.removeprefix("reference.") not in row.without}
+    taken = cases.taken_by(place.removeprefix("reference."))
+    return {name: name for name in MODIFIERS if name in taken}
 
 
 def function_of(place):

@@ -44,8 +44,8 @@ def with_modifiers(stub, module):
             return found[0]
         first = is_modifier.index(True)
         others = [line for line, modifier in zip(lines, is_modifier, strict=True) if not modifier]
-        taken = [row for row in MODIFIERS.values() if module + name not in row.without]
-        return "\n".join([f"def {name}(", *others[:first], *(line_of(row, module) for row in taken), *others[first:], ")"])
+        taken = [line_of(row, module) for row in MODIFIERS.values() if module + name not in row.without]
+        return "\n".join([f"def {name}(", *others[:first], *taken, *others[first:], ")"])
 
     return re.sub(r"^def (?P<name>\w+)\(\n(?P<lines>.*?)\n\)", signature, stub, flags=re.M | re.S)
 

@@ -1,0 +1,329 @@
+"""Calls of cattn's own functions, from Python and from C, for registry.py. Each function has a generator of arguments
+and a check of its result."""
+
+import math
+
+import cases
+import numpy as np
+from kappa import assert_accurate
+
+import cattn
+from cattn import reference
+from cattn._accuracy import allowed
+from cattn._modifiers import MODIFIERS
+
+OUTPUTS = ("out", "lse")  # the arguments that a call writes to
+
+SMALL, SMALLER = (0, 50_000), (0, 20_000)  # multiplications
+
+
+def draw_case(seed, types, modifiers=cases.MODIFIERS, work=SMALL):
+    least, most = work
+    return cases.case(seed, modifiers=modifiers, types=types, work=most, least_work=least)
+
+
+def draw_attention(seed, types=tuple(cases.TYPES), work=SMALL):
+    case = draw_case(seed, types, work=work)
+    if seed % 8 == 7:
+        case["value"] = case["value"][..., :0]
+    if seed % 2:
+        case["return_lse"] = True
+    if seed % 3 == 0:
+        case["out"] = _new_out(case)
+    return case
+
+
+def _new_out(case):
+    query, value = case["query"], case["value"]
+    batch = np.broadcast_shapes(*(case[name].shape[:-3] for name in ("query", "key", "value")))
+    return np.full((*batch, *query.shape[-3:-1], value.shape[-1]), 7, query.dtype.newbyteorder("="))
+
+
+def check_attention(arguments, result):
+    out, lse = result if arguments.get("return_lse") else (result, None)
+    if arguments.get("out") is not None:
+        assert out is arguments["out"]
+    case = {name: x for name, x in arguments.items() if name not in ("out", "return_lse", "num_threads")}
+    assert_accurate(out, case, lse)
+
+
+def draw_attention_weights(seed, types=tuple(cases.TYPES), work=SMALLER):
+    case = draw_case(seed, types, work=work)
+    query, batch = case["query"], case.pop("value").shape[:-3]
+    if query.ndim > 2:  # the modifiers are made for the batch of all three
+        batch = np.broadcast_shapes(query.shape[:-3], case["key"].shape[:-3], batch)
+        case["query"] = np.broadcast_to(query, (*batch, *query.shape[-3:]))
+    return case | {"stage": ("weights", "scores", "softcapped", "biased")[seed % 4]}
+
+
+def check_attention_weights(arguments, weights):
+    arguments = {name: x for name, x in arguments.items() if name != "num_threads"}
+    query, key = arguments["query"], arguments["key"]
+    arithmetic = np.dtype(np.float64 if query.dtype.newbyteorder("=") == np.float64 else np.float32)
+    assert weights.dtype == arithmetic
+    wider = np.longdouble if arithmetic == np.float64 else np.float64
+    expected = reference.attention_weights(**arguments, dtype=wider)
+    plain = reference.attention_weights(**arguments, dtype=arithmetic)
+    assert weights.shape == expected.shape
+    # What the terms of a score add up to without their signs, which is what rounding is measured by.
+    magnitudes = {"bias": np.abs, "alibi_slopes": lambda x: -np.abs(x), "scale": abs}
+    sums = {"query": np.abs(query).astype(wider), "key": np.abs(key).astype(wider), "stage": "biased"}
+    added = ("bias", "alibi_slopes") if arguments["stage"] in ("biased", "weights") else ()
+    for name in ("scale", "layout", "query_offset", *added):
+        if (given := arguments.get(name)) is not None:
+            sums[name] = magnitudes.get(name, lambda x: x)(given)
+    with np.errstate(all="ignore"):
+        unit = np.finfo(arithmetic).eps * (1 + reference.attention_weights(**sums, dtype=wider))
+        if arguments["stage"] == "weights":
+            tiny = np.finfo(arithmetic).smallest_normal
+            counts = np.where((expected >= tiny) & np.isfinite(unit), unit, 0)
+            unit = counts.max(axis=-1, keepdims=True, initial=0) * expected + tiny
+            if arguments.get("sinks") is not None:
+                unit = unit * (
+                    1 + np.abs(np.nan_to_num(np.asarray(arguments["sinks"], wider), neginf=0))[:, None, None]
+                )
+        equal = weights == expected
+        errors = [np.where(equal | (x == expected), 0, np.abs(x - expected) / unit) for x in (weights, plain)]
+    found, of_numpy = (np.inf if np.isnan(x).any() else x.max(initial=0) for x in errors)
+    assert found <= allowed(of_numpy), f"{found:.3g} exceeds {allowed(of_numpy):.3g}"
+
+
+PACKED = cases.taken_by("attention_varlen")
+
+
+def draw_attention_varlen(seed, types=tuple(cases.TYPES), work=SMALLER):
+    random = np.random.default_rng([seed, 5])
+    sequences = int(random.integers(0, 5))
+    case = draw_case(seed, types, PACKED - {"query_offset"}, work=work)
+    query, key, value = (_packed(case[name]) for name in ("query", "key", "value"))
+    if len(key) != len(value):
+        value = np.resize(value, (len(key), *value.shape[1:]))
+    case |= {"query": query, "key": key, "value": value}
+    for name, x in (("query_indptr", query), ("key_indptr", key)):
+        edges = np.sort(random.integers(0, len(x) + 1, max(sequences - 1, 0)))
+        case[name] = np.array([0, *edges, len(x)], random.choice([np.int32, np.int64]))
+    if "alibi_slopes" in case:
+        case["alibi_slopes"] = np.resize(case["alibi_slopes"], query.shape[1])
+    if {"causal", "window", "alibi_slopes"} & case.keys():
+        case["query_offset"] = ("end", "start", int(random.integers(-3, 4)))[int(random.integers(3))]
+    return case | ({"return_lse": True} if seed % 2 else {})
+
+
+def _packed(x):
+    """(..., heads, length, size) as (tokens, heads, size)."""
+    x = x if x.ndim > 2 else x[None]
+    return (
+        np.concatenate(x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2), axis=0)
+        if x.size
+        else x.reshape(0, x.shape[-3], x.shape[-1])
+    )
+
+
+def check_attention_varlen(arguments, result):
+    out, lse = result if arguments.get("return_lse") else (result, None)
+    edges = {name: arguments[name + "_indptr"] for name in ("query", "key")}
+    others = ("query", "key", "value", "query_indptr", "key_indptr", "return_lse", "out", "num_threads")
+    modifiers = {name: x for name, x in arguments.items() if name not in others}
+    for n in range(len(edges["query"]) - 1):
+        rows, keys = (slice(int(x[n]), int(x[n + 1])) for x in edges.values())
+        case = {"query": arguments["query"][rows], "key": arguments["key"][keys], "value": arguments["value"][keys]}
+        case |= modifiers | {"layout": "blhd"}
+        for name, shared in (("query_offset", 0), ("alibi_slopes", 1)):  # or one for each sequence
+            if isinstance(given := modifiers.get(name), np.ndarray) and given.ndim > shared:
+                case[name] = given[n % len(given)]
+        assert_accurate(out[rows], case, None if lse is None else lse[rows])
+
+
+def draw_merge_attention(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
+    random = np.random.default_rng([seed, 6])
+    dtype = cases.TYPES[str(random.choice(list(types)))]
+    arithmetic = np.float64 if dtype == np.float64 else np.float32
+    shape = tuple(int(random.integers(0, 6)) for _ in range(random.integers(1, 4)))
+    parts = int(random.integers(1, 5))
+    outputs = [random.standard_normal((*shape, 1 + seed % 7)).astype(dtype) for _ in range(parts)]
+    lses = [np.asarray(3 * random.standard_normal(shape)).astype(arithmetic) for _ in range(parts)]
+    for lse in lses:
+        lse[random.random(shape) < 0.2] = -np.inf
+    for output, lse in zip(outputs, lses, strict=True):
+        output[lse == -np.inf] = 0
+    return {"outputs": outputs, "lses": lses}
+
+
+def check_merge_attention(arguments, result):
+    outputs, lses = (np.stack([np.asarray(x, np.float64) for x in arguments[name]]) for name in ("outputs", "lses"))
+    out, lse = result
+    stored = arguments["outputs"][0].dtype
+    assert out.dtype == stored and lse.dtype == arguments["lses"][0].dtype
+    largest = lses.max(axis=0)
+    shares = np.exp(lses - np.where(largest == -np.inf, 0, largest))
+    total = shares.sum(axis=0)
+    with np.errstate(divide="ignore"):
+        expected = largest + np.log(total)
+    np.testing.assert_allclose(lse, expected, rtol=8 * np.finfo(lse.dtype).eps, atol=8 * np.finfo(lse.dtype).eps)
+    shares = shares / np.where(total == 0, 1, total)
+    expected = (shares[..., None] * outputs).sum(axis=0)
+    unit = (shares[..., None] * np.abs(outputs)).sum(axis=0)
+    eps = max(float(cases.ml_dtypes.finfo(stored).eps), 8 * np.finfo(lse.dtype).eps)
+    assert np.all(np.abs(out.astype(np.float64) - expected) <= eps * unit)
+
+
+WEIGHTS = ("w_query", "w_key", "w_value", "w_output")
+
+
+def draw_self_attention(seed, types=("float32", "float64"), work=SMALL):
+    random = np.random.default_rng([seed, 7])
+    types = [name for name in types if name in ("float32", "float64")] or ["float32"]
+    dtype = cases.TYPES[str(random.choice(types))]
+    kv_heads, group = int(random.integers(1, 3)), int(random.integers(1, 3))
+    heads, size, width = kv_heads * group, int(random.choice([1, 3, 8, 17])), int(random.integers(1, 24))
+    length, batch = (
+        int(random.integers(0, 40 * _times_as_long(work))),
+        tuple(random.integers(0, 3, random.integers(0, 3)).tolist()),
+    )
+
+    def normal(*shape):
+        return (random.standard_normal(shape) / np.sqrt(max(1, shape[-2] if len(shape) > 1 else 1))).astype(dtype)
+
+    case = {"x": random.standard_normal((*batch, length, width)).astype(dtype)}
+    case |= {"w_query": normal(width, heads * size), "w_key": normal(width, kv_heads * size)}
+    case |= {"w_value": normal(width, kv_heads * size), "num_heads": heads, "num_kv_heads": kv_heads}
+    if random.random() < 0.5:
+        case["w_output"] = normal(heads * size, 5)
+    for name in WEIGHTS:
+        if name in case and random.random() < 0.3:
+            case["b" + name[1:]] = normal(case[name].shape[-1])
+    if random.random() < 0.5:
+        case["causal"] = True
+    if random.random() < 0.3:
+        case["mask"] = random.random((length, length)) < 0.8
+    return case
+
+
+def check_self_attention(arguments, result):
+    expected, unit = _project_and_attend(arguments)
+    assert result.dtype == arguments["x"].dtype.newbyteorder("=") and result.shape == expected.shape
+    eps = np.finfo(result.dtype).eps
+    assert np.all(np.abs(result - expected) <= 64 * eps * unit), np.max(np.abs(result - expected) / unit) / eps
+
+
+def _project_and_attend(arguments):
+    """The output in float64, and the largest that any of its terms could make it."""
+    given = {name: np.asarray(x, np.float64) for name, x in arguments.items() if isinstance(x, np.ndarray)}
+    heads, kv_heads = arguments.get("num_heads", 1), arguments.get("num_kv_heads") or arguments.get("num_heads", 1)
+
+    def projected(name, count):
+        y = given["x"] @ given["w_" + name] + given.get("b_" + name, 0)
+        return y.reshape(*y.shape[:-1], count, y.shape[-1] // count)
+
+    query, key, value = projected("query", heads), projected("key", kv_heads), projected("value", kv_heads)
+    modifiers = {name: arguments[name] for name in ("causal", "mask") if name in arguments}
+    out = reference.attention(query, key, value, layout="blhd", **modifiers)
+    out = out.reshape(*out.shape[:-2], out.shape[-2] * out.shape[-1])
+    logits = np.abs(query).max(initial=0) * np.abs(key).max(initial=0) * np.sqrt(query.shape[-1])
+    unit = (1 + logits) * (1 + np.abs(value).max(initial=0)) * (1 + np.abs(given["x"]).max(initial=0))
+    if "w_output" in given:
+        unit = unit * (1 + np.abs(given["w_output"]).sum(axis=0).max(initial=0))
+        out = out @ given["w_output"] + given.get("b_output", 0)
+    return out, unit
+
+
+def _times_as_long(work):
+    """Return how many times the default length a sequence may have, where `work` grows with its square."""
+    return max(1, math.isqrt(work[1] // SMALL[1]))
+
+
+def draw_trace(seed, types=("float32", "float64"), work=SMALL):
+    case = draw_self_attention(seed, types, work)
+    x = case["x"].reshape(-1, case["x"].shape[-1])[: 20 * _times_as_long(work)]
+    case = {"x": x, **{name: case[name] for name in WEIGHTS[:3]}}
+    size = case["w_key"].shape[-1]
+    case["w_query"] = np.resize(case["w_query"], (x.shape[-1], size))
+    return case | ({"causal": True} if seed % 2 else {})
+
+
+def check_trace(arguments, trace):
+    expected, unit = _project_and_attend(arguments)
+    assert np.all(np.abs(trace.context - expected) <= 64 * np.finfo(trace.context.dtype).eps * unit)
+    assert str(trace)
+
+
+def draw_unpad(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
+    random = np.random.default_rng([seed, 8])
+    shape = tuple(random.integers(0, 6, random.integers(2, 5)).tolist())
+    x = (10 * random.standard_normal(shape)).astype(cases.TYPES[str(random.choice(list(types)))])
+    return {"x": x, "lengths": random.integers(0, shape[1] + 1, shape[0])}
+
+
+def check_unpad(arguments, result):
+    x, lengths = arguments["x"], arguments["lengths"]
+    packed, indptr = result
+    expected = [entry[:length] for entry, length in zip(x, lengths, strict=True)]
+    assert np.array_equal(indptr, np.cumsum([0, *lengths]))
+    assert packed.dtype == x.dtype and packed.tobytes() == b"".join(part.tobytes() for part in expected)
+
+
+def draw_pad(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
+    packed, indptr = cattn.unpad(**draw_unpad(seed, types))
+    return {"packed": packed, "indptr": indptr} | ({"length": 9} if seed % 2 else {})
+
+
+def check_pad(arguments, result):
+    packed, indptr = arguments["packed"], arguments["indptr"]
+    lengths = np.diff(indptr)
+    assert result.shape == (len(lengths), arguments.get("length") or lengths.max(initial=0), *packed.shape[1:])
+    for entry, start, length in zip(result, indptr, lengths, strict=False):
+        assert np.array_equal(entry[:length], packed[start : start + length]) and not np.any(entry[length:])
+
+
+def check_plan(arguments, plan):
+    assert plan == cattn.plan(**arguments)
+
+
+# C
+
+
+def draw_c_attention(seed, types=tuple(cases.TYPES), work=SMALL):
+    from c_interface_calls import Call
+
+    call = Call(**draw_case(seed, types, work=work), with_lse=seed % 2 == 1)
+    return call.arrays | call.numbers | {"num_threads": 1 + seed % 2}
+
+
+def call_c(**arguments):
+    from c_interface_calls import ARRAYS, DONE, capsule, described
+
+    fields = {name: x for name, x in arguments.items() if name not in ARRAYS}
+    alive = []
+    for name in ARRAYS:
+        if name in arguments:
+            fields[name], memory = described(arguments[name])
+            alive.append(memory)
+    status, message = capsule(fields)
+    if status == 2:
+        raise MemoryError(message)
+    if status != DONE:
+        raise ValueError(message)
+    return tuple(arguments[name] for name in OUTPUTS if name in arguments)
+
+
+def check_c(arguments, result):
+    from c_interface_calls import CAUSAL, HAS_SCALE, HAS_WINDOW, OFFSET_END, OFFSET_START
+
+    flags = arguments["flags"]
+    same = ["query", "key", "value", *(name for name, row in MODIFIERS.items() if row.shape and row.fields == (name,))]
+    case = {name: arguments[name] for name in same if name in arguments}
+    if flags & CAUSAL:
+        case["causal"] = True
+    if flags & HAS_SCALE:
+        case["scale"] = arguments["scale"]
+    if flags & HAS_WINDOW:
+        sides = arguments["window_left"], arguments["window_right"]
+        case["window"] = tuple(None if side < 0 else side for side in sides)
+    for flag, word in ((OFFSET_START, "start"), (OFFSET_END, "end")):
+        if flags & flag:
+            case["query_offset"] = word
+    if arguments["softcap"]:
+        case["softcap"] = arguments["softcap"]
+    if "key_start" in arguments or "key_stop" in arguments:
+        case["key_range"] = arguments.get("key_start"), arguments.get("key_stop")
+    assert_accurate(result[0], case, *result[1:])
