@@ -1,14 +1,14 @@
-"""The arguments of one call → Problem: every conversion, every check and every error message.
+"""Turn the arguments of one call into a Problem: every conversion, every check and every error message.
 
-What is said of one argument whatever it is for is in _read, what concerns modifiers in _modifiers, names that a
-function does not take in _calls.
+_read.py reads one argument, whatever it is for. _modifiers.py checks the modifiers. _calls.py says what is wrong with
+names that a function does not take.
 
-The compiled functions take plain calls themselves and hand all others over to the function of their name here.
-What comes back is a Problem, which needs no further check, and the arrays that the caller gets. Nothing is written
-before every argument has been accepted.
+The compiled functions take plain calls themselves, and hand all others over to the function of the same name here. It
+returns a Problem, which needs no further check, and the arrays that the caller gets. Nothing is written before every
+argument has been accepted.
 
-Canonical axis order is (*batch, heads, length, size), whatever the layout. Query, key, value, mask and bias become
-views of what was given, whatever its strides and byte order.
+The canonical order of axes is (*batch, heads, length, size), whatever the layout. Query, key, value, mask and bias
+become views of what was given, whatever its strides and byte order.
 """
 
 import itertools
@@ -41,20 +41,20 @@ _LARGEST_HEAD, _LARGEST_VALUE = 16384, 2**40  # CATTN_LARGEST_HEAD and CATTN_LAR
 
 _STAGES = ("scores", "softcapped", "biased", "weights")
 
-# What 3 axes were taken for: the usual slip is a batch without heads.
+# An error about heads adds how 3 axes were read, because the usual slip is a batch without heads.
 _READINGS = {
     "bhld": "; 3 axes are read as (heads, length, size): for (batch, length, size) write query[:, None] and so on",
     "blhd": "; 3 axes are read as (length, heads, size): for (batch, length, size) write query[:, :, None] and so on",
 }
 
-# Pairs of elements that NumPy may look at in all overlap checks of one call: it looks at ten million a second and more,
-# so that they take 20 ms at most. An array has at most 64 axes, and 13 others are read: each check gets 2,600 or more.
-# Slices of one array that fit a call need one, as a rule, and were seen to need up to 1,000.
+# All overlap checks of one call together may look at so many pairs of elements, so that they end soon. The checks share
+# the number: there is one for each axis of `out`, and one for each array that is read. A share is far more than slices
+# of one array usually need.
 _OVERLAP_WORK = 200_000
 
 
 class Problem(NamedTuple):
-    """One attention call as data, checked."""
+    """Hold one checked attention call as data."""
 
     query: np.ndarray  # (*batch, Hq, Lq, D)
     key: np.ndarray  # (*batch, Hkv, Lk, D)
@@ -63,14 +63,14 @@ class Problem(NamedTuple):
     lse: np.ndarray | None  # (*batch, Hq, Lq)
     modifiers: Modifiers
     num_threads: int  # 0: not given
-    # attention_varlen only, contiguous int64. The batch is then the sequences, and the arrays have no axis for it:
-    # (heads, total, size), lse (Hq, total).
+    # Only attention_varlen has these, as contiguous int64. Its sequences are the batch, for which the arrays have no
+    # axis: they are (heads, total, size), and lse is (Hq, total).
     query_indptr: np.ndarray | None = None
     key_indptr: np.ndarray | None = None
 
 
 def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **given):
-    """→ (Problem, out, lse or None)"""
+    """Return (Problem, out, lse or None) for a call of `cattn.attention`."""
     return_lse = as_flag("return_lse", return_lse)
     layout = _layout(layout)
     inputs, sizes = _inputs(layout, query=query, key=key, value=value)
@@ -90,7 +90,7 @@ def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, n
 
 
 def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads=None, **given):
-    """→ (Problem, stage, out); out is (..., Hq, Lq, Lk) in either layout, like mask and bias"""
+    """Return (Problem, stage, out) for a call of `cattn.attention_weights`. The layout does not concern out."""
     name = as_text(stage)
     if name not in _STAGES:
         raise ValueError(f"stage: expected one of {', '.join(map(repr, _STAGES))}, got {shown(stage)}")
@@ -120,7 +120,7 @@ def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads
 def attention_varlen(
     query, key, value, query_indptr, key_indptr, *, out=None, return_lse=False, num_threads=None, **given
 ):
-    """→ (Problem, out, lse or None)"""
+    """Return (Problem, out, lse or None) for a call of `cattn.attention_varlen`."""
     return_lse = as_flag("return_lse", return_lse)
     inputs, sizes = _inputs("packed", query=query, key=key, value=value)
     query_indptr = as_indptr("query_indptr", query_indptr, "query", sizes.query_length)
@@ -151,7 +151,7 @@ def attention_varlen(
 
 
 def plain_modifiers(batch, query_heads, query_length, key_length, head_size, dtype, headless, given):
-    """The modifiers of a call of `attention` whose arrays are plain: of these sizes and this type."""
+    """Return the checked modifiers of a call of `attention` whose plain arrays have these sizes and this type."""
     sizes = Sizes(batch, query_heads, query_length, key_length, head_size, arithmetic(dtype), headless)
     return modifiers(sizes, **given)
 
@@ -164,7 +164,7 @@ def threads(num_threads):
 
 
 def _inputs(layout, **given):
-    """query, key and, for attention, value: canonical views, broadcast over the batch; and their sizes."""
+    """Return query, key and, if it was given, value as canonical views, broadcast over the batch; and their sizes."""
     given = {name: as_array(name, argument) for name, argument in given.items()}
     arrays = {name: as_floats(name, array) for name, array in given.items()}
     query, key, value = arrays["query"], arrays["key"], arrays.get("value")
@@ -231,7 +231,10 @@ def _inputs(layout, **given):
 
 
 def _check_types(came):
-    """key and value share one type: query's, or a half type beside float32 queries. Types as they came."""
+    """Raise TypeError unless key and value share one type: that of query, or a half type beside float32 queries.
+
+    The types are those of the arguments as they came.
+    """
     query, key, value = came["query"], came["key"], came.get("value")
     if query is key and (value is None or value is key):
         return
@@ -286,8 +289,7 @@ def as_indptr(name, argument, of, total):
 
 
 def _results(out, shape, dtype, return_lse, read):
-    """What the caller gets for inputs of this type, and where it is written: out, given or not, a view of it that is
-    ours, and lse or None."""
+    """Return out (the caller's or a new one), the view of it that is written to, and a new lse or None."""
     if out is None:
         out = written = _empty("out", shape, native(dtype))
     else:
@@ -303,14 +305,16 @@ def _results(out, shape, dtype, return_lse, read):
 def _empty(name, shape, dtype, advice=""):
     try:
         return np.empty(shape, dtype)
-    except (MemoryError, ValueError):  # ValueError: it does not even fit the addresses
+    except (MemoryError, ValueError):  # NumPy raises ValueError for more bytes than addresses can count
         size = math.prod(shape) * dtype.itemsize
         raise MemoryError(f"{name}: cannot allocate {size} bytes, shape {shape} of type {dtype}{advice}") from None
 
 
 def _check_out(out, shape, dtype, read):
-    """Refuse an `out` that is not what would have been allocated, or its float32 sibling, or that shares memory with
-    one of `read`."""
+    """Refuse an `out` of the wrong type or shape, one that cannot be written, or one that overlaps something in `read`.
+
+    Half types may also be written as float32.
+    """
     types = [dtype, arithmetic(dtype)] if type_name(dtype) in HALF_TYPES else [dtype]
     if out.dtype not in types:
         raise TypeError(f"out: expected type {' or '.join(map(str, types))}, got {type_shown(out.dtype)}")
@@ -331,8 +335,8 @@ def _check_out(out, shape, dtype, read):
 
 
 def _overlaps_itself(array, work):
-    # Let two elements that share bytes differ along this axis first. Where both are moved along the array together
-    # they still share, so one may be taken from index 0 up to and with the axis, the other from 0 up to it.
+    # If two elements share bytes, let their indices differ along this axis first. Both may be moved through the array
+    # together and still share bytes, so one has index 0 up to and including the axis, and the other up to the axis.
     if array.flags.c_contiguous:
         return False
     return any(

@@ -1,10 +1,10 @@
-"""What to write in place of a call that gives names or numbers of arguments which its function does not take."""
+"""Explain calls that give names or numbers of arguments which their function does not take."""
 
 import functools
 import inspect
 import re
 
-# Names that other houses give to what is here, or is not: what to write, where the function has it.
+# The names that other libraries give to arguments: the name here, or None if there is none, and what to write.
 _ELSEWHERE = {
     "is_causal": ("causal", 'write causal=, with query_offset="start" where the lengths differ'),
     "attn_mask": ("mask", "write mask= for booleans (True: may attend), bias= for what is added to the scores"),
@@ -14,8 +14,10 @@ _ELSEWHERE = {
 
 
 def explain_call(function, positional, names):
-    """What is wrong with a call that gave so many arguments by position and these by name; None: nothing that a look at
-    the function's parameters tells."""
+    """Return what is wrong with a call that gave so many arguments by position and these by name.
+
+    The result is None if the function's parameters do not show anything wrong.
+    """
     parameters = inspect.signature(function).parameters
     title = function.__name__
     for name in names:
@@ -42,12 +44,12 @@ def explain_call(function, positional, names):
 
 
 def explained(function):
-    """`function`, whose calls with wrong names or too many arguments are refused with advice."""
+    """Wrap a function so that calls with wrong names or too many arguments are refused with advice."""
     names = frozenset(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def call(*given, **named):
-        if not names.issuperset(named):  # nothing is done before a name that goes on with the others is refused
+        if not names.issuperset(named):  # a function with ** would begin its work before the name is refused
             raise TypeError(explain_call(function, len(given), named))
         try:
             return function(*given, **named)
@@ -61,8 +63,11 @@ def explained(function):
 
 
 def forwarding(target, *, without):
-    """For a function whose `**` go on to `target`: they are shown one by one, as `target` has them and where it has
-    them, save those of `without`. `explained` keeps all others out."""
+    """Return a decorator for a function that passes its `**` on to `target`.
+
+    Its signature shows the keyword arguments of `target` one by one, in the order and with the defaults of `target`,
+    except those in `without`. `explained` refuses all other names.
+    """
 
     def decorate(function):
         own = inspect.signature(function).parameters

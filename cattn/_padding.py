@@ -1,4 +1,4 @@
-"""Removing the padding of a batch, and putting it back."""
+"""Remove the padding of a batch, and put it back."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from ._read import as_array, as_integers, is_flag, shown
 
 __all__ = ["pad", "unpad"]
 
-_PIECE = 2**20  # elements that are copied at a time: signal handlers run in between
+_PIECE = 2**20  # the elements that are copied at a time, because signal handlers run in between
 
 
 def unpad(x, lengths):
@@ -104,13 +104,13 @@ def pad(packed, indptr, length=None):
     packed = as_array("packed", packed)
     if packed.ndim < 1:
         raise ValueError("packed: expected axes (total length, ...), got a scalar")
-    if packed.ndim > 63:  # of the 64 that an array may have
+    if packed.ndim > 63:  # an array may have 64
         raise ValueError(f"packed: expected at most 63 axes, because the batch takes one more, got {packed.ndim}")
     indptr = as_indptr("indptr", indptr, "packed", len(packed))
     length = _padded_length(length, int(np.diff(indptr).max(initial=0)))
     try:
         padded = np.zeros((len(indptr) - 1, length, *packed.shape[1:]), packed.dtype)
-    except (MemoryError, ValueError, OverflowError):  # the last two: it does not even fit the addresses
+    except (MemoryError, ValueError, OverflowError):  # the last two mean more bytes than addresses can count
         rows = f"rows of shape {packed.shape[1:]} and type {packed.dtype}"
         raise MemoryError(f"length: cannot allocate {len(indptr) - 1} sequences of {shown(length)} {rows}") from None
     for n, of_packed, of_sequence in _pieces(indptr, packed.shape[1:]):
@@ -135,7 +135,7 @@ def _lengths(argument, batch, longest):
         raise ValueError(
             f"lengths: expected shape {(batch,)}, one length for each sequence of x, got {given.shape}{advice}"
         )
-    if batch == 0:  # the type of an empty list says nothing
+    if batch == 0:  # an empty list has no type of its own
         return np.zeros(0, np.int64)
     lengths = as_integers("lengths", given, -1, longest + 1)
     wrong = (lengths < 0) | (lengths > longest)
@@ -145,7 +145,7 @@ def _lengths(argument, batch, longest):
 
 
 def _padded_length(argument, longest):
-    """Return the length to fill up to, where the longest sequence is this long."""
+    """Return the checked length to fill up to, which is at least that of the longest sequence."""
     if argument is None:
         return longest
     expected = f"length: expected None or an integer of {longest} or more, the length of the longest sequence"

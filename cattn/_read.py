@@ -1,4 +1,7 @@
-"""One argument, whatever came: the array, number or flag that it stands for, or an error that names it."""
+"""Read one argument, whatever came.
+
+A reader returns the array, number or flag that the argument stands for, or raises an error that names it.
+"""
 
 import math
 import operator
@@ -8,20 +11,23 @@ import numpy as np
 
 TYPES = "float16, bfloat16, float32 or float64"
 HALF_TYPES = ("float16", "bfloat16")
-_PIECE = 2**17  # elements of a long list, which is converted piece by piece
+_PIECE = 2**17  # the elements of a long list that are converted at a time
 _NUMBERS = {int, float, np.int32, np.int64, np.float32, np.float64}
-# By character: longdouble has one of its own even where it is no wider than float64.
+# The keys are NumPy's characters, because longdouble has its own even where it is no wider than float64.
 _NUMPY_TYPES = {"e": "float16", "f": "float32", "d": "float64"}
 
 
 def as_array(name, argument):
-    """A view of our own, of the base class: what has been checked stays as it was, whatever another thread does to the
-    argument's shape and type, and is what there is in memory, whatever the attributes of a subclass say."""
+    """Return a view of our own, of NumPy's base class.
+
+    What has been checked then stays true, whatever another thread does to the argument's shape and type. It is also
+    what lies in memory, whatever the attributes of a subclass say.
+    """
     if type(argument) is np.ndarray:
         return argument.view()
     if argument is None:
         raise TypeError(f"{name}: expected an array, got None")
-    if type(argument) is float or type(argument) is int:  # what is raised then, a signal handler raised
+    if type(argument) is float or type(argument) is int:  # only a signal handler can raise an error here
         return np.asarray(argument).view()
     numbers = _long_list_of_numbers(argument)
     if numbers is not None:
@@ -34,7 +40,7 @@ def as_array(name, argument):
         array = None if is_masked else np.asarray(argument).view()
     except MemoryError:
         raise
-    except Exception as error:  # whatever the conversion of a foreign object may raise
+    except Exception as error:  # the conversion of a foreign object may raise anything
         raise TypeError(f"{name}: expected an array, got {shown(argument)}, which NumPy refuses: {error}") from error
     if is_masked:
         raise TypeError(f"{name}: expected an array, got a masked array; fill it, and pass mask= for what it hid")
@@ -81,8 +87,8 @@ def _conversion(name, dtype):
 
 
 def as_integers(name, argument, low, high):
-    """A native int64 array, cut off at low and high; always a copy."""
-    if type(argument) is int:  # of any size
+    """Return a new int64 array in the machine's byte order, whose numbers are clipped to low and high."""
+    if type(argument) is int:  # it may be of any size
         return np.array(min(max(argument, low), high), np.int64)
     array = as_array(name, argument)
     if array.dtype.kind not in "iu":
@@ -94,10 +100,10 @@ def as_integers(name, argument, low, high):
 
 
 def cast(name, array, dtype):
-    """A copy in another type, or a MemoryError that names the argument, also where no address reaches its end."""
+    """Return a copy in another type, or raise a MemoryError that names the argument."""
     try:
         return array.astype(dtype)
-    except (MemoryError, ValueError):
+    except (MemoryError, ValueError):  # NumPy raises ValueError for more bytes than addresses can count
         raise MemoryError(f"{name}: cannot allocate {array.size} numbers of type {np.dtype(dtype)}") from None
 
 
@@ -132,12 +138,12 @@ def as_flag(name, argument):
 
 
 def as_text(argument):
-    """A str without any method of a subclass, or None."""
+    """Return a text as a plain str, without any method of a subclass, or None for anything else."""
     return str.__str__(argument) if issubclass(type(argument), str) else None
 
 
 def as_items(argument):
-    """The items of a tuple or list as a tuple, without any method of a subclass, or None."""
+    """Return the items of a tuple or list, without calling a method of a subclass, or None for anything else."""
     for kind in (tuple, list):
         if issubclass(type(argument), kind):
             return tuple(kind.__getitem__(argument, slice(None)))
@@ -156,7 +162,7 @@ def broadcast(name, array, shape, axes, advise=None):
         ) from None
 
 
-# An object may say of itself that its class is any: what counts is its type.
+# These ask for the type of an argument, because an object may say that its class is another one.
 
 
 def is_integer(argument):
@@ -171,7 +177,7 @@ def is_flag(argument):
 
 
 def type_name(dtype):
-    """Which of the four types this is, in either byte order; None for all others."""
+    """Return the name of one of the four types, in either byte order, or None for all others."""
     return _NUMPY_TYPES.get(dtype.char) or ("bfloat16" if dtype.name == "bfloat16" else None)
 
 
@@ -184,8 +190,11 @@ def arithmetic(dtype):
 
 
 def check_same_type(name, dtype, first, expected, or_else=""):
-    """Refuse one of several arrays that are to share the type of the first. Types as they came: integers are refused or
-    count as float64. `or_else` says what else the caller takes."""
+    """Raise TypeError unless an array has the type of the first one.
+
+    The types are those of the arguments as they came. Integers count as float64. `or_else` says what else the caller
+    takes.
+    """
     counts, expected_counts = (type_name(came) or "float64" for came in (dtype, expected))
     if counts == expected_counts:
         return
@@ -213,17 +222,17 @@ def class_shown(argument):
 
 
 def shown(argument):
-    """An argument in a few words, whatever its methods do when they are asked for them."""
+    """Return an argument in a few words, whatever its own methods would do."""
     kind = type(argument)
     try:
-        # An array, or a tensor of another library.
+        # It is an array, or a tensor of another library.
         if hasattr(kind, "shape") and hasattr(kind, "dtype") and argument.shape != ():
             return f"{kind.__name__} of shape {tuple(argument.shape)} and type {argument.dtype}"
-        # Python may be set to print 640 digits at most.
+        # Python may have been set to print as few as 640 digits.
         if issubclass(kind, int) and int.bit_length(argument) > 2000:
             return f"a very long {kind.__name__}"
         return reprlib.repr(argument)
-    except ValueError:  # one of them inside
+    except ValueError:  # such an integer is inside
         return f"a very long {kind.__name__}"
     except Exception:
         return f"an object of {class_shown(argument)}"

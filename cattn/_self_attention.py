@@ -9,13 +9,13 @@ from ._calls import explained, forwarding
 from ._kernel import attention
 from ._read import arithmetic, as_array, as_count, as_floats, cast, check_same_type, native, shown
 
-# Signal handlers run between matrix products, so a long one goes in blocks of rows: of so much work, in bytes of
-# weights times rows, and of a multiple of so many rows. Smaller blocks would cost speed.
+# Signal handlers run between matrix products, so a long product is computed in blocks of rows. The work of a block is
+# at most so many bytes of weights times rows, and its rows are a multiple of so many. Smaller blocks would cost speed.
 _BLOCK_WORK = 2**35
 _LEAST_ROWS = 256
 
 
-# What stands in padded rows may overflow in a projection. Like the attention, this gives no warning.
+# The contents of padded rows may overflow in a projection. This gives no warning, as in the attention.
 @explained
 @forwarding(attention, without=("layout", "out"))
 @in_usual_arithmetic
@@ -171,7 +171,7 @@ def check_shapes(arrays, num_heads, num_kv_heads):
     x = arrays["x"]
     if x.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions (..., tokens, d_model), got shape {x.shape}")
-    if x.ndim > 63:  # of the 64 that an array may have
+    if x.ndim > 63:  # an array may have 64
         raise ValueError(f"x: expected at most 63 dimensions, because heads take one more, got {x.ndim}")
     _check_weight(arrays, "query", x.shape[-1], "the last axis of x", num_heads, "num_heads")
     _check_weight(arrays, "key", x.shape[-1], "the last axis of x", num_kv_heads, "num_kv_heads")
@@ -217,7 +217,7 @@ def project(x, weight, bias=None):
     rows = x.reshape(math.prod(lead), x.shape[-1])
     try:
         result = np.empty((len(rows), weight.shape[1]), x.dtype)
-    except ValueError:  # NumPy's, of more elements than any memory holds
+    except ValueError:  # NumPy raises it for more elements than any memory holds
         raise MemoryError(f"a projection of shape ({len(rows)}, {weight.shape[1]})") from None
     step = max(_LEAST_ROWS, _BLOCK_WORK // max(1, weight.nbytes) // _LEAST_ROWS * _LEAST_ROWS)
     for start in range(0, len(rows), step):

@@ -22,29 +22,35 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 def to_numpy(tensor):
-    """The array of a CPU tensor's memory: of the four types, booleans or integers, with any strides. Whether a gradient
-    is wanted is for the caller to ask before."""
+    """Return the memory of a CPU tensor as an array. The tensor may have any of the four types, booleans or integers.
+
+    The caller must have asked before whether a gradient is wanted.
+    """
     if tensor.dtype is torch.bfloat16:
         return tensor.resolve_neg().view(torch.uint16).numpy(force=True).view(_BFLOAT16)
-    return tensor.numpy(force=True)  # also of parameters, and of what is negated when it is read
+    return tensor.numpy(force=True)  # without force, parameters and tensors with a negative bit are refused
 
 
 def to_tensor(array):
-    """The tensor of an array's memory."""
+    """Return a tensor on the memory of an array."""
     if array.dtype == _BFLOAT16:
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def num_threads():
-    """Of a call on tensors: PyTorch's own number, unless cattn was given one. Two runtimes that take turns would keep
-    each other's cores busy otherwise."""
+    """Return the number of threads of a call on tensors: PyTorch's own, unless cattn was given one.
+
+    Two runtimes that take turns would otherwise keep each other's cores busy.
+    """
     return own_num_threads() or torch.get_num_threads()
 
 
 def uncompiled(function, *given):
-    """`function(*given)`, into which torch.compile does not look: it runs as it is, between graphs. Behind arrays that
-    are tensors elsewhere, the compiler loses bfloat16 and requires_grad."""
+    """Return `function(*given)`, computed between the graphs of torch.compile, which does not look into it.
+
+    In code that turns tensors into arrays and back, the compiler would lose bfloat16 and requires_grad.
+    """
     if torch.compiler.is_dynamo_compiling():
         function = torch.compiler.disable(function)
     return function(*given)
@@ -54,10 +60,12 @@ def uncompiled(function, *given):
 
 
 def read_inputs(names, query, key, value, may_mix=False):
-    """`read` of query, key and value, by the caller's names: they share one of the four types. Where they `may_mix`,
-    key and value may share a half type beside a query of float32."""
+    """Return query, key and value as arrays, which share one of the four types. `names` are what the caller calls them.
+
+    If they `may_mix`, key and value may share a half type beside a query of float32.
+    """
     arrays = None
-    try:  # of plain tensors nothing else is asked: what is not plain, PyTorch refuses by itself
+    try:  # PyTorch itself refuses a tensor that is not plain, so a plain one needs no other check
         if query.dtype is not torch.bfloat16 and forward_ad._current_level < 0:
             arrays = query.numpy(), key.numpy(), value.numpy()
     except (TypeError, RuntimeError, AttributeError):
@@ -73,7 +81,7 @@ def read_inputs(names, query, key, value, may_mix=False):
 
 
 def read(name, tensor):
-    """`to_numpy` of an argument, or an error that names it."""
+    """Return a tensor as an array, or raise an error that names the argument."""
     _check(name, tensor)
     return to_numpy(tensor)
 
@@ -91,7 +99,7 @@ def _check(name, tensor):
 
 
 def refuse_gradient(name, tensor):
-    """Where one is wanted. A tensor of forward-mode differentiation carries its own."""
+    """Raise NotImplementedError if a gradient of the tensor is wanted, in either mode of differentiation."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             f"{name}: expected a tensor that needs no gradient, since cattn computes none, got one with requires_grad; "

@@ -34,7 +34,7 @@ from ._version import __version__
 
 __all__ = ["attention"]
 
-_MEETING = 4  # partial results that a task of the tree joins
+_MEETING = 4  # the number of partial results that a task of the tree joins
 
 
 @explained
@@ -188,7 +188,7 @@ def attention(
 
 
 class _Problem(NamedTuple):
-    """One attention call as data, checked."""
+    """Hold one checked attention call as data."""
 
     query: da.Array
     key: da.Array
@@ -228,8 +228,10 @@ def _dask_array(name, argument):
 
 
 def _stand_in(name, array):
-    """What the checks of `cattn.attention` look at: an array of this shape and type that takes no memory. Integers that
-    count as float64 are float64 already, or they would be converted one by one."""
+    """Return an array of this shape and type that takes no memory, for the checks of `cattn.attention`.
+
+    Integers that count as float64 become float64 here, because the checks would convert them one by one.
+    """
     dtype = array.dtype
     if name != "mask" and dtype.kind == "i" and dtype.itemsize in (4, 8):
         dtype = np.float64
@@ -237,12 +239,12 @@ def _stand_in(name, array):
 
 
 def _meeting(arrays, sizes):
-    """The arrays by name, with an axis for heads, in chunks that meet; and the sizes of these."""
+    """Return the arrays by name, with an axis for heads, in chunks that meet; and the sizes of these chunks."""
     if sizes.headless:
         arrays = arrays | {name: arrays[name][None] for name in ("query", "key", "value")}
     query, key, value = arrays["query"], arrays["key"], arrays["value"]
 
-    # Along each axis: the sizes that are expected, and what to write for them.
+    # Each of these returns the sizes of the chunks that are expected along an axis, and what to write for them.
     def along(array, name, axis):
         return array.chunks[axis], f"{name}.chunks[{axis}]"
 
@@ -274,8 +276,11 @@ def _meeting(arrays, sizes):
 
 
 def _cut(name, array, axes):
-    """The array, in chunks of these sizes along its axes, the last ones of these. Where it has one element it is
-    broadcast, save along the heads of query, key and value: one head beside a chunk without heads has no meaning."""
+    """Return the array in chunks of these sizes, which belong to its last axes.
+
+    An axis of one element is broadcast, except the heads of query, key and value: one head beside a chunk without heads
+    has no meaning.
+    """
     axes = axes[len(axes) - array.ndim :]
     heads = None if name in ("mask", "bias") else array.ndim - 3
     broadcast = [size == 1 and n != heads for n, size in enumerate(array.shape)]
@@ -301,7 +306,7 @@ def _cut(name, array, axes):
 
 
 class _Rows(NamedTuple):
-    """A chunk of entries, heads and queries, and what concerns it of the modifiers."""
+    """Hold a chunk of entries, heads and queries, and the modifiers that concern it."""
 
     shape: tuple  # of its output
     first: np.ndarray  # the position of its first query, for each entry or for all
@@ -311,7 +316,7 @@ class _Rows(NamedTuple):
 
 
 def _results(problem, dtype):
-    """out and lse as dask arrays."""
+    """Return out and lse as dask arrays."""
     token = tokenize(__version__, dtype, *problem)
     tree = f"attention-part-{token}"
     tasks, tops = _trees(problem, tree)
@@ -331,8 +336,10 @@ def _results(problem, dtype):
 
 
 def _trees(problem, name):
-    """The tasks of one tree for each chunk of entries, heads and queries; and the keys at their tops, by the numbers of
-    the chunk. A task gives (out, lse)."""
+    """Return the tasks of all trees, and the key at the top of each tree by the numbers of its chunk.
+
+    There is a tree for each chunk of entries, heads and queries. A task gives (out, lse).
+    """
     tasks, tops = {}, {}
     *outer, key_slices = [_slices(sizes) for sizes in problem.chunks]
     merge = functools.partial(_merge, num_threads=problem.num_threads, kernel_table=problem.kernel_table)
@@ -376,11 +383,11 @@ def _rows(problem, *place):
 
 
 def _chunks_seen(problem, rows, key_slices):
-    """The numbers of the chunks of keys to which a query may attend, as far as positions and lengths tell."""
+    """Return the numbers of the chunks of keys that a query may attend to, as far as positions and lengths tell."""
     if not rows.shape[-2]:
         return []
     left, right = problem.modifiers.window_left, problem.modifiers.window_right
-    start, stop = 0, rows.lengths  # of what any row of an entry attends to
+    start, stop = 0, rows.lengths  # the keys that any row of an entry attends to
     if left >= 0:
         start = rows.first - left
     if right >= 0:
@@ -391,7 +398,7 @@ def _chunks_seen(problem, rows, key_slices):
 
 
 def _part(problem, rows, index, chunk, keys, with_sinks):
-    """The task for one chunk of keys."""
+    """Return the task for one chunk of keys."""
     *batch, head, row = index
     modifiers = problem.modifiers
     given = {"scale": modifiers.scale, "softcap": modifiers.softcap or None}
@@ -415,7 +422,7 @@ def _part(problem, rows, index, chunk, keys, with_sinks):
 
 
 def _block(array, index):
-    """The key of a chunk of an array that may have fewer axes, or one chunk for all along some."""
+    """Return the key of a chunk. The array may have fewer axes than the index, and one chunk along an axis for all."""
     if array is None:
         return None
     index = index[len(index) - array.ndim :]
@@ -426,7 +433,7 @@ def _block(array, index):
 
 
 def _attend(query, key, value, mask, bias, *, kernel_table, **given):
-    """(out, lse) over one chunk of keys, out not rounded."""
+    """Return (out, lse) over one chunk of keys. The output is not rounded."""
     _check_kernels(kernel_table)
     out = None
     if type_name(query.dtype) in HALF_TYPES:
@@ -436,7 +443,7 @@ def _attend(query, key, value, mask, bias, *, kernel_table, **given):
 
 
 def _nothing(shape, dtype, sinks):
-    """(out, lse) over no keys."""
+    """Return (out, lse) over no keys."""
     lse = np.full(shape[:-1], -np.inf, dtype)
     if sinks is not None:
         lse[...] = sinks[:, None]
@@ -444,13 +451,13 @@ def _nothing(shape, dtype, sinks):
 
 
 def _merge(parts, *, num_threads, kernel_table):
-    """(out, lse) over the keys of all parts: attention again, with the lse of a part as its score.
+    """Return (out, lse) over the keys of all parts, by attention whose scores are the parts' lse.
 
     `cattn.merge_attention` does this in NumPy, whose exponentials differ between processors on one kernel table.
     """
     _check_kernels(kernel_table)
     outs, lses = zip(*parts, strict=True)
-    # All rows are one axis: beside those of the parts there may be no room for more.
+    # All rows become one axis, because an array that has all axes of the parts may have no room for another one.
     shape = outs[0].shape
     value = np.stack([out.reshape(lse.size, shape[-1]) for out, lse in parts], axis=-2)[:, None]
     bias = np.stack([lse.reshape(-1) for lse in lses], axis=-1)[:, None, None]
@@ -466,7 +473,7 @@ def _rounded(result, dtype):
 
 
 def _check_kernels(expected):
-    """Refuse to compute on another kernel table."""
+    """Raise RuntimeError unless this process runs the expected kernel table."""
     found = _kernel.isa()
     if expected is None or expected == found:
         return

@@ -176,7 +176,7 @@ def _packed(house, q, k, v, cu_seqlens, max_seqlens, *given):
 
 
 class _Arrays:
-    """What _tensors does, for arrays."""
+    """Do for arrays what the module _tensors does for tensors."""
 
     read = staticmethod(as_array)
 
@@ -202,7 +202,7 @@ class _Arrays:
 
 
 def _house(q):
-    """Where the caller is at home: in PyTorch, or in NumPy."""
+    """Return what reads the caller's arguments: the module _tensors for tensors, _Arrays for all others."""
     torch = sys.modules.get("torch")
     if not isinstance(q, getattr(torch, "Tensor", ())):
         return _Arrays
@@ -222,7 +222,7 @@ def _read_inputs(house, ndim, axes, *given):
 def _options(
     house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
 ):
-    """In cattn's words."""
+    """Return flash_attn's options as the arguments of `cattn.attention`."""
     if _number("dropout_p", dropout_p) != 0:
         raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {shown(dropout_p)}")
     options = {

@@ -31,7 +31,7 @@ __all__ = ["scaled_dot_product_attention", "sdpa"]
 
 _INPUTS = ("query", "key", "value")
 _TENSORS = (*_INPUTS, "attn_mask")
-# The words of cattn's errors, and PyTorch's. It has no lengths that an error could advise.
+# The words of cattn's errors, and PyTorch's. PyTorch has no lengths that an error could recommend.
 _WORDS = names_in("torch") | {", or pass key_lengths= for padding at the end of the keys": ""}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -124,7 +124,7 @@ def scaled_dot_product_attention(
     except RuntimeError as error:
         if not str(error).startswith("cattn::attention()"):
             raise
-        refusal = error  # of its schema, in the dispatcher's words
+        refusal = error  # the dispatcher refuses what the operator's schema does not allow
     if scale is not None:
         as_number("scale", scale)
     as_flag("is_causal", is_causal)
@@ -146,13 +146,13 @@ def _leave_dropout(dropout_p):
 
 
 def _is_causal_bias(kind):
-    from torch.nn.attention.bias import CausalBias  # which imports the compiler
+    from torch.nn.attention.bias import CausalBias  # this import takes long, because it imports the compiler
 
     return issubclass(kind, CausalBias)
 
 
 def _query_offset(query, key, bias):
-    """The key at which a CausalBias has the first query."""
+    """Return the key at which a CausalBias puts the first query."""
     lengths = *query.shape[-2:-1], *key.shape[-2:-1]
     if len(lengths) == 2 and lengths != (bias.seq_len_q, bias.seq_len_kv):
         raise ValueError(
@@ -163,7 +163,7 @@ def _query_offset(query, key, bias):
 
 
 def _cast(tensor):
-    """As torch.autocast does it for PyTorch's own function."""
+    """Cast a tensor as torch.autocast casts it for PyTorch's own function."""
     if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype("cpu"))
@@ -173,14 +173,14 @@ _warned = set()
 
 
 def _warn(reason):
-    """Say, once in a process, why a call is left to PyTorch. The warning names the first line outside of both."""
+    """Warn, once in a process, why a call is left to PyTorch. The warning points to the first line outside of both."""
     if reason in _warned:
         return
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("cattn", "torch"):
         frame, level = frame.f_back, level + 1
     warnings.warn(f"cattn.torch leaves this to PyTorch: {reason}", stacklevel=level)
-    _warned.add(reason)  # only now: where a filter makes it an error, it is one in each call
+    _warned.add(reason)  # not before the warning, so that a filter that makes it an error makes it one in each call
 
 
 # The operator
@@ -189,7 +189,7 @@ def _warn(reason):
 def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0):
     q, k, v = read_inputs(_INPUTS, query, key, value, may_mix=True)
     is_blhd = _is_blhd(q.strides)
-    if not q.size and q.shape[-1:] == k.shape[-1:] == (0,):  # all scores are 0
+    if not q.size and q.shape[-1:] == k.shape[-1:] == (0,):  # PyTorch allows a head size of 0: all scores are 0
         q, k = (np.zeros((*x.shape[:-1], 1), x.dtype) for x in (q, k))
     options = {"scale": scale, "causal": is_causal, "num_threads": num_threads()}
     if attn_mask is not None:
@@ -207,24 +207,24 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, e
         except (TypeError, ValueError) as error:
             if not raised_here(error):
                 raise
-            # Below, it shows shapes as they were given.
+            # The call below raises the error again, with the shapes as they were given.
     try:
         return to_tensor(cattn.attention(q, k, v, **options))
     except (TypeError, ValueError) as error:
-        if min(q.ndim, k.ndim, v.ndim) < 2:  # which PyTorch refuses by this class
+        if min(q.ndim, k.ndim, v.ndim) < 2:  # PyTorch raises RuntimeError here
             error = RuntimeError(error)
         raise renamed(error, _WORDS) from None
 
 
 def _is_blhd(strides):
-    """Whether the heads of a query lie within its positions."""
+    """Return whether the heads of a query lie within its positions, which is the layout (B, L, H, E) in memory."""
     return len(strides) == 4 and strides[1] < strides[2]
 
 
 def _read_mask(attn_mask, dtype):
-    """The modifier of `cattn.attention` that it is."""
+    """Return the modifier of `cattn.attention` that a mask stands for."""
     mask = read("attn_mask", attn_mask)
-    if type(attn_mask) not in _PLAIN:  # such as CausalBias, which holds no numbers
+    if type(attn_mask) not in _PLAIN:  # others may hold no numbers, such as CausalBias
         raise TypeError(f"attn_mask: expected a plain tensor, got {class_shown(attn_mask)}")
     if attn_mask.dtype is torch.bool:
         return {"mask": mask}
@@ -237,7 +237,10 @@ def _read_mask(attn_mask, dtype):
 
 
 def _aligned(query, key, value, enable_gqa):
-    """What PyTorch broadcasts and cattn does not: axes that are missing in front, and, without enable_gqa, heads."""
+    """Return the inputs with the axes broadcast that PyTorch broadcasts and cattn does not.
+
+    These are axes that are missing in front, and, without enable_gqa, the heads.
+    """
     arrays = {"query": query, "key": key, "value": value}
     ndim = max(array.ndim for array in arrays.values())
     if min(array.ndim for array in arrays.values()) < 2 or ndim == 2:
@@ -257,7 +260,7 @@ def _aligned(query, key, value, enable_gqa):
 
 
 def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0):
-    """An empty result: its shape, type and strides."""
+    """Return an empty tensor of the result's shape, type and strides, for tracing."""
     if enable_gqa:
         leading = *torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3]), *query.shape[-3:-2]
     else:
@@ -289,7 +292,7 @@ def _attention_below(*given):
 def _pytorch_attention(
     query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0
 ):
-    """The operator's result, computed and recorded by PyTorch."""
+    """Return the operator's result, computed and recorded by PyTorch."""
     if is_causal and query_offset:
         ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
         attn_mask, is_causal = ones.tril(query_offset), False
@@ -370,8 +373,10 @@ _NEED_WEIGHTS = list(inspect.signature(F.multi_head_attention_forward).parameter
 
 
 def _multi_head_attention_forward(attention):
-    """PyTorch's function of that name, on `attention` in the place of its own: asked about the whole function, a mode
-    does not see the calls inside it."""
+    """Return PyTorch's function of that name, which calls `attention` in the place of its own.
+
+    A mode that is asked about the whole function does not see the calls inside it.
+    """
     theirs = F.multi_head_attention_forward
     names = vars(F) | {"scaled_dot_product_attention": attention}
     ours = types.FunctionType(theirs.__code__, names, argdefs=theirs.__defaults__)

@@ -42,7 +42,7 @@ __all__ = ["register"]
 
 _INSTEAD = 'write attn_implementation="eager"'
 
-_BLOCK = 2**20  # elements of a mask that are made and looked at together
+_BLOCK = 2**20  # the elements of a mask that are made and looked at together
 
 
 def register():
@@ -87,13 +87,15 @@ def register():
 
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 _NEGATIONS = frozenset(("bitwise_not", "logical_not"))
-# Where an operation takes booleans as a condition.
+# The operations that take booleans as a condition, and the place of the condition among their arguments.
 _CONDITION = {"where": 0, "masked_fill": 1, "masked_fill_": 1, "index": 1, "index_put": 1, "index_put_": 1}
 
 
 class _Mask(torch.Tensor):
-    """Booleans (batch, 1, queries, keys), True where a query may attend, without elements: `modifiers` is what
-    `attention` takes in their place. Once somebody reads or writes elements, there are such, and they count.
+    """Stand for booleans (batch, 1, queries, keys), True where a query may attend, without holding them.
+
+    `modifiers` is what `attention` takes in their place. Once somebody reads or writes elements, they are made, and
+    from then on they count.
 
     Booleans that are made from a mask are a mask as well, and a mask may be the condition of `torch.where`. Anything
     else is refused. A model that adds a mask to the scores, compares it with 0, casts it to numbers, or extends it by
@@ -110,7 +112,7 @@ class _Mask(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.alias.default:  # a slice of all there is, as eager attention takes it
+        if function is torch.ops.aten.alias.default:  # "eager" attention takes a slice of the whole mask
             (mask,) = args
             return cls(mask.shape, mask.modifiers)
         name = function.overloadpacket.__name__
@@ -122,13 +124,13 @@ class _Mask(torch.Tensor):
         numbers = any(tensor.dtype is not torch.bool for tensor in tensors)
         extends = name == "constant_pad_nd" or (name == "cat" and not all(isinstance(part, _Mask) for part in args[0]))
         if name in _COMPARISONS or extends or (numbers and not is_condition):
-            raise NotImplementedError(  # the operator + would turn a TypeError into one of its own
+            raise NotImplementedError(  # not a TypeError, which the operator + would replace by one of its own
                 f"attention_mask: expected a model that takes booleans (True: may attend), got one that reads them as "
                 f"numbers ({name}) in an attention of its own, which cattn cannot replace; {_INSTEAD}"
             )
         if numbers or name in ("where", "any", "all"):
             return result
-        if result is plain[0]:  # what was written to
+        if result is plain[0]:  # the operation wrote into the mask
             return args[0]
         negated = all(isinstance(leaf, _Negation) for leaf in tree_leaves(args) if isinstance(leaf, _Mask))
         kind = _Negation if negated != (name in _NEGATIONS) else _Mask
@@ -150,8 +152,11 @@ class _Mask(torch.Tensor):
 
 
 class _Negation(_Mask):
-    """The entries that a mask hides. These booleans may also be the condition of an assignment or an index. A cast to
-    numbers is refused, as it is for masks: added to scores, the result of `~` would hide what may be seen."""
+    """Stand for the entries that a mask hides.
+
+    These booleans may also be the condition of an assignment or an index. A cast to numbers is refused, as it is for
+    masks: added to scores, the result of `~` would hide what may be seen.
+    """
 
 
 def _elements(shape, *, window=(None, None), query_offset=0, key_range=None):
@@ -171,7 +176,7 @@ def _elements(shape, *, window=(None, None), query_offset=0, key_range=None):
 
 @torch.compiler.disable
 def _mask(*, batch_size, kv_length, cache_position=None, q_length=None, q_offset=0, device="cpu", **given):
-    """The mask function. The queries' positions came as a tensor at first (5.0), then as a range (5.8)."""
+    """Make the mask of a forward pass. transformers 5.0 gives the queries' positions as a tensor, 5.8 as a range."""
     if cache_position is not None:
         q_length, q_offset, device = len(cache_position), cache_position[0], cache_position.device
     elif q_length is None:
@@ -233,7 +238,7 @@ def _models(config):
 
 
 def _looks_up_attention(model):
-    # A class that says no itself does not, though another beside it may, as in Gemma 4.
+    # A class that says no itself looks nothing up, even if another class in its module does, as in Gemma 4.
     says_no = "_supports_attention_backend" in vars(model)
     return not says_no and hasattr(sys.modules.get(model.__module__), "ALL_ATTENTION_FUNCTIONS")
 
@@ -255,23 +260,23 @@ def _structure(
     local_size=None,
     **_,
 ):
-    """The modifiers of a causal, sliding or bidirectional mask over a padded batch; None where it is another.
+    """Return the modifiers of a causal, sliding or bidirectional mask over a padded batch, or None for another mask.
 
-    The queries stand at positions from `first`, the keys from `kv_offset`; both count from the first token.
+    The queries stand at positions from `first`, the keys from `kv_offset`. Both count from the first token.
     """
     window = _window(mask_function, local_size)
     if window is None:
         return None
     modifiers = {}
     if attention_mask is not None:
-        # The keys that lie past its end do not exist yet, in a cache of fixed length.
+        # Keys past the end of the padding mask do not exist yet, in a cache of fixed length.
         ranges = _intervals(to_numpy(attention_mask)[:, kv_offset : kv_offset + kv_length])
         if ranges is None:
             return None
         start, stop = ranges
         if start.any() or (stop < kv_length).any():
             modifiers["key_range"] = start[:, None, None], stop[:, None, None]
-    # A side that no query comes to is none: nothing at all is passed for a new token that attends to its whole cache.
+    # A limit that no query reaches is left out, so that a new token that attends to its whole cache has no modifier.
     left, right = window
     first -= kv_offset
     if left is not None and first + queries - 1 <= left:
@@ -284,7 +289,7 @@ def _structure(
 
 
 def _window(mask_function, size):
-    """(left, right) of a mask function, None where it is none that transformers has for masks with this local size."""
+    """Return the (left, right) of a mask function, or None if it is not one of transformers' own for this size."""
     if mask_function is masking_utils.causal_mask_function:
         return None, 0
     if mask_function is masking_utils.bidirectional_mask_function:
@@ -302,7 +307,10 @@ def _window(mask_function, size):
 
 
 def _same(one, other):
-    """Whether two closures, which are made anew for each mask, run the same code on the same functions and integers."""
+    """Return whether two closures run the same code on the same functions and integers.
+
+    transformers makes the closures anew for each mask.
+    """
     if isinstance(one, FunctionType) and isinstance(other, FunctionType) and one.__code__ is other.__code__:
         cells = [tuple(cell.cell_contents for cell in function.__closure__ or ()) for function in (one, other)]
         return _same(*cells)
@@ -312,7 +320,7 @@ def _same(one, other):
 
 
 def _by_looking(batch, queries, keys, rows):
-    """The modifiers of any mask: its rows are made, some at a time, and looked at."""
+    """Return the modifiers of any mask. Its rows are made, some at a time, and looked at."""
     step = max(1, _BLOCK // max(1, batch * keys))
     blocks = [(first, min(first + step, queries)) for first in range(0, queries, step)]
     start, stop = np.empty((2, batch, 1, queries), np.int64)
@@ -330,9 +338,9 @@ def _by_looking(batch, queries, keys, rows):
 
 
 def _intervals(visible):
-    """(start, stop) of the True elements along the last axis; None where somewhere they are no interval."""
+    """Return the (start, stop) of the True elements along the last axis, or None if some row has no interval."""
     count = visible.sum(-1)
-    if not count.any():  # argmax wants an element at least
+    if not count.any():  # argmax needs at least one element
         return count, count
     start = visible.argmax(-1)
     stop = np.where(count, visible.shape[-1] - visible[..., ::-1].argmax(-1), 0)
@@ -343,28 +351,28 @@ def _intervals(visible):
 
 _NAMES = names_in("transformers")
 
-# Keywords that change no attention of transformers' own ("eager", "sdpa"). Any other one may say which keys a query
-# attends to, or how: it is refused until somebody has looked at it. `cu_seq_lens_q` and `cu_seq_lens_k` do say it: they
-# are the ends of packed sequences. "eager" ignores them, and the audio of Qwen3-Omni in transformers 5.0, which has no
-# mask beside them, then attends beyond its sequence.
+# These keywords change nothing in transformers' own attention ("eager", "sdpa"). Any other keyword may say which keys a
+# query attends to, or how, and is refused until somebody has looked at it. `cu_seq_lens_q` and `cu_seq_lens_k` do say
+# it, because they are the ends of packed sequences. "eager" ignores them: without a mask beside them, as in the audio
+# model of Qwen3-Omni in transformers 5.0, it attends beyond a sequence.
 _HARMLESS = frozenset(
     (
-        # The mask says it, or the rotation of queries and keys did.
+        # The mask, or the rotation of queries and keys, already contains what these say.
         *("sliding_window", "position_ids", "cache_position", "mm_token_type_ids"),
-        # What a forward returns and keeps beside the result of attention.
+        # These say what a forward pass returns and keeps beside the result of attention.
         *("use_cache", "return_dict", "output_hidden_states", "output_router_logits"),
-        # A loss and how it is scaled, whether generation has begun, whether flash attention's gradient always has the
-        # same bits.
+        # These say how a loss is scaled, whether generation has begun, and whether flash attention's gradient always has
+        # the same bits.
         *("labels", "num_items_in_batch", "is_first_iteration", "deterministic"),
-        # Other layers read them: cross-attention, which is given the keys that it makes from them, and recurrent ones.
+        # Other layers read these: cross-attention, which gets the keys that are made from them, and recurrent layers.
         *("encoder_hidden_states", "seq_idx"),
-        # Embeddings were made from them before, or logits will be.
+        # Embeddings were made from these before, or logits will be made from them.
         *("pixel_values", "image_position_ids", "vision_feature_layer", "vision_feature_select_strategy"),
         *("logits_to_keep", "generation_mode"),
-        # Keys and values hold what is in the cache.
+        # The keys and values already hold what is in the cache.
         *("cache", "past_key_values"),
-        # Kosmos-2 hands options of generation down to its vision. `temperature`, `top_k` and `top_p` are missing here,
-        # since an attention may have options of these names.
+        # Kosmos-2 passes options of generation down to its vision model. `temperature`, `top_k` and `top_p` are missing
+        # here, because an attention may have options of these names.
         *("generation_config", "max_new_tokens", "min_new_tokens", "do_sample", "num_beams", "num_return_sequences"),
         *("return_dict_in_generate", "output_logits", "output_scores"),
     )
@@ -388,8 +396,10 @@ def _attention(
     output_attentions=False,
     **others,
 ):
-    """The attention function: (batch, heads, length, size) to (batch, length, heads, size), and the weights where they
-    are asked for."""
+    """Compute the attention of a layer, (batch, heads, length, size) to (batch, length, heads, size).
+
+    The second result is the weights if they are asked for, else None.
+    """
     for name, other in others.items():
         if other is not None and name not in _HARMLESS:
             raise NotImplementedError(f"{name}: expected None, since cattn does not know this argument; {_INSTEAD}")
@@ -400,15 +410,15 @@ def _attention(
         and triangle.dtype is torch.bool
         and not _supports_others(type(module.config))
     ):
-        raise NotImplementedError(  # Decision Transformer before it had masks: only "eager" looks at it
+        raise NotImplementedError(  # only "eager" looks at such a triangle, as in older Decision Transformers
             "attn_implementation: expected a model whose masks say what is causal, got one with an attention of its own"
             f" ({type(module).__name__}); {_INSTEAD}"
         )
     if is_causal is None:
         # "eager" knows no such attribute. Models that are meant for "eager" alone may say True and mean False.
         is_causal = getattr(module, "is_causal", True) and _supports_others(type(getattr(module, "config", None)))
-    # One query alone is a new token, which attends to all. Several stand at the first keys: in an empty cache of fixed
-    # length these are the ones that exist.
+    # A single query is a new token, which attends to all keys. Several queries stand at the first keys, because these
+    # are the keys that exist in an empty cache of fixed length.
     is_causal = is_causal and queries > 1
     if indices is not None:
         attention_mask = _selected(attention_mask, indices, keys)
@@ -433,7 +443,7 @@ def _attention(
 
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    # Heads within positions: where they come from as a rule, and where the result goes.
+    # The heads usually lie within the positions, both in the inputs and in the result.
     arrays = [array.swapaxes(1, 2) for array in read_inputs(("query", "key", "value"), query, key, value)]
     if attention_mask is None:
         modifiers = {"causal": True, "query_offset": "start"} if is_causal else {}
@@ -460,8 +470,10 @@ def _attention(
 
 
 def _selected(attention_mask, indices, keys):
-    """The mask of sparse attention: of the keys that a mask lets a query attend to, those of the query's indices, which
-    are (batch, queries, selected). Models make it themselves for "eager" and "sdpa" alone."""
+    """Return the mask of sparse attention, which keeps only the keys in each query's indices.
+
+    The indices are (batch, queries, selected). Models make this mask themselves for "eager" and "sdpa" alone.
+    """
     if attention_mask is None:
         raise ValueError("attention_mask: expected a mask beside indices, got None")
     selected = torch.zeros((*indices.shape[:2], keys), dtype=torch.bool).scatter_(-1, indices.long(), True)[:, None]
@@ -471,7 +483,7 @@ def _selected(attention_mask, indices, keys):
 
 
 def _read_mask(attention_mask, queries, keys):
-    """The modifiers of a mask, ours or the caller's."""
+    """Return the modifiers that a mask stands for, whether cattn or the caller made it."""
     if isinstance(attention_mask, _Mask):
         if attention_mask.shape[-2:] == (queries, keys):
             return dict(attention_mask.modifiers)
@@ -494,7 +506,7 @@ _warned = set()
 
 
 def _left_to_pytorch(dropout, **tensors):
-    """Why cattn cannot serve a call in training; None if it can."""
+    """Return why cattn cannot serve a call in training, or None if it can."""
     if dropout:
         return f"dropout: expected 0, since cattn has no dropout, got {dropout}; write model.eval()"
     for name, tensor in tensors.items():
@@ -509,13 +521,15 @@ def _left_to_pytorch(dropout, **tensors):
 def _warn(reason):
     if reason not in _warned:
         warnings.warn(f"cattn.transformers leaves this attention to PyTorch: {reason}", stacklevel=2)
-        _warned.add(reason)  # after the warning, which may have been made an error: then it is one each time
+        _warned.add(reason)  # not before the warning, so that a filter that makes it an error makes it one in each call
 
 
 def _pytorch(module, query, key, value, attention_mask, is_causal, output_attentions, **named):
-    """Attention in PyTorch, with its gradients: transformers' own "sdpa". It has no softcap, no sinks and no weights,
-    and would ignore them. A model that has any of these brings the function that computes them, "eager", which adds its
-    mask to the scores."""
+    """Compute attention in PyTorch, with its gradients, by transformers' own "sdpa" or "eager".
+
+    "sdpa" has no softcap, no sinks and no weights, and would ignore them. A model that has any of these brings an
+    "eager" function of its own, which adds the mask to the scores.
+    """
     if isinstance(attention_mask, _Mask):
         attention_mask = attention_mask.elements()
     if not output_attentions and named.keys() <= _SDPA:
