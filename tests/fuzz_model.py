@@ -63,9 +63,10 @@ KINDS |= dict.fromkeys(
     ("num_threads", "num_heads", "num_kv_heads", "length", "max_seqlen_q", "max_seqlen_k", "n"), COUNT
 )
 KINDS |= dict.fromkeys(("layout", "stage"), WORD)
-# Of C, what can be wrong without that memory beyond an array is read: there is nothing strange about a struct else.
-C_NUMBERS = ("scale", "softcap", "window_left", "window_right", "num_threads", "flags")
-C_INTEGERS = ("query_lengths", "key_lengths", "query_offset", "key_start", "key_stop")
+# These fields of C's struct can be wrong without that memory beyond an array is read.
+C_NUMBERS = [x for row in MODIFIERS.values() if row.kind in (NUMBER, WINDOW) for x in row.fields]
+C_NUMBERS += ["num_threads", "flags"]
+C_INTEGERS = [x for row in MODIFIERS.values() if row.kind in (INTEGERS, RANGE, "offset") for x in row.fields]
 
 WORDS = {"layout": ("bhld", "blhd"), "stage": ("scores", "softcapped", "biased", "weights")}
 # Of self_attention and trace, what the registry's check looks at.
