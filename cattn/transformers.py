@@ -361,8 +361,8 @@ _HARMLESS = frozenset(
         *("sliding_window", "position_ids", "cache_position", "mm_token_type_ids"),
         # These say what a forward pass returns and keeps beside the result of attention.
         *("use_cache", "return_dict", "output_hidden_states", "output_router_logits"),
-        # These say how a loss is scaled, whether generation has begun, and whether the gradient of flash attention always
-        # has the same bits.
+        # These say how a loss is scaled, whether generation has begun, and whether gradients of flash attention always
+        # have the same bits.
         *("labels", "num_items_in_batch", "is_first_iteration", "deterministic"),
         # Other layers read these: cross-attention, which gets the keys that are made from them, and recurrent layers.
         *("encoder_hidden_states", "seq_idx"),

@@ -1,6 +1,7 @@
 """The table of modifiers says what is there. Each place that cannot ask the table is compared with it here, and the
 test of a place names the modifiers that it lacks."""
 
+import importlib
 import inspect
 import re
 
@@ -15,7 +16,7 @@ from cattn import _cli_selftest, _modifiers, flash_attn, reference
 from cattn._modifiers import MODIFIERS, Modifiers
 
 ROOT = PACKAGE.parent
-TYPES_OF_FLASH_ATTN = ("flash_attn_func", "flash_attn_varlen_func")
+OF_FLASH_ATTN = ("flash_attn_func", "flash_attn_varlen_func")
 
 # The queries, keys and values of one head are the same array (tokens, heads, size), so that all functions compare.
 X = normal(9, 1, 6, dtype=np.float64)
@@ -87,7 +88,7 @@ EVERY_FUNCTION = pytest.mark.parametrize("place", [*FUNCTIONS, "dask.attention"]
 
 def names_of(place):
     """Return the modifiers that a function takes, and the names that it has for them."""
-    if place in TYPES_OF_FLASH_ATTN:
+    if place in OF_FLASH_ATTN:
         return _modifiers.names_in("flash_attn")
     taken = cases.taken_by(place.removeprefix("reference."))
     return {name: name for name in MODIFIERS if name in taken}
@@ -99,7 +100,7 @@ def function_of(place):
         import cattn.dask
 
         return cattn.dask.attention
-    return getattr(flash_attn, place) if place in TYPES_OF_FLASH_ATTN else FUNCTIONS[place]
+    return getattr(flash_attn, place) if place in OF_FLASH_ATTN else FUNCTIONS[place]
 
 
 def lacking(names, found):
@@ -153,12 +154,21 @@ def test_docstring(place):
     assert lacking(names_of(place), re.findall(r"\w+", documented)) == []
 
 
-@pytest.mark.parametrize("place", TYPES_OF_FLASH_ATTN)
+@pytest.mark.parametrize("place", OF_FLASH_ATTN)
 def test_signature_and_docstring_of_flash_attn(place):
     function = function_of(place)
     documented = inspect.getdoc(function).partition("Parameters\n")[2].partition("Returns\n")[0]
     assert lacking(names_of(place).values(), inspect.signature(function).parameters) == []
     assert lacking(names_of(place).values(), re.findall(r"\w+", documented)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "function"), [("torch", "scaled_dot_product_attention"), ("transformers", "_attention")]
+)
+def test_signature_of_other_libraries(module, function):
+    pytest.importorskip(module)
+    function = getattr(importlib.import_module(f"cattn.{module}"), function)
+    assert lacking(_modifiers.names_in(module).values(), inspect.signature(function).parameters) == []
 
 
 @EVERY_CALL
@@ -200,20 +210,20 @@ def identifiers(path, start="", end="\0"):
     return set(re.findall(r"\w+", text.partition(start)[2].partition(end)[0] if start else text))
 
 
-@pytest.mark.parametrize(
-    ("path", "start", "end"),
-    [
-        ("cattn/cattn.h", "    size_t struct_size;", "} cattn_attention_args;"),
-        ("cattn/__init__.pxd", "struct cattn_attention_args:", "ctypedef enum"),
-        ("src/problem.h", "cattn_array lse;", "} cattn_problem;"),
-        ("src/problem.pxd", "struct cattn_problem:", "\0"),
-        ("src/arrays.pxd", "int set_modifiers(", "\n\n\n"),
-        ("src/arrays.pxd", "void set_unmodified(", "\n\n\n"),
-        ("src/c_api.pxd", "", "\0"),
-    ],
-)
-def test_fields_in_c(path, start, end):
-    found = identifiers(path, start, end)
+PLACES_OF_FIELDS = {
+    "cattn/cattn.h, cattn_attention_args": ("    size_t struct_size;", "} cattn_attention_args;"),
+    "cattn/__init__.pxd, cattn_attention_args": ("struct cattn_attention_args:", "ctypedef enum"),
+    "src/problem.h, cattn_problem": ("cattn_array lse;", "} cattn_problem;"),
+    "src/problem.pxd, cattn_problem": ("struct cattn_problem:", "\0"),
+    "src/arrays.pxd, set_modifiers": ("int set_modifiers(", "\n\n\n"),
+    "src/arrays.pxd, set_unmodified": ("void set_unmodified(", "\n\n\n"),
+    "src/c_api.pxd": ("", "\0"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES_OF_FIELDS)
+def test_fields_in_c(place):
+    found = identifiers(place.partition(",")[0], *PLACES_OF_FIELDS[place])
     assert [name for name, row in MODIFIERS.items() if lacking(row.fields, found)] == []
 
 
