@@ -45,7 +45,7 @@ __all__ = [
     "unpad",
 ]
 
-_S = TypeVar("_S", bound=np.generic)  # of any type, not of floats alone
+_S = TypeVar("_S", bound=np.generic)  # arrays of any type, not of floats alone
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionTrace:

@@ -48,7 +48,7 @@ _KeyRange: TypeAlias = tuple[_Integers | None, _Integers | None]
 _Layout: TypeAlias = Literal["bhld", "blhd"]
 _Stage: TypeAlias = Literal["scores", "softcapped", "biased", "weights"]
 
-__test__: dict[str, str]  # Cython makes it for doctest
+__test__: dict[str, str]  # Cython makes this for doctest
 
 @overload
 def attention(

@@ -26,8 +26,10 @@ HEAD_SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 40, 47, 63
 
 
 def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), key_type=None, work=500_000, least_work=0):
-    """A problem with any of `modifiers` and one of `types`, of about `work` multiplications at most and `least_work` at
-    least. Key and value have query's type, or `key_type`."""
+    """Return a problem with any of `modifiers` and one of `types`, of `least_work` to `work` multiplications or so.
+
+    Key and value have query's type, or `key_type`.
+    """
     return _Draw(seed, modifiers, types, key_type).case(work, least_work)
 
 
@@ -37,8 +39,10 @@ def taken_by(function):
 
 
 def flat_case(seed, dtype, work=8_000_000):
-    """Nearly equal weights over 300 to 20,000 keys, where rounding errors of sums add up; and the values' kind: "equal"
-    (in each column), "positive" or "normal"."""
+    """Return a problem with nearly equal weights over 300 to 20,000 keys, and the kind of its values.
+
+    Rounding errors of sums add up there. The kind is "equal" (in each column), "positive" or "normal".
+    """
     random = np.random.default_rng([seed, 300])
     while True:
         keys = int(300 * (20_000 / 300) ** random.random())
@@ -70,9 +74,11 @@ def flat_case(seed, dtype, work=8_000_000):
 
 
 def alike_case(seed, dtype, entries):
-    """A batch of small heads with nearly flat weights over one to four runs of keys (20 each) and a rest, or over any
-    few keys. Where the values of a column have one sign as well, the terms of its sum are alike, and may round the same
-    way each time: no other cases came nearer to the bound. Other heads have values of either sign."""
+    """Return a batch of small heads with nearly flat weights, over one to four runs of keys and a rest, or any few keys.
+
+    In columns whose values have one sign, the terms of the sum are alike, and may round the same way each time. No other
+    cases came nearer to the bound. Other heads have values of either sign.
+    """
     random = np.random.default_rng([seed, 20])
     rows = int(random.integers(1, 9) if random.random() < 0.3 else random.integers(9, 33))
     runs = 20 * int(random.integers(1, 5)) + int(random.integers(-2, 6))
@@ -99,7 +105,7 @@ def alike_case(seed, dtype, entries):
 
 
 def describe(case):
-    """A case in one line, for the message of a failing test."""
+    """Return a case in one line, for the message of a failing test."""
 
     def short(x):
         if isinstance(x, tuple):
@@ -157,7 +163,7 @@ class _Draw:
         return result
 
     def shapes(self, ndim, work, least_work):
-        """Draws until the work fits: about 1 in 3 does by default."""
+        """Draw shapes until the work fits."""
         while True:
             key_heads = 1 if ndim == 2 else self.one_of([1, 2, 3, 5], p=[5, 3, 1, 1])
             group = 1 if ndim == 2 else self.one_of([1, 2, 3, 4, 8], p=[5, 2, 1, 1, 1])
@@ -204,7 +210,7 @@ class _Draw:
         return result
 
     def some_batch(self):
-        """The batch's shape, or one that broadcasts to it."""
+        """Return the batch's shape, or one that broadcasts to it."""
         batch = tuple(1 if self.chance(0.15) else n for n in self.batch)
         return batch[1:] if batch and batch[0] == 1 and self.chance(0.5) else batch
 
@@ -276,7 +282,7 @@ class _Draw:
         return result
 
     def some_type(self):
-        """A type for a bias, slopes or sinks, mostly the arithmetic one."""
+        """Return a type for a bias, slopes or sinks, mostly the arithmetic one."""
         return self.arithmetic if self.chance(0.6) else self.one_of(list(TYPES.values()))
 
     def per_entry(self, low, high, scalar):
@@ -288,13 +294,13 @@ class _Draw:
         return self.some_of((*self.row_shape, self.keys_count))
 
     def some_of(self, shape):
-        """`shape` or one that broadcasts to it."""
+        """Return `shape` or one that broadcasts to it."""
         shape = tuple(1 if self.chance(0.2) else n for n in shape)
         drop = self.random.integers(0, len(shape)) if self.chance(0.3) else 0
         return shape[drop:]
 
     def store(self, x):
-        """The same numbers in another kind of memory."""
+        """Return the same numbers in another kind of memory."""
         ndim = x.ndim
         for kind in ("broadcast", "reversed", "sliced", "permuted", "swapped", "misaligned", "read-only"):
             if not self.chance(0.08):

@@ -1,4 +1,4 @@
-"""Every public function of cattn that computes something, with a generator of its arguments and with its reference.
+"""List every public function of cattn that computes something, with a generator of its arguments and a check.
 
 `FUNCTIONS` maps a name, as users write it, to a `Function`. The suites about memory, threads, processes, signals and
 hostile arguments go over it, so that a new function is tested by all of them once it is written down here. Arguments
@@ -23,14 +23,14 @@ from registry_own import SMALLER as SMALLER
 
 import cattn
 
-# Public names that compute nothing.
+# These public names compute nothing.
 SETTINGS = {"get_include", "get_num_threads", "num_threads", "set_num_threads", "show_config"}
 TYPES_OF_RESULTS = {"AttentionTrace", "Plan"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """A public function.
+    """Describe a public function.
 
     name : what a user writes.
     arguments : takes a seed, and optionally the types to draw from and `work`, about how many multiplications the call
@@ -52,7 +52,7 @@ class Function:
 
 
 def arrays_of(arguments):
-    """The arrays among the arguments as ((name, or name and index), array), those in tuples and lists included."""
+    """Yield the arrays among the arguments, also those in tuples and lists, as ((name,) or (name, index), array)."""
     for name, given in arguments.items():
         if isinstance(given, np.ndarray):
             yield (name,), given
@@ -61,7 +61,7 @@ def arrays_of(arguments):
 
 
 def with_arrays(arguments, arrays):
-    """The arguments with other arrays in some places, which are named as `arrays_of` names them."""
+    """Return the arguments with other arrays in some places, which are named as `arrays_of` names them."""
     result = dict(arguments)
     for (name, *index), array in arrays.items():
         if index:
@@ -75,26 +75,26 @@ def with_arrays(arguments, arrays):
 
 
 def copied(arguments):
-    """The same arguments in memory of their own, as plain arrays."""
+    """Return the same arguments as plain arrays in memory of their own."""
     return with_arrays(arguments, {place: np.array(x, order="C", subok=False) for place, x in arrays_of(arguments)})
 
 
 def results_of(result):
-    """A result as a list of arrays. NaNs and zeros of either sign can then be compared by their `bits`."""
+    """Return a result as a list of arrays, so that NaNs and zeros of either sign can be compared by their `bits`."""
     if isinstance(result, cattn.AttentionTrace):
         result = tuple(x for x in vars(result).values() if isinstance(x, np.ndarray))
     return [np.asarray(x) for x in (result if isinstance(result, (tuple, list)) else (result,))]
 
 
 def fingerprint(result):
-    """What two results have in common if and only if they have the same types, shapes and bits."""
+    """Return what is equal for two results if and only if they have the same types, shapes and bits."""
     if isinstance(result, cattn.Plan):
         return result.strategy  # the rest may depend on how arrays lie in memory
     return [(x.dtype.name, x.shape, bits(x).tobytes()) for x in results_of(result)]
 
 
 def large(name):
-    """More arguments for some functions: more work than one thread is given alone. A list, which may be empty."""
+    """Return a list of arguments that are more work than one thread is given alone. For most functions it is empty."""
     found = []
     for dtype in (cases.TYPES[x] for x in ("float32", "bfloat16")):
         arrays = dict(zip(("query", "key", "value"), work(dtype=dtype), strict=True))

@@ -10,16 +10,17 @@ from registry_own import SMALL, SMALLER, check_attention, check_attention_varlen
 
 from cattn._modifiers import names_in
 
-# flash_attn's names
+# flash_attn
 
 FLASH = names_in("flash_attn")
 
 
 def draw_flash_attn(seed, types=tuple(cases.TYPES), work=SMALL):
-    """In float16, the type in which FlashAttention is used most, and the others."""
+    """Draw arguments in any of the types. FlashAttention is mostly used with float16."""
     case = draw_case(seed, types, FLASH, work=work)
     given = {short: _batch_first(case[name]) for short, name in zip("qkv", ("query", "key", "value"), strict=True)}
-    size = min((len(x) for x in given.values() if len(x) != 1), default=1)  # of products of axes that may differ
+    # The batches are products of axes, and may differ.
+    size = min((len(x) for x in given.values() if len(x) != 1), default=1)
     given = {short: np.broadcast_to(x[:size], (size, *x.shape[1:])) for short, x in given.items()}
     given |= {"causal": "causal" in case, "return_lse": True}
     if "scale" in case:
@@ -34,7 +35,7 @@ def draw_flash_attn(seed, types=tuple(cases.TYPES), work=SMALL):
 
 
 def _batch_first(x):
-    """(..., heads, length, size) as (batch, length, heads, size)."""
+    """Return (..., heads, length, size) as (batch, length, heads, size)."""
     x = x if x.ndim > 2 else x[None]
     return x.reshape(int(np.prod(x.shape[:-3])), *x.shape[-3:]).swapaxes(1, 2)
 
@@ -45,7 +46,7 @@ def check_flash_attn(arguments, result):
 
 
 def _own_lse(lse):
-    """FlashAttention has infinity where a row attends to nothing."""
+    """Return an lse with cattn's -inf where a row attends to nothing. FlashAttention has infinity there."""
     return np.where(lse == np.inf, -lse, lse)
 
 
@@ -111,7 +112,7 @@ def draw_torch(seed, types=tuple(cases.TYPES), work=SMALL):
 
 
 def to_tensor(x):
-    """A tensor on an array's memory, or on that of a copy where tensors cannot have such memory."""
+    """Return a tensor on the memory of an array, or of its copy if no tensor can have such memory."""
     import torch
 
     if not x.dtype.isnative:

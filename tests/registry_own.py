@@ -14,7 +14,7 @@ from cattn._modifiers import MODIFIERS
 
 OUTPUTS = ("out", "lse")  # the arguments that a call writes to
 
-SMALL, SMALLER = (0, 50_000), (0, 20_000)  # multiplications
+SMALL, SMALLER = (0, 50_000), (0, 20_000)  # the least and the most multiplications of a call
 
 
 def draw_case(seed, types, modifiers=cases.MODIFIERS, work=SMALL):
@@ -65,7 +65,7 @@ def check_attention_weights(arguments, weights):
     expected = reference.attention_weights(**arguments, dtype=wider)
     plain = reference.attention_weights(**arguments, dtype=arithmetic)
     assert weights.shape == expected.shape
-    # What the terms of a score add up to without their signs, which is what rounding is measured by.
+    # Rounding is measured by what the terms of a score add up to without their signs.
     magnitudes = {"bias": np.abs, "alibi_slopes": lambda x: -np.abs(x), "scale": abs}
     sums = {"query": np.abs(query).astype(wider), "key": np.abs(key).astype(wider), "stage": "biased"}
     added = ("bias", "alibi_slopes") if arguments["stage"] in ("biased", "weights") else ()
@@ -110,7 +110,7 @@ def draw_attention_varlen(seed, types=tuple(cases.TYPES), work=SMALLER):
 
 
 def _packed(x):
-    """(..., heads, length, size) as (tokens, heads, size)."""
+    """Return (..., heads, length, size) as (tokens, heads, size)."""
     x = x if x.ndim > 2 else x[None]
     return (
         np.concatenate(x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2), axis=0)
@@ -128,7 +128,7 @@ def check_attention_varlen(arguments, result):
         rows, keys = (slice(int(x[n]), int(x[n + 1])) for x in edges.values())
         case = {"query": arguments["query"][rows], "key": arguments["key"][keys], "value": arguments["value"][keys]}
         case |= modifiers | {"layout": "blhd"}
-        for name, shared in (("query_offset", 0), ("alibi_slopes", 1)):  # or one for each sequence
+        for name, shared in (("query_offset", 0), ("alibi_slopes", 1)):  # each sequence may have its own
             if isinstance(given := modifiers.get(name), np.ndarray) and given.ndim > shared:
                 case[name] = given[n % len(given)]
         assert_accurate(out[rows], case, None if lse is None else lse[rows])
@@ -207,7 +207,7 @@ def check_self_attention(arguments, result):
 
 
 def _project_and_attend(arguments):
-    """The output in float64, and the largest that any of its terms could make it."""
+    """Return the output in float64, and the largest that any of its terms could make it."""
     given = {name: np.asarray(x, np.float64) for name, x in arguments.items() if isinstance(x, np.ndarray)}
     heads, kv_heads = arguments.get("num_heads", 1), arguments.get("num_kv_heads") or arguments.get("num_heads", 1)
 

