@@ -74,10 +74,10 @@ def flat_case(seed, dtype, work=8_000_000):
 
 
 def alike_case(seed, dtype, entries):
-    """Return a batch of small heads with nearly flat weights, over one to four runs of keys and a rest, or any few keys.
+    """Return a batch of small heads with nearly flat weights, over one to four runs of keys and a rest, or few keys.
 
-    In columns whose values have one sign, the terms of the sum are alike, and may round the same way each time. No other
-    cases came nearer to the bound. Other heads have values of either sign.
+    In columns whose values have one sign, the terms of the sum are alike, and may round the same way each time. No
+    other cases came nearer to the bound. Other heads have values of either sign.
     """
     random = np.random.default_rng([seed, 20])
     rows = int(random.integers(1, 9) if random.random() < 0.3 else random.integers(9, 33))
