@@ -237,15 +237,8 @@ static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key
 /* Returns the vector whose 128-bit part g lies at from[g]. */
 INLINE words gather_quads(const char *const from[4])
 {
-#if defined(INSERT)
     const REAL *parts[4] = {(const REAL *)from[0], (const REAL *)from[1], (const REAL *)from[2], (const REAL *)from[3]};
     return (words)F(load_quads)(parts);
-#else
-    words x;
-    for (int g = 0; g < 4; g++)
-        __builtin_memcpy((char *)&x + g * 16, from[g], 16);
-    return x;
-#endif
 }
 
 /* Transposes 8 columns of 32 keys: y[c] holds the 32 numbers of column c. Part g of a vector holds columns of keys 8g + 2m

@@ -21,8 +21,8 @@
 #define PAIR_SCALES_LATE 0
 #define PAIR_EXPONENTIAL F(exponential)
 #include "pairs_template.h"
-#include "bfloat16_template.h"
-#include "few_bfloat16_template.h"
+#include "avx512bf16_many.h"
+#include "avx512bf16_few.h"
 #include "target_end.h"
 #endif
 

@@ -78,7 +78,7 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
 }
 
 /* Calls `few` with a constant type. */
-#if defined(READS_HALVES)
+#if REAL_BITS == 32
 #define WITH_TYPE(type, few)                                     \
     switch (type) {                                              \
     case CATTN_FLOAT16: few(CATTN_FLOAT16); break;               \
@@ -334,7 +334,7 @@ static void F(override_few)(cattn_kernels *few)
     few->exponentials = F(few_exponentials);
     few->values = F(few_values);
     few->merge = F(few_merge);
-#if defined(READS_HALVES)
+#if REAL_BITS == 32
     few->reads |= 1u << CATTN_FLOAT16 | 1u << CATTN_BFLOAT16;
 #endif
 }

@@ -1,68 +1,6 @@
 /* What happens to scores: the modifiers of the kernel table. Of many rows: softcap; attn_bias, one pass for each modifier
  * that adds to it. */
 
-/* -1 in lane i where byte i is not 0. By hand: gcc widens short vectors element by element. */
-INLINE integers F(mask_vector)(const unsigned char *bytes)
-{
-    typedef unsigned char small __attribute__((vector_size(16)));
-    small x;
-#if WIDTH == 16
-    __builtin_memcpy(&x, bytes, 16);
-#else   /* through a general register: half a vector stored, then all of it loaded, would stall */
-    typedef uint64_t word __attribute__((vector_size(16)));
-    uint64_t bits = 0;
-    __builtin_memcpy(&bits, bytes, WIDTH);
-    x = (small)(word){bits, 0};
-#endif
-#if VECTOR_BYTES == 16   /* each byte twice, each pair twice, ... */
-    typedef uint16_t pairs __attribute__((vector_size(16)));
-    typedef uint32_t fours __attribute__((vector_size(16)));
-    pairs two = (pairs)SHUFFLE(small, x, x, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    fours four = (fours)SHUFFLE(pairs, two, two, 0, 8, 1, 9, 2, 10, 3, 11);
-#if REAL_BITS == 32
-    integers lanes = (integers)four;
-#else
-    integers lanes = (integers)SHUFFLE(fours, four, four, 0, 4, 1, 5);
-#endif
-#elif defined(TILES_AVX2) && REAL_BITS == 32
-    integers lanes = (integers)_mm256_cvtepi8_epi32((__m128i)x);
-#elif defined(TILES_AVX2)
-    integers lanes = (integers)_mm256_cvtepi8_epi64((__m128i)x);
-#elif defined(TILES_AVX512) && REAL_BITS == 32
-    integers lanes = (integers)_mm512_cvtepi8_epi32((__m128i)x);
-#elif defined(TILES_AVX512)
-    integers lanes = (integers)_mm512_cvtepi8_epi64((__m128i)x);
-#else
-    integers lanes;
-    UNROLL for (int i = 0; i < WIDTH; i++)
-        lanes[i] = x[i];
-#endif
-    return lanes != 0;
-}
-
-/* x, but -infinity where byte i is 0. */
-INLINE vector F(where_set)(const unsigned char *bytes, vector x)
-{
-#if defined(TILES_AVX512) && REAL_BITS == 32
-    const __m128i set = _mm_loadu_si128((const __m128i *)bytes);
-    return (vector)_mm512_mask_mov_ps((__m512)F(splat)(-INFINITE), _mm_test_epi8_mask(set, set), (__m512)x);
-#else
-    return F(select)(F(mask_vector)(bytes), x, F(splat)(-INFINITE));
-#endif
-}
-
-/* x, but -infinity where not low <= key < high. */
-INLINE vector F(where_between)(integers low, integers key, integers high, vector x)
-{
-#if defined(TILES_AVX512) && REAL_BITS == 32
-    const __mmask16 between = _mm512_mask_cmpgt_epi32_mask(_mm512_cmple_epi32_mask((__m512i)low, (__m512i)key),
-                                                           (__m512i)high, (__m512i)key);
-    return (vector)_mm512_mask_mov_ps((__m512)F(splat)(-INFINITE), between, (__m512)x);
-#else
-    return F(select)((low <= key) & (high > key), x, F(splat)(-INFINITE));
-#endif
-}
-
 /* softcap and its factor, kept where neither overflows nor loses digits: scores that reach the bound are none. */
 INLINE REAL F(softcap_bounded)(double softcap)
 {
@@ -129,14 +67,13 @@ INLINE void F(alibi_pass)(vector *attn_bias, ptrdiff_t count, const double *slop
 static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const unsigned char *const *mask,
                          int first)
 {
-    typedef unsigned char bytes __attribute__((vector_size(16)));
     enum { ROWS = LANES < 16 ? LANES : 16 };
     for (int row = 0; row < rows; row += ROWS)
         for (ptrdiff_t j = 0; j < count; j += 16) {
             const ptrdiff_t keys = count - j < 16 ? count - j : 16;
-            bytes x[16], y[16];
+            bytes_16 x[16], y[16];
             UNROLL for (int i = 0; i < 16; i++) {
-                x[i] = (bytes){0};
+                x[i] = (bytes_16){0};
                 if (i < ROWS) {
                     const unsigned char *from = mask[row + i] + j;
                     if (keys == 16)
@@ -147,8 +84,8 @@ static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, con
             }
             for (int stage = 0; stage < 4; stage++) {   /* each doubles the distance between a row's elements */
                 UNROLL for (int i = 0; i < 8; i++) {
-                    y[2 * i] = SHUFFLE(bytes, x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-                    y[2 * i + 1] = SHUFFLE(bytes, x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                    y[2 * i] = SHUFFLE(bytes_16, x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                    y[2 * i + 1] = SHUFFLE(bytes_16, x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
                                            15, 31);
                 }
                 UNROLL for (int i = 0; i < 16; i++)

@@ -2,7 +2,8 @@
  * TILES_VEC128, TILES_AVX2 and TILES_AVX512. No include guard: used once a file, before tiles_template.h.
  *
  * gcc wants its pragma; clang ignores it and wants an attribute, which does not define __AVX2__ and its like. So
- * nothing may ask for those: the TILES_ names, ours, say what there is. */
+ * nothing may ask for those: the TILES_ names, ours, say what there is. TILES_FMA is one of them: a multiply-add is
+ * rounded once, on whatever processor. */
 #include <float.h>
 #if defined(__x86_64__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -48,6 +49,6 @@
  * time. */
 #pragma GCC optimize("no-wrapv")
 #endif
-#elif defined(__FMA__) && defined(__SSE2__)
-#define TILES_FMA   /* someone's own -march */
+#elif defined(__FMA__) || defined(__aarch64__) || defined(__FP_FAST_FMAF)
+#define TILES_FMA   /* the baseline has it, or someone's own -march */
 #endif

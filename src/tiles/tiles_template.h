@@ -2,7 +2,7 @@
  *
  * Included by vec128.c, avx2.c and avx512.c, once with REAL_BITS 32 and once with 64, and given:
  *
- *   TILES_VEC128, TILES_AVX2 or TILES_AVX512   the target; only the intrinsic helpers below ask
+ *   TILES_VEC128, TILES_AVX2 or TILES_AVX512   the target; only vectors_template.h asks
  *   VECTOR_BYTES    16, 32 or 64
  *   TILE_VECTORS    2 or 4, the vectors over the rows of a many-row tile: `lanes` is TILE_VECTORS · (reals a
  *                   vector). Of four, two are a half.
@@ -374,7 +374,7 @@ static int F(store_rows)(const void *output, const void *row_sum, const cattn_ro
 
 /* ---- storage types ---- */
 
-#if defined(READS_HALVES)
+#if REAL_BITS == 32
 static void widen(void *to_, const char *from, cattn_type type, ptrdiff_t count)
 {
     float *to = to_;
@@ -385,7 +385,7 @@ static void widen(void *to_, const char *from, cattn_type type, ptrdiff_t count)
         F(store_part)(to + i, F(load_stored)(from, i, count - i, type), count - i);
 }
 
-#if defined(HALF_INTRINSIC)
+#if defined(NARROWS)
 static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count)
 {
     const float *from = from_;
@@ -441,9 +441,9 @@ static void F(override)(cattn_table *table)
 #if REAL_BITS == 32 && VECTOR_BYTES > 16
     table->round_to_float = round_to_float;
 #endif
-#if defined(READS_HALVES)
+#if REAL_BITS == 32
     table->widen = widen;
-#if defined(HALF_INTRINSIC)
+#if defined(NARROWS)
     table->narrow = narrow;
 #endif
 #endif
@@ -456,8 +456,6 @@ static void F(override)(cattn_table *table)
 #undef EXPONENT_BIAS
 #undef vector
 #undef integers
-#undef INTRINSIC
-#undef INTRINSIC_TYPE
 #undef LOW
 #undef HIGH
 #undef LOW_PAIRS
@@ -468,5 +466,5 @@ static void F(override)(cattn_table *table)
 #undef TERMS
 #undef for_exponential_64
 #undef ROUNDER
-#undef READS_HALVES
+#undef LOADS_QUADS
 #undef WITH_TYPE

@@ -1,4 +1,7 @@
-/* Vectors of one type and width, for the templates beside: names, loads, shuffles, exponentials. */
+/* Vectors of one type and width, for the templates beside: names, loads, shuffles, exponentials.
+ *
+ * What an instruction set does better than the compiler is in a file of its own: vectors_sse2.h, vectors_avx2.h,
+ * vectors_avx512.h or vectors_neon.h. vectors_generic.h has the rest, in vector extensions alone. */
 
 /* ---- names: F(x) is x for this type ---- */
 
@@ -33,6 +36,7 @@
 #else
 #define SHUFFLE(indices, a, b, ...) __builtin_shuffle(a, b, (indices){__VA_ARGS__})
 #endif
+typedef unsigned char bytes_16 __attribute__((vector_size(16)));
 #endif
 
 #define F(name) TILES_PASTE(name, REAL_BITS)
@@ -66,57 +70,12 @@ typedef union {
 #define vector F(vector)
 #define integers F(integers)
 
-/* ---- the intrinsic helpers ---- */
-
-#if REAL_BITS == 32 && defined(TILES_AVX512)
-#define INTRINSIC(name) _mm512_##name##_ps
-#define INTRINSIC_TYPE __m512
-#elif REAL_BITS == 64 && defined(TILES_AVX512)
-#define INTRINSIC(name) _mm512_##name##_pd
-#define INTRINSIC_TYPE __m512d
-#elif REAL_BITS == 32 && defined(TILES_AVX2)
-#define INTRINSIC(name) _mm256_##name##_ps
-#define INTRINSIC_TYPE __m256
-#elif REAL_BITS == 64 && defined(TILES_AVX2)
-#define INTRINSIC(name) _mm256_##name##_pd
-#define INTRINSIC_TYPE __m256d
-#elif REAL_BITS == 32 && defined(__SSE2__) && VECTOR_BYTES == 16
-#define INTRINSIC(name) _mm_##name##_ps
-#define INTRINSIC_TYPE __m128
-#elif REAL_BITS == 64 && defined(__SSE2__) && VECTOR_BYTES == 16
-#define INTRINSIC(name) _mm_##name##_pd
-#define INTRINSIC_TYPE __m128d
+#if REAL_BITS == 32
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), may_alias, aligned(2)));
 #endif
 
-/* a where a > b, else b: b also where either is NaN. */
-INLINE vector F(larger)(vector a, vector b)
-{
-#if defined(INTRINSIC)
-    return (vector)INTRINSIC(max)((INTRINSIC_TYPE)a, (INTRINSIC_TYPE)b);
-#else
-    integers greater = (integers)(a > b);
-    return (vector)((greater & (integers)a) | (~greater & (integers)b));
-#endif
-}
-
-/* a·b + c: rounded once where the target has FMA, always; twice where it has not, always. */
-INLINE vector F(muladd)(vector a, vector b, vector c)
-{
-#if defined(TILES_FMA)
-    return (vector)INTRINSIC(fmadd)((INTRINSIC_TYPE)a, (INTRINSIC_TYPE)b, (INTRINSIC_TYPE)c);
-#elif defined(__aarch64__) && VECTOR_BYTES == 16 && REAL_BITS == 32
-    return (vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#elif defined(__aarch64__) && VECTOR_BYTES == 16
-    return (vector)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
-#elif defined(__FP_FAST_FMAF)   /* of other processors: lane by lane, as they compute these vectors anyway */
-    UNROLL for (int i = 0; i < WIDTH; i++)
-        c[i] = REAL_BITS == 32 ? __builtin_fmaf((float)a[i], (float)b[i], (float)c[i])
-                               : __builtin_fma(a[i], b[i], c[i]);
-    return c;
-#else
-    return a * b + c;
-#endif
-}
+/* ---- what is the same on every processor ---- */
 
 INLINE vector F(splat)(REAL x)
 {
@@ -141,37 +100,27 @@ INLINE void F(store)(REAL *to, vector x)
     *(F(unaligned) *)to = x;
 }
 
-/* The first n < WIDTH reals, 0 behind them; memory behind them is not touched. */
-INLINE vector F(load_part)(const REAL *from, ptrdiff_t n)
+INLINE vector F(select)(integers condition, vector yes, vector no)
 {
-#if defined(TILES_AVX512) && REAL_BITS == 32
-    return (vector)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), from);
-#elif defined(TILES_AVX512)
-    return (vector)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), from);
-#elif defined(TILES_AVX2) && REAL_BITS == 32
-    return (vector)_mm256_maskload_ps(from, (__m256i)(integers)(F(iota)() < (INT)n));
-#elif defined(TILES_AVX2)
-    return (vector)_mm256_maskload_pd(from, (__m256i)(integers)(F(iota)() < (INT)n));
-#else
-    F(lanes) u = {{0}};
-    for (ptrdiff_t i = 0; i < n; i++)
-        __builtin_memcpy(&u.lane[i], (const char *)from + i * (ptrdiff_t)sizeof(REAL), sizeof(REAL));
-    return u.v;
-#endif
+    return (vector)((condition & (integers)yes) | (~condition & (integers)no));
 }
 
-INLINE void F(store_part)(REAL *to, vector x, ptrdiff_t n)
-{
-#if defined(TILES_AVX512) && REAL_BITS == 32
-    _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1), (__m512)x);
-#elif defined(TILES_AVX512)
-    _mm512_mask_storeu_pd(to, (__mmask8)((1u << n) - 1), (__m512d)x);
-#else
-    F(lanes) u = {x};
-    for (ptrdiff_t i = 0; i < n; i++)
-        to[i] = u.lane[i];
+#define INFINITE ((REAL)__builtin_inf())
+
+/* ---- what is not: the file of the instruction set says OWN_X for each function x that it has ---- */
+
+#if defined(TILES_AVX512)
+#include "vectors_avx512.h"
+#elif defined(TILES_AVX2)
+#include "vectors_avx2.h"
+#elif defined(__SSE2__) && VECTOR_BYTES == 16
+#include "vectors_sse2.h"
+#elif defined(__aarch64__) && VECTOR_BYTES == 16
+#include "vectors_neon.h"
 #endif
-}
+#include "vectors_generic.h"
+
+/* ---- parts of vectors, half types ---- */
 
 INLINE vector F(load_up_to)(const REAL *from, ptrdiff_t n)
 {
@@ -186,85 +135,32 @@ INLINE void F(store_up_to)(REAL *to, vector x, ptrdiff_t n)
         F(store_part)(to, x, n);
 }
 
-INLINE vector F(select)(integers condition, vector yes, vector no)
-{
-    return (vector)((condition & (integers)yes) | (~condition & (integers)no));
-}
-
-#define INFINITE ((REAL)__builtin_inf())
-
-/* ---- half types, beside floats ---- */
-
 #if REAL_BITS == 32
-#define READS_HALVES
-
-typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), may_alias, aligned(2)));
-#if defined(TILES_AVX512)
-#define HALF_TYPE __m256i
-#define HALF_INTRINSIC(name) _mm512_##name
-#elif defined(TILES_AVX2)
-#define HALF_TYPE __m128i
-#define HALF_INTRINSIC(name) _mm256_##name
-#endif
-
-/* Each in the upper half of its word. By name: gcc would go element by element. */
-INLINE words upper_halves(halves x)
-{
-#if defined(HALF_INTRINSIC)
-    return (words)HALF_INTRINSIC(cvtepu16_epi32)((HALF_TYPE)x) << 16;
-#elif VECTOR_BYTES == 16
-    typedef uint16_t eight __attribute__((vector_size(16)));
-    typedef uint64_t two __attribute__((vector_size(16)));
-    uint64_t bits;
-    __builtin_memcpy(&bits, &x, 8);
-    const eight numbers = (eight)(two){bits, 0}, zeros = {0};
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    return (words)SHUFFLE(eight, numbers, zeros, 0, 8, 1, 9, 2, 10, 3, 11);
-#else
-    return (words)SHUFFLE(eight, zeros, numbers, 0, 8, 1, 9, 2, 10, 3, 11);
-#endif
-#else
-    return __builtin_convertvector(x, words) << 16;
-#endif
-}
-
 INLINE vector widen_vector(halves x, cattn_type type)
 {
     if (type != CATTN_FLOAT16)
         return (vector)upper_halves(x);
-#if defined(HALF_INTRINSIC)
-    return (vector)HALF_INTRINSIC(cvtph_ps)((HALF_TYPE)x);
-#elif defined(__aarch64__) && VECTOR_BYTES == 16
-    return (vector)vcvt_f32_f16((float16x4_t)x);
-#else
-    /* As widen_half of the portable table does; of negative numbers, for there is no F(smaller). */
-    const words bits = upper_halves(x), magnitude = (bits & 0x7fff0000) >> 3;
-    const vector twice = (vector)(magnitude + (113 << MANTISSA));
-    const words number = (words)F(larger)(twice * -0.5f, 0x1p-14f - twice) & 0x7fffffff;
-    const words infinite = (words)((integers)magnitude >= 31 << MANTISSA) & 0x7f800000;
-    return (vector)(number | infinite | (bits & 0x80000000));
-#endif
+    return widen_float16(x);
 }
-#endif
 
-#if defined(HALF_INTRINSIC) && REAL_BITS == 32
+#if defined(NARROWS)
 /* To nearest, ties to even. For bfloat16 by hand: what is cut off, plus a half less one, plus the lowest bit kept,
  * carries exactly then; a NaN must not carry into infinity and gets its quiet bit instead. */
 INLINE halves narrow_vector(vector x, cattn_type type)
 {
     if (type == CATTN_FLOAT16)
-        return (halves)HALF_INTRINSIC(cvtps_ph)((INTRINSIC_TYPE)x, _MM_FROUND_TO_NEAREST_INT);
+        return narrow_float16(x);
     const words bits = (words)x, nan = (words)(x != x);
     const words nearest = bits + 0x7fff + ((bits >> 16) & 1);
     return __builtin_convertvector(((nan & (bits | 0x400000)) | (~nan & nearest)) >> 16, halves);
 }
 #endif
+#endif
 
 /* Elements c, c + 1, ... of a row as it is stored; n as in load_up_to. */
 INLINE vector F(load_stored)(const char *row, ptrdiff_t c, ptrdiff_t n, const cattn_type type)
 {
-#if defined(READS_HALVES)
+#if REAL_BITS == 32
     if (type == CATTN_FLOAT16 || type == CATTN_BFLOAT16) {
         halves x = {0};
         if (n >= WIDTH)
@@ -322,29 +218,6 @@ INLINE ptrdiff_t F(stored_size)(const cattn_type type)
 #define ODD(a, b) SHUFFLE(integers, a, b, 2, 3, 6, 7, 10, 11, 14, 15)
 #endif
 
-/* The vector whose 128-bit part g lies at from[g]. */
-#if defined(TILES_AVX512) || defined(TILES_AVX2)
-#define INSERT
-INLINE vector F(load_quads)(const REAL *const *from)
-{
-#if defined(TILES_AVX512) && REAL_BITS == 32
-    __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(from[0]));
-    x = _mm512_insertf32x4(x, _mm_loadu_ps(from[1]), 1);
-    x = _mm512_insertf32x4(x, _mm_loadu_ps(from[2]), 2);
-    return (vector)_mm512_insertf32x4(x, _mm_loadu_ps(from[3]), 3);
-#elif defined(TILES_AVX512)
-    __m512d x = _mm512_castpd128_pd512(_mm_loadu_pd(from[0]));
-    x = _mm512_insertf64x2(x, _mm_loadu_pd(from[1]), 1);
-    x = _mm512_insertf64x2(x, _mm_loadu_pd(from[2]), 2);
-    return (vector)_mm512_insertf64x2(x, _mm_loadu_pd(from[3]), 3);
-#elif REAL_BITS == 32
-    return (vector)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from[0])), _mm_loadu_ps(from[1]), 1);
-#else
-    return (vector)_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(from[0])), _mm_loadu_pd(from[1]), 1);
-#endif
-}
-#endif
-
 /* y[i][k] = x[k][i] inside each 128-bit part of QUAD vectors. */
 INLINE void F(transpose_quads)(vector y[QUAD], const vector x[QUAD])
 {
@@ -388,7 +261,7 @@ INLINE void F(transpose)(vector x[WIDTH])
  * come from memory to where they belong. */
 INLINE void F(load_square)(vector x[WIDTH], const void *const *rows, ptrdiff_t at, ptrdiff_t n)
 {
-#if defined(INSERT)
+#if defined(LOADS_QUADS)
     if (n >= WIDTH) {
         UNROLL for (int q = 0; q < WIDTH; q += QUAD) {
             vector z[QUAD];
@@ -452,7 +325,7 @@ INLINE vector F(fold)(const vector x[WIDTH], const int largest)
 
 /* (2^f - 1) / f for |f| <= 1/2, minimax (Remez), highest power first. With it 1 + f·q(f) is exactly 1 at f = 0. */
 #if REAL_BITS == 32
-#if defined(TILES_FMA) || defined(__aarch64__)
+#if defined(TILES_FMA)
 /* 9.1e-8 relative to 2^f (0.8 eps), for weights: each further term costs 5% of the softmax. */
 static const REAL F(for_exponential)[] = {0.001326473f, 0.009671513f, 0.055507336f, 0.24022242f, 0.693147f};
 #else   /* two roundings a step leave no room for that error */

@@ -1,4 +1,4 @@
-/* bfloat16 on units that multiply pairs of it: few rows. For avx512bf16.c, behind bfloat16_template.h.
+/* bfloat16 on units that multiply pairs of it: few rows. For avx512bf16.c, behind avx512bf16_many.h.
  *
  * Keys are read where they lie, against pairs of columns of the queries. Values are unpacked two rows at a time, and
  * summed in the order of columns that this leaves, which the last step undoes. Rows come from FEW_STREAMS places of a

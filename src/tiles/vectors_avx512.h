@@ -1,0 +1,102 @@
+/* Vectors of 64 bytes on x86. For vectors_template.h; vectors_generic.h says what each function does. */
+
+#if REAL_BITS == 32
+#define INTRINSIC(name) _mm512_##name##_ps
+#define INTRINSIC_TYPE __m512
+#define FIRST(n) ((__mmask16)((1u << (n)) - 1))
+#else
+#define INTRINSIC(name) _mm512_##name##_pd
+#define INTRINSIC_TYPE __m512d
+#define FIRST(n) ((__mmask8)((1u << (n)) - 1))
+#endif
+
+#define OWN_LARGER
+INLINE vector F(larger)(vector a, vector b)
+{
+    return (vector)INTRINSIC(max)((INTRINSIC_TYPE)a, (INTRINSIC_TYPE)b);
+}
+
+#define OWN_MULADD
+INLINE vector F(muladd)(vector a, vector b, vector c)
+{
+    return (vector)INTRINSIC(fmadd)((INTRINSIC_TYPE)a, (INTRINSIC_TYPE)b, (INTRINSIC_TYPE)c);
+}
+
+#define OWN_LOAD_PART
+INLINE vector F(load_part)(const REAL *from, ptrdiff_t n)
+{
+    return (vector)INTRINSIC(maskz_loadu)(FIRST(n), from);
+}
+
+#define OWN_STORE_PART
+INLINE void F(store_part)(REAL *to, vector x, ptrdiff_t n)
+{
+    INTRINSIC(mask_storeu)(to, FIRST(n), (INTRINSIC_TYPE)x);
+}
+
+#define OWN_LOAD_QUADS
+#define LOADS_QUADS   /* parts of a vector cost nothing to load one by one */
+#define OWN_SPREAD_BYTES
+#if REAL_BITS == 32
+INLINE vector F(load_quads)(const REAL *const *from)
+{
+    __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(from[0]));
+    x = _mm512_insertf32x4(x, _mm_loadu_ps(from[1]), 1);
+    x = _mm512_insertf32x4(x, _mm_loadu_ps(from[2]), 2);
+    return (vector)_mm512_insertf32x4(x, _mm_loadu_ps(from[3]), 3);
+}
+
+INLINE integers F(spread_bytes)(bytes_16 x)
+{
+    return (integers)_mm512_cvtepi8_epi32((__m128i)x);
+}
+
+#define OWN_WHERE
+INLINE vector F(where_set)(const unsigned char *bytes, vector x)
+{
+    const __m128i set = _mm_loadu_si128((const __m128i *)bytes);
+    return (vector)_mm512_mask_mov_ps((__m512)F(splat)(-INFINITE), _mm_test_epi8_mask(set, set), (__m512)x);
+}
+
+INLINE vector F(where_between)(integers low, integers key, integers high, vector x)
+{
+    const __mmask16 between = _mm512_mask_cmpgt_epi32_mask(_mm512_cmple_epi32_mask((__m512i)low, (__m512i)key),
+                                                           (__m512i)high, (__m512i)key);
+    return (vector)_mm512_mask_mov_ps((__m512)F(splat)(-INFINITE), between, (__m512)x);
+}
+
+#define OWN_UPPER_HALVES
+INLINE words upper_halves(halves x)
+{
+    return (words)_mm512_cvtepu16_epi32((__m256i)x) << 16;
+}
+
+#define OWN_WIDEN_FLOAT16
+INLINE vector widen_float16(halves x)
+{
+    return (vector)_mm512_cvtph_ps((__m256i)x);
+}
+
+#define NARROWS
+INLINE halves narrow_float16(vector x)
+{
+    return (halves)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#else
+INLINE vector F(load_quads)(const REAL *const *from)
+{
+    __m512d x = _mm512_castpd128_pd512(_mm_loadu_pd(from[0]));
+    x = _mm512_insertf64x2(x, _mm_loadu_pd(from[1]), 1);
+    x = _mm512_insertf64x2(x, _mm_loadu_pd(from[2]), 2);
+    return (vector)_mm512_insertf64x2(x, _mm_loadu_pd(from[3]), 3);
+}
+
+INLINE integers F(spread_bytes)(bytes_16 x)
+{
+    return (integers)_mm512_cvtepi8_epi64((__m128i)x);
+}
+#endif
+
+#undef INTRINSIC
+#undef INTRINSIC_TYPE
+#undef FIRST
