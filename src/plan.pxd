@@ -11,7 +11,7 @@ from problem cimport (
 from rows cimport entry_query_length, set_storage, Storage
 from sizes cimport times
 from tiles.tiles cimport (
-    CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, cattn_blocking, cattn_kernels, cattn_table)
+    CATTN_BY_HALVES, CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, cattn_blocking, cattn_kernels, cattn_table)
 
 cdef enum:
     LARGEST_TASK = 16      # query tiles that share a block of keys
@@ -89,11 +89,11 @@ cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, 
     """Set what depends on the kernels: blocks, chunk, storage."""
     cdef const cattn_blocking *blocking = &strategy.kernels.blocking
     cdef Py_ssize_t block = blocking.most, bytes = depth * strategy.kernels.itemsize
-    if blocking.step > 0 and block * bytes > blocking.bytes:
-        block = max(blocking.least, blocking.bytes // bytes // blocking.step * blocking.step)
-    elif blocking.step == 0:
+    if blocking.step == CATTN_BY_HALVES:
         while block > blocking.least and block * bytes > blocking.bytes:
             block //= 2
+    elif block * bytes > blocking.bytes:
+        block = max(blocking.least, blocking.bytes // bytes // blocking.step * blocking.step)
     strategy.key_block = block
     strategy.chunk = min(blocking.most_chunk, max(blocking.least_chunk, blocking.chunk_blocks * block))
     strategy.query_in_place = in_place(&problem.query, strategy.kernels.type, problem.batch_ndim)

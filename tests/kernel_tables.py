@@ -78,7 +78,7 @@ class Kernels(ctypes.Structure):
         ("reads", ctypes.c_uint),
         *fields(integer, "rounds_weights scales_late"),
         ("interleaves", count_of),
-        *fields(count_of, "most least step bytes chunk_blocks least_chunk most_chunk"),
+        *fields(count_of, "most least bytes step chunk_blocks least_chunk most_chunk"),
         *FUNCTIONS.items(),
     ]
 

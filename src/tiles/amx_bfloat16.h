@@ -300,7 +300,7 @@ static void override_amx(cattn_table *table)
     many->scales_late = 1;
     many->interleaves = GROUP;
     /* Keys, values, scores and weights of a block stay in L2 beside the tiles of a task. */
-    many->blocking = (cattn_blocking){.most = 256, .least = GROUP, .bytes = 131072,
+    many->blocking = (cattn_blocking){.most = 256, .least = GROUP, .step = CATTN_BY_HALVES, .bytes = 131072,
                                       .chunk_blocks = 8, .least_chunk = 512, .most_chunk = PTRDIFF_MAX};
     many->load = amx_load;
     many->scores = amx_scores;

@@ -7,7 +7,7 @@ from tiles.portable cimport (
 from tiles.portable_few cimport few_exponentials, few_scores, few_store, few_values
 from tiles.portable_half cimport narrow, widen
 from tiles.tiles cimport (
-    CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_blocking, cattn_kernels,
+    CATTN_BY_HALVES, CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_kernels,
     cattn_key_block, cattn_row_tile, cattn_softmax, cattn_table, cattn_total)
 
 
@@ -137,14 +137,26 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     many.run = PORTABLE_RUN
     # A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile. Merging chunks takes as
     # long as 5 keys or so.
-    many.blocking = cattn_blocking(2 * PORTABLE_RUN, PORTABLE_RUN // 4, 0, 25600, 5, 100, PY_SSIZE_T_MAX)
+    many.blocking.most = 2 * PORTABLE_RUN
+    many.blocking.least = PORTABLE_RUN // 4
+    many.blocking.step = CATTN_BY_HALVES
+    many.blocking.bytes = 25600
+    many.blocking.chunk_blocks = 5
+    many.blocking.least_chunk = 100
+    many.blocking.most_chunk = PY_SSIZE_T_MAX
 
     few.layout = CATTN_FEW
     few.lanes = few.half = CATTN_FEW_ROWS
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
     # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values'
     # bytes.
-    few.blocking = cattn_blocking(CATTN_MAX_KEYS, 64, 64, 262144, 8, 64, 2048)
+    few.blocking.most = CATTN_MAX_KEYS
+    few.blocking.least = 64
+    few.blocking.step = 64
+    few.blocking.bytes = 262144
+    few.blocking.chunk_blocks = 8
+    few.blocking.least_chunk = 64
+    few.blocking.most_chunk = 2048
 
     many.itemsize = few.itemsize = sizeof(real)
     many.type = few.type = CATTN_FLOAT32 if real is float else CATTN_FLOAT64

@@ -146,13 +146,17 @@ static inline void cattn_prefetch_next(cattn_prefetch *prefetch)
 /* One step for a tile of rows and a block of keys: it writes `array`, which is one of the tile's arrays. */
 typedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block);
 
-/* Keys of a block: `most` of them, or fewer so that they take `bytes`: by steps, or by halves where `step` is 0; at
- * least `least`. A chunk, whose softmax is joined with that of the chunks before, has `chunk_blocks` blocks, within
- * its bounds. */
+/* How many keys a block and a chunk have. */
 typedef struct {
-    ptrdiff_t most, least, step, bytes;
-    ptrdiff_t chunk_blocks, least_chunk, most_chunk;
+    ptrdiff_t most, least;               /* keys of a block */
+    ptrdiff_t bytes;                     /* a block has fewer than the most if they would take more bytes than these: */
+    ptrdiff_t step;                      /* a multiple of so many, or CATTN_BY_HALVES */
+    ptrdiff_t chunk_blocks;              /* blocks of a chunk, whose softmax is merged with that of the chunks before */
+    ptrdiff_t least_chunk, most_chunk;   /* its keys */
 } cattn_blocking;
+
+/* As a step: the most, half of it, a quarter, ... */
+enum { CATTN_BY_HALVES = 0 };
 
 typedef struct {
     int layout;           /* of the tiles: CATTN_MANY or CATTN_FEW */

@@ -15,6 +15,7 @@ cdef extern from "tiles/tiles.h" nogil:
         CATTN_MANY
         CATTN_FEW
         CATTN_LAYOUTS
+        CATTN_BY_HALVES
     double CATTN_LOG2E
 
     const void *CATTN_ALIGNED(const void *pointer)
