@@ -22,7 +22,11 @@ cdef inline cattn_type storage_type(cnp.ndarray array) except *:
         return CATTN_FLOAT16
     if number == cnp.NPY_BOOL:
         return CATTN_BOOL
-    return CATTN_INT64 if array.dtype.kind == "i" else CATTN_BFLOAT16
+    if cnp.PyTypeNum_ISUSERDEF(number):
+        return CATTN_BFLOAT16
+    if array.dtype.kind == "i":
+        return CATTN_INT64
+    raise TypeError(f"expected an array of floats, booleans or integers, got one of {array.dtype}")
 
 
 cdef inline int set_array(cattn_array *array, object given, int batch_ndim, int own_ndim) except -1:

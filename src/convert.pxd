@@ -6,7 +6,8 @@ from libc.math cimport isfinite
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from problem cimport CATTN_BOOL, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, cattn_array, cattn_type
+from problem cimport (
+    CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, cattn_array, cattn_type)
 from tiles.tiles cimport CATTN_MANY, cattn_table
 
 cdef enum:
@@ -14,12 +15,19 @@ cdef enum:
     MOST_INTERLEAVED = 32   # rows: a row of an AMX tile of bfloat16
 
 
+cdef inline bint is_half_type(int type) noexcept nogil:
+    return type == CATTN_FLOAT16 or type == CATTN_BFLOAT16
+
+
 cdef inline Py_ssize_t item_size(cattn_type type) noexcept nogil:
-    if type == CATTN_FLOAT64 or type == CATTN_INT64:
-        return 8
+    """Return the bytes of an element: 0, of which nothing is read, for a type that is not known here."""
     if type == CATTN_FLOAT32:
         return 4
-    return 1 if type == CATTN_BOOL else 2
+    if type == CATTN_FLOAT64 or type == CATTN_INT64:
+        return 8
+    if is_half_type(type):
+        return 2
+    return 1 if type == CATTN_BOOL else 0
 
 
 cdef inline bint is_multiple(Py_ssize_t number, Py_ssize_t power_of_two) noexcept nogil:
@@ -45,7 +53,8 @@ cdef inline float to_float(double value) noexcept nogil:
 
 cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,
                          const cattn_table *table) noexcept nogil:
-    """Contiguous, aligned elements of one type into those of another; half types go through float."""
+    """Convert contiguous, aligned elements of one floating type to another. Half types go through float. Doubles never
+    become halves, and an unknown type becomes nothing."""
     cdef float[PIECE] middle
     cdef Py_ssize_t i, number, start, size
     if to_type == type:
@@ -55,11 +64,11 @@ cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn
     elif to_type == CATTN_FLOAT64 and type == CATTN_FLOAT32:
         for i in range(count):
             (<double *>to)[i] = (<const float *>source)[i]
-    elif to_type == CATTN_FLOAT32:
+    elif to_type == CATTN_FLOAT32 and is_half_type(type):
         table.widen(to, source, type, count)
-    elif type == CATTN_FLOAT32:
+    elif type == CATTN_FLOAT32 and is_half_type(to_type):
         table.narrow(to, source, to_type, count)
-    else:
+    elif is_half_type(type):
         for number in range((count + PIECE - 1) // PIECE):
             start = number * PIECE
             size = min(<Py_ssize_t>PIECE, count - start)

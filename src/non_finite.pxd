@@ -6,7 +6,7 @@ from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from convert cimport item_size
+from convert cimport is_half_type, item_size
 from problem cimport CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, cattn_type
 from tiles.tiles cimport CATTN_FEW, CATTN_MAX_KEYS, CATTN_MAX_LANES, cattn_kernels, cattn_key_block, cattn_row_tile
 
@@ -14,14 +14,17 @@ from tiles.tiles cimport CATTN_FEW, CATTN_MAX_KEYS, CATTN_MAX_LANES, cattn_kerne
 cdef inline double non_finite(const char *item, cattn_type type) noexcept nogil:
     """An infinity or NaN as it is; 0 for a finite number."""
     cdef uint16_t bits, exponent
-    cdef double value
-    if item_size(type) == 2:
+    cdef double value = 0
+    if is_half_type(type):
         bits = (<const uint16_t *>item)[0]
         exponent = 0x7c00 if type == CATTN_FLOAT16 else 0x7f80
         if bits & exponent != exponent:
             return 0
         return NAN if bits & (0x7fff - exponent) else -INFINITY if bits & 0x8000 else INFINITY
-    value = (<const float *>item)[0] if type == CATTN_FLOAT32 else (<const double *>item)[0]
+    if type == CATTN_FLOAT32:
+        value = (<const float *>item)[0]
+    elif type == CATTN_FLOAT64:
+        value = (<const double *>item)[0]
     return 0 if value - value == 0 else value
 
 
@@ -42,7 +45,7 @@ cdef inline bint are_finite(const void *items, Py_ssize_t count, cattn_type type
     elif type == CATTN_FLOAT32:
         for i in range(count):
             found |= (<const uint32_t *>items)[i] & float_exponent == float_exponent
-    else:
+    elif is_half_type(type):
         for i in range(count):
             found |= (<const uint16_t *>items)[i] & half_exponent == half_exponent
     return not found
