@@ -58,7 +58,7 @@ cdef inline bint is_zero(const char *item, const cattn_kernels *kernels) noexcep
 cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
                                  Py_ssize_t c) noexcept nogil:
     cdef Py_ssize_t item = item_size(block.type), group = kernels.interleaves
-    return block.rows + (j - j % group) * block.stride + (c * group + j % group) * item
+    return block.data + (j - j % group) * block.stride + (c * group + j % group) * item
 
 
 cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *tile, void *output, Py_ssize_t row,
@@ -74,7 +74,7 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
     cdef Py_ssize_t together = kernels.interleaves, i
     for i in range((block.count + together - 1) // together):
-        if not are_finite(block.rows + i * together * block.stride, together * block.size, block.type):
+        if not are_finite(block.data + i * together * block.stride, together * block.size, block.type):
             return False
     # A sum that is not finite stays so by itself where its scale is not 0.
     for i in range(0 if tile.is_new else tile.rows):
@@ -111,7 +111,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
                 if tile.attended[row * tile.pitch + j if few else j * tile.lanes + row]:
                     rest[row] += value
     memset(column + block.count * item, 0, (kernels.interleaves - 1) * item)   # the rest of the last group
-    finite.rows = column
+    finite.data = column
     finite.stride = item
     finite.size = 1
     finite.prefetch = NULL

@@ -115,7 +115,7 @@ cdef inline cattn_prefetch *look_ahead(Prefetch *prefetch, const Tile *tile, Py_
         return NULL
     for row in range(tile.arrays.rows):
         prefetch.row[row] = tile_row(beside, tile, row)
-    prefetch.ahead.rows = prefetch.row
+    prefetch.ahead.starts = prefetch.row
     prefetch.ahead.offset = low * beside.array.column
     prefetch.ahead.bytes = (high - low) * beside.array.column
     prefetch.ahead.next = 0

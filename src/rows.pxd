@@ -77,11 +77,11 @@ cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Stor
     block.type = storage.type
     block.prefetch = NULL
     if storage.gather == NULL:
-        block.rows = first
+        block.data = first
         block.stride = rows.array.row
     else:
         storage.gather(room, storage.type, rows.array, first, block.count, block.size, table)
-        block.rows = room
+        block.data = room
         block.stride = block.size * item_size(storage.type)   # of pairs, what one key takes
 
 

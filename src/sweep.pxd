@@ -159,7 +159,7 @@ cdef inline void take_rows(cattn_key_block *rows, const cattn_key_block *block, 
                            cattn_prefetch *ahead) noexcept nogil:
     """Take rows first, first + 1, ... of a block of keys or values."""
     rows[0] = block[0]
-    rows.rows += first * block.stride
+    rows.data += first * block.stride
     rows.count = count
     rows.prefetch = ahead
 

@@ -5,7 +5,7 @@ tables that run here. Each is computed three times: in ordinary memory, with eve
 with its end, and with its beginning. All three must have the same bits. What lies between the elements of an array,
 and around it, is full of bytes that must stay. Memory is new and full of other bytes each time.
 
-Arguments lie in a `Fence` of kernel_tables.py. NumPy's arrays, and what the module asks malloc for, are placed by
+Arguments lie in a `Fence` of kernel_memory.py. NumPy's arrays, and what the module asks malloc for, are placed by
 guard_pages.c, which needs Linux and a C compiler. Without these, arguments alone are guarded. Workspaces of up to
 16 KiB are on the stack. After `CFLAGS=-D__builtin_alloca=malloc pip install -e .` they are guarded as well.
 
@@ -30,7 +30,7 @@ from pathlib import Path
 import cases
 import numpy as np
 from helpers import HERE, environment
-from kernel_tables import Fence
+from kernel_memory import Fence
 from registry import FUNCTIONS, OUTPUTS, Function, arrays_of, fingerprint, with_arrays
 
 import cattn
@@ -125,12 +125,12 @@ class Arguments:
                 new[...] = x
             arrays[place] = new
         for fence in (self.whole, self.rows):
-            fence.keep(len(fence.used))
+            fence.freeze(len(fence.used))
         return with_arrays(arguments, arrays)
 
     def _whole(self, x, strides, at_end):
         first, bytes = extent(x, strides)
-        room = self.whole.room(len(self.whole.used), [bytes], np.uint8, at_end)
+        room = self.whole.allocate(len(self.whole.used), [bytes], np.uint8, at_end)
         return np.ndarray(x.shape, x.dtype, room, first, strides)
 
     def _apart(self, x, at_end):
@@ -140,7 +140,7 @@ class Arguments:
         slot, rows, bytes = len(self.rows.used), x.size // x.shape[-1], x.shape[-1] * x.itemsize
         if slot + rows > ROWS or bytes > ROW_BYTES:
             return None
-        first, *_ = [self.rows.room(slot + n, [bytes], np.uint8, at_end) for n in range(rows)]
+        first, *_ = [self.rows.allocate(slot + n, [bytes], np.uint8, at_end) for n in range(rows)]
         steps = np.cumprod((1, *x.shape[-2:0:-1]))[::-1]
         strides = *(int(step) * self.rows.pitch for step in steps), x.itemsize
         return np.ndarray(x.shape, x.dtype, self.rows.bytes, first.ctypes.data - self.rows.address, strides)
@@ -150,7 +150,7 @@ class Arguments:
         for x in self.results:
             clear(x)
         for fence in (self.whole, self.rows):
-            fence.settle()
+            fence.check()
 
 
 def clear(x):

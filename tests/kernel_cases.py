@@ -10,6 +10,7 @@ import math
 import zlib
 
 import numpy as np
+from kernel_memory import PLACEMENTS, Memory, pointers
 from kernel_tables import (
     ALIGNMENT,
     BFLOAT16,
@@ -19,12 +20,9 @@ from kernel_tables import (
     FLOAT64,
     MANY,
     MAX_LANES,
-    PLACEMENTS,
     TYPES,
-    Memory,
     ScoreMod,
     own_types,
-    pointers,
     table_of,
 )
 
@@ -58,7 +56,7 @@ class Case:
 
     @property
     def pairs(self):
-        """Whether queries, keys, weights and values meet as pairs of bfloat16."""
+        """Return whether queries, keys, weights and values meet as pairs of bfloat16."""
         return bool(self.kernels.rounds_weights)
 
     def scales_late(self, scale):
@@ -100,24 +98,24 @@ MODIFIERS = ["softcap", "bias", "alibi", "mask", "interval"]
 
 
 def edges(most, *units):
-    """Numbers up to `most` around all multiples of the units that matter, small ones, primes and round ones."""
+    """Return numbers up to `most`: small ones, primes, round ones, and those around multiples of the units."""
     around = {i * unit + step for unit in units for i in (1, 2, 4) for step in (-1, 0, 1)}
     numbers = {*range(1, 10), 11, 13, 23, 37, 48, 64, 80, 97, 128, 257, most - 1, most} | around
     return sorted(number for number in numbers if 0 < number <= most)
 
 
-def sets(function, isa):
-    """The sets of kernels that have a function: (type, few)."""
+def kernel_sets(function, isa):
+    """Return the sets of kernels that have a function, as pairs (type, few)."""
     every = list(itertools.product(own_types(isa), [False, True]))
     interleaves = [(own, few) for own, few in every if table_of(isa).kernels[own][FEW if few else MANY].interleaves > 1]
     return interleaves if function == "interleave" else every
 
 
 def cases(function, isa, rounds):
-    """Every awkward number of rows, of keys and of columns, each beside others."""
+    """Yield every awkward number of rows, of keys and of columns, each with some number of the others."""
     random = np.random.default_rng(zlib.crc32(f"{function} {isa}".encode()))
     number = itertools.count()
-    for _, (own, few) in itertools.product(range(rounds), sets(function, isa)):
+    for _, (own, few) in itertools.product(range(rounds), kernel_sets(function, isa)):
         kernels = table_of(isa).kernels[own][FEW if few else MANY]
         width = ALIGNMENT // TYPES[own].itemsize
         axes = {
@@ -167,34 +165,35 @@ def tiny(real):
 
 
 def chain(case, n):
-    """Roundings on the longest way through the sum of n terms: chains have 20 of them, or 16 where their number grows
-    with n, and few sums are joined behind them. Chains of pairs have the 80 keys of a block."""
+    """Return the roundings on the longest way through the sum of n terms. Chains have 20 terms, or 16 if their number
+    grows with n, and few sums are joined behind them. Chains of pairs have the 80 keys of a block."""
     return (84 if case.pairs else 24) + n / 16
 
 
 def sum_tolerance(case, n, sizes):
-    """For a sum of n products whose sizes add up to `sizes`; and for the expected one."""
+    """Return the tolerance of a sum of n products whose sizes add up to `sizes`, and of the expected sum."""
     return (chain(case, n) * unit(case.real) + n * np.finfo(wide(case.real)).eps) * sizes + tiny(case.real)
 
 
 def exponential_tolerance(real, x, power):
-    """For power = exp(x). What rounding takes from the difference that x is, from its product with log2(e), and from
-    that number adds up to 3 u · |x|. On top come the polynomial and its steps, which are off by 4 eps at most, and
-    what is below the smallest normal number."""
+    """Return the tolerance of power = exp(x). What rounding takes from the difference that x is, from its product with
+    log2(e), and from that number adds up to 3 u · |x|. On top come the polynomial and its steps, which are off by 4 eps
+    at most, and what is below the smallest normal number."""
     with np.errstate(invalid="ignore"):
         return np.where(power == 0, 0, (4 * np.abs(x) + 8) * unit(real) * power) + tiny(real)
 
 
 def rounded(number, tolerance):
-    """What a number so close to a positive one is in bfloat16, and how far from that it may be. What is below the
-    smallest normal number may become 0."""
+    """Return what a number so close to a positive one is in bfloat16, and how far from that it may be. What is below
+    the smallest normal number may become 0."""
     least, most = (
         np.maximum(x, 0).astype(TYPES[BFLOAT16]).astype(np.float64) for x in (number - tolerance, number + tolerance)
     )
     return (least + most) / 2, (most - least) / 2
 
 
-def close(what, got, expected, tolerance):
+def assert_close(what, got, expected, tolerance):
+    """Assert that each number is as close to the expected one as its tolerance says."""
     got, expected, tolerance = np.broadcast_arrays(got, expected, tolerance)
     with np.errstate(invalid="ignore"):
         good = (got == expected) | (np.isnan(got) & np.isnan(expected)) | (np.abs(got - expected) <= tolerance)
@@ -205,8 +204,8 @@ def close(what, got, expected, tolerance):
         )
 
 
-def same(what, got, expected):
-    """Bit for bit, but for what kind of NaN a NaN is."""
+def assert_same(what, got, expected):
+    """Assert that two arrays are equal bit for bit, but for what kind of NaN a NaN is."""
     got, expected = np.ascontiguousarray(got), np.ascontiguousarray(expected)
     assert got.dtype == expected.dtype and got.shape == expected.shape
     bits = f"u{got.itemsize}"
@@ -217,7 +216,7 @@ def same(what, got, expected):
 
 
 def products(x, y, real):
-    """x @ y, the rows of x and y's columns, and Σ |terms|; what is not finite in y, row by row."""
+    """Return x @ y and Σ |terms|. Columns of y that are not finite are multiplied row by row."""
     x, y = x.astype(wide(real)), y.astype(wide(real))
     finite = np.isfinite(y).all(axis=0)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -229,7 +228,7 @@ def products(x, y, real):
 
 
 def stored(random, shape, case):
-    """Random rows of keys or values: as they are stored, and the numbers that they are."""
+    """Return random rows of keys or values: as they are stored, and the numbers that they are."""
     numbers = random.standard_normal(shape)
     if case.placement == "repeated":
         numbers[:] = numbers[0]
@@ -260,7 +259,7 @@ class Modifiers:
         self.stop = np.where(random.random(case.rows) < 0.1, 2**40, random.integers(-2, case.count + 3, case.rows))
 
     def of(self, rows, extra):
-        """Those of some rows, with so many masked keys behind the last one."""
+        """Return the modifiers of some rows, with so many masked keys behind the last one."""
         other = copy.copy(self)
         for name in ["bias", "mask", "slope", "distance", "start", "stop"]:
             setattr(other, name, getattr(self, name)[rows])
@@ -276,7 +275,7 @@ class Modifiers:
         return other
 
     def pass_to(self, tile, memory):
-        """As the tile's kernels want them."""
+        """Point the tile to them."""
         if not self.kinds:
             tile.struct.score_mod = None
             return
@@ -287,7 +286,7 @@ class Modifiers:
             mod.adds |= name in self.kinds
         for name in {"bias", "mask"} & self.kinds:
             fence = getattr(memory, name)
-            rows = [fence.put(slot, row, self.case.at_end) for slot, row in enumerate(getattr(self, name))]
+            rows = [fence.place(slot, row, self.case.at_end) for slot, row in enumerate(getattr(self, name))]
             setattr(mod, name, pointers(rows))
         if "alibi" in self.kinds:
             mod.slope[:], mod.distance[:] = self.slope.tolist() + none, self.distance.tolist() + none
@@ -297,8 +296,8 @@ class Modifiers:
         tile.struct.score_mod = ctypes.addressof(mod)
 
     def expect(self, scores, tolerance):
-        """What becomes of scores, whether each is masked, and the tolerance. Each step rounds once or twice; the
-        quotient of the softcap, and the exponential in it, a few times more."""
+        """Return what becomes of scores, whether each is masked, and the tolerance. Each step rounds once or twice. The
+        quotient of the softcap, and the exponential in it, round a few times more."""
         kinds, real = self.kinds, self.case.real
         key = np.arange(self.case.count)
         masked = np.zeros(scores.shape, bool)

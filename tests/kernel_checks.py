@@ -1,5 +1,5 @@
-"""Each function of a kernel table against the formula of src/tiles/tiles.h, computed in a wider type; what is exact by
-its nature (loads, marks, conversions, stores) is compared exactly.
+"""Compares each function of a kernel table with the formula of src/tiles/tiles.h, computed in a wider type. What is
+exact by its nature (loads, marks, conversions, stores) is compared exactly.
 
 test_kernels.py runs this file in a process of its own. By hand: `python tests/kernel_checks.py avx2 1 values merge`."""
 
@@ -14,49 +14,51 @@ import zlib
 import numpy as np
 from kernel_cases import (
     Modifiers,
+    assert_close,
+    assert_same,
     cases,
-    close,
     exponential_tolerance,
+    kernel_sets,
     products,
     rounded,
-    same,
-    sets,
     stored,
     sum_tolerance,
     tiny,
     unit,
     wide,
 )
-from kernel_tables import (
-    ALIGNMENT,
-    BFLOAT16,
-    FLOAT16,
+from kernel_memory import (
     PLACEMENTS,
-    TYPES,
-    KeyBlock,
     Memory,
-    Softmax,
     Tile,
     address,
     pack,
     round_up,
-    table_of,
     unpack,
+)
+from kernel_tables import (
+    ALIGNMENT,
+    BFLOAT16,
+    FLOAT16,
+    TYPES,
+    KeyBlock,
+    Softmax,
+    table_of,
 )
 
 
 def check_modified(what, got, raw, modifiers, tolerance):
-    """Scores, of which those that are masked may be NaN where that comes of a NaN or +infinity."""
+    """Check scores. A masked one may be NaN if it was NaN or +infinity before. Return which are masked."""
     expected, masked, tolerance = modifiers.expect(raw, tolerance)
     capped = "softcap" in modifiers.kinds
     wild = np.isnan(raw) | ((raw == np.inf) & (not capped))
     expected = np.where(masked, np.where(wild & np.isnan(got), np.nan, -np.inf), expected)
-    close(what, got, expected, tolerance)
+    assert_close(what, got, expected, tolerance)
     return masked
 
 
 def largest(scores):
-    """Of each row; a NaN not counted."""
+    """Return the largest score of each row, where a NaN does not count."""
     return np.fmax.reduce(scores, axis=1, initial=-np.inf)
 
 
@@ -68,27 +70,27 @@ def check_load(case, memory, random):
         rows[random.random(rows.shape) < 0.1] = np.nan
         rows[random.random(rows.shape) < 0.1] = -0.0
     tile.struct.scale = float(random.choice([1, 0.125, 1 / 3, -2.5]))
-    tile.load([memory.source.put(slot, row, case.at_end) for slot, row in enumerate(rows)])
+    tile.load([memory.source.place(slot, row, case.at_end) for slot, row in enumerate(rows)])
     if case.pairs:  # `scores` applies the scale
-        same("queries", unpack(tile.queries), unpack(pack(rows, tile.queries.shape[1])))
+        assert_same("queries", unpack(tile.queries), unpack(pack(rows, tile.queries.shape[1])))
     else:
-        same("queries", tile.queries, case.real.type(tile.struct.scale) * rows)
+        assert_same("queries", tile.queries, case.real.type(tile.struct.scale) * rows)
 
 
 def check_reset(case, memory, random):
     tile = Tile(memory, case)
     sinks = random.choice([-np.inf, -3.7, 0, 1e-3, 88.0, 1e300, -1e300], case.rows)
     given = random.random() < 0.7
-    tile.reset(memory.source.put(0, sinks, case.at_end) if given else None)
+    tile.reset(memory.source.place(0, sinks, case.at_end) if given else None)
     has_sink = given & (sinks != -np.inf)
     bound = np.finfo(case.real).max
-    same("row_max", tile.row_max, np.where(has_sink, np.clip(sinks, -bound, bound), -np.inf).astype(case.real))
-    same("row_sum", tile.row_sum, has_sink.astype(case.real))
-    same("lse_sum", tile.lse_sum, has_sink.astype(case.real))
+    assert_same("row_max", tile.row_max, np.where(has_sink, np.clip(sinks, -bound, bound), -np.inf).astype(case.real))
+    assert_same("row_sum", tile.row_sum, has_sink.astype(case.real))
+    assert_same("lse_sum", tile.lse_sum, has_sink.astype(case.real))
 
 
 def compute_scores(tile, case, memory, random):
-    """Of random queries and keys, unmodified: what is expected and how exactly, and the block."""
+    """Place random queries and keys. Return their scores, how exact they must be, and the block of keys."""
     queries = random.standard_normal((case.rows, case.size)).astype(TYPES[case.own])
     tile.queries[...] = pack(queries, tile.queries.shape[1]) if case.pairs else queries
     tile.struct.scale = scale = float(random.choice([1, 0.125, 1 / 3, -2.5]))
@@ -107,11 +109,11 @@ def check_scores(case, memory, random):
     modifiers.pass_to(tile, memory)
     tile.step("scores", block)
     check_modified("scores", tile.scores, raw, modifiers, tolerance)
-    same("block_max", tile.block_max, late_scale(case, tile) * largest(tile.scores))
+    assert_same("block_max", tile.block_max, late_scale(case, tile) * largest(tile.scores))
 
 
 def late_scale(case, tile):
-    """The scale that scores come without."""
+    """Return the scale that scores come without."""
     return case.real.type(tile.struct.scale if case.scales_late(tile.struct.scale) else 1)
 
 
@@ -123,13 +125,13 @@ def check_mark_attended(case, memory, random):
     scores = tile.scores.copy()
     masked = check_modified("scores", scores, raw, modifiers, tolerance)
     every = tile.step("mark_attended", block)
-    same("scores", tile.scores, np.where(masked, case.real.type(-np.inf), scores))
-    same("attended", tile.attended, (~masked & (scores != -np.inf)).astype(np.uint8))
+    assert_same("scores", tile.scores, np.where(masked, case.real.type(-np.inf), scores))
+    assert_same("attended", tile.attended, (~masked & (scores != -np.inf)).astype(np.uint8))
     assert bool(every) == tile.attended.all(), f"answers {every}"
 
 
-def sums(random, case, empty):
-    """Sums of weights, as they meet the values and as they were, of rows of which some have seen no key."""
+def random_sums(random, case, empty):
+    """Return sums of weights, rounded and not, of rows of which some have seen no key."""
     row_sum = np.where(empty, 0, random.uniform(1, 9, case.rows)).astype(case.real)
     lse_sum = row_sum * random.uniform(0.9, 1.1, case.rows).astype(case.real) if case.pairs else row_sum
     return row_sum, lse_sum
@@ -145,7 +147,7 @@ def check_exponentials(case, memory, random):
     if case.special:
         scores[random.random(scores.shape) < 0.05] = np.nan
         scores[random.random(scores.shape) < 0.02] = np.inf
-    row_sum, lse_sum = sums(random, case, row_max == -np.inf)
+    row_sum, lse_sum = random_sums(random, case, row_max == -np.inf)
     tile.scores[...], tile.block_max[...] = scores, largest(scores)
     case = dataclasses.replace(case, modifiers=())
     tile.struct.scale = float(random.choice([-1, 0.125, 1 / 3, 2.5]))
@@ -158,7 +160,7 @@ def check_exponentials(case, memory, random):
     tile.row_max[...], tile.row_sum[...], tile.lse_sum[...] = row_max, row_sum, lse_sum
     tile.step("exponentials", KeyBlock(count=case.count))
     new = np.fmax(row_max, block_max)
-    same("row_max", tile.row_max, new)
+    assert_same("row_max", tile.row_max, new)
     reference = np.where(new == -np.inf, 0, new).astype(wide(real))
     with np.errstate(invalid="ignore", under="ignore"):
         (row_scale, scale_tolerance), (power, tolerance) = (
@@ -167,20 +169,20 @@ def check_exponentials(case, memory, random):
         )
         if late:  # where there is no FMA, the product with the scale is rounded, too
             tolerance = tolerance + np.where(power == 0, 0, unit(real) * np.abs(scores) * power)
-        close("row_scale", tile.row_scale, row_scale, scale_tolerance)
+        assert_close("row_scale", tile.row_scale, row_scale, scale_tolerance)
         weights, rest = np.split(tile.weights.astype(wide(real)), [case.count], axis=1)
-        close("weights", weights, *(rounded(power, tolerance) if case.pairs else (power, tolerance)))
-        close("behind the last weight", rest, 0, 0)
+        assert_close("weights", weights, *(rounded(power, tolerance) if case.pairs else (power, tolerance)))
+        assert_close("behind the last weight", rest, 0, 0)
         scale = tile.row_scale.astype(wide(real))
         total = scale * row_sum + weights.sum(axis=1)
-        close("row_sum", tile.row_sum, total, sum_tolerance(case, case.count, np.abs(total)))
+        assert_close("row_sum", tile.row_sum, total, sum_tolerance(case, case.count, np.abs(total)))
         total = scale * lse_sum + power.sum(axis=1)
         tolerance = tolerance.sum(axis=1) + sum_tolerance(case, case.count, np.abs(total))
-        close("lse_sum", tile.lse_sum, total, tolerance)
+        assert_close("lse_sum", tile.lse_sum, total, tolerance)
 
 
-def weigh(tile, case, memory, random):
-    """Random weights and values: the block, and the values' numbers."""
+def random_values(tile, case, memory, random):
+    """Place random weights and values. Return the block of values, the weights and the values' numbers."""
     values, numbers = stored(random, (case.count, case.size), case)
     shape = case.rows, case.count
     weights = (random.uniform(0, 1, shape) * (random.random(shape) < 0.8)).astype(TYPES[case.own])
@@ -205,12 +207,12 @@ def value_block(memory, case, values):
 
 
 def interleaved(rows, group):
-    """The rows of a group of keys as one, column by column."""
+    """Return the rows with those of each group of keys as one, column by column."""
     return rows.reshape(-1, group, rows.shape[1]).swapaxes(1, 2).reshape(len(rows) // group, -1)
 
 
-def roomy(memory, case, random):
-    """A tile whose output may have columns beside those of the call, and whose pitch may be larger than it must be."""
+def tile_with_gaps(memory, case, random):
+    """Return a tile whose output may have columns beside those of the call, and a pitch that is larger than needed."""
     beside = case.few and random.random() < 0.5
     pitch = round_up(case.count, 64) + 64 * int(random.integers(3))
     start, beyond = (ALIGNMENT // case.real.itemsize, int(random.integers(1, 9))) if beside else (0, 0)
@@ -219,29 +221,29 @@ def roomy(memory, case, random):
 
 def check_values(case, memory, random):
     case = dataclasses.replace(case, special=False)
-    tile = roomy(memory, case, random)
-    block, weights, numbers = weigh(tile, case, memory, random)
+    tile = tile_with_gaps(memory, case, random)
+    block, weights, numbers = random_values(tile, case, memory, random)
     expected, sizes = products(weights, numbers, case.real)
     if not tile.struct.is_new:
         before = tile.row_scale.astype(wide(case.real))[:, None] * tile.output
         expected, sizes = expected + before, sizes + np.abs(before)
     start = tile.output.copy()
     tile.step("values", block)
-    close("output", tile.output, expected, sum_tolerance(case, case.count, sizes))
+    assert_close("output", tile.output, expected, sum_tolerance(case, case.count, sizes))
     together, column = tile.output.copy(), int(random.integers(case.size))
     tile.output[...] = start
     block.rows += column * TYPES[case.type].itemsize * case.kernels.interleaves
     block.size = 1
     tile.step("values", block, first=column if case.few else column * case.kernels.lanes)
-    same("output", tile.output[:, column], together[:, column])
+    assert_same("output", tile.output[:, column], together[:, column])
 
 
-def part(random, case):
-    """A softmax of random keys, some rows of which have seen none."""
+def random_softmax(random, case):
+    """Return a softmax of random keys, some rows of which have seen none."""
     empty = random.random(case.rows) < 0.2
     row_max = np.where(empty, -np.inf, 4 * random.standard_normal(case.rows)).astype(case.real)
     row_max[random.random(case.rows) < 0.1] -= 2000  # whose share is 0
-    row_sum, lse_sum = sums(random, case, empty)
+    row_sum, lse_sum = random_sums(random, case, empty)
     output = np.where(empty[:, None], 0, random.standard_normal((case.rows, case.size))).astype(case.real)
     if case.special:
         some = ~empty[:, None] & (random.random(output.shape) < 0.1)
@@ -249,8 +251,8 @@ def part(random, case):
     return row_max, row_sum, lse_sum, output
 
 
-def set_part(tile, memory, row_max, row_sum, lse_sum, output):
-    """What joins the total. Of few rows it lies anywhere."""
+def place_softmax(tile, memory, row_max, row_sum, lse_sum, output):
+    """Place what joins the total. With few rows it may lie anywhere."""
     if not tile.few:
         tile.row_max[...], tile.row_sum[...], tile.lse_sum[...], tile.output[...] = row_max, row_sum, lse_sum, output
         return
@@ -258,55 +260,81 @@ def set_part(tile, memory, row_max, row_sum, lse_sum, output):
     apart = np.full((len(output) - 1) * pitch + output.shape[1], np.nan, output.dtype)
     np.ndarray(output.shape, output.dtype, apart, strides=(pitch * output.itemsize, output.itemsize))[...] = output
     rows = [
-        memory.source.put(0, row_max, at_end),
-        memory.source.put(1, row_sum, at_end),
-        memory.source.put(2, lse_sum, at_end),
-        memory.span.put(0, apart, at_end),
+        memory.source.place(0, row_max, at_end),
+        memory.source.place(1, row_sum, at_end),
+        memory.source.place(2, lse_sum, at_end),
+        memory.span.place(0, apart, at_end),
     ]
     tile.struct.softmax = Softmax(*map(address, rows))
 
 
-def check_merge(case, memory, random):
-    tile, real = roomy(memory, case, random), case.real
-    total, other = part(random, case), part(random, case)
-    carries = [
-        (unit(real) * random.standard_normal(x.shape) * np.where(np.isfinite(x), x, 0)).astype(real) for x in total[1:]
+def random_carries(case, total, random):
+    """Return what rounding may have taken from the sums and the output of a total."""
+    row_sum, lse_sum, output = [
+        (unit(case.real) * random.standard_normal(x.shape) * np.where(np.isfinite(x), x, 0)).astype(case.real)
+        for x in total[1:]
     ]
-    carries[1] = carries[1 if case.pairs else 0]
+    return row_sum, lse_sum if case.pairs else row_sum, output
+
+
+def set_total(tile, total, carries=(0, 0, 0)):
     tile.total_max[...], tile.total_sum[...], tile.total_lse_sum[...], tile.total_output[...] = total
     tile.row_sum_carry[...], tile.lse_sum_carry[...], tile.output_carry[...] = carries
-    set_part(tile, memory, *other)
+
+
+def scaled(exponent, terms, real):
+    """Return exp(exponent) · terms. What is not finite stays, even if the power is 0 in the kernel's type."""
+    power = np.exp(exponent)
+    return np.where((power < tiny(real)) & ~np.isfinite(terms), terms, power * terms)
+
+
+def sum_of_merged(exponents, total, carry, part, real):
+    """Return the sum of a total, its carry and a part, each scaled by the power of its exponent, and the tolerance."""
+    if total.ndim == 2:
+        exponents = [exponent[:, None] for exponent in exponents]
+    expected = scaled(exponents[0], total, real) + scaled(exponents[1], part, real)
+    expected = expected + np.where(np.isfinite(total), np.exp(exponents[0]) * carry, 0)
+    tolerance = tiny(real)
+    for exponent, terms in zip(exponents, (total, part), strict=True):
+        finite = np.where(np.isinf(exponent), 0, exponent)
+        error = exponential_tolerance(real, finite, np.exp(finite))
+        tolerance = tolerance + np.where(np.isfinite(terms), np.abs(terms) * error, 0)
+    return expected, tolerance
+
+
+def check_merged(what, got, carry, expected, tolerance, selecting):
+    """Check a sum and its carry. Unless selecting, an infinity may have become a NaN."""
+    if not selecting:
+        wild = ~np.isfinite(expected)
+        assert not np.isfinite(got[wild]).any(), f"{what}: an infinity or NaN was lost"
+        expected = np.where(wild, got, expected)
+    finite, real = np.isfinite(got), got.dtype
+    assert_close(what, np.where(finite, got + carry.astype(wide(real)), got), expected, tolerance)
+    size = np.abs(np.where(finite, got, 0))
+    assert_close(f"{what}'s carry", np.where(finite, carry, 0), 0, 2 * unit(real) * size)
+
+
+def check_merge(case, memory, random):
+    tile = tile_with_gaps(memory, case, random)
+    total, part = random_softmax(random, case), random_softmax(random, case)
+    carries = random_carries(case, total, random)
+    set_total(tile, total, carries)
+    place_softmax(tile, memory, *part)
     selecting = case.few or bool(random.random() < 0.5)
     tile.merge(selecting)
-    new = np.fmax(total[0], other[0])
-    same("row_max", tile.total_max, new)
-    reference = np.where(new == -np.inf, 0, new).astype(wide(real))
+    maximum = np.fmax(total[0], part[0])
+    assert_same("row_max", tile.total_max, maximum)
+    reference = np.where(maximum == -np.inf, 0, maximum).astype(wide(case.real))
+    sums = [
+        ("row_sum", tile.total_sum, tile.row_sum_carry),
+        ("lse_sum", tile.total_lse_sum, tile.lse_sum_carry),
+        ("output", tile.total_output, tile.output_carry),
+    ]
     with np.errstate(invalid="ignore", under="ignore", over="ignore"):
-        x, y = total[0] - reference, other[0] - reference
-        for what, got, carry, one, rest, two in [
-            ("row_sum", tile.total_sum, tile.row_sum_carry, total[1], carries[0], other[1]),
-            ("lse_sum", tile.total_lse_sum, tile.lse_sum_carry, total[2], carries[1], other[2]),
-            ("output", tile.total_output, tile.output_carry, total[3], carries[2], other[3]),
-        ]:
-            a, b = x, y
-            if one.ndim == 2:
-                a, b = x[:, None], y[:, None]
-            terms = [
-                np.where((np.exp(e) < tiny(real)) & ~np.isfinite(z), z, np.exp(e) * z) for e, z in ((a, one), (b, two))
-            ]
-            expected = terms[0] + terms[1] + np.where(np.isfinite(one), np.exp(a) * rest, 0)
-            if not selecting:
-                wild = ~np.isfinite(expected)
-                assert not np.isfinite(got[wild]).any(), f"{what}: an infinity or NaN was lost"
-                expected = np.where(wild, got, expected)
-            tolerance = sum(
-                np.where(np.isfinite(z), np.abs(z) * exponential_tolerance(real, e, np.exp(e)), 0)
-                for e, z in ((np.where(np.isinf(a), 0, a), one), (np.where(np.isinf(b), 0, b), two))
-            )
-            exact = np.where(np.isfinite(got), got + carry.astype(wide(real)), got)
-            close(what, exact, expected, tolerance + tiny(real))
-            small = np.isfinite(got)
-            close(f"{what}'s carry", np.where(small, carry, 0), 0, 2 * unit(real) * np.abs(np.where(small, got, 0)))
+        exponents = total[0] - reference, part[0] - reference
+        for (what, got, carry), one, lost, two in zip(sums, total[1:], carries, part[1:], strict=True):
+            expected, tolerance = sum_of_merged(exponents, one, lost, two, case.real)
+            check_merged(what, got, carry, expected, tolerance, selecting)
 
 
 def check_merges(case, memory, random):
@@ -316,27 +344,25 @@ def check_merges(case, memory, random):
     count = 300
     row_max = random.standard_normal(case.rows).astype(case.real)
     row_sums, lse_sums = (
-        np.array(parts) for parts in zip(*(sums(random, case, False) for _ in range(count)), strict=True)
+        np.array(parts) for parts in zip(*(random_sums(random, case, False) for _ in range(count)), strict=True)
     )
     outputs = random.uniform(0, 1, (count, case.rows, case.size)).astype(case.real)
-    tile.total_max[...], tile.total_output[...] = row_max, outputs[0]
-    tile.total_sum[...], tile.total_lse_sum[...] = row_sums[0], lse_sums[0]
-    tile.row_sum_carry[...] = tile.lse_sum_carry[...] = tile.output_carry[...] = 0
+    set_total(tile, (row_max, row_sums[0], lse_sums[0], outputs[0]))
     for joining in zip(row_sums[1:], lse_sums[1:], outputs[1:], strict=True):
-        set_part(tile, memory, row_max, *joining)
+        place_softmax(tile, memory, row_max, *joining)
         tile.merge(False)
-        memory.settle(all=False)
+        memory.check(tiles=False)
     for what, got, terms in [
         ("row_sum", tile.total_sum, row_sums),
         ("lse_sum", tile.total_lse_sum, lse_sums),
         ("output", tile.total_output, outputs),
     ]:
         exact = terms.astype(wide(case.real)).sum(axis=0)
-        close(what, got, exact, 1.01 * unit(case.real) * exact + count * np.finfo(wide(case.real)).eps * exact)
+        assert_close(what, got, exact, 1.01 * unit(case.real) * exact + count * np.finfo(wide(case.real)).eps * exact)
 
 
 def check_store(case, memory, random):
-    tile, real = roomy(memory, case, random), case.real
+    tile, real = tile_with_gaps(memory, case, random), case.real
     output = np.ldexp(
         random.standard_normal((case.rows, case.size)), random.integers(-20, 20, (case.rows, case.size))
     ).astype(real)
@@ -346,7 +372,7 @@ def check_store(case, memory, random):
         output[some] = random.choice([np.inf, -np.inf, np.nan, -0.0, tiny(real)], some.sum())
         row_sum[random.random(case.rows) < 0.05] = random.choice([np.inf, np.nan])
     tile.output[...], tile.row_sum[...] = output, row_sum
-    rows = [memory.destination.room(slot, [case.size], real, case.at_end) for slot in range(case.rows)]
+    rows = [memory.destination.allocate(slot, [case.size], real, case.at_end) for slot in range(case.rows)]
     divided = bool(random.random() < 0.7)
     if not divided:
         row_sum[...] = 1
@@ -354,7 +380,7 @@ def check_store(case, memory, random):
     with np.errstate(invalid="ignore", under="ignore"):
         expected = output / np.where(row_sum == 0, 1, row_sum)[:, None].astype(real)
     # Correctly rounded but for quotients of what is nearly too small for a number.
-    close(
+    assert_close(
         "rows",
         np.array(rows),
         expected,
@@ -370,12 +396,15 @@ def check_logsumexp(case, memory, random):
     row_max = np.where(empty, -np.inf, 100 * random.standard_normal(case.rows)).astype(real)
     lse_sum = np.where(empty, 0, random.uniform(1, 1e4, case.rows)).astype(real)
     tile.row_max[...], tile.lse_sum[...] = row_max, lse_sum
-    rows = [memory.destination.room(slot, [1], real, case.at_end) for slot in range(case.rows)]
+    rows = [memory.destination.allocate(slot, [1], real, case.at_end) for slot in range(case.rows)]
     tile.logsumexp(tile.struct.softmax, rows)
     with np.errstate(divide="ignore"):
         logarithm = np.log(lse_sum.astype(wide(real)))
         sizes = np.where(empty, 0, np.abs(row_max) + np.abs(logarithm))
-        close("lse", np.concatenate(rows), row_max + logarithm, 3 * unit(real) * sizes)
+        assert_close("lse", np.concatenate(rows), row_max + logarithm, 3 * unit(real) * sizes)
+
+
+MASKED = 30  # keys behind the last one at most
 
 
 class Problem:
@@ -392,80 +421,104 @@ class Problem:
         )
         self.modifiers = [Modifiers(case, random) for _ in range(2)]
 
-    def steps(self, memory, random, chosen, *, extra=0, alone=None, halves=False):
-        """What each kernel, called one after the other as attention does, leaves of the chosen rows. Behind the last
-        keys some may stand that are masked; and all rows but one may be NaN."""
-        case = dataclasses.replace(
-            self.case, count=self.case.count + extra, half=None, placement=str(random.choice(PLACEMENTS[:-1]))
+    def results(self, memory, random, chosen, *, extra=0, alone=None, halves=False):
+        """Return what each kernel leaves of the chosen rows. `extra` masked keys stand behind the last one. If one row
+        stands `alone`, the queries of all others are NaN."""
+        run = Run(self, memory, random, chosen, extra)
+        run.load(alone)
+        for block in range(2):
+            run.attend(block, halves)
+            if block == 0:
+                set_total(run.tile, [getattr(run.tile, name) for name in ("row_max", "row_sum", "lse_sum", "output")])
+        run.finish()
+        return run.results
+
+
+class Run:
+    """The kernels of some rows of a problem, called one after the other as attention does."""
+
+    def __init__(self, problem, memory, random, chosen, extra):
+        self.problem, self.memory, self.chosen, self.extra, self.results = problem, memory, chosen, extra, {}
+        self.case = dataclasses.replace(
+            problem.case,
+            count=problem.case.count + extra,
+            half=None,
+            placement=str(random.choice(PLACEMENTS[:-1])),
         )
-        tile = Tile(memory, case, rows=len(chosen), pitch=round_up(self.case.count + MASKED, 64))
-        left = {}
+        pitch = round_up(problem.case.count + MASKED, 64)
+        self.tile = Tile(memory, self.case, rows=len(chosen), pitch=pitch)
 
-        def keep(step, kernel, names):
-            memory.settle(all=False)
-            for name in names.split():
-                result = getattr(tile, name)
-                left[f"{step}, {kernel}: {name}"] = (
-                    result[:, : self.case.count] if name == "weights" else result
-                ).copy()
+    def keep(self, step, names):
+        """Keep these arrays as results, without the weights of masked keys behind the last one."""
+        self.memory.check(tiles=False)
+        for name in names.split():
+            array = getattr(self.tile, name)
+            self.results[f"{step}: {name}"] = (
+                array[:, : self.problem.case.count] if name == "weights" else array
+            ).copy()
 
-        source = self.source[chosen]
+    def place(self, rows):
+        case = self.case
+        return self.memory.block(rows[: case.count], case.type, case.placement, case.at_end)
+
+    def load(self, alone):
+        source = self.problem.source[self.chosen]
         if alone is not None:
-            source[np.arange(len(chosen)) != alone] = np.nan
-        tile.struct.scale = 0.5 / math.sqrt(case.size)  # no few keys have all the weight
-        tile.load([memory.source.put(slot, row, case.at_end) for slot, row in enumerate(source)])
-        keep(0, "load", "queries")
-        for step, (keys, values, modifiers) in enumerate(zip(self.keys, self.values, self.modifiers, strict=True)):
-            tile.reset(self.sinks[chosen] if step == 0 else None)
-            parts, starts = [tile], [0, len(chosen)]
-            if halves:
-                starts = [*range(0, len(chosen), case.kernels.half), len(chosen)]
-                parts = [tile.half(half, stop - start) for half, (start, stop) in enumerate(itertools.pairwise(starts))]
-            for part, (start, stop) in zip(parts, itertools.pairwise(starts), strict=True):
-                part.struct.is_new = True
-                modifiers.of(chosen[start:stop], extra).pass_to(part, memory)
-                part.step("scores", memory.block(keys[: case.count], case.type, case.placement, case.at_end))
-                memory.settle(all=False)
-                if case.special:
-                    part.step("mark_attended", KeyBlock(count=case.count))
-                part.step("exponentials", KeyBlock(count=case.count))
-            keep(step, "exponentials", "weights row_scale row_max row_sum lse_sum")
-            block = value_block(memory, case, values[: case.count])
-            for part in parts:
-                part.step("values", block)
-            keep(step, "values", "output")
-            if step == 0:
-                tile.total_max[...], tile.total_sum[...], tile.total_lse_sum[...], tile.total_output[...] = (
-                    tile.row_max,
-                    tile.row_sum,
-                    tile.lse_sum,
-                    tile.output,
-                )
-                tile.row_sum_carry[...] = tile.lse_sum_carry[...] = tile.output_carry[...] = 0
-        tile.merge(False)
-        keep(step, "merge", "total_max total_sum total_lse_sum total_output output_carry")
-        for kernel, size in [("store", case.size), ("logsumexp", 1)]:
-            rows = [memory.destination.room(slot, [size], case.real, case.at_end) for slot in range(len(chosen))]
-            getattr(tile, kernel)(tile.total.softmax, rows)
-            left[kernel] = np.array(rows)
-            memory.destination.settle()
-        memory.settle()
-        return left
+            source[np.arange(len(self.chosen)) != alone] = np.nan
+        self.tile.struct.scale = 0.5 / math.sqrt(self.case.size)  # no few keys have all the weight
+        self.tile.load([self.memory.source.place(slot, row, self.case.at_end) for slot, row in enumerate(source)])
+        self.keep("load", "queries")
 
+    def parts(self, halves):
+        """Return the tile and its rows, or its halves and theirs."""
+        if not halves:
+            return [(self.tile, self.chosen)]
+        starts = [*range(0, len(self.chosen), self.case.kernels.half), len(self.chosen)]
+        return [
+            (self.tile.half(half, stop - start), self.chosen[start:stop])
+            for half, (start, stop) in enumerate(itertools.pairwise(starts))
+        ]
 
-MASKED = 30  # keys behind the last one at most
+    def attend(self, block, halves):
+        problem, case, count = self.problem, self.case, KeyBlock(count=self.case.count)
+        self.tile.reset(problem.sinks[self.chosen] if block == 0 else None)
+        parts = self.parts(halves)
+        for part, rows in parts:
+            part.struct.is_new = True
+            problem.modifiers[block].of(rows, self.extra).pass_to(part, self.memory)
+            part.step("scores", self.place(problem.keys[block]))
+            self.memory.check(tiles=False)
+            if case.special:
+                part.step("mark_attended", count)
+            part.step("exponentials", count)
+        self.keep(f"{block}, exponentials", "weights row_scale row_max row_sum lse_sum")
+        values = value_block(self.memory, case, problem.values[block][: case.count])
+        for part, _ in parts:
+            part.step("values", values)
+        self.keep(f"{block}, values", "output")
+
+    def finish(self):
+        self.tile.merge(False)
+        self.keep("merge", "total_max total_sum total_lse_sum total_output output_carry")
+        for kernel, size in [("store", self.case.size), ("logsumexp", 1)]:
+            shape, slots = [size], range(len(self.chosen))
+            rows = [self.memory.destination.allocate(slot, shape, self.case.real, self.case.at_end) for slot in slots]
+            getattr(self.tile, kernel)(self.tile.total.softmax, rows)
+            self.results[kernel] = np.array(rows)
+            self.memory.destination.check()
+        self.memory.check()
 
 
 def check_rows(case, memory, random):
     """A row gets the same bits whatever its lane, its neighbours, strides, and the masked keys behind its last one."""
     problem, everyone = Problem(case, random), np.arange(case.rows)
-    expected = problem.steps(memory, random, everyone)
+    expected = problem.results(memory, random, everyone)
 
     def check(what, chosen, rows=None, **options):
-        found = problem.steps(memory, random, chosen, **options)
+        found = problem.results(memory, random, chosen, **options)
         for step in expected:
             at = slice(None) if rows is None else rows
-            same(f"{what}: {step}", found[step][at], expected[step][chosen][at])
+            assert_same(f"{what}: {step}", found[step][at], expected[step][chosen][at])
 
     check("in other lanes", random.permutation(everyone))
     if case.count < case.kernels.most:
@@ -482,31 +535,31 @@ HALF_TYPES = {type: TYPES[type] for type in (FLOAT16, BFLOAT16)}
 
 
 def convert(case, memory, name, type, array, out):
-    """Contiguous elements through the table's converter, aligned to their own type only."""
-    source, to = memory.span.put(0, array, case.at_end), memory.converted.room(0, array.shape, out, case.at_end)
+    """Convert contiguous elements, which are aligned to their own type only."""
+    source, to = memory.span.place(0, array, case.at_end), memory.converted.allocate(0, array.shape, out, case.at_end)
     getattr(table_of(case.isa), name)(address(to), address(source), type, array.size)
     return to
 
 
 def some_of(numbers, case, random):
-    """All of them now and then, else a piece."""
+    """Return all of the numbers now and then, else a piece."""
     start = 0 if case.number % 40 == 0 else int(random.integers(len(numbers) - case.size))
     return numbers if case.number % 40 == 0 else numbers[start : start + case.size]
 
 
 def check_widen(case, memory, random):
-    """Every number there is."""
+    """Every number of a half type becomes the float that it is."""
     for type, half in HALF_TYPES.items():
         some = some_of(np.arange(1 << 16, dtype=np.uint16), case, random)
         with np.errstate(invalid="ignore"):
             expected = some.view(half).astype(np.float32)
-        same(f"{half}", convert(case, memory, "widen", type, some, np.float32), expected)
-        memory.settle()
+        assert_same(f"{half}", convert(case, memory, "widen", type, some, np.float32), expected)
+        memory.check()
 
 
 @functools.cache
 def near(half):
-    """Every number of this type, what lies halfway to the next, and what lies just beside that."""
+    """Return every number of this type, what lies halfway to the next, and what lies just beside that."""
     with np.errstate(invalid="ignore"):
         numbers = np.arange(1 << 15, dtype=np.uint16).view(half).astype(np.float64)
     numbers = numbers[np.isfinite(numbers)]
@@ -520,7 +573,7 @@ def near(half):
 
 
 def check_narrow(case, memory, random):
-    """To nearest, ties to even."""
+    """Floats become the nearest number of a half type, and of two the even one."""
     for type, half in HALF_TYPES.items():
         some = some_of(near(half), case, random)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -529,12 +582,12 @@ def check_narrow(case, memory, random):
         nan = np.isnan(some)
         good = np.where(nan, np.isnan(found.view(half).astype(np.float32)), found == expected)
         assert good.all(), f"{half}({some[~good][0]!r}): expected {expected[~good][0]:#x}, got {found[~good][0]:#x}"
-        memory.settle()
+        memory.check()
 
 
 @functools.cache
 def around_float32():
-    """Doubles of every size, ties between neighbouring float32 numbers, and what is or is not beyond the largest."""
+    """Return doubles of every size, ties between float32 numbers, and what is or is not beyond the largest."""
     random = np.random.default_rng(0)
     numbers = random.integers(0, 1 << 63, 4000, dtype=np.uint64).view(np.float64)
     floats = random.integers(0, 0x7F7FFFFF, 4000, dtype=np.uint32).view(np.float32)
@@ -546,26 +599,27 @@ def around_float32():
 
 
 def check_round_to_float(case, memory, random):
-    """To nearest, ties to even, and no finite number becomes infinite."""
+    """Doubles become the nearest float, and no finite number becomes infinite."""
     some, largest = some_of(around_float32(), case, random), np.finfo(np.float32).max
-    source, to = memory.span.put(0, some, case.at_end), memory.converted.room(0, some.shape, np.float32, case.at_end)
+    source = memory.span.place(0, some, case.at_end)
+    to = memory.converted.allocate(0, some.shape, np.float32, case.at_end)
     table_of(case.isa).round_to_float(address(to), address(source), some.size)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         expected = np.where(np.isfinite(some), np.clip(some, -largest, largest), some).astype(np.float32)
-    same("floats", to, expected)
+    assert_same("floats", to, expected)
 
 
 def check_interleave(case, memory, random):
-    """Rows whose numbers are aligned to their own type only."""
+    """Rows, whose numbers are aligned to their own type only, become groups of interleaved keys."""
     group = case.kernels.interleaves
     rows = random.integers(0, 1 << 16, (case.count, case.size), dtype=np.uint16)
     block = memory.block(rows, case.type, case.placement, case.at_end)
     if case.placement == "repeated":
         rows = np.repeat(rows[-1:], case.count, axis=0)
     expected = interleaved(np.pad(rows, ((0, -case.count % group), (0, 0))), group)
-    to = memory.converted.room(0, expected.shape, np.uint16, case.at_end)
+    to = memory.converted.allocate(0, expected.shape, np.uint16, case.at_end)
     table_of(case.isa).interleave(address(to), block.rows, block.stride, case.count, case.size)
-    same("numbers", to, expected)
+    assert_same("numbers", to, expected)
 
 
 CHECKS = {
@@ -588,12 +642,12 @@ CHECKS = {
 
 
 def checks(isa):
-    """The functions of a table that are checked."""
-    return [function for function in CHECKS if sets(function, isa)]
+    """Return the functions of a table that are checked."""
+    return [function for function in CHECKS if kernel_sets(function, isa)]
 
 
 def run(isa, rounds, functions):
-    """The checks of a table; each is said beforehand, and so is what fails. Ten failures of a function are enough."""
+    """Run the checks of a table. Print each case beforehand, and what fails. Ten failures of a function are enough."""
     memory = Memory()
     for function in functions:
         print(json.dumps(["begin", function]), flush=True)
@@ -602,7 +656,7 @@ def run(isa, rounds, functions):
             print(json.dumps(["case", str(case)]), flush=True)
             try:
                 CHECKS[function](case, memory, np.random.default_rng(zlib.crc32(str(case).encode())))
-                memory.settle()
+                memory.check()
             except AssertionError as error:
                 print(json.dumps(["failed", f"{case}: {error}"]), flush=True)
                 memory = Memory()

@@ -3,7 +3,7 @@
 Each table, the portable one among them, is held to the formulas (kernel_checks.py) over awkward sizes
 (kernel_cases.py), so that any two tables agree within twice the tolerance.
 
-All memory lies between unreadable pages, which arrays touch with their end or with their beginning (kernel_tables.py).
+All memory lies between unreadable pages, which arrays touch with their end or with their beginning (kernel_memory.py).
 A stray access ends the process, so that the checks of a table run in one of their own, which says what it is about to
 do."""
 
@@ -17,13 +17,13 @@ import sys
 import kernel_tables
 import pytest
 from kernel_checks import checks
+from kernel_memory import Memory
 from kernel_tables import (
     BFLOAT16,
     FEW,
     FLOAT32,
     FLOAT64,
     MAX_LANES,
-    Memory,
     contents,
     own_types,
     table_of,

@@ -287,7 +287,7 @@ static void check_pairs(const cattn_table *table, int few, ptrdiff_t rows, ptrdi
                 expect_bits("interleave", interleaved[(j / group * size + c) * group + j % group],
                             j < count ? values[j * (size + 1) + c] : 0);
     }
-    block.rows = (const char *)(few ? values : interleaved);
+    block.data = (const char *)(few ? values : interleaved);
     block.stride = few ? stride : size * 2;
     for (int is_new = 1; is_new >= 0; is_new--) {
         memcpy(before, output, MOST_REALS * sizeof(float));

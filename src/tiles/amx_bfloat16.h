@@ -4,9 +4,9 @@
  *   scoresᵀ = keys · queries     16 keys, read where they lie, × 32 columns    16 pairs of columns × 16 lanes
  *   outputᵀ = valuesᵀ · weights  16 value columns × a group of 32 keys         16 pairs of keys × 16 lanes
  *
- * Four products are computed together, so that each tile is loaded once for two of them: 32 keys (or value columns) × 32
- * lanes. One product sums 32 terms, so a run has 32 keys. Queries are padded with zeros to whole tiles, and values come
- * interleaved in groups of 32 keys. Rows that do not fill a tile are copied to one that is padded with zeros. */
+ * Four products are computed together, so that each tile is loaded once for two of them: 32 keys (or value columns) ×
+ * 32 lanes. One product sums 32 terms, so a run has 32 keys. Queries are padded with zeros to whole tiles, and values
+ * come interleaved in groups of 32 keys. Rows that do not fill a tile are copied to one that is padded with zeros. */
 
 #define GROUP TILE_NUMBERS   /* keys of a group of interleaved values */
 #define TALL (2 * TILE_ROWS)
@@ -38,8 +38,8 @@ INLINE const char *find_tile(whole_tile *copy, const char *rows, ptrdiff_t *stri
     return rows;
 }
 
-/* The operands of `multiply`. `a` has two tiles of at most 16 rows, one below the other, and `b` two tiles of 16 rows, side
- * by side. The sum runs over `steps` of each, which have 32 numbers a row. */
+/* The operands of `multiply`. `a` has two tiles of at most 16 rows, one below the other, and `b` two tiles of 16 rows,
+ * side by side. The sum runs over `steps` of each, which have 32 numbers a row. */
 typedef struct {
     const char *a;
     ptrdiff_t count, stride;   /* of a's rows, in both tiles */
@@ -96,7 +96,8 @@ static void amx_load(void *queries, const cattn_row_tile *tile, const char **sou
 
 /* ---- scores ---- */
 
-/* Makes scores of products, and finds their maxima. Scores that are scaled late stay as they are if nothing is added. */
+/* Makes scores of products, and finds their maxima. Scores that are scaled late stay as they are if nothing is
+ * added. */
 INLINE void finish_scores(vector *scores, vector *maximum, const vector *added, const float scale, ptrdiff_t count,
                           const int late)
 {
@@ -135,7 +136,7 @@ INLINE void amx_scores_of(vector *scores, const cattn_row_tile *tile, const catt
                   AT_MOST(GROUP, count - before / TILE_VECTORS), late)
     for (ptrdiff_t j = 0; j < count; j += GROUP) {
         cattn_prefetch_next(block->prefetch);
-        of.a = block->rows + j * block->stride;
+        of.a = block->data + j * block->stride;
         of.count = count - j;
         for (ptrdiff_t v = 0; v < vectors; v += WIDE) {
             const ptrdiff_t at = j * TILE_VECTORS + v;
@@ -216,7 +217,7 @@ static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key
     TILES_BEGIN;
     for (ptrdiff_t c = 0; c < size; c += TALL) {
         cattn_prefetch_next(block->prefetch);
-        of.a = block->rows + c * TILE_BYTES;
+        of.a = block->data + c * TILE_BYTES;
         of.count = size - c;
         for (ptrdiff_t v = 0; v < vectors; v += WIDE) {
             of.b = weights + v;
@@ -241,8 +242,9 @@ INLINE words gather_quads(const char *const from[4])
     return (words)F(load_quads)(parts);
 }
 
-/* Transposes 8 columns of 32 keys: y[c] holds the 32 numbers of column c. Part g of a vector holds columns of keys 8g + 2m
- * and 8g + 2m + 1. Their numbers become pairs first, and then the pairs of four vectors change places inside each part. */
+/* Transposes 8 columns of 32 keys: y[c] holds the 32 numbers of column c. Part g of a vector holds columns of keys 8g +
+ * 2m and 8g + 2m + 1. Their numbers become pairs first, and then the pairs of four vectors change places inside each
+ * part. */
 INLINE void interleave_eight(vector y[8], const char *const rows[GROUP])
 {
     vector low[4], high[4];

@@ -1,7 +1,7 @@
 /* The tile registers of AMX. There are eight of them, and each has 16 rows of 64 bytes. amx.c includes this file.
  *
- * A kernel that uses tiles begins with TILES_BEGIN and ends with TILES_END. The configuration belongs to the thread, so a
- * signal handler that computes attention between two kernels would leave none behind. No thread holds tiles while it
+ * A kernel that uses tiles begins with TILES_BEGIN and ends with TILES_END. The configuration belongs to the thread, so
+ * a signal handler that computes attention between two kernels would leave none behind. No thread holds tiles while it
  * waits. Tile numbers are constants.
  *
  * With CATTN_EMULATE the tiles are arrays, and sums follow the order of operations in Intel's manual. */
@@ -64,7 +64,8 @@ INLINE float emulate_number(uint32_t bits)
     return number;
 }
 
-/* sum[i][n] += Σ_k a[i][k] · b[k][n]. The low numbers of the pairs are summed, then the high ones, then both sums are added. */
+/* sum[i][n] += Σ_k a[i][k] · b[k][n]. The low numbers of the pairs are summed, then the high ones, then both sums are
+ * added. */
 INLINE void emulate_dot(emulated_tile *sum, const emulated_tile *a, const emulated_tile *b)
 {
     for (int i = 0; i < TILE_ROWS; i++)

@@ -1,27 +1,28 @@
-/* bfloat16 on units that multiply pairs of it: few rows. For avx512bf16.c, behind avx512bf16_many.h.
+/* Few rows of bfloat16 on VDPBF16PS, which multiplies pairs. avx512bf16.c includes this file behind avx512bf16_many.h.
  *
  * Keys are read where they lie, against pairs of columns of the queries. Values are unpacked two rows at a time, and
  * summed in the order of columns that this leaves, which the last step undoes. Rows come from FEW_STREAMS places of a
- * block in turn, as in few_rows_template.h: the first FEW_KEYS keys of all streams (a quarter of the block apart), the
- * next ones, ... */
+ * block in turn, as in few_rows_template.h: the first FEW_KEYS keys of all streams (a quarter of the block apart), then
+ * the next ones. */
 
 #define FEW_STREAMS 4
 #define FEW_KEYS 4            /* of each stream, before the next one's turn */
 #define FEW_BYTES_AHEAD 4096  /* of each stream, asked for ahead of those being read */
 #define FEW_VECTORS 8         /* of values that are summed at a time: their sums lie in the first-level cache */
-/* Keys of each stream whose values are summed in one chain: 64 keys in all. Chains join one of FEW_TOTALS totals in
- * turn. */
+/* The values of so many keys of each stream, 64 keys in all, are summed in one chain. Chains join one of FEW_TOTALS
+ * totals in turn. */
 #define FEW_CHAIN 16
 #define FEW_TOTALS 2
 
-/* Bytes from a row to the one to ask for meanwhile: half as far with one row, where the processor foresees more. */
+/* Returns the bytes from a row to the one to ask for meanwhile. With one row it is half as far, because the processor
+ * foresees more. */
 INLINE ptrdiff_t pairs_ahead(ptrdiff_t stride, ptrdiff_t size, const int rows)
 {
     const ptrdiff_t ahead = (rows == 1 ? FEW_BYTES_AHEAD / 2 : FEW_BYTES_AHEAD) / 2 / size;
     return (ahead > FEW_KEYS ? ahead : FEW_KEYS) * stride;
 }
 
-/* queries[r] = row r, zeros behind it up to a whole vector. */
+/* Copies the rows, with zeros behind each up to a whole vector. */
 static void few_load_pairs(void *queries, const cattn_row_tile *tile, const char **source, ptrdiff_t size)
 {
     words *to = queries;
@@ -30,7 +31,8 @@ static void few_load_pairs(void *queries, const cattn_row_tile *tile, const char
             *to++ = load_numbers(source[r] + c * 2, size - c);
 }
 
-/* rows × `wide` keys, `apart` bytes from one another, at a vector of columns, of which n numbers are there. */
+/* Adds the products of `rows` queries and `wide` keys, which lie `apart` bytes from one another, in one vector of
+ * columns, of which n numbers are there. */
 INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t vectors, const char *keys,
                                  ptrdiff_t apart, ptrdiff_t ahead, const ptrdiff_t n, const int rows, const int wide)
 {
@@ -46,8 +48,8 @@ INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t ve
     }
 }
 
-/* rows × (`steps` keys from each of `wide` streams, `apart` keys from one another): dot products lane by lane, then one
- * fold for all of them. */
+/* Computes the scores of `rows` rows and `steps` keys from each of `wide` streams, which begin `apart` keys from one
+ * another. Dot products are summed lane by lane, and one fold finishes all of them. */
 INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, const words *queries, const char *keys,
                                  const cattn_key_block *block, ptrdiff_t apart, ptrdiff_t ahead, const int rows,
                                  const int wide, const int steps)
@@ -73,7 +75,7 @@ INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, cons
                 scores[r * tile->pitch + w * apart + i] = score.lane[(i * rows + r) * wide + w];
 }
 
-/* Four rows at most: from `row` on. */
+/* Computes the scores of at most four rows, from `row` on. */
 INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
                                  const int rows)
 {
@@ -82,10 +84,10 @@ INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, cons
     const ptrdiff_t apart = block->count / (FEW_STREAMS * steps) * steps, stride = block->stride;
     const ptrdiff_t ahead = apart > 0 ? pairs_ahead(stride, block->size, rows) : 0;
     for (ptrdiff_t j = 0; j < apart; j += steps)
-        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, apart, ahead, rows,
+        few_pair_scores_tile(scores + j, tile, queries, block->data + j * stride, block, apart, ahead, rows,
                              FEW_STREAMS, steps);
     for (ptrdiff_t j = apart * FEW_STREAMS; j < block->count; j++)
-        few_pair_scores_tile(scores + j, tile, queries, block->rows + j * stride, block, 0, 0, rows, 1, 1);
+        few_pair_scores_tile(scores + j, tile, queries, block->data + j * stride, block, 0, 0, rows, 1, 1);
 }
 
 FEW_FUNCTIONS(few_pair_scores, few_pair_scores_rows(array, tile, block, row, rows);)
@@ -100,7 +102,7 @@ static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn
     return 1;
 }
 
-/* Two vectors of weights as a vector of rounded numbers, in their order. */
+/* Returns two vectors of weights as one of rounded numbers, in their order. */
 INLINE words round_numbers(vector first, vector second)
 {
 #if defined(TILES_AVX512BF16)
@@ -114,7 +116,7 @@ INLINE words round_numbers(vector first, vector second)
 #endif
 }
 
-/* The scores of a row become rounded weights, one behind the other, and zeros up to a whole vector. */
+/* Turns the scores of each row into rounded weights, one behind the other, with zeros up to a whole vector. */
 static int few_pair_exponentials(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     vector *row_max = tile->softmax.row_max, *row_scale = tile->row_scale;
@@ -147,8 +149,8 @@ static int few_pair_exponentials(void *scores, const cattn_row_tile *tile, const
     return 1;
 }
 
-/* Pairs of keys of `wide` streams, `pairs` of each, into the sums of `vectors` vectors of columns. The other key of
- * the last pair may be missing: its weight is 0. */
+/* Adds the weighted values of `pairs` pairs of keys from each of `wide` streams to the sums of `vectors` vectors of
+ * columns. The other key of the last pair may be missing, and its weight is 0 then. */
 INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pitch, const char *values,
                                  ptrdiff_t stride, ptrdiff_t other, ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t numbers,
                                  const int rows, const int wide, const int pairs, const int vectors)
@@ -181,7 +183,7 @@ INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pit
             sum[r * 2 * FEW_VECTORS + v] = total[r][v];
 }
 
-/* Columns of at most FEW_VECTORS vectors. */
+/* Sums the values of the columns of at most FEW_VECTORS vectors. */
 INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, const cattn_key_block *block,
                                     ptrdiff_t row, ptrdiff_t first, ptrdiff_t columns, const int rows)
 {
@@ -196,7 +198,7 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
     for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
         const int whole = i + FEW_KEYS <= apart && (FEW_STREAMS - 1) * apart + i + FEW_KEYS <= count;
         for (ptrdiff_t c = 0, vectors; c < columns; c += vectors * NUMBERS) {
-            const char *from = block->rows + i * stride + (first + c) * 2;
+            const char *from = block->data + i * stride + (first + c) * 2;
             vector *sums = &sum[0][c / NUMBERS * 2];
             vectors = columns - c > NUMBERS ? 2 : 1;
 #define FEW_STEP(key, other, ahead, wide, pairs, vectors)                                                             \

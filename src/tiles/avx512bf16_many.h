@@ -1,15 +1,13 @@
-/* bfloat16 on units that multiply pairs of it, in 32 bits a lane: many rows. For avx512bf16.c, with REAL_BITS 32.
+/* Many rows of bfloat16 on VDPBF16PS, which multiplies pairs. avx512bf16.c includes this file behind pairs_template.h.
  *
- * Products of bfloat16 numbers are exact in float32, and are summed there. Queries lie in the lanes as pairs of
- * columns, and keys are read where they lie; weights, rounded, lie there as pairs of keys, and values come
- * interleaved. So both are float32's register tiles, of half as many steps. Sums of weights and of weighted values are
- * those of the rounded ones, so that a row stays an average of its values.
+ * Keys are read where they lie, against pairs of columns of the queries. Values come interleaved, against pairs of keys
+ * of the weights. So both are float32's register tiles, of half as many steps.
  *
- * Chains are longer than float32's: equal products have 16 bits, and 256 of them add up without an error. */
+ * Chains are longer than float32's, because equal products have 16 bits, and 256 of them add up without an error. */
 
 #define PAIR_RUN 32   /* pairs of columns of a run of scores */
 
-/* Two neighbouring numbers, or the last one and 0, in all lanes. */
+/* These two put a pair of neighbouring numbers, or the last one and 0, into all lanes. */
 INLINE words splat_pair(const char *pair)
 {
     uint32_t word;
@@ -26,7 +24,7 @@ INLINE words splat_last(const char *last)
 
 /* ---- scores ---- */
 
-/* wide keys × the lanes in use. */
+/* Computes the scores of `wide` keys and the lanes in use. */
 INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *queries, const vector *added,
                              const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale, const int wide,
                              const int vectors)
@@ -85,7 +83,7 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
 
 /* ---- values ---- */
 
-/* wide value columns × the lanes in use, over all pairs of the block. */
+/* Sums `wide` value columns over all pairs of the block, for the lanes in use. */
 INLINE void pair_values_tile(vector *output, const vector *row_scale, const words *weights, const char *values,
                              ptrdiff_t stride, ptrdiff_t pairs, const int wide, const int vectors)
 {
@@ -118,7 +116,7 @@ INLINE void pair_values_of(vector *output, const cattn_row_tile *tile, const cat
 {
     const words *weights = tile->scores;
     const vector *row_scale = tile->is_new ? NULL : tile->row_scale;
-    const char *values = block->rows;
+    const char *values = block->data;
     const ptrdiff_t stride = 2 * block->stride, pairs = (block->count + 1) / 2, size = block->size;
     cattn_prefetch *prefetch = block->prefetch;
     const int widest = F(widest)(vectors);

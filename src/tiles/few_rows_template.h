@@ -1,13 +1,13 @@
-/* Few rows: head size, or keys, in the lanes. For tiles_template.h. */
-
-/* Few rows are bound by memory. It is faster where keys, and then values, come from FEW_STREAMS places of a block in
- * turn, for the processor's own prefetchers follow several streams at a time, and faster still where what comes next is
+/* Few rows have the head size, or keys, in the lanes. tiles_template.h includes this file.
+ *
+ * They are bound by memory. That is faster if keys, and then values, come from FEW_STREAMS places of a block in turn,
+ * because the processor's own prefetchers follow several streams at a time. It is faster still if what comes next is
  * asked for: with four rows, the processor sees too few loads ahead to keep the memory busy.
  *
- * Values are summed in this order: the first keys of all streams (a quarter of the block apart), the second ones, ...;
- * FEW_STEPS of each are a run. */
+ * Values are summed in this order: the first keys of all streams (a quarter of the block apart), the second ones, and
+ * so on. FEW_STEPS of each stream are a run. */
 
-/* Bytes from a row of keys or values to the one to ask for meanwhile, in each of so many streams. */
+/* Returns the bytes from a row of keys or values to the one to ask for meanwhile, in each of so many streams. */
 INLINE ptrdiff_t F(few_ahead)(ptrdiff_t stride, ptrdiff_t size, const cattn_type type, const int streams,
                               const int rows)
 {
@@ -16,8 +16,8 @@ INLINE ptrdiff_t F(few_ahead)(ptrdiff_t stride, ptrdiff_t size, const cattn_type
     return (ahead > 0 ? ahead : 1) * stride;
 }
 
-/* Asks for the line of memory that the vector at column c begins, if it begins one. Only into L2: of what L1 misses,
- * less may be on its way at a time. What comes from L3 gains less by it, or loses. */
+/* Asks for the line of memory that the vector at column c begins, if it begins one. It comes into L2 only, because
+ * fewer lines may be on their way to L1 at a time. Memory that comes from L3 gains less by it, or loses. */
 INLINE void F(prefetch_stored)(const char *row, ptrdiff_t c, const cattn_type type)
 {
     const ptrdiff_t at = c * F(stored_size)(type);
@@ -25,7 +25,8 @@ INLINE void F(prefetch_stored)(const char *row, ptrdiff_t c, const cattn_type ty
         CATTN_PREFETCH_L2(row + at);
 }
 
-/* rows × `wide` keys, `apart` bytes from one another, at columns c of a vector, or of the last n < WIDTH ones. */
+/* Adds the products of `rows` queries and `wide` keys, which lie `apart` bytes from one another, in one vector of
+ * columns from c on. The last one has n < WIDTH columns. */
 INLINE void F(few_scores_step)(vector *sum, const REAL *queries, ptrdiff_t size, const char *keys, ptrdiff_t apart,
                                ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t n, const cattn_type type, const int rows,
                                const int wide)
@@ -41,7 +42,8 @@ INLINE void F(few_scores_step)(vector *sum, const REAL *queries, ptrdiff_t size,
     }
 }
 
-/* rows × (`steps` keys from each of `wide` streams): dot products lane by lane, then one fold for all of them. */
+/* Computes the scores of `rows` rows and `steps` keys from each of `wide` streams. Dot products are summed lane by
+ * lane, and one fold finishes all of them. */
 INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *queries, ptrdiff_t size, const char *keys,
                                ptrdiff_t stride, ptrdiff_t streams_apart, ptrdiff_t ahead, const cattn_type type,
                                const int rows, const int wide, const int steps)
@@ -93,7 +95,7 @@ INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const c
                                const cattn_type type, const int rows, const int wide)
 {
     const REAL *queries = (const REAL *)tile->queries + row * block->size;
-    const char *keys = block->rows;
+    const char *keys = block->data;
     const ptrdiff_t pitch = tile->pitch, stride = block->stride, count = block->count, size = block->size;
     const int steps = FEW_SUMS / ((rows == 3 ? 4 : rows) * wide);
     const ptrdiff_t apart = count / (wide * steps) * steps;
@@ -119,14 +121,14 @@ static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_k
     return 1;
 }
 
-/* Runs of weights, and of values, join one of FEW_TOTALS totals in turn, and these the sums so far: a block has 22
- * runs of values, which in one chain of equal sums rounded beyond the promised bound. */
+/* Runs of weights, and of values, join one of FEW_TOTALS totals in turn, and the totals join the sums so far. A block
+ * has 22 runs of values. In one chain, equal sums of them would round beyond the promised bound. */
 INLINE vector F(few_total)(const vector *total, ptrdiff_t apart)
 {
     return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart]);
 }
 
-/* A run of the scores of one row, from key j on, becomes weights; their sum, lane by lane. */
+/* Turns a run of the scores of one row, from key j on, into weights. Returns their sum, lane by lane. */
 INLINE vector F(few_weights)(REAL *scores, ptrdiff_t j, ptrdiff_t count, const REAL shift)
 {
     vector sum = {0};
@@ -142,7 +144,7 @@ INLINE vector F(few_weights)(REAL *scores, ptrdiff_t j, ptrdiff_t count, const R
     return sum;
 }
 
-/* That for more keys than a run has: `sum` is that of the first, and becomes that of all. */
+/* Does that for the other runs of a block. `sum` is that of the first run, and becomes that of all. */
 static __attribute__((noinline)) void F(few_more_weights)(vector *sum, REAL *scores, ptrdiff_t count, const REAL shift)
 {
     vector total[FEW_TOTALS] = {*sum};
@@ -160,23 +162,23 @@ static int F(few_exponentials)(void *scores, const cattn_row_tile *tile, const c
         const ptrdiff_t i = first / WIDTH;
         F(lanes) shift;
         shift.v = F(advance)(&row_max[i], &row_scale[i], block_max[i]);
-        vector block[WIDTH];
+        vector block_sum[WIDTH];
         UNROLL for (int r = 0; r < WIDTH; r++) {
             REAL *row = (REAL *)scores + (first + r) * tile->pitch;
-            block[r] = (vector){0};
+            block_sum[r] = (vector){0};
             if (first + r < tile->rows) {
-                block[r] = F(few_weights)(row, 0, count, shift.lane[r]);
+                block_sum[r] = F(few_weights)(row, 0, count, shift.lane[r]);
                 if (count > FEW_WEIGHTS * WIDTH)
-                    F(few_more_weights)(&block[r], row, count, shift.lane[r]);
+                    F(few_more_weights)(&block_sum[r], row, count, shift.lane[r]);
             }
         }
-        row_sum[i] = F(muladd)(row_scale[i], row_sum[i], F(fold)(block, 0));
+        row_sum[i] = F(muladd)(row_scale[i], row_sum[i], F(fold)(block_sum, 0));
     }
     return 1;
 }
 
-/* The values of `wide` keys, `apart` keys from one another, into the sums at columns c of a vector, or of the last
- * n < WIDTH ones. */
+/* Adds the weighted values of `wide` keys, which lie `apart` bytes from one another, to the sums of one vector of
+ * columns from c on. The last one has n < WIDTH columns. */
 INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_STREAMS], const char *values,
                                ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t n, const cattn_type type,
                                const int rows, const int wide)
@@ -209,7 +211,8 @@ INLINE void F(few_values_tile)(vector sum[][FEW_COLUMNS], const REAL *weights, p
         F(few_values_step)(sum, weight, values, apart * stride, ahead, c, columns - c, type, rows, wide);
 }
 
-/* At most FEW_COLUMNS vectors of columns. The sums do not fit the registers: they lie in the first-level cache. */
+/* Sums the values of at most FEW_COLUMNS vectors of columns. The sums lie in the first-level cache, because
+ * they do not fit the registers. */
 INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const REAL *row_scale, const REAL *weights,
                                   ptrdiff_t pitch, const char *values, ptrdiff_t stride, ptrdiff_t count,
                                   ptrdiff_t columns, const cattn_type type, const int rows)
@@ -276,7 +279,7 @@ INLINE void F(few_values_rows)(REAL *output, const cattn_row_tile *tile, const c
     for (ptrdiff_t c = 0, columns; c < block->size; c += columns) {
         columns = block->size - c < FEW_COLUMNS * WIDTH ? block->size - c : FEW_COLUMNS * WIDTH;
         F(few_values_columns)(output + c, tile->output_pitch, row_scale, weights, tile->pitch,
-                              block->rows + c * F(stored_size)(type), block->stride, block->count, columns, type, rows);
+                              block->data + c * F(stored_size)(type), block->stride, block->count, columns, type, rows);
     }
 }
 
@@ -290,7 +293,7 @@ static int F(few_values)(void *output, const cattn_row_tile *tile, const cattn_k
     return 1;
 }
 
-/* The columns of one row. */
+/* Merges the columns of one row. */
 INLINE void F(few_merge_row)(REAL *output, REAL *carry, const REAL *x, ptrdiff_t size, vector scale, vector x_scale)
 {
     for (ptrdiff_t c = 0; c < size; c += WIDTH) {
@@ -321,9 +324,9 @@ static void F(few_merge)(const cattn_total *total, const cattn_softmax *part, co
                          F(splat)(scale[r / WIDTH].lane[r % WIDTH]), F(splat)(x_scale[r / WIDTH].lane[r % WIDTH]));
 }
 
-/* Long streams, of which one stays in L2; more blocks a chunk than many rows have, for each chunk is a task: the
- * partial results of 8 rows are at most 0.8% of the bytes of their keys and values where a chunk has 512 keys, and
- * 2048 are few enough for many threads. */
+/* Streams are long, and one of them stays in L2. A chunk has more blocks than with many rows, because each chunk is a
+ * task. The partial results of 8 rows are at most 0.8% of the bytes of their keys and values if a chunk has 512 keys,
+ * and 2048 keys are few enough for many threads. */
 static const cattn_blocking F(few_blocking) = {.most = CATTN_MAX_KEYS, .least = 64, .step = 64, .bytes = 262144,
                                                .chunk_blocks = 8, .least_chunk = 64, .most_chunk = 2048};
 

@@ -1,6 +1,6 @@
-/* What happens to scores of few rows, behind score_mod_template.h. */
+/* What happens to the scores of few rows. It uses functions of score_mod_template.h. */
 
-/* block_max[r], with up to WIDTH rows folded at once. */
+/* Finds block_max[r], and folds up to WIDTH rows at once. */
 static void F(few_maximum)(const REAL *scores, const cattn_row_tile *tile, ptrdiff_t count)
 {
     const ptrdiff_t pitch = tile->pitch, rows = tile->rows;
@@ -30,7 +30,7 @@ static int F(few_modify_scores)(void *scores_, const cattn_row_tile *tile, const
     const REAL cap = F(softcap_bounded)(mod->softcap), cap_factor = (REAL)(-2 * CATTN_LOG2E / (double)cap);
     for (ptrdiff_t r = 0; r < tile->rows; r++) {
         REAL *scores = (REAL *)scores_ + r * tile->pitch;
-        /* What is not given was not written either. */
+        /* The arrays of modifiers that a call does not have are not initialised. */
         const REAL slope = mod->has_alibi ? (REAL)-mod->slope[r] : 0, distance = mod->has_alibi ? (REAL)mod->distance[r] : 0;
         const INT start = mod->has_interval ? F(key_bound)(mod->start[r], count) : 0;
         const INT stop = mod->has_interval ? F(key_bound)(mod->stop[r], count) : 0;

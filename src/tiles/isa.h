@@ -1,11 +1,12 @@
-/* What the tables in vector extensions show to cpu.c. No vector types here: this header is compiled at the baseline. */
+/* What the tables in vector extensions show to cpu.c. This header has no vector types, because it is compiled at the
+ * baseline. */
 #ifndef CATTN_TILES_ISA_H
 #define CATTN_TILES_ISA_H
 
 #include "tiles.h"
 
-/* Which of them this build can hold. Others compile to nothing. clang-cl, Clang in the place of MSVC, has the
- * extensions but does not define __GNUC__. */
+/* These say which of the tables this build can hold. The others compile to nothing. clang-cl, which is Clang in the
+ * place of MSVC, has the extensions but does not define __GNUC__. */
 #if defined(__GNUC__) || defined(__clang__)
 #define CATTN_HAS_VEC128 1
 #else
@@ -24,8 +25,8 @@
 #define CATTN_HAS_AVX 1
 #endif
 
-/* CATTN_EMULATE builds the tables of 64-byte vectors, VDPBF16PS included, for the baseline: slow, but every processor
- * runs their tests. */
+/* CATTN_EMULATE builds the tables of 64-byte vectors, VDPBF16PS included, for the baseline. They are slow, but every
+ * processor can run their tests. */
 #if defined(CATTN_EMULATE)
 #define CATTN_HAS_AVX512 CATTN_HAS_VEC128
 #else

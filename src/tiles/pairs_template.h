@@ -1,13 +1,12 @@
-/* Pairs of bfloat16, in 32 bits a lane: what every set of kernels of many rows that takes them shares. For tables with
- * REAL_BITS 32.
+/* Pairs of bfloat16, in 32 bits a lane: this file has what all kernels that take them share. REAL_BITS is 32.
  *
  * Products of bfloat16 numbers are exact in float32, and are summed there. Queries lie in the lanes as pairs of
- * columns, and weights, rounded, as pairs of keys. Sums of weights are those of the rounded ones, so that a row stays an
- * average of its values. */
+ * columns, and weights, rounded, as pairs of keys. Sums of weights are those of the rounded ones, so that a row stays
+ * an average of its values. */
 
 #define NUMBERS 32   /* bfloat16 numbers a vector */
 
-/* The first n numbers, zeros behind them. */
+/* Loads the first n numbers, with zeros behind them. */
 INLINE words load_numbers(const void *from, ptrdiff_t n)
 {
     words x = {0};
@@ -22,7 +21,7 @@ INLINE words load_numbers(const void *from, ptrdiff_t n)
     return x;
 }
 
-/* sum + a.high · b.high + a.low · b.low in each lane, in this order. */
+/* Returns sum + a.high · b.high + a.low · b.low in each lane, added up in this order. */
 INLINE vector dot_pairs(vector sum, words a, words b)
 {
 #if defined(TILES_AVX512BF16)
@@ -33,7 +32,7 @@ INLINE vector dot_pairs(vector sum, words a, words b)
 #endif
 }
 
-/* Words of `low` and `high`, rounded to nearest, ties to even. */
+/* Returns words of `low` and `high`, rounded to nearest, ties to even. */
 INLINE words round_pairs(vector low, vector high)
 {
 #if defined(TILES_AVX512BF16)
@@ -49,7 +48,7 @@ INLINE words round_pairs(vector low, vector high)
 #endif
 }
 
-/* Words of two rows: their numbers 0 to 3 of each 128 bits, and 4 to 7. */
+/* Makes words of two rows. `low` takes the numbers 0 to 3 of each 128 bits, and `high` the numbers 4 to 7. */
 INLINE void unpack_rows(words *low, words *high, words one, words other)
 {
 #if defined(TILES_AVX512BF16)
@@ -94,9 +93,9 @@ static void load_pairs(void *queries_, const cattn_row_tile *tile, const char **
 
 /* ---- exponentials ---- */
 
-/* Returns whether `scores` leaves the scale to the exponentials. The scale must be positive, so that the largest score stays
- * the largest, and nothing but -infinity may be added. Masks do not decide it, because the bits of a row must not depend on
- * masked keys. */
+/* Returns whether `scores` leaves the scale to the exponentials. The scale must be positive, so that the largest score
+ * stays the largest, and nothing but -infinity may be added. Masks do not decide it, because the bits of a row must not
+ * depend on masked keys. */
 INLINE int scales_late(const cattn_row_tile *tile)
 {
     const cattn_score_mod *mod = tile->score_mod;
@@ -125,8 +124,8 @@ static int has_far_rows(const cattn_row_tile *tile)
     return any != 0;
 }
 
-/* Computes the exponentials of the scores of two keys, or of the last key and zeros. Where scores are far, those that are
- * not below `equal` are the largest one. */
+/* Computes the exponentials of the scores of two keys, or of the last key and zeros. Where scores are far, those that
+ * are not below `equal` are the largest one. */
 INLINE void pair_powers(vector low[TILE_VECTORS], vector high[TILE_VECTORS], const vector *scores, const vector *shift,
                         const vector *equal, const float scale, const int late, const int far, const int keys,
                         const int vectors)
@@ -159,12 +158,12 @@ INLINE void pair_exponentials_of(vector *scores, const cattn_row_tile *tile, ptr
     const vector *block_max = tile->block_max;
     const words one = 0x3f803f80 - (words){0};
     const float scale = (float)tile->scale;
-    vector shift[TILE_VECTORS], equal[TILE_VECTORS], block[TILE_VECTORS], exact[TILE_VECTORS];
+    vector shift[TILE_VECTORS], equal[TILE_VECTORS], block_sum[TILE_VECTORS], exact_sum[TILE_VECTORS];
     UNROLL for (int v = 0; v < vectors; v++) {
         shift[v] = F(advance)(&row_max[v], &row_scale[v], block_max[v]);
         /* A unit in the last place below it. */
         equal[v] = F(select)(is_far(shift[v]), F(larger)(shift[v], -shift[v]) * -0x1p-23f, F(splat)(INFINITE));
-        block[v] = exact[v] = (vector){0};
+        block_sum[v] = exact_sum[v] = (vector){0};
     }
     for (ptrdiff_t start = 0; start < count; start += RUN) {
         vector run[TILE_VECTORS];
@@ -179,16 +178,16 @@ INLINE void pair_exponentials_of(vector *scores, const cattn_row_tile *tile, ptr
             UNROLL for (int v = 0; v < vectors; v++) {
                 const words pair = round_pairs(low[v], high[v]);
                 scores[j / 2 * TILE_VECTORS + v] = (vector)pair;
-                block[v] = dot_pairs(block[v], pair, one);
+                block_sum[v] = dot_pairs(block_sum[v], pair, one);
                 run[v] += low[v] + high[v];
             }
         }
         UNROLL for (int v = 0; v < vectors; v++)
-            exact[v] += run[v];
+            exact_sum[v] += run[v];
     }
     UNROLL for (int v = 0; v < vectors; v++) {
-        row_sum[v] = F(muladd)(row_scale[v], row_sum[v], block[v]);
-        lse_sum[v] = F(muladd)(row_scale[v], lse_sum[v], exact[v]);
+        row_sum[v] = F(muladd)(row_scale[v], row_sum[v], block_sum[v]);
+        lse_sum[v] = F(muladd)(row_scale[v], lse_sum[v], exact_sum[v]);
     }
 }
 

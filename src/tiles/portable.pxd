@@ -1,5 +1,5 @@
-# The kernel table in typed loops: complete, portable, and the oracle of the others. What each function does stands in
-# tiles.h; here they are written once for float and double.
+# The kernel table in typed loops: it is complete and portable, and the other tables are tested against the same
+# formulas. tiles.h says what each kernel does; here each is written once, for float and double.
 #
 # The innermost loops run over the lanes, a constant number of them, without a branch: compilers turn each into a few
 # vector instructions and keep the small accumulator arrays in registers.
@@ -36,7 +36,7 @@ cdef enum:
     PORTABLE_LANES = 32
     # Lanes of the loops that cost most, for so many rows at most. They are too large to unroll, and again not 16.
     PORTABLE_NARROW = 20
-    PORTABLE_LINK = 4        # terms that are summed, two and two, and then join a chain, which rounds once for the four
+    PORTABLE_LINK = 4        # terms that are summed two by two, and then join a chain, which rounds once for the four
     PORTABLE_CHAIN = 16      # links of a score's chain: 32 equal ones came to 2.4 κ
     # Keys whose values are summed in one chain: a block of head size 128, half of one of 64. Why sums are chains of
     # chains stands at RUN in tiles_template.h.
@@ -54,7 +54,7 @@ cdef union DoubleBits:
 
 
 cdef inline real reduce(real x, real *power) noexcept nogil:
-    """f, and 2^n as `power`, with which 2^x = 2^n · 2^f: n is the integer nearest to x and f = x - n, exactly.
+    """Return f and set `power` to 2^n, so that 2^x = 2^n · 2^f: n is the integer nearest to x, and f = x - n exactly.
 
     Adding `shift` rounds to an integer and leaves n plus the exponent's bias in the last bits of the sum, from where a
     shift makes it the number 2^n.
@@ -78,7 +78,8 @@ cdef inline real reduce(real x, real *power) noexcept nogil:
 
 
 cdef inline real expand(real x, real f, real power) noexcept nogil:
-    """2^x for x <= 0 (and little above) from its parts; 0 where 2^n is below the smallest normal number, NaN for NaN.
+    """Return 2^x for x <= 0 (and little above) from its parts: 0 if 2^n is below the smallest normal number, and NaN
+    for NaN.
 
     The polynomials are minimax ones of (2^f - 1) / f: 1.1e-8 (float), 1.8e-17 (double) relative to 2^f - 1. Their even
     and odd terms are two chains of half the length.
@@ -106,7 +107,8 @@ cdef inline real exponential(real x) noexcept nogil:
 
 
 cdef inline real rescale(real sum, real scale) noexcept nogil:
-    """scale · sum; an infinity stays, even when its weight came out as 0, which is a small positive number."""
+    """Return scale · sum. An infinity stays, even if its scale came out as 0, which stands for a small positive
+    number."""
     return sum if scale == 0 and sum - sum != 0 else scale * sum
 
 
@@ -125,7 +127,7 @@ cdef struct Matrix:
 
 
 cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    """Where the scores of a block stand, in either layout: a line is a key's or a row's."""
+    """Return where the scores of a block lie, in either layout. A line holds those of a key, or of a row."""
     return (Matrix(block.count, tile.rows, tile.lanes) if tile.layout == CATTN_MANY
             else Matrix(tile.rows, block.count, tile.pitch))
 
@@ -134,7 +136,7 @@ cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_bloc
 
 
 cdef inline void load(real *queries, const cattn_row_tile *tile, const char **source, Py_ssize_t size) noexcept nogil:
-    """Of either layout."""
+    """Load the queries of a tile of either layout."""
     cdef bint few = tile.layout == CATTN_FEW
     cdef Py_ssize_t row_pitch = size if few else 1, column_pitch = 1 if few else <Py_ssize_t>PORTABLE_LANES, c, r
     cdef real scale = <real>tile.scale
@@ -145,7 +147,7 @@ cdef inline void load(real *queries, const cattn_row_tile *tile, const char **so
 
 cdef inline void reset(real *row_max, const cattn_softmax *softmax, const cattn_row_tile *tile,
                        const double *sinks) noexcept nogil:
-    """Of either layout."""
+    """Reset the softmax of a tile of either layout."""
     cdef real *row_sum = <real *>softmax.row_sum
     cdef real *lse_sum = <real *>softmax.lse_sum
     cdef Py_ssize_t r
@@ -171,11 +173,12 @@ cdef inline const real *behind(const real *first, Py_ssize_t bytes) noexcept nog
 
 cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *factor, const real *lanes, const real *x,
                               Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
-    """total[r] = factor[r] · total[r] + Σ_i lanes[i][r] · x_i for r < width; without a factor the sum alone, and zeros
-    past the width. The x_i lie `stride` bytes apart.
+    """Set total[r] = factor[r] · total[r] + Σ_i lanes[i][r] · x_i for r < width. Without a factor the sum replaces the
+    total, and zeros stand past the width. The x_i lie `stride` bytes apart.
 
-    A link at a time: wherever a compiler keeps the sums, it touches them once in four. That should be in registers: gcc
-    does so here, but not for the narrow width where the number of passes is plain to see.
+    The loop takes a link of terms at a time, so that the sums are touched once for four of them, wherever a compiler
+    keeps them. That should be in registers. gcc does so here, but not for the narrow width if it can see the number of
+    passes.
     """
     cdef real[PORTABLE_LANES] sum, last
     cdef const real *link
@@ -215,7 +218,8 @@ cdef inline void add_to_lanes(real *total, Py_ssize_t width, const real *factor,
 
 cdef inline void add_products(real *total, Py_ssize_t rows, const real *factor, const real *lanes, const real *x,
                               Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
-    """The same for a tile of so many rows. Both widths are constants, so that the sums can stay in registers."""
+    """Call add_to_lanes for a tile of so many rows. Both widths are constants, so that the sums can stay in
+    registers."""
     if rows > PORTABLE_NARROW:
         add_to_lanes(total, PORTABLE_LANES, factor, lanes, x, stride, count)
     else:
@@ -236,7 +240,7 @@ cdef inline real alibi(const cattn_score_mod *mod, Py_ssize_t row, Py_ssize_t j,
 
 
 cdef inline const real *find_attn_bias(real *attn_bias, const cattn_row_tile *tile, Py_ssize_t count) noexcept nogil:
-    """What is added to the scores of a block, in the tile's room for it; NULL: nothing."""
+    """Find what is added to the scores of a block and return where it lies, or NULL if nothing is added."""
     cdef const cattn_score_mod *mod = tile.score_mod
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef Py_ssize_t j, r
@@ -303,15 +307,16 @@ cdef inline int scores(real *scores, const cattn_row_tile *tile, const cattn_key
         for first in range((size + chain - 1) // chain):
             c = first * chain
             add_products(scores + j * lanes, tile.rows, joined, <const real *>tile.queries + c * lanes,
-                         <const real *>(block.rows + j * block.stride) + c, sizeof(real), min(size - c, chain))
+                         <const real *>(block.data + j * block.stride) + c, sizeof(real), min(size - c, chain))
             joined = one
     return modify_scores(scores, tile, block)
 
 
 cdef inline int mark_attended(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
-    """Of either layout."""
+    """Mark what the rows of a tile of either layout attend to."""
     cdef const real *added = <const real *>tile.attn_bias
-    cdef bint selects = tile.layout == CATTN_MANY and tile.score_mod != NULL and tile.score_mod.adds   # few rows have done it
+    # With few rows, `scores` has already made -infinity of what is masked.
+    cdef bint selects = tile.layout == CATTN_MANY and tile.score_mod != NULL and tile.score_mod.adds
     cdef unsigned char every = True
     cdef Matrix matrix = score_matrix(tile, block)
     cdef Py_ssize_t line, at
@@ -326,7 +331,8 @@ cdef inline int mark_attended(real *scores, const cattn_row_tile *tile, const ca
 
 cdef inline void advance_maximum(real *row_max, real *reference, real *row_scale, const real *block_max,
                                  Py_ssize_t rows) noexcept nogil:
-    """The running maximum, what to subtract from each score, and what rescales all that came before."""
+    """Raise the running maximum to that of a block. Set what to subtract from each score, and the scale of what was
+    summed before."""
     cdef Py_ssize_t r
     cdef real new
     for r in range(rows):
@@ -337,8 +343,11 @@ cdef inline void advance_maximum(real *row_max, real *reference, real *row_scale
 
 
 cdef inline void exponentiate(real *score, Py_ssize_t width, const real *reference, real *run) noexcept nogil:
-    """score[r] = exp(score[r] - reference[r]), added to run[r]. In two loops: the operations of a whole exponential,
-    each of which waits for the last, are more than a processor has in sight while it looks for others to start."""
+    """Set score[r] = exp(score[r] - reference[r]), and add it to run[r].
+
+    There are two loops because each operation of an exponential waits for the last, and all of them are more than a
+    processor has in sight while it looks for others to start.
+    """
     cdef real[PORTABLE_LANES] rest, power
     cdef Py_ssize_t r
     for r in range(width):
@@ -358,12 +367,12 @@ cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cat
     cdef real *row_sum = <real *>tile.softmax.row_sum
     cdef real *row_scale = <real *>tile.row_scale
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] reference, block
-    cdef real[PORTABLE_LINK
-              * PORTABLE_LANES] run   # every fourth weight joins the same one: a chain is as short as a value's
+    cdef real[PORTABLE_LANES] reference, block_sum
+    # Every fourth weight joins the same sum of a run, so that a chain is as short as a value's.
+    cdef real[PORTABLE_LINK * PORTABLE_LANES] run
     cdef Py_ssize_t number, start, j, r
     advance_maximum(<real *>tile.softmax.row_max, reference, row_scale, <const real *>tile.block_max, lanes)
-    clear(block)
+    clear(block_sum)
     for number in range((keys.count + PORTABLE_RUN - 1) // PORTABLE_RUN):
         start = number * PORTABLE_RUN
         for j in range(PORTABLE_LINK):
@@ -374,9 +383,9 @@ cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cat
             else:
                 exponentiate(scores + j * lanes, PORTABLE_NARROW, reference, run + j % PORTABLE_LINK * lanes)
         for r in range(lanes):
-            block[r] += (run[r] + run[lanes + r]) + (run[2 * lanes + r] + run[3 * lanes + r])
+            block_sum[r] += (run[r] + run[lanes + r]) + (run[2 * lanes + r] + run[3 * lanes + r])
     for r in range(lanes):
-        row_sum[r] = row_scale[r] * row_sum[r] + block[r]
+        row_sum[r] = row_scale[r] * row_sum[r] + block_sum[r]
     return True
 
 
@@ -401,7 +410,7 @@ cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key
         for c in range(block.size):
             add_products((block_output if runs > 1 else output) + c * lanes, tile.rows,
                          joined if runs > 1 else row_scale,
-                         weights + start * lanes, <const real *>(block.rows + start * block.stride) + c, block.stride,
+                         weights + start * lanes, <const real *>(block.data + start * block.stride) + c, block.stride,
                          min(block.count - start, <Py_ssize_t>PORTABLE_RUN))
         joined = one
     for c in range(block.size if runs > 1 else 0):
@@ -412,7 +421,7 @@ cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key
 
 
 cdef inline void add_carrying(real *total, real *carry, real scale, real x) noexcept nogil:
-    """total + carry becomes scale · (total + carry) + x, but for one rounding of the products with the scale."""
+    """Turn total + carry into scale · (total + carry) + x, but for one rounding of the products with the scale."""
     cdef real before = rescale(total[0], scale)
     cdef real sum = before + x
     cdef real added = sum - before
@@ -425,7 +434,7 @@ cdef inline void add_carrying(real *total, real *carry, real scale, real x) noex
 
 cdef inline void merge_rows(real *output, const cattn_total *total, const cattn_softmax *part, Py_ssize_t rows,
                             Py_ssize_t size, Py_ssize_t row_pitch, Py_ssize_t column_pitch) noexcept nogil:
-    """`merge` for either layout."""
+    """Merge the part into the total, element by element: rows and columns lie as far apart as the pitches say."""
     cdef const real *x_max = <const real *>part.row_max
     cdef const real *x_sum = <const real *>part.row_sum
     cdef const real *x_output = <const real *>part.output
@@ -435,7 +444,8 @@ cdef inline void merge_rows(real *output, const cattn_total *total, const cattn_
     advance_maximum(<real *>total.softmax.row_max, reference, scale, x_max, rows)
     for r in range(rows):
         x_scale[r] = exponential(<real>CATTN_LOG2E * (x_max[r] - reference[r]))
-        add_carrying(<real *>total.softmax.row_sum + r, <real *>total.row_sum_carry + r, scale[r], x_scale[r] * x_sum[r])
+        add_carrying(<real *>total.softmax.row_sum + r, <real *>total.row_sum_carry + r, scale[r],
+                     x_scale[r] * x_sum[r])
     for c in range(size):
         for r in range(rows):
             at = r * row_pitch + c * column_pitch
@@ -444,7 +454,7 @@ cdef inline void merge_rows(real *output, const cattn_total *total, const cattn_
 
 cdef inline void merge(real *output, const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile,
                        Py_ssize_t size) noexcept nogil:
-    """Of either layout."""
+    """Merge the softmax of a tile of either layout into a total."""
     if tile.layout == CATTN_FEW:
         merge_rows(output, total, part, tile.rows, size, tile.output_pitch, 1)
     else:
@@ -452,7 +462,7 @@ cdef inline void merge(real *output, const cattn_total *total, const cattn_softm
 
 
 cdef inline real divisor_of(const real *row_sum, Py_ssize_t row) noexcept nogil:
-    """What the output of a row is divided by: 1 where there are no sums, or where the row's is 0."""
+    """Return what the output of a row is divided by: 1 if there are no sums, or if the row's is 0."""
     return 1 if row_sum == NULL or row_sum[row] == 0 else row_sum[row]
 
 
@@ -478,7 +488,7 @@ cdef inline int store(const real *output, const real *row_sum, const cattn_row_t
 
 cdef inline void logsumexp(const real *row_max, const real *lse_sum, const cattn_row_tile *tile,
                            char **destination) noexcept nogil:
-    """Of either layout."""
+    """Store the logarithms of the sums of a tile of either layout."""
     cdef Py_ssize_t r
     for r in range(tile.rows):
         (<real *>destination[r])[0] = <real>(-INFINITY if lse_sum[r] == 0 else <double>row_max[r]

@@ -16,19 +16,20 @@ cdef enum:
 
 
 cdef inline Py_ssize_t bytes_ahead(Py_ssize_t stride, Py_ssize_t bytes) noexcept nogil:
-    """From a row of so many bytes to the one to ask for meanwhile: one of the next run at the soonest."""
+    """Return the bytes from a row of so many bytes to the one to ask for meanwhile, which the next run has at the
+    soonest."""
     return max(PORTABLE_AHEAD // max(bytes, <Py_ssize_t>1), <Py_ssize_t>PORTABLE_FEW_RUN) * stride
 
 
 cdef inline void ask_ahead(const real *row, Py_ssize_t c, Py_ssize_t ahead) noexcept nogil:
-    """Asks for the line of memory that column c begins, if it begins one, so many bytes ahead: into L2, as
-    prefetch_stored does."""
+    """Ask for the line of memory that column c begins, if it begins one, so many bytes ahead. It comes into L2, as it
+    does by prefetch_stored in few_rows_template.h."""
     if ahead != 0 and c * sizeof(real) % 64 == 0:
         CATTN_PREFETCH_L2(<const char *>(row + c) + ahead)
 
 
 cdef inline void add_dot(real *lanes, const real *query, const real *key, Py_ssize_t size) noexcept nogil:
-    """lanes[c mod PORTABLE_FEW_LANES] = Σ_c query[c] · key[c], of at most PORTABLE_FEW_CHAINS elements, so that no
+    """Set lanes[c mod PORTABLE_FEW_LANES] = Σ_c query[c] · key[c], of at most PORTABLE_FEW_CHAINS elements, so that no
     chain is longer than PORTABLE_CHAIN."""
     cdef Py_ssize_t step, first, lane, c
     for lane in range(PORTABLE_FEW_LANES):
@@ -43,7 +44,7 @@ cdef inline void add_dot(real *lanes, const real *query, const real *key, Py_ssi
 
 cdef inline void add_dots(real *lanes, const real *query, const real *key0, Py_ssize_t stride, Py_ssize_t size,
                           Py_ssize_t ahead) noexcept nogil:
-    """The same of four keys side by side, asking for later ones."""
+    """Do what add_dot does for four keys side by side, and ask for later ones."""
     cdef real[PORTABLE_FEW_LANES] sum0, sum1, sum2, sum3
     cdef const real *key1 = behind(key0, stride)
     cdef const real *key2 = behind(key0, 2 * stride)
@@ -77,7 +78,7 @@ cdef inline void add_dots(real *lanes, const real *query, const real *key0, Py_s
 
 
 cdef inline real sum_lanes(real *lanes) noexcept nogil:
-    """The sum of PORTABLE_FEW_LANES numbers, by halves."""
+    """Return the sum of PORTABLE_FEW_LANES numbers, which are added up by halves."""
     cdef Py_ssize_t lane
     for lane in range(4):
         lanes[lane] += lanes[lane + 4]
@@ -116,7 +117,7 @@ cdef inline int few_scores(real *scores, const cattn_row_tile *tile, const cattn
     cdef real[8 * PORTABLE_FEW_LANES] lanes
     cdef real *block_max = <real *>tile.block_max
     cdef const real *queries = <const real *>tile.queries
-    cdef const char *keys = block.rows
+    cdef const char *keys = block.data
     cdef Py_ssize_t rows = tile.rows, pitch = tile.pitch, stride = block.stride, count = block.count, size = block.size
     cdef const real *query
     cdef const char *key
@@ -188,7 +189,7 @@ cdef inline int few_exponentials(real *scores, const cattn_row_tile *tile, const
 
 cdef inline void add_run(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t columns,
                          Py_ssize_t ahead) noexcept nogil:
-    """total[c] += Σ_k weights[k] · value_k[c] of a whole run, asking for later ones."""
+    """Add Σ_k weights[k] · value_k[c] of a whole run to total[c], and ask for later values."""
     cdef const real *value0 = <const real *>values
     cdef const real *value1 = behind(value0, stride)
     cdef const real *value2 = behind(value0, 2 * stride)
@@ -221,7 +222,8 @@ cdef inline void add_run(real *total, const real *weights, const char *values, P
 
 cdef inline void add_rest(real *total, const real *weights, const char *values, Py_ssize_t stride, Py_ssize_t count,
                           Py_ssize_t columns) noexcept nogil:
-    """The same of the last keys, fewer than a run, in the same order: masked keys behind them change no bit."""
+    """Add those of the last keys, which are fewer than a run, in the order of add_run, so that masked keys behind them
+    would change no bit."""
     cdef real[PORTABLE_COLUMNS] sum
     cdef const real *value0
     cdef const real *value1
@@ -259,7 +261,7 @@ cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn
             total[c] = 0
         for number in range((count + PORTABLE_FEW_RUN - 1) // PORTABLE_FEW_RUN):
             start = number * PORTABLE_FEW_RUN
-            value = block.rows + start * stride + first * sizeof(real)
+            value = block.data + start * stride + first * sizeof(real)
             for r in range(tile.rows):
                 weight = <const real *>tile.scores + r * tile.pitch + start
                 joined = total + (r * 4 + number % 4) * columns

@@ -7,9 +7,12 @@ from tiles.portable cimport FloatBits
 
 
 cdef inline float widen_half(int32_t half) noexcept nogil:
-    """float16 → float32, without a branch, so that compilers take many at a time. The exponent's bias grows from 15 to
-    128 first, which makes a number twice as large, and one of exponent 0 normal, 2^-14 too large: tasks take subnormal
-    numbers for 0. The smaller of both ways back is the right one. The largest exponent becomes the largest."""
+    """Return a float16 as a float32, without a branch, so that compilers take many at a time.
+
+    The exponent's bias grows from 15 to 128 first. That makes a number twice as large. It makes one of exponent 0
+    normal, because tasks take subnormal numbers for 0, and 2^-14 too large. The smaller of both ways back is the right
+    one. The largest exponent becomes the largest.
+    """
     cdef int32_t magnitude = (half & 0x7fff) << 13
     cdef FloatBits twice, result
     cdef float normal, subnormal
@@ -22,7 +25,7 @@ cdef inline float widen_half(int32_t half) noexcept nogil:
 
 
 cdef inline uint16_t narrow_half(float value) noexcept nogil:
-    """float32 → float16, to nearest, ties to even."""
+    """Return a float32 as a float16, rounded to nearest, ties to even."""
     cdef FloatBits x, rounded
     cdef uint16_t sign
     x.value = value
@@ -40,7 +43,7 @@ cdef inline uint16_t narrow_half(float value) noexcept nogil:
 
 
 cdef inline uint16_t narrow_brain(float value) noexcept nogil:
-    """float32 → bfloat16, to nearest, ties to even."""
+    """Return a float32 as a bfloat16, rounded to nearest, ties to even."""
     cdef FloatBits x
     x.value = value
     if value != value:

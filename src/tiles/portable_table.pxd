@@ -11,7 +11,7 @@ from tiles.tiles cimport (
     cattn_key_block, cattn_row_tile, cattn_softmax, cattn_table, cattn_total)
 
 
-# A table calls its kernels by one type for float and double, so that each has an entry here for either.
+# A kernel has the same type for float and double in a table. These functions have it, and call the typed ones.
 
 
 cdef inline void load_32(void *queries, const cattn_row_tile *tile, const char **source,
@@ -131,7 +131,7 @@ cdef inline void logsumexp_64(const cattn_softmax *softmax, const cattn_row_tile
 
 
 cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unused) noexcept nogil:
-    """Those of `real`; the pointer only says which."""
+    """Fill in the kernels of `real`. The pointer only says which type that is."""
     many.layout = CATTN_MANY
     many.lanes = many.half = PORTABLE_LANES
     many.run = PORTABLE_RUN
@@ -148,8 +148,8 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few, real *unu
     few.layout = CATTN_FEW
     few.lanes = few.half = CATTN_FEW_ROWS
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
-    # Long streams, of which one stays in L2; and partial results, one a chunk, of less than 1% of the keys' and values'
-    # bytes.
+    # Streams are long, and one of them stays in L2. Each chunk leaves a partial result, which takes less than 1% of the
+    # bytes of its keys and values.
     few.blocking.most = CATTN_MAX_KEYS
     few.blocking.least = 64
     few.blocking.step = 64

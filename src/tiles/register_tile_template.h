@@ -1,15 +1,16 @@
-/* What the templates of one layout or the other share: widths and steps of register tiles, functions of few rows, and
- * the steps of the online softmax. */
+/* This file has what templates share: widths and steps of register tiles, functions of few rows, and the steps of the
+ * online softmax. */
 
-/* How wide the next register tile is: the largest while two fit, then two equal ones for what is left, because a narrow
- * tile has too few accumulators to hide the latency of its FMAs (6 + 1 columns take longer than 4 + 3). */
+/* Returns how wide the next register tile is. It is the widest while two of those fit. Two equal ones share what is
+ * left, because a narrow tile has too few accumulators to hide the latency of its FMAs (6 + 1 columns take longer than
+ * 4 + 3). */
 INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
 {
     return left >= 2 * widest ? widest : left > widest ? (left + 1) / 2 : left;
 }
 
-/* Call `tile` with a constant width, `many` with a constant number of vectors: the compiler makes a register tile of
- * its own for each. */
+/* These call `tile` with a constant width, and `many` with a constant number of vectors, so that the compiler makes a
+ * register tile of its own for each. */
 #define AT_MOST(n, most) ((n) < (most) ? (n) : (most))
 #define WITH_WIDTH(width, widest, tile)               \
     switch (width) {                                  \
@@ -35,8 +36,8 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
         many(TILE_VECTORS);                           \
     }
 
-/* `count` steps, each of which advances its own operands. A loop of 16 or 24 turns ends in a branch that the processor
- * cannot foresee, at 15 cycles of 100. */
+/* Repeats a step, which advances its own operands, `count` times. The processor cannot foresee the branch that ends a
+ * loop of 16 or 24 turns, so that whole runs are unrolled where registers allow it. */
 #if TILE_IN_A_ROW
 #define STEPS(step, count, run)                                    \
     if ((count) == (run)) {                                        \
@@ -55,9 +56,9 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
     }
 #endif
 
-/* Few rows: one function for each number of rows, a constant in its body, not inlined, for together they have more
- * addresses than there are registers; and one that calls them for all rows of a tile, four at a time, whose array has
- * rows `pitch` apart. */
+/* Few rows have one function for each number of rows, which is a constant in its body. These are not inlined, because
+ * together they have more addresses than there are registers. Another function calls them for all rows of a tile, four
+ * at a time. The rows of its array lie `pitch` apart. */
 #define FEW_FUNCTION(name, n, ...)                                                                                  \
     static __attribute__((noinline)) void F(name##_of_##n)(REAL *array, const cattn_row_tile *tile,                 \
                                                            const cattn_key_block *block, ptrdiff_t row)             \
@@ -84,7 +85,7 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
         }                                                                                                           \
     }
 
-/* How wide a register tile of so many vectors can be. */
+/* Returns how wide a register tile of so many vectors can be. */
 INLINE int F(widest)(const int vectors)
 {
     return AT_MOST(TILE_SUMS / vectors, TILE_WIDE);
@@ -97,7 +98,8 @@ INLINE void F(clear)(vector sum[TILE_WIDE][TILE_VECTORS], const int wide, const 
             sum[w][v] = (vector){0};
 }
 
-/* The step from one maximum to the next: what to take from scores, and the scale of what was summed before. */
+/* Goes from one maximum to the next. Returns what to subtract from scores, and sets the scale of what was summed
+ * before. */
 INLINE vector F(advance)(vector *row_max, vector *row_scale, vector block_max)
 {
     vector next = F(larger)(block_max, *row_max);
@@ -113,7 +115,7 @@ INLINE ptrdiff_t F(run_end)(ptrdiff_t start, ptrdiff_t count, const ptrdiff_t ru
     return count - start < run ? count : start + run;
 }
 
-/* The scale of a total, for totals that may be infinite: they stay, even when what they are worth came out as 0. */
+/* Returns the scale of a total that may be infinite: 1 then, even if the scale came out as 0. */
 INLINE vector F(lasting)(vector scale, vector total)
 {
     return F(select)((scale == 0) & (total - total != 0), F(splat)(1), scale);

@@ -1,7 +1,8 @@
-/* What happens to scores: the modifiers of the kernel table. Of many rows: softcap; attn_bias, one pass for each modifier
- * that adds to it. */
+/* What happens to the scores of many rows. The softcap comes first. Each of the other modifiers makes one pass over
+ * attn_bias, which is then added to the scores. */
 
-/* softcap and its factor, kept where neither overflows nor loses digits: scores that reach the bound are none. */
+/* Returns the softcap within bounds where neither it nor its factor overflows or loses digits. No score reaches
+ * them. */
 INLINE REAL F(softcap_bounded)(double softcap)
 {
     const double bound = REAL_BITS == 32 ? 0x1p100 : 0x1p900;
@@ -25,7 +26,8 @@ static void F(cap_scores)(vector *scores, const cattn_row_tile *tile, const vect
     }
 }
 
-/* Bias lies along the keys, attn_bias along the rows: WIDTH × WIDTH squares, transposed in registers. */
+/* Bias lies along the keys and attn_bias along the rows, so that squares of WIDTH × WIDTH are transposed in
+ * registers. */
 static void F(bias_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const void *const *bias)
 {
     for (int v = 0; v * WIDTH < rows; v++)
@@ -39,7 +41,7 @@ static void F(bias_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, con
         }
 }
 
-/* What the passes before have left; nothing where this is the first. */
+/* Returns what the passes before have left, or zeros in the first pass. */
 INLINE vector F(left)(const vector *attn_bias, int first)
 {
     return first ? (vector){0} : *attn_bias;
@@ -63,7 +65,7 @@ INLINE void F(alibi_pass)(vector *attn_bias, ptrdiff_t count, const double *slop
         }
 }
 
-/* Mask bytes lie along the keys too: 16 × 16 squares of bytes, transposed in registers. */
+/* Mask bytes lie along the keys too, and are transposed in squares of 16 × 16. */
 static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const unsigned char *const *mask,
                          int first)
 {
@@ -84,9 +86,10 @@ static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, con
             }
             for (int stage = 0; stage < 4; stage++) {   /* each doubles the distance between a row's elements */
                 UNROLL for (int i = 0; i < 8; i++) {
-                    y[2 * i] = SHUFFLE(bytes_16, x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-                    y[2 * i + 1] = SHUFFLE(bytes_16, x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
-                                           15, 31);
+                    y[2 * i] = SHUFFLE(bytes_16, x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7,
+                                       23);
+                    y[2 * i + 1] = SHUFFLE(bytes_16, x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
+                                           30, 15, 31);
                 }
                 UNROLL for (int i = 0; i < 16; i++)
                     x[i] = y[i];
@@ -117,7 +120,7 @@ INLINE void F(interval_pass)(vector *attn_bias, ptrdiff_t count, const ptrdiff_t
             attn_bias[v] = F(where_between)(low[v], key, high[v], F(left)(&attn_bias[v], first));
 }
 
-/* What is added to the scores of a block, in the tile's room for it; NULL: nothing. */
+/* Finds what is added to the scores of a block. Returns where it lies, or NULL if nothing is added. */
 static const void *F(find_attn_bias)(const cattn_row_tile *tile, ptrdiff_t count)
 {
     const cattn_score_mod *mod = tile->score_mod;

@@ -1,4 +1,5 @@
-/* The kernel `scores` of many rows: SCORES, which goes over the keys of a block in register tiles, SCORES_TILE. */
+/* The kernel `scores` of many rows. SCORES is its name. It goes over the keys of a block in register tiles, which
+ * SCORES_TILE computes. */
 
 #define SCORES_OF TILES_PASTE(SCORES, of)
 
@@ -7,7 +8,7 @@ INLINE void SCORES_OF(vector *scores, const cattn_row_tile *tile, const cattn_ke
 {
     const vector *queries = tile->queries;
     vector *block_max = tile->block_max;
-    const char *keys = block->rows;
+    const char *keys = block->data;
     const REAL scale = (REAL)tile->scale;
     const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
     cattn_prefetch *prefetch = block->prefetch;

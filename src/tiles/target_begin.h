@@ -1,9 +1,10 @@
 /* From here to target_end.h, functions are compiled for the instruction set that the including file names: one of
- * TILES_VEC128, TILES_AVX2 and TILES_AVX512. No include guard: used once a file, before tiles_template.h.
+ * TILES_VEC128, TILES_AVX2 and TILES_AVX512. There is no include guard, because a file includes it once, before the
+ * templates.
  *
- * gcc wants its pragma; clang ignores it and wants an attribute, which does not define __AVX2__ and its like. So
- * nothing may ask for those: the TILES_ names, ours, say what there is. TILES_FMA is one of them: a multiply-add is
- * rounded once, on whatever processor. */
+ * gcc wants its pragma. clang ignores it and wants an attribute, which does not define __AVX2__ and its like. So
+ * nothing may ask for those, and our own TILES_ names say what there is. TILES_FMA says that a multiply-add is rounded
+ * once, on any processor. */
 #include <float.h>
 #if defined(__x86_64__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -45,8 +46,7 @@
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
-/* Python's flags let signed numbers wrap. gcc's order of FMAs and broadcasts then keeps the units busy for 0.9 of the
- * time. */
+/* Python's flags let signed numbers wrap. gcc then orders FMAs and broadcasts so that the units wait. */
 #pragma GCC optimize("no-wrapv")
 #endif
 #elif defined(__FMA__) || defined(__aarch64__) || defined(__FP_FAST_FMAF)

@@ -11,17 +11,16 @@
  *               1 to CATTN_FEW_ROWS rows a tile.
  *
  * Arrays of a tile and its vectors over rows (row_max, row_sum, row_scale, ...) are aligned to CATTN_ALIGNMENT bytes
- * and hold whole vectors: CATTN_MAX_LANES reals each. Keys, values and rows in the caller's memory are aligned to
- * their own type only, contiguous along the last axis, and `stride` bytes apart: 0 and negative included. Counts are
- * at least 1.
+ * and hold whole vectors. A vector over rows has room for CATTN_MAX_LANES reals. Keys, values and rows in the caller's
+ * memory are aligned to their own type only, and contiguous along the last axis. They lie `stride` bytes apart, which
+ * may be 0 or negative. Counts are at least 1.
  *
- * A tile of fewer rows than lanes: the lanes behind may be computed or not, and hold anything. Where its rows see
- * other keys, a tile of many rows goes by halves: pointers to the first lane of the half, which the layout is the same
- * for.
+ * If a tile has fewer rows than lanes, the lanes behind may be computed or not, and hold anything. If the halves of a
+ * tile of many rows see different keys, each is computed alone: its arrays are those of the tile, from the first lane
+ * of the half on.
  *
- * The order of operations within one row is fixed: sums run over c = 0, 1, ... and over the keys of a run as the table
- * pleases, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last
- * one.
+ * The order of operations within one row is fixed. Each table chooses its own for the sums over c and over the keys of
+ * a run, so that a row gets the same bits whatever its lane, its neighbours, and the masked keys behind its last one.
  *
  * Nothing here knows about threads, batches, memory allocation, or storage types beyond those that a set of kernels
  * reads. */
@@ -38,8 +37,8 @@
 #define CATTN_FEW_ROWS 8
 #define CATTN_MAX_KEYS 512   /* of a block */
 
-/* Asks for a line of memory that will be read, read later (it comes as far as L2), or written; where there is no such
- * thing, nothing. */
+/* These ask for a line of memory that will be read, read later (it comes as far as L2), or written. They do nothing on
+ * compilers that have no such thing. */
 #if defined(__GNUC__) || defined(__clang__)
 #define CATTN_PREFETCH(address) __builtin_prefetch(address)
 #define CATTN_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
@@ -50,7 +49,7 @@
 #define CATTN_PREFETCH_WRITE(address) ((void)0)
 #endif
 
-/* The same pointer, which the compiler may take to be aligned to CATTN_ALIGNMENT bytes. */
+/* Returns the pointer, which the compiler may then take to be aligned to CATTN_ALIGNMENT bytes. */
 #if defined(__GNUC__) || defined(__clang__)
 #define CATTN_ALIGNED(pointer) __builtin_assume_aligned(pointer, CATTN_ALIGNMENT)
 #else
@@ -59,8 +58,8 @@
 
 #define CATTN_LOG2E 1.44269504088896340736
 
-/* What happens to the scores of a block, in this order: softcap, bias and ALiBi, then the selection. Arrays are over
- * the rows of the tile, or of the half; in the lanes behind they are valid, and restrict nothing. */
+/* What happens to the scores of a block, in this order: softcap, bias and ALiBi, then masks and intervals. The arrays
+ * are over the rows of the tile, or of the half. In the lanes behind they are valid, and restrict nothing. */
 typedef struct {
     double softcap;                               /* 0: none */
     const void *bias[CATTN_MAX_LANES];            /* reals, one a key of the block, contiguous */
@@ -73,9 +72,9 @@ typedef struct {
     int adds;                                     /* any of these four */
 } cattn_score_mod;
 
-/* The softmax of a tile's rows over some of their keys. Outputs are not yet divided by the sums. Where weights are
- * rounded before they meet the values, row_sum is that of the rounded ones, and lse_sum that of the others; else both
- * are one. */
+/* The softmax of a tile's rows over some of their keys. Outputs are not yet divided by the sums. If weights are rounded
+ * before they meet the values, row_sum is the sum of the rounded ones, and lse_sum that of the others. Otherwise both
+ * are the same array. */
 typedef struct {
     void *row_max, *row_sum, *lse_sum, *output;
 } cattn_softmax;
@@ -89,47 +88,47 @@ typedef struct {
 /* How the rows of a tile lie, which decides which kernels compute them. */
 enum { CATTN_MANY, CATTN_FEW, CATTN_LAYOUTS };
 
-/* The arrays of a tile, or of a half of one. Kernels change what the pointers lead to. */
+/* The rows of a tile, or of a half of one, and their arrays. Kernels change what the pointers lead to. */
 typedef struct {
     ptrdiff_t rows;
     ptrdiff_t lanes;                  /* of the whole tile; few rows: its rows */
     ptrdiff_t pitch, output_pitch;    /* few rows */
-    double scale;                     /* of queries */
+    double scale;                     /* of scores: `load` applies it to the queries */
     const cattn_score_mod *score_mod; /* NULL: scores stay as they are */
     void *queries, *scores;
     void *attn_bias;                  /* many rows: room for what score_mod adds, -infinity for what it masks */
     unsigned char *attended;          /* like scores: the key is attended to */
     void *block_max;                  /* the largest score of each row in a block */
     void *row_scale;                  /* of what was summed before the block */
-    void *block_output;               /* many rows: room for the sums of a block's runs, as large as the output */
+    void *block_output;               /* many rows: room for the sums of a block's runs, like the output */
     cattn_softmax softmax;            /* of the keys since the last reset */
     int layout;                       /* CATTN_MANY or CATTN_FEW */
     int is_new;                       /* the output holds nothing yet */
 } cattn_row_tile;
 
-/* Rows of memory that will be read soon. `scores` and `values` ask for them one by one while they compute: all at once
- * would wait for each other, and whatever else is read would wait behind them. */
+/* Rows of memory that will be read soon. `scores` and `values` ask for them one by one while they compute. If all were
+ * asked for at once, they would wait for each other, and whatever else is read would wait behind them. */
 typedef struct {
-    const void *const *rows;
-    ptrdiff_t offset, bytes;   /* what is read of each row */
-    ptrdiff_t next, count;     /* rows next, next + 1, ... of `count` have not been asked for */
+    const void *const *starts;   /* addresses of the rows */
+    ptrdiff_t offset, bytes;     /* what is read of each row */
+    ptrdiff_t next, count;       /* rows next, next + 1, ... of `count` have not been asked for */
 } cattn_prefetch;
 
-/* Rows of keys, or of values, or of some columns of them. */
+/* Some keys, or their values, or some columns of them. */
 typedef struct {
-    const char *rows;
-    ptrdiff_t stride, count, size;
-    cattn_type type;            /* one of those that the kernels read */
-    cattn_prefetch *prefetch;   /* NULL: there is nothing to ask for */
+    const char *data;               /* where the first key's begin */
+    ptrdiff_t stride, count, size;  /* bytes from key to key, keys, columns */
+    cattn_type type;                /* one of those that the kernels read */
+    cattn_prefetch *prefetch;       /* NULL: there is nothing to ask for */
 } cattn_key_block;
 
-/* Not inlined: the loops, which rarely come here, would lose registers to it. */
+/* Kept out of line: inlining it would cost the hot loops registers, and they rarely call it. */
 #if defined(__GNUC__) || defined(__clang__)
 __attribute__((noinline, unused))
 #endif
 static void cattn_prefetch_row(cattn_prefetch *prefetch)
 {
-    const char *row = (const char *)prefetch->rows[prefetch->next++] + prefetch->offset;
+    const char *row = (const char *)prefetch->starts[prefetch->next++] + prefetch->offset;
     for (ptrdiff_t at = 0; at < prefetch->bytes; at += 64)
         CATTN_PREFETCH_L2(row + at);
 }
@@ -165,47 +164,52 @@ typedef struct {
     ptrdiff_t itemsize;   /* of real */
     ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain */
     cattn_type type;      /* of queries, keys and values as these kernels take them */
-    unsigned reads;       /* and of keys and values that they read where they lie: bits 1 << cattn_type */
-    int rounds_weights;   /* to bfloat16: pairs of them are words, and sums for logarithms others than for outputs */
-    int scales_late;      /* without softcap, bias and ALiBi, exponentials applies a scale above 0, not scores */
-    ptrdiff_t interleaves;   /* so many keys' values lie beside each other, column by column; 1: they lie as they come */
+    unsigned reads;       /* types of keys and values that they read where they lie: bits 1 << cattn_type */
+    int rounds_weights;   /* to bfloat16: two of them make a word, and lse_sum is another array than row_sum */
+    int scales_late;      /* without softcap, bias and ALiBi, `exponentials` applies a scale above 0, not `scores` */
+    ptrdiff_t interleaves;   /* the values of so many keys lie beside each other, column by column; 1: row by row */
     cattn_blocking blocking;
 
-    /* queries = scale · source[row] for each row, which has `size` columns. Of bfloat16: as they are, in pairs of
-     * columns, and zeros up to a multiple of the keys that are interleaved; `scores` applies the scale. */
+    /* queries = scale · source[row] for each row, which has `size` columns. Queries of bfloat16 stay as they are, in
+     * pairs of columns, with zeros up to a multiple of the keys that are interleaved, and `scores` applies the
+     * scale. */
     void (*load)(void *queries, const cattn_row_tile *tile, const char **source, ptrdiff_t size);
 
     /* row_max = -infinity and the sums 0. A row that has a sink begins with the sink as its maximum, and 1 as its
      * sums. `sinks` has one for each row, -infinity where a row has none; NULL where no row has one. */
     void (*reset)(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks);
 
-    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod; block_max[r] = max_j scores[j][r], a NaN not
-     * counted. A masked NaN or +infinity may come out as NaN. */
+    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod. block_max[r] = max_j scores[j][r], where a NaN does
+     * not count. A masked NaN or +infinity may come out as NaN. */
     cattn_kernel scores;
 
-    /* attended = whether a score is not -infinity, which masked NaN and +infinity become. Answers whether all are. */
+    /* attended = whether a score is not -infinity, after masked NaN and +infinity have become that. Returns whether all
+     * are attended to. */
     cattn_kernel mark_attended;
 
-    /* The online softmax. With new = max(row_max, block_max), and 0 in its place where it is -infinity: row_scale =
-     * exp(row_max - new);  scores[j] = exp(scores[j] - new), exactly 0 for -infinity, NaN for NaN; row_sum = row_scale
-     * · row_sum + Σ_j scores[j], in runs;  row_max = the new one. log2(e), for powers of two, enters behind the
-     * difference: in the scores it would make some finite ones infinite. Rounded, scores[j / 2] (few rows:
-     * scores[r], one behind the other) are pairs of weights then, 0 behind the last one. */
+    /* The online softmax. With new = max(row_max, block_max), or 0 where that is -infinity:
+     *     row_scale = exp(row_max - new)
+     *     scores[j] = exp(scores[j] - new), which is exactly 0 for -infinity, and NaN for NaN
+     *     row_sum = row_scale · row_sum + Σ_j scores[j], in runs
+     *     row_max = max(row_max, block_max)
+     * Powers of two need a factor log2(e). It is applied to the difference, because in the scores it would make some
+     * finite ones infinite. If weights are rounded, pairs of them take the place of scores: scores[j / 2] with many
+     * rows, and one behind the other with few rows. A 0 stands behind an odd last one. */
     cattn_kernel exponentials;
 
-    /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c], runs summed first, in order. A column
-     * gets the same bits alone and among others. */
+    /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c]. Runs are summed first, and then added
+     * up in order. A column gets the same bits alone and among others. */
     cattn_kernel values;
 
-    /* Two softmaxes over disjoint keys into one (Dao et al. 2023, Flash-Decoding): `part` joins `total`, and outputs
-     * have `size` columns. What rounding takes from the sums is carried along (Knuth, The Art of Computer Programming 2,
+    /* Merges two softmaxes over disjoint keys (Dao et al. 2023, Flash-Decoding): `part` joins `total`. Outputs have
+     * `size` columns. What rounding takes from the sums is carried along (Knuth, The Art of Computer Programming 2,
      * section 4.2.2, theorem B), so that they are as exact after thousands of joins as after one. What is not finite
      * stays so; with `selecting`, an infinity stays one. Of few rows, `part` may lie anywhere in memory. */
     void (*merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, ptrdiff_t size,
                   int selecting);
 
     /* destination[row] = output / row_sum, or / 1 where that is 0, for each row, which has `size` columns. Without
-     * sums (NULL) the output is stored as it is. Answers whether all that was written is finite, and the sums. */
+     * sums (NULL) the output is stored as it is. Returns whether all that was written is finite, and the sums. */
     int (*store)(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
                  ptrdiff_t size);
 
@@ -213,23 +217,24 @@ typedef struct {
     void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination);
 } cattn_kernels;
 
-/* By the type of query, key and value where that is one; else, and for scores and weights, by the arithmetic type. The
- * half types share float32's kernels where a table has none of their own. */
+/* A call takes the kernels of the type of its query, key and value if that is one type. Otherwise, and for scores and
+ * weights, it takes those of the type that it computes in. The half types share float32's kernels if a table has none
+ * of their own. */
 typedef struct {
     const char *name;
     cattn_kernels kernels[CATTN_FLOATS][CATTN_LAYOUTS];
 
-    /* float to[i] = from[i], and back (to nearest, ties to even; NaN stays NaN), for `count` contiguous elements of
-     * CATTN_FLOAT16 or CATTN_BFLOAT16. */
+    /* These turn `count` contiguous elements of CATTN_FLOAT16 or CATTN_BFLOAT16 into floats, and floats into those.
+     * They round to nearest, ties to even, and NaN stays NaN. */
     void (*widen)(void *to, const char *from, cattn_type type, ptrdiff_t count);
     void (*narrow)(char *to, const void *from, cattn_type type, ptrdiff_t count);
 
-    /* float to[i] = double from[i], for `count` contiguous elements. A finite number stays one: a bias that would become
-     * -infinity would mask. */
+    /* Rounds `count` contiguous doubles to floats. A finite number stays finite, because a bias that became -infinity
+     * would mask. */
     void (*round_to_float)(void *to, const void *from, ptrdiff_t count);
 
-    /* Rows of bfloat16, `stride` bytes apart, in groups of as many keys as the kernels interleave: to[group][column][key
-     * of the group], zeros behind the last key. NULL where no kernels take them. */
+    /* Copies rows of bfloat16, which lie `stride` bytes apart, in groups of as many keys as the kernels interleave:
+     * to[group][column][key of the group]. Zeros stand behind the last key. NULL if no kernels take them. */
     void (*interleave)(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns);
 } cattn_table;
 

@@ -1,4 +1,4 @@
-# What tiles.h declares, in Cython's words.
+# What tiles.h declares, for Cython.
 
 from problem cimport cattn_type, CATTN_FLOATS
 
@@ -25,7 +25,7 @@ cdef extern from "tiles/tiles.h" nogil:
     void CATTN_PREFETCH_WRITE(const void *address)
 
     ctypedef struct cattn_prefetch:
-        const void *const *rows
+        const void *const *starts
         Py_ssize_t offset, bytes, next, count
 
     void cattn_prefetch_next(cattn_prefetch *prefetch)
@@ -67,7 +67,7 @@ cdef extern from "tiles/tiles.h" nogil:
         int layout, is_new
 
     ctypedef struct cattn_key_block:
-        const char *rows
+        const char *data
         Py_ssize_t stride, count, size
         cattn_type type
         cattn_prefetch *prefetch

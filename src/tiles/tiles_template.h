@@ -1,32 +1,33 @@
 /* The kernel table in GCC and Clang vector extensions, written once.
  *
- * Included by vec128.c, avx2.c and avx512.c, once with REAL_BITS 32 and once with 64, and given:
+ * vec128.c, avx2.c and avx512.c include it once with REAL_BITS 32 and once with 64. They define:
  *
  *   TILES_VEC128, TILES_AVX2 or TILES_AVX512   the target; only vectors_template.h asks
  *   VECTOR_BYTES    16, 32 or 64
  *   TILE_VECTORS    2 or 4, the vectors over the rows of a many-row tile: `lanes` is TILE_VECTORS · (reals a
- *                   vector). Of four, two are a half.
+ *                   vector). Two of four are a half.
  *   TILE_WIDE       keys (scores) or value columns (values) of the widest register tile, at most 12
- *   TILE_SUMS       the sums of a register tile, vectors · wide of them: a tile of fewer vectors is wider.
- *                   They, TILE_VECTORS operands and a broadcast live in registers: 16 there are for vec128 and avx2, 32
- *                   for avx512.
- *   TILE_IN_A_ROW   1 where the steps of a whole run stand in a row. With vec128 gcc then spills.
+ *   TILE_SUMS       the sums of a register tile, vectors · wide of them: a tile of fewer vectors is wider. The sums,
+ *                   TILE_VECTORS operands and a broadcast live in registers, of which vec128 and avx2 have 16, and
+ *                   avx512 has 32
+ *   TILE_IN_A_ROW   1 if the steps of a whole run are unrolled. With vec128 gcc then spills
  *
- * A tile of fewer rows than LANES computes in one or two vectors if they hold all rows: `vectors` of them, a constant
- * to each copy of a register tile. The others stay as they are.
+ * A tile of fewer rows than LANES computes in one or two vectors if they hold all rows. Their number, `vectors`, is a
+ * constant to each copy of a register tile. The other vectors stay as they are.
  *
  * Vectors are GCC vector types: `*`, `+`, `<` and `<<` work lane by lane, and a scalar beside one is broadcast. Sums
- * of products that decide a row's bits go through F(muladd): left to the compiler, whether a·b + c becomes one FMA
- * depends on the code around it (gcc moves half of it out of a branch), and a remainder would round differently. */
+ * of products that decide a row's bits go through F(muladd). If that were left to the compiler, the code around a·b + c
+ * would decide whether it becomes one FMA (gcc moves half of it out of a branch), and a remainder would round
+ * differently. */
 
 #ifndef RUN
-/* Equal terms round the same way each time, so that a long chain of them drifts. Sums over keys are taken in chains of
- * chains: the RUN keys of a run, the runs of a block, the blocks of a chunk, while chunks are joined with
- * compensation. A run of 24 equal values comes out up to 3.25 eps off, which runs and blocks, four at a time, hardly
- * add to: one and one are exactly two, and two and two four. Weights are added up in links of a run besides, which
- * costs nothing.
+/* Equal terms round the same way each time, so that a long chain of them drifts. Sums over keys are therefore taken in
+ * chains of chains: the RUN keys of a run, the runs of a block, the blocks of a chunk. Chunks are joined with
+ * compensation. A run of 24 equal values comes out up to 3.25 eps off. Runs and blocks, four at a time, hardly add to
+ * that: one and one are exactly two, and two and two four. Weights are also added up in links of a run, which costs
+ * nothing.
  *
- * Few rows wait for memory anyway, and their blocks hold more runs: these are shorter. */
+ * Few rows wait for memory anyway, and their blocks hold more runs, so that their runs are shorter. */
 #define RUN 20               /* keys of a run of values */
 #define LINK 5               /* weights of a link */
 #define COLUMN_RUN 16        /* terms of a run of scores */
@@ -34,8 +35,8 @@
 #define FEW_STEPS 3          /* keys of a run of values, from each stream */
 #define FEW_TOTALS 4         /* sums that runs join in turn */
 #define FEW_WEIGHTS 8        /* vectors of weights of a run: a block of two reals a vector has 256 */
-/* Bytes asked for ahead of those being read, in all streams: a latency of 150 ns at 50 GB/s. Half of it with one row,
- * where the processor foresees more by itself. */
+/* So many bytes are asked for ahead of those being read, in all streams together: they cover the memory's latency. With
+ * one row it is half as many, because the processor foresees more by itself. */
 #define FEW_AHEAD 8192
 #define FEW_COLUMNS 16       /* vectors of value columns summed at a time */
 #endif
@@ -66,8 +67,8 @@ static void F(load_queries)(void *queries_, const cattn_row_tile *tile, const ch
     }
 }
 
-/* wide keys × the lanes in use: a column of queries, which `load` has scaled, against one broadcast element of each
- * key. */
+/* Computes the scores of `wide` keys and the lanes in use. Each step multiplies a column of queries, which `load` has
+ * scaled, by one broadcast element of each key. */
 INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
                            const char *keys, ptrdiff_t stride, ptrdiff_t size, const REAL scale, const int wide,
                            const int vectors)
@@ -128,11 +129,11 @@ INLINE void F(exponentials_of)(vector *scores, const cattn_row_tile *tile, ptrdi
 {
     vector *row_max = tile->softmax.row_max, *row_sum = tile->softmax.row_sum, *row_scale = tile->row_scale;
     const vector *block_max = tile->block_max;
-    vector shift[TILE_VECTORS], block[TILE_VECTORS];
+    vector shift[TILE_VECTORS], block_sum[TILE_VECTORS];
     UNROLL for (int v = 0; v < vectors; v++)
         shift[v] = F(advance)(&row_max[v], &row_scale[v], block_max[v]);
     UNROLL for (int v = 0; v < vectors; v++)
-        block[v] = (vector){0};
+        block_sum[v] = (vector){0};
     for (ptrdiff_t start = 0; start < count; start += RUN) {
         vector run[TILE_VECTORS];
         UNROLL for (int v = 0; v < vectors; v++)
@@ -155,10 +156,10 @@ INLINE void F(exponentials_of)(vector *scores, const cattn_row_tile *tile, ptrdi
                 run[v] += link[v];
         }
         UNROLL for (int v = 0; v < vectors; v++)
-            block[v] += run[v];
+            block_sum[v] += run[v];
     }
     UNROLL for (int v = 0; v < vectors; v++)
-        row_sum[v] = F(muladd)(row_scale[v], row_sum[v], block[v]);
+        row_sum[v] = F(muladd)(row_scale[v], row_sum[v], block_sum[v]);
 }
 
 static int F(exponentials)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
@@ -169,15 +170,15 @@ static int F(exponentials)(void *scores, const cattn_row_tile *tile, const cattn
     return 1;
 }
 
-/* wide value columns × the lanes in use, over one run of keys: its sums, with those of the runs before in `block` if
- * it is not the first, stay there or, if it is the last, join the output. */
-INLINE void F(values_tile)(vector *output, vector *block, const vector *row_scale, const int first, const int last,
-                           const vector *weights, const char *values, ptrdiff_t stride, ptrdiff_t count, const int wide,
-                           const int vectors)
+/* Sums `wide` value columns over one run of keys, for the lanes in use. The sums of the first run of a block begin
+ * those of the block, which stay in `block_output` until the last run: that one adds them to the output. */
+INLINE void F(values_tile)(vector *output, vector *block_output, const vector *row_scale, const int first,
+                           const int last, const vector *weights, const char *values, ptrdiff_t stride, ptrdiff_t count,
+                           const int wide, const int vectors)
 {
     vector sum[TILE_WIDE][TILE_VECTORS];
     OPAQUE(output);
-    OPAQUE(block);
+    OPAQUE(block_output);
     F(clear)(sum, wide, vectors);
 #define VALUES_STEP                                                                                                 \
     UNROLL for (int c = 0; c < wide; c++)                                                                           \
@@ -188,16 +189,16 @@ INLINE void F(values_tile)(vector *output, vector *block, const vector *row_scal
     STEPS(VALUES_STEP, count, RUN)
 #undef VALUES_STEP
     OPAQUE(output);   /* or loads move up before the branches, into spilled registers */
-    OPAQUE(block);
+    OPAQUE(block_output);
     if (!first) {
         UNROLL for (int c = 0; c < wide; c++)
             UNROLL for (int v = 0; v < vectors; v++)
-                sum[c][v] += block[c * TILE_VECTORS + v];
+                sum[c][v] += block_output[c * TILE_VECTORS + v];
     }
     if (!last) {
         UNROLL for (int c = 0; c < wide; c++)
             UNROLL for (int v = 0; v < vectors; v++)
-                block[c * TILE_VECTORS + v] = sum[c][v];
+                block_output[c * TILE_VECTORS + v] = sum[c][v];
     } else if (row_scale == NULL) {
         UNROLL for (int c = 0; c < wide; c++)
             UNROLL for (int v = 0; v < vectors; v++)
@@ -213,7 +214,7 @@ INLINE void F(values_of)(vector *output, const cattn_row_tile *tile, const cattn
 {
     vector *block_output = tile->block_output;
     const vector *weights = tile->scores, *row_scale = tile->is_new ? NULL : tile->row_scale;
-    const char *values = block->rows;
+    const char *values = block->data;
     const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
     cattn_prefetch *prefetch = block->prefetch;
     const int widest = F(widest)(vectors);
@@ -260,7 +261,7 @@ INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x
     }
 }
 
-/* The scales of the total and of what joins it; their sums joined. */
+/* Joins the sums, and finds the scales of the total and of what joins it. */
 INLINE void F(merge_sums)(const cattn_total *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale,
                           vector *x_scale, const int selecting)
 {
@@ -271,7 +272,7 @@ INLINE void F(merge_sums)(const cattn_total *total, ptrdiff_t v, vector x_max, v
                     selecting);
 }
 
-/* The same of sums for logarithms, where they are others. */
+/* Joins the sums for logarithms, if they are others. */
 INLINE void F(merge_lse_sums)(const cattn_total *total, const REAL *x, ptrdiff_t v, ptrdiff_t rows, vector scale,
                               vector x_scale)
 {
@@ -309,8 +310,8 @@ static void F(merge)(const cattn_total *total, const cattn_softmax *part, const 
 
 /* ---- many rows: store ---- */
 
-/* a / b, given 1 / b: correctly rounded (Markstein 1990), unless the remainder is too small for a number, at a fifth
- * of the price; NaN where it is infinite. */
+/* Returns a / b, given 1 / b, at a fifth of a division's price. It is correctly rounded (Markstein 1990), unless the
+ * remainder is too small for a number. It is NaN where the quotient is infinite. */
 INLINE vector F(quotient)(vector a, vector b, vector reciprocal)
 {
 #if defined(TILES_FMA)
@@ -322,7 +323,7 @@ INLINE vector F(quotient)(vector a, vector b, vector reciprocal)
 #endif
 }
 
-/* What a row's output is divided by. */
+/* Returns what the outputs of rows are divided by. */
 INLINE vector F(divisor)(vector row_sum)
 {
     return F(select)(row_sum == 0, F(splat)(1), row_sum);
@@ -402,7 +403,8 @@ static void narrow(char *to, const void *from_, cattn_type type, ptrdiff_t count
 #endif
 
 #if REAL_BITS == 32 && VECTOR_BYTES > 16
-/* Without a branch: compilers take many at a time. Of 128 bits they would hold two, which is slower than one by one. */
+/* There is no branch, so that compilers take many at a time. Vectors of 128 bits hold two doubles, which is slower than
+ * one by one. */
 static void round_to_float(void *to_, const void *from_, ptrdiff_t count)
 {
     float *restrict to = to_;
@@ -416,8 +418,8 @@ static void round_to_float(void *to_, const void *from_, ptrdiff_t count)
 
 /* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or
  * half a run. Merging chunks takes as long as 5 keys or so. */
-static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 2, .step = CATTN_BY_HALVES, .bytes = 25600,
-                                                .chunk_blocks = 5, .least_chunk = 100, .most_chunk = PTRDIFF_MAX};
+static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 2, .bytes = 25600,
+                                                .step = CATTN_BY_HALVES, .chunk_blocks = 5, .least_chunk = 100, .most_chunk = PTRDIFF_MAX};
 
 static void F(override)(cattn_table *table)
 {

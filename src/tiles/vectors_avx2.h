@@ -1,4 +1,5 @@
-/* Vectors of 32 bytes on x86, with FMA and F16C. For vectors_template.h; vectors_generic.h says what each function does. */
+/* Vectors of 32 bytes on x86, with FMA and F16C. vectors_template.h includes this file, and vectors_generic.h says what
+ * each function does. */
 
 #if REAL_BITS == 32
 #define INTRINSIC(name) _mm256_##name##_ps
@@ -27,7 +28,7 @@ INLINE vector F(load_part)(const REAL *from, ptrdiff_t n)
 }
 
 #define OWN_LOAD_QUADS
-#define LOADS_QUADS   /* parts of a vector cost nothing to load one by one */
+#define LOADS_QUADS   /* parts of a vector come from memory one by one at no cost */
 #define OWN_SPREAD_BYTES
 #if REAL_BITS == 32
 INLINE vector F(load_quads)(const REAL *const *from)

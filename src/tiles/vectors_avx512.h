@@ -1,4 +1,5 @@
-/* Vectors of 64 bytes on x86. For vectors_template.h; vectors_generic.h says what each function does. */
+/* Vectors of 64 bytes on x86. vectors_template.h includes this file, and vectors_generic.h says what each function
+ * does. */
 
 #if REAL_BITS == 32
 #define INTRINSIC(name) _mm512_##name##_ps
@@ -35,7 +36,7 @@ INLINE void F(store_part)(REAL *to, vector x, ptrdiff_t n)
 }
 
 #define OWN_LOAD_QUADS
-#define LOADS_QUADS   /* parts of a vector cost nothing to load one by one */
+#define LOADS_QUADS   /* parts of a vector come from memory one by one at no cost */
 #define OWN_SPREAD_BYTES
 #if REAL_BITS == 32
 INLINE vector F(load_quads)(const REAL *const *from)

@@ -1,4 +1,5 @@
-/* The functions that an instruction set's own file has not defined, in vector extensions alone. For vectors_template.h. */
+/* vectors_template.h includes this file behind that of an instruction set. It defines the functions which that one has
+ * not, in vector extensions alone. */
 
 #if !defined(OWN_LARGER)
 /* a where a > b, else b: b also where either is NaN. */
@@ -79,7 +80,7 @@ INLINE integers F(spread_bytes)(bytes_16 x)
 }
 #endif
 
-/* -1 in lane i where byte i is not 0. By hand: gcc widens short vectors element by element. */
+/* -1 in lane i where byte i is not 0. gcc by itself would widen short vectors element by element. */
 INLINE integers F(mask_vector)(const unsigned char *bytes)
 {
     bytes_16 x;
@@ -131,7 +132,7 @@ INLINE words upper_halves(halves x)
 #endif
 
 #if !defined(OWN_WIDEN_FLOAT16)
-/* As widen_half of the portable table does; of negative numbers, for there is no F(smaller). */
+/* Does what widen_half of the portable table does, with negative numbers, because there is no F(smaller). */
 INLINE vector widen_float16(halves x)
 {
     const words bits = upper_halves(x), magnitude = (bits & 0x7fff0000) >> 3;

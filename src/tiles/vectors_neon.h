@@ -1,4 +1,5 @@
-/* Vectors of 16 bytes on aarch64. For vectors_template.h; vectors_generic.h says what each function does. */
+/* Vectors of 16 bytes on aarch64. vectors_template.h includes this file, and vectors_generic.h says what each function
+ * does. */
 
 #define OWN_MULADD
 INLINE vector F(muladd)(vector a, vector b, vector c)

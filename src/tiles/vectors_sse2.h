@@ -1,4 +1,5 @@
-/* Vectors of 16 bytes on x86. For vectors_template.h, which says what each function does. */
+/* Vectors of 16 bytes on x86. vectors_template.h includes this file, and vectors_generic.h says what each function
+ * does. */
 
 #if REAL_BITS == 32
 #define INTRINSIC(name) _mm_##name##_ps

@@ -22,7 +22,7 @@
 #define UNROLL_EIGHT _Pragma("GCC unroll 8")
 #endif
 #endif
-/* What a vector in memory is aligned to at least: its numbers, but emulated tables load pairs of bfloat16 as floats. */
+/* A vector in memory is aligned to its numbers at least. Emulated tables load pairs of bfloat16 as floats. */
 #if defined(CATTN_EMULATE)
 #define LOAD_ALIGNMENT 2
 #else
@@ -59,7 +59,7 @@ typedef unsigned char bytes_16 __attribute__((vector_size(16)));
 #define QUAD (16 / (REAL_BITS / 8))            /* reals in 128 bits: what most shuffles stay inside */
 #define FEW_SUMS (WIDTH > 8 ? WIDTH : 8)       /* accumulators of the few-row tiles: 2 FMAs a cycle · latency 4 */
 
-/* may_alias: tiles are plain reals to everyone else. */
+/* They may alias, because tiles are plain reals to everyone else. */
 typedef REAL F(vector) __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef REAL F(unaligned) __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(LOAD_ALIGNMENT)));
 typedef INT F(integers) __attribute__((vector_size(VECTOR_BYTES), may_alias));
@@ -144,8 +144,9 @@ INLINE vector widen_vector(halves x, cattn_type type)
 }
 
 #if defined(NARROWS)
-/* To nearest, ties to even. For bfloat16 by hand: what is cut off, plus a half less one, plus the lowest bit kept,
- * carries exactly then; a NaN must not carry into infinity and gets its quiet bit instead. */
+/* Rounds to nearest, ties to even. For bfloat16 it does so by hand. What is cut off, plus a half less one, plus the
+ * lowest bit kept, carries exactly if the number is rounded up. A NaN must not carry into infinity and gets its quiet
+ * bit. */
 INLINE halves narrow_vector(vector x, cattn_type type)
 {
     if (type == CATTN_FLOAT16)
@@ -157,7 +158,7 @@ INLINE halves narrow_vector(vector x, cattn_type type)
 #endif
 #endif
 
-/* Elements c, c + 1, ... of a row as it is stored; n as in load_up_to. */
+/* Loads n elements of a row as it is stored, from c on, with zeros behind them; all of a vector if n >= WIDTH. */
 INLINE vector F(load_stored)(const char *row, ptrdiff_t c, ptrdiff_t n, const cattn_type type)
 {
 #if REAL_BITS == 32
@@ -257,7 +258,7 @@ INLINE void F(transpose)(vector x[WIDTH])
     }
 }
 
-/* x[i] = element `at` + i of each of WIDTH rows, for i < n: the transpose, in whose first step whole 128-bit parts
+/* x[i] = element `at` + i of each of WIDTH rows, for i < n. It is a transpose, in whose first step whole 128-bit parts
  * come from memory to where they belong. */
 INLINE void F(load_square)(vector x[WIDTH], const void *const *rows, ptrdiff_t at, ptrdiff_t n)
 {
@@ -288,8 +289,8 @@ INLINE vector F(join)(vector a, vector b, const int largest)
     return a + b;
 }
 
-/* The vector whose lane i is the sum (largest: the largest lane, NaN lost) of x[i]'s lanes: the network of the
- * transpose with a sum at each of its nodes. One order for every i. */
+/* Returns the vector whose lane i is the sum of x[i]'s lanes, or the largest of them, where a NaN is lost. It is the
+ * network of the transpose with a sum at each of its nodes, so that the order is the same for every i. */
 INLINE vector F(fold)(const vector x[WIDTH], const int largest)
 {
     vector y[WIDTH / QUAD];
@@ -326,7 +327,7 @@ INLINE vector F(fold)(const vector x[WIDTH], const int largest)
 /* (2^f - 1) / f for |f| <= 1/2, minimax (Remez), highest power first. With it 1 + f·q(f) is exactly 1 at f = 0. */
 #if REAL_BITS == 32
 #if defined(TILES_FMA)
-/* 9.1e-8 relative to 2^f (0.8 eps), for weights: each further term costs 5% of the softmax. */
+/* 9.1e-8 relative to 2^f (0.8 eps), for weights. */
 static const REAL F(for_exponential)[] = {0.001326473f, 0.009671513f, 0.055507336f, 0.24022242f, 0.693147f};
 #else   /* two roundings a step leave no room for that error */
 #define for_exponential_32 for_difference_32
@@ -344,7 +345,8 @@ static const REAL F(for_difference)[] = {
 #endif
 #define TERMS(coefficients) ((int)(sizeof F(coefficients) / sizeof(REAL)))
 
-/* The steps of an exponential, each for n vectors: what depends on one another then stands n instructions apart. */
+/* The steps of an exponential are each taken for n vectors, so that what depends on one another stands n instructions
+ * apart. */
 
 /* x >= LOWEST, or NaN, becomes f; power becomes 2^n. */
 INLINE void F(reduce)(vector *x, vector *power, const int n)
@@ -374,7 +376,7 @@ INLINE void F(exponential)(vector *x, const int n)
         x[i] = F(larger)(LOWEST, x[i]);   /* in this order it keeps a NaN */
     F(reduce)(x, power, n);
     F(polynomial)(q, x, n, F(for_exponential), TERMS(for_exponential));
-    /* A product, not a sum of exponents: a NaN stays one whatever its bits. */
+    /* This is a product, not a sum of exponents, so that a NaN stays one whatever its bits. */
     UNROLL for (int i = 0; i < n; i++)
         x[i] = F(muladd)(q[i], x[i], F(splat)(1)) * power[i];
 }
