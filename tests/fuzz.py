@@ -382,7 +382,7 @@ def shortened(recipe):
     head, steps = recipe.split()[:2], recipe.split()[2:]
     for step in list(steps):
         fewer = [other for other in steps if other is not step]
-        if what_is_wrong(" ".join(head + fewer))[1]:
+        if what_is_wrong_with(" ".join(head + fewer))[1]:
             steps = fewer
     return " ".join(head + steps)
 
@@ -390,8 +390,11 @@ def shortened(recipe):
 def described(recipe):
     """A recipe that goes wrong, in a few lines."""
     recipe = shortened(recipe)
+    how, what = what_is_wrong_with(recipe)
+    lines = [recipe, f"    {what}"]
+    if how == "fuzzer":
+        return "\n".join(lines)
     case = Case(recipe)
-    lines = [recipe, f"    {what_is_wrong(recipe)[1]}"]
     for _, place, _ in case.steps:
         name = place.partition("[")[0]
         if name in case.named:

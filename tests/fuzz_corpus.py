@@ -3,6 +3,13 @@
 RECIPES = """
 # more numbers than any memory holds
 self_attention 54 huge:w_value:400
+# a word in the place of an array
+attention 24 integers:query_offset:738
+# half types near 0
+merge_attention 13 numbers:outputs[0]:265
+# slopes that no other generator of flash_attn's arguments draws
+flash_attn.flash_attn_func 33 foreign:alibi_slopes:273
+flash_attn.flash_attn_varlen_func 1 foreign:alibi_slopes:78
 # integers of more digits than Python prints
 plan 0 window:window:14
 attention_weights 8 window:window:489

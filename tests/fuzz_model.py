@@ -237,7 +237,8 @@ class Model:
             word = str.__str__(value)
             if word not in ("start", "end"):
                 return None, REFUSED
-            return word, SAME if word == self.before(place) else MAYBE
+            before = self.before(place)  # a word, or an array
+            return word, SAME if type(before) is str and word == before else MAYBE
         if type(value) is int:
             given = np.array(value, object if abs(value) >= 2**63 else np.int64)
         else:

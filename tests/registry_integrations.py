@@ -78,6 +78,8 @@ def check_flash_attn_varlen(arguments, result):
     case = {name: arguments[short] for short, name in zip("qkv", ("query", "key", "value"), strict=True)}
     case |= {"query_indptr": arguments["cu_seqlens_q"], "key_indptr": arguments["cu_seqlens_k"], "return_lse": True}
     case |= {"causal": arguments["causal"], "query_offset": "end"}
+    if "alibi_slopes" in arguments:
+        case["alibi_slopes"] = arguments["alibi_slopes"]
     check_attention_varlen(case, (out, _own_lse(lse).T))
 
 
