@@ -96,7 +96,8 @@ address() {
     local here
     here=$(tables)
     check_tables 32 $here
-    run -m pytest -q -p no:cacheprovider tests/test_{hostile,arguments,errors,c_errors,merge,nan,padding}.py
+    # A report ends the process: pytest must not hold back what C code writes.
+    run -m pytest -q --capture=sys -p no:cacheprovider tests/test_{hostile,arguments,errors,c_errors,merge,nan,padding}.py
     under_address emulated CATTN_EMULATE=1
     check_tables 16 avx512 avx512bf16 amx
 }
