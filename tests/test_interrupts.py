@@ -26,8 +26,13 @@ x = np.ones((3, 150, 64), np.float32)
 TIMERS = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 
 
+def slow(*values):
+    """Return a set of parameters that only the long tests have."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one process")
-@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("threads", [1, slow(2), 4])
 @pytest.mark.parametrize("rows", [1, 512])
 def test_interrupt(threads, rows):
     # Keys of stride 0 make minutes of work from no memory.
@@ -47,7 +52,7 @@ print(cattn.attention(x, x, x, num_threads={threads}).mean())
         watch.start()
         try:
             assert process.stdout.readline() == "calling\n"
-            time.sleep(0.3)
+            time.sleep(0.2)
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == "interrupted\n"  # not the end of the call
             assert process.stdout.readline() == "1.0\n"
@@ -121,21 +126,23 @@ def test_interrupts_reach_many_small_tasks(call, in_time):
 
 
 @TIMERS
+@pytest.mark.parametrize("seconds", [0.3, slow(1.5)])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("call", ["attention", "weights"])
-def test_interrupts_reach_millions_of_tasks(call, threads, in_time):
+def test_interrupts_reach_millions_of_tasks(call, threads, seconds, in_time):
     """However far the call has come: nothing is listed, nor left to be freed."""
     many = np.broadcast_to(np.float32(1), (30_000_000, 1, 1, 1))
     functions = {
         "attention": lambda: cattn.attention(many, many, many, num_threads=threads),
         "weights": lambda: cattn.attention_weights(many, many, num_threads=threads),
     }
-    assert in_time(functions[call], 1.5, 0.06 * threads)
+    assert in_time(functions[call], seconds, 0.06 * threads)
 
 
 @TIMERS
+@pytest.mark.parametrize("seconds", [0.05, 0.2, slow(0.5)])
 @pytest.mark.parametrize("call", ["many rows", "few rows", "swapped bytes", "weights"])
-def test_interrupts_reach_wide_values_and_large_heads(call, in_time):
+def test_interrupts_reach_wide_values_and_large_heads(call, seconds, in_time):
     row = np.ones(4_000_000, np.float32)
     query, keys = np.broadcast_to(row[:16384], (1, 40, 16384)), np.broadcast_to(row[:16384], (1, 10_000, 16384))
     values = np.broadcast_to(row, (1, 10_000, row.size))
@@ -146,12 +153,11 @@ def test_interrupts_reach_wide_values_and_large_heads(call, in_time):
         "swapped bytes": lambda: cattn.attention(swapped[:, :40, :16384], swapped[..., :16384], swapped, num_threads=1),
         "weights": lambda: cattn.attention_weights(query, keys, num_threads=1),
     }
-    for seconds in (0.05, 0.3, 0.5):
-        assert in_time(functions[call], seconds, 0.15)  # 128 MB of memory are freed
+    assert in_time(functions[call], seconds, 0.15)  # 128 MB of memory are freed
 
 
 @TIMERS
-@pytest.mark.parametrize("seconds", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("seconds", [0.05, 0.2, slow(0.6)])
 @pytest.mark.parametrize("call", ["self_attention", "merge_attention", "list"])
 def test_interrupts_reach_what_numpy_computes(call, seconds, in_time):
     x, weights = np.broadcast_to(np.float32(1), (20_000, 2048)), np.ones((2048, 2048), np.float32)
@@ -167,7 +173,7 @@ def test_interrupts_reach_what_numpy_computes(call, seconds, in_time):
 
 
 @TIMERS
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [slow(1), 2])
 @pytest.mark.parametrize("rows", [1, 64])
 def test_signal_handlers_that_call_again_and_again(rows, threads):
     code = f"""
@@ -267,7 +273,7 @@ NUMPYS_PRODUCTS = ("self_attention", "trace")  # whose blocks take as much on ea
 @TIMERS
 @pytest.mark.parametrize(
     "seconds, threads",
-    [(0.05, 1), *(pytest.param(*both, marks=pytest.mark.slow) for both in ((0.02, 2), (0.6, 2)))],
+    [(0.05, 1), slow(0.02, 2), slow(0.6, 2)],
 )
 @pytest.mark.parametrize("name", LONG)
 def test_interrupts_reach_every_function(name, seconds, threads, in_time):
@@ -338,9 +344,7 @@ def torch_call(inside):
 
 
 @TIMERS
-@pytest.mark.parametrize(
-    "kind", [ValueError, *(pytest.param(x, marks=pytest.mark.slow) for x in (TypeError, RuntimeError))]
-)
+@pytest.mark.parametrize("kind", [ValueError, slow(TypeError), slow(RuntimeError)])
 @pytest.mark.parametrize("name", [*LONG, "blhd", "sdpa"])
 def test_the_error_of_a_handler_is_the_callers(name, kind, alarms):
     """It is not taken for one about arguments, whatever its class and words."""
@@ -385,7 +389,7 @@ def calls():
     return known_calls(range(3)) + known_calls(range(3), SHARED_WORK)
 
 
-STORMS = [0.4, pytest.param(3, marks=pytest.mark.slow)]  # seconds
+STORMS = [0.4, slow(3)]  # seconds
 
 
 @TIMERS

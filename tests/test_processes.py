@@ -21,6 +21,12 @@ NO_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 HAS_PROC = os.path.isdir("/proc/self/task")
 NO_PROC = pytest.mark.skipif(not HAS_PROC, reason="no /proc here")
 
+
+def slow(*values):
+    """Return a set of parameters that only the long tests have."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 BEGINNING = """
 import os, signal, sys, threading, time, warnings
 import numpy as np
@@ -32,12 +38,12 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12 warns of a
 # Python ends
 
 
-REPEATS = pytest.mark.parametrize("repeats", [2, pytest.param(10, marks=pytest.mark.slow)])
+REPEATS = pytest.mark.parametrize("repeats", [1, slow(10)])
 
 
 @REPEATS
 @pytest.mark.parametrize("threads", [2, 5])
-@pytest.mark.parametrize("callers", [1, 3])
+@pytest.mark.parametrize("callers", [slow(1), 3])
 @pytest.mark.parametrize("shape", [(1, 8, 8192, 64), (8, 12, 512, 64)], ids=str)
 def test_daemon_threads_in_a_call(shape, callers, threads, repeats):
     """Each of them is ended, or held for ever, wherever it asks for the GIL; its workers are not."""
@@ -103,8 +109,8 @@ CALLS = {
     "causal": "x = normal((30, 1000, 64)); return attention, dict(query=x, key=x, value=x, causal=True)",
     "few rows": "x = windows(6_000_000); return attention, dict(query=x[:, :4], key=x, value=x)",
     # The caller has done its part and waits for a worker.
-    "waiting": "x = windows(2_000_000); y = np.broadcast_to(x, (2, *x.shape));"
-    "return attention, dict(query=y[:, :, :64], key=y, value=y, key_lengths=[200_000, 2_000_000])",
+    "waiting": "x = windows(600_000); y = np.broadcast_to(x, (2, *x.shape));"
+    "return attention, dict(query=y[:, :, :64], key=y, value=y, key_lengths=[60_000, 600_000])",
     "weights": "x = normal((2, 2500, 64)); return cattn.attention_weights, dict(query=x, key=x)",
     "varlen": "x = normal((4000, 4, 64)); edges = [0, 500, 4000];"
     "return cattn.attention_varlen, dict(query=x, key=x, value=x, query_indptr=edges, key_indptr=edges)",
@@ -165,20 +171,20 @@ def fork_during(name, in_child="pass", threads=3):
 
 
 @NO_FORK
-@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("threads", [slow(2), 5])
 @pytest.mark.parametrize("name", CALLS)
 def test_both_processes_end_the_call(name, threads):
     assert fork_during(name, threads=threads) == "True True True\n0 True True\n"
 
 
 @NO_FORK
-@pytest.mark.parametrize("name", ["many rows", "few rows"])
+@pytest.mark.parametrize("name", [slow("many rows"), "few rows"])
 def test_the_child_calls_in_the_handler(name):
     assert fork_during(name, "assert same(call(3)) and same(call(2))") == "True True True\n0 True True\n"
 
 
 @NO_FORK
-@pytest.mark.parametrize("name", ["many rows", "few rows"])
+@pytest.mark.parametrize("name", [slow("many rows"), "few rows"])
 def test_the_child_leaves_the_call(name):
     assert fork_during(name, "raise RuntimeError(1)") == "RuntimeError(1) True True\n0 True True\n"
 
@@ -222,30 +228,6 @@ def test_fork_after_use():
     assert works()
 
 
-@NO_FORK
-def test_fork_during_calls_of_others():
-    arrays = work()
-    expected = cattn.attention(*arrays, num_threads=3)
-    ended = threading.Event()
-
-    def works():
-        return same_bits(cattn.attention(*arrays, num_threads=3), expected)
-
-    def call():
-        while not ended.is_set():
-            works()
-
-    callers = [threading.Thread(target=call) for _ in range(3)]
-    for caller in callers:
-        caller.start()
-    try:
-        assert all(in_a_fork(works) for _ in range(30))
-    finally:
-        ended.set()
-        for caller in callers:
-            caller.join()
-
-
 def starts_threads():
     """Whether the first call on three threads brings a process from one thread to three."""
     before = len(os.listdir("/proc/self/task"))
@@ -261,7 +243,7 @@ def test_fork_has_threads_of_its_own():
 
 
 @NO_FORK
-@pytest.mark.parametrize("forks, names", [(200, NUMPY_NAMES), pytest.param(400, NAMES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forks, names", [(50, NUMPY_NAMES), slow(400, NAMES)])
 def test_many_forks(forks, names):
     """Children, one after the other, of a process that has used its threads, and goes on using them."""
     expected = results(names, range(4))
@@ -277,8 +259,9 @@ def test_many_forks(forks, names):
 
 
 @NO_FORK
-def test_forks_of_forks():
-    """Children of children, ten deep, and a tree of 62 processes. Each of them calls before it forks, and after."""
+@pytest.mark.parametrize("length, depth", [(5, 3), slow(10, 6)])
+def test_forks_of_forks(length, depth):
+    """Children of children, in a line and in a tree. Each of them calls before it forks, and after."""
     expected = result(NAMES[0], 0)
 
     def works():
@@ -290,12 +273,12 @@ def test_forks_of_forks():
     def tree(depth):
         return depth == 0 or (works() and all(in_a_fork(lambda: tree(depth - 1)) for _ in range(2)) and works())
 
-    assert line(10)
-    assert tree(6)
+    assert line(length)
+    assert tree(depth)
 
 
 @NO_FORK
-@pytest.mark.parametrize("forks", [50, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forks", [20, slow(200)])
 def test_forks_during_calls_of_every_function(forks):
     expected = results(NUMPY_NAMES, range(3))
     ended = threading.Event()
@@ -346,7 +329,7 @@ def context(request):
         yield multiprocessing.get_context(request.param)
 
 
-@pytest.mark.parametrize("tasks", [TASKS, pytest.param(ALL_TASKS, marks=pytest.mark.slow)], ids=["numpy", "all"])
+@pytest.mark.parametrize("tasks", [TASKS, slow(ALL_TASKS)], ids=["numpy", "all"])
 def test_multiprocessing(context, tasks):
     with context.Pool(2, maxtasksperchild=20) as pool:
         found = pool.starmap_async(result, tasks).get(200)
@@ -367,11 +350,12 @@ def test_process_pool(context):
 
 # Workers that are not forked import PyTorch first.
 @pytest.mark.parametrize(
-    "context", ["fork", *(pytest.param(x, marks=pytest.mark.slow) for x in ("forkserver", "spawn"))], indirect=True
+    "context, tasks",
+    [("fork", TASKS), slow("fork", ALL_TASKS), slow("forkserver", TASKS), slow("spawn", TASKS)],
+    indirect=["context"],
 )
-def test_data_loader(context):
+def test_data_loader(context, tasks):
     torch = pytest.importorskip("torch")
-    tasks = ALL_TASKS if context.get_start_method() == "fork" else TASKS
     options = {"batch_size": 4, "collate_fn": list, "num_workers": 2, "timeout": 200, "persistent_workers": True}
     loader = torch.utils.data.DataLoader(Results(tasks), multiprocessing_context=context, **options)
     for _ in range(2):
@@ -426,7 +410,7 @@ HAS_INTERPRETERS = pytest.mark.skipif(
     all(importlib.util.find_spec(name) is None for name in ("_interpreters", "_xxsubinterpreters")),
     reason="no module for subinterpreters here",
 )
-KINDS = pytest.mark.parametrize("kind", ["legacy", "isolated"])
+KINDS = pytest.mark.parametrize("kind", ["legacy", slow("isolated")])
 
 
 def in_subinterpreters(kind, code):
