@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 
-from cattn._accuracy import allowed
 from cattn._bench.answer import expected
 from cattn._bench.cases import CASES
 from cattn._bench.engines import cattn_call
 from cattn._bench.inputs import make_inputs
 from cattn._bench.numpy_attention import numpy_call
 from cattn._bench.timing import limited
+from cattn.reference import _allowed as allowed
 
 QUICK_CASES = ("seed", "minilm", "bert-128", "self-attention")
 ENGINES = {"numpy": numpy_call, "cattn": partial(cattn_call, num_threads=1)}

@@ -2,7 +2,7 @@
 
 It compares whole calls. Their shapes and modifiers together reach every kernel of a table: full and partial tiles and
 blocks, each number of few rows, keys in several chunks, and every type. An error is given as a share of the allowed
-error, which is close to what `cattn.reference.attention` promises.
+error, `cattn.reference.error_bound`.
 """
 
 import itertools
@@ -16,13 +16,11 @@ import numpy as np
 
 import cattn
 from cattn import _kernel, reference
-from cattn._accuracy import KAPPA, LSE_KAPPA, ROUNDED_WEIGHTS
 from cattn._cli import print_table
 
 SECONDS = 120  # for one table, on a slow machine that others use too
 SHOWN = 5  # failures of one table
-# Of the types that results are stored in beyond what is computed in: epsilon, and the smallest number.
-HALF_TYPES = {"float16": (2.0**-10, 2.0**-24), "bfloat16": (2.0**-7, 2.0**-133)}
+HALF_TYPES = ("float16", "bfloat16")
 
 # (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many rows", of
 # head sizes up to 16384. Few rows take keys, and values, from up to four places of a block in turn: 450 of 512 keys
@@ -178,8 +176,6 @@ def _modify(random, case, modifier):
 def _error(case):
     """Return the largest error of a call's results as a share of the allowed error. It is infinity if another number of
     threads gives other bits."""
-    query_type = case["query"].dtype
-    arithmetic = np.finfo(np.float64 if query_type == np.float64 else np.float32)
     without_value = {name: x for name, x in case.items() if name != "value"}
     out, lse = cattn.attention(**case, return_lse=True, num_threads=1)
     again = cattn.attention(**case, num_threads=2)
@@ -187,45 +183,23 @@ def _error(case):
     if out.tobytes() != again.tobytes():
         return np.inf
 
-    unit = arithmetic.eps * _condition(case)
-    with np.errstate(all="ignore"):
-        expected, expected_lse = reference.attention(**case, return_lse=True)
-        expected_weights = reference.attention_weights(**without_value)
-        magnitude = reference.attention(**case | {"value": np.abs(case["value"])})
-        allowed = KAPPA * unit[..., None] * magnitude + 2 * arithmetic.smallest_normal
-        if query_type.name in HALF_TYPES:
-            eps, smallest = HALF_TYPES[query_type.name]
-            allowed += eps * np.abs(expected) + smallest
-        if query_type.name == "bfloat16":  # weights may be rounded
-            allowed += ROUNDED_WEIGHTS * (magnitude + np.abs(expected))
-        return max(
-            _share(out, expected, allowed),
-            _share(lse, expected_lse, LSE_KAPPA * (unit + arithmetic.eps * np.abs(expected_lse))),
-            _share(
-                weights, expected_weights, KAPPA * unit[..., None] * expected_weights + 2 * arithmetic.smallest_normal
-            ),
-        )
-
-
-def _condition(case):
-    """Return 1 + A_i of `reference.attention`, or more, because it is taken over all keys, attended to or not."""
-    query, key = (np.abs(np.nan_to_num(case[name].astype(np.float64))) for name in ("query", "key"))
-    rows, keys = query.shape[1], key.shape[1]
-    condition = 1 + reference.attention_weights(query, key, scale=case.get("scale"), stage="scores").max(axis=-1)
-    if "bias" in case:
-        condition += np.where(np.isfinite(case["bias"]), np.abs(case["bias"]), 0).max(axis=-1)
-    if "alibi_slopes" in case:
-        condition += np.abs(case["alibi_slopes"])[:, None] * (rows + keys)
-    if "sinks" in case:
-        condition += np.abs(case["sinks"])[:, None]
-    return condition
+    expected, expected_lse = reference.attention(**case, return_lse=True)
+    expected_weights = reference.attention_weights(**without_value)
+    bound, lse_bound = reference.error_bound(**case, return_lse=True)
+    # A weight is exp(score - lse). It is off by the share of itself that lse is off by, or underflows.
+    weights_bound = lse_bound[..., None] * expected_weights + np.finfo(weights.dtype).smallest_normal
+    return max(
+        _share(out, expected, bound),
+        _share(lse, expected_lse, lse_bound),
+        _share(weights, expected_weights, weights_bound),
+    )
 
 
 def _share(found, expected, allowed):
-    found = found.astype(np.float64)
-    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
-    share = np.where(same, 0, np.abs(found - expected) / allowed)
-    return float(np.where(np.isnan(share), np.inf, share).max(initial=0.0))
+    """Return the largest error as a share of what is allowed, which is infinity if a number is wrongly NaN."""
+    with np.errstate(all="ignore"):
+        error = reference._distance(found, expected)
+        return reference._largest(np.where(error == 0, 0, error / allowed))
 
 
 def _types():

@@ -7,7 +7,12 @@ zero, so that nothing they hold can reach a result.
 
 import numpy as np
 
-__all__ = ["attention", "attention_varlen", "attention_weights"]
+__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound"]
+
+# The numbers of the promise, which `error_bound` explains.
+_KAPPA, _LSE_KAPPA = 4, 8
+_TIMES_NUMPY, _PLUS = 1.5, 0.5
+_ROUNDED_WEIGHTS = (1 + 2.0**-6) * 2.0**-8
 
 
 def attention(
@@ -71,25 +76,11 @@ def attention(
     See Also
     --------
     attention_weights : Compute the matrices on the way.
+    error_bound : Compute how far `cattn.attention` may be from this.
 
     Notes
     -----
-    An output of `cattn.attention` differs from this one by at most
-
-    .. math:: \kappa\,\varepsilon\,(1 + A_i) \sum_j p_j |v_j| + \text{the smallest normal number}
-
-    Here :math:`p_j` are the weights, :math:`\varepsilon` is that of the type that is computed in (float64 or float32),
-    and :math:`A_i = \max_j |scale| \sum_c |q_c k_{jc}| + |bias_{ij}| + slope\,|p_i - j|`, at least :math:`|sink|`.
-    :math:`\kappa` is 4, or 1.5 times that of plain NumPy in the same type plus 0.5 if that is more, for head sizes up
-    to 4096. Two kinds of results may differ by more:
-
-    - A float16 or bfloat16 output may be off by one more unit in its last place.
-    - Where query, key and value are bfloat16, :math:`(1 + 2^{-6})\,u \sum_j p_j |v_j - out|` over the keys is added to
-      the bound, with :math:`u = 2^{-8}`, half of bfloat16's epsilon. The reason is that weights may be rounded to
-      bfloat16, to nearest. They are then divided by the sum of the rounded weights, so that what all values share
-      cancels. Equal values come out as they are, unless there is a sink or something underflows.
-
-    Weights, and products of weight and value, are lost where they are below the smallest normal number.
+    An output of `cattn.attention` differs from this one by at most the `error_bound`.
 
     References
     ----------
@@ -126,10 +117,7 @@ def attention(
         out = _weighted_sum(weights, scores != -np.inf, _repeat_heads(value, query))
         lse = np.where(exists, lse, -np.inf)
     lse = np.broadcast_to(lse, out.shape[:-1]).copy()
-    if without_heads:
-        out, lse = out[0], lse[0]
-    elif layout == "blhd":
-        out, lse = out.swapaxes(-2, -3), lse.swapaxes(-1, -2)
+    out, lse = _as_given(out, -3, without_heads, layout), _as_given(lse, -2, without_heads, layout)
     return (out, lse) if return_lse else out
 
 
@@ -252,6 +240,166 @@ def attention_varlen(
     return (out, lse) if return_lse else out
 
 
+def error_bound(query, key, value, *, return_lse=False, **modifiers):
+    r"""Compute how far each output of `cattn.attention` may be from that of `attention`.
+
+    Parameters
+    ----------
+    query : array_like, (..., Hq, Lq, D)
+        As in `attention`. Its type is that of the output.
+    key : array_like, (..., Hkv, Lk, D)
+        As in `attention`.
+    value : array_like, (..., Hkv, Lk, Dv)
+        As in `attention`.
+    return_lse : bool
+        Also return the bound of lse.
+    **modifiers
+        As in `attention`, the layout included.
+
+    Returns
+    -------
+    bound : ndarray, (..., Hq, Lq, Dv)
+        The largest difference that is allowed, for each output.
+    lse_bound : ndarray, ``bound.shape[:-1]``
+        The same for lse. It is returned only with `return_lse`.
+
+    See Also
+    --------
+    attention : Compute the result that the bound is about.
+
+    Notes
+    -----
+    An output differs from that of `attention` by at most
+
+    .. math:: \kappa\,(\varepsilon\,(1 + A_i) \sum_j p_j |v_j| + \text{the smallest normal number})
+
+    Here :math:`p_j` are the weights, :math:`\varepsilon` is that of the type that is computed in (float64 or float32),
+    and :math:`A_i = \max_j |scale| \sum_c |q_c k_{jc}| + |bias_{ij}| + slope\,|p_i - j|`, at least :math:`|sink|`, over
+    the keys whose weight is at least the smallest normal number. :math:`\kappa` is 4, or 1.5 times that of plain NumPy
+    in the same type plus 0.5 if that is more, for head sizes up to 4096. Plain NumPy has its largest :math:`\kappa`
+    where nearly equal terms are summed, which may all round the same way. These results may differ by more:
+
+    - A float16 or bfloat16 output may be off by one more unit in its last place.
+    - Where query, key and value are bfloat16, :math:`(1 + 2^{-6})\,u \sum_j p_j |v_j - out|` over the keys is added to
+      the bound, with :math:`u = 2^{-8}`, half of bfloat16's epsilon. The reason is that weights may be rounded to
+      bfloat16, to nearest. They are then divided by the sum of the rounded weights, so that what all values share
+      cancels. Equal values come out as they are, unless there is a sink or something underflows.
+    - Weights, and products of weight and value, are lost where they are below the smallest normal number.
+
+    lse differs by at most :math:`\kappa\,\varepsilon\,(1 + A_i + |lse|)`, with 8 in the place of 4. Its bound is wider
+    because an error that all scores of a row share cancels in the output only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.standard_normal((3, 4, 100, 16), dtype=np.float32)
+    >>> error = cattn.attention(query, key, value) - cattn.reference.attention(query, key, value)
+    >>> bool(np.all(np.abs(error) <= cattn.reference.error_bound(query, key, value)))
+    True
+    """
+    with np.errstate(all="ignore"):
+        yardstick = _Yardstick(query, key, value, **modifiers)
+        numpy = attention(query, key, value, **modifiers, return_lse=True, dtype=yardstick.arithmetic)
+        kappa, lse_kappa = _largest(yardstick.kappas(numpy[0])), _largest(yardstick.lse_kappas(numpy[1]))
+        bound = _allowed(kappa) * yardstick.unit + yardstick.excused(yardstick.stored)
+        lse_bound = _allowed(lse_kappa, _LSE_KAPPA) * yardstick.lse_unit
+    return (bound, lse_bound) if return_lse else bound
+
+
+def _allowed(kappa_of_numpy, least=_KAPPA):
+    """Return the largest κ that is promised where plain NumPy has this one."""
+    return max(least, _TIMES_NUMPY * kappa_of_numpy + _PLUS)
+
+
+class _Yardstick:
+    """Hold the results of one call, `out` and `lse`, and what their errors are measured by.
+
+    `unit` and `lse_unit` are the units of κ. `rounded_weights` and `lost` are what an output may be off by besides: the
+    weights of bfloat16 queries may be rounded, and what is below the smallest normal number may be lost.
+    """
+
+    def __init__(
+        self, query, key, value, *, layout="bhld", scale=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
+        **masks,
+    ):  # fmt: skip
+        self.stored = np.asarray(query).dtype.newbyteorder("=")
+        self.arithmetic = np.dtype(np.float64 if self.stored == np.float64 else np.float32)
+        wide = np.longdouble if self.stored == np.float64 else np.float64
+        eps, tiny = np.finfo(self.arithmetic).eps, np.finfo(self.arithmetic).smallest_normal
+        query, key, value, without_heads = _heads_first(wide, layout, query, key, value)
+        modifiers = dict(scale=scale, bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, **masks)
+        out, lse = attention(query, key, value, **modifiers, return_lse=True)
+        weights = attention_weights(query, key, **modifiers, dtype=np.float64)
+
+        # What the terms of each score add up to without their signs: ALiBi's are negative, and -inf still masks.
+        scale, bias, slopes = (None if x is None else np.asarray(x) for x in (scale, bias, alibi_slopes))
+        modifiers = masks | {
+            "scale": None if scale is None else np.abs(scale),
+            "bias": None if bias is None else np.where(bias == -np.inf, bias, np.abs(bias)),
+            "alibi_slopes": None if slopes is None else -np.abs(slopes),
+        }
+        terms = attention_weights(np.abs(query), np.abs(key), stage="biased", **modifiers, dtype=np.float64)
+        magnitude = _weighted_sum(weights, terms != -np.inf, _repeat_heads(np.abs(value), query))
+        largest = np.where(weights >= tiny, terms, 0).max(axis=-1, initial=0)
+        if sinks is not None:
+            sinks = np.abs(np.asarray(sinks, np.float64))[:, None]
+            largest = np.maximum(largest, np.where(np.isfinite(sinks), sinks, 0))
+
+        unit = eps * (1 + largest[..., None]) * magnitude + tiny
+        lse_unit = eps * (1 + largest + np.where(np.isfinite(lse), np.abs(lse), 0))
+        rounded = lost = np.zeros_like(out)
+        if self.stored.name == "bfloat16":
+            rounded = _ROUNDED_WEIGHTS * _over_keys(lambda p, v, o: p * np.abs(v - o), weights, value, out)
+        most = weights.shape[-1] * tiny * np.abs(value).max(initial=1, where=np.isfinite(value))
+        if not np.all((unit > most) | (unit == tiny)):  # otherwise there is next to nothing to lose
+            lost = _over_keys(
+                lambda p, v, _: np.where((p < tiny) | (p * np.abs(v) < tiny), p * np.abs(v), 0), weights, value, out
+            )
+        found = (out, -3), (lse, -2), (unit, -3), (lse_unit, -2), (rounded, -3), (lost, -3)
+        found = (_as_given(x, heads, without_heads, layout) for x, heads in found)
+        self.out, self.lse, self.unit, self.lse_unit, self.rounded_weights, self.lost = found
+
+    def excused(self, stored):
+        """Return what an output of this type may be off by, beyond κ units."""
+        last_place = 0
+        if stored.itemsize == 2:
+            last_place = np.abs(np.spacing(self.out.astype(stored)).astype(self.out.dtype))
+        return self.rounded_weights + self.lost + last_place
+
+    def kappas(self, out):
+        """Return the κ of each output."""
+        error = _distance(out, self.out)
+        return np.where(error == 0, 0, np.maximum(error - self.excused(out.dtype), 0) / self.unit)
+
+    def lse_kappas(self, lse):
+        """Return the κ of each lse."""
+        return _distance(lse, self.lse) / self.lse_unit
+
+
+def _largest(kappas):
+    """Return the largest κ, which is infinity if a number is NaN and should not be."""
+    largest = kappas.max(initial=0)
+    return np.inf if np.isnan(largest) else float(largest)
+
+
+def _distance(found, expected):
+    """Return how far the numbers are from those expected. It is 0 where both are NaN, or the same infinity."""
+    found = found.astype(expected.dtype)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    return np.where(same, 0, np.abs(found - expected))
+
+
+def _over_keys(term, weights, value, out):
+    """Return the sum of term(weight, value, out) over the keys, for each output. All arrays have their heads first."""
+    value, total = _repeat_heads(value, out), np.zeros_like(out)
+    for column in range(out.shape[-1]):
+        terms = term(weights, value[..., None, :, column], out[..., column, None])
+        total[..., column] = np.where(weights > 0, terms, 0).sum(axis=-1)
+    return total
+
+
 def _arithmetic(dtype, *arrays):
     return np.dtype(dtype) if dtype is not None else np.result_type(np.float64, *(np.asarray(x).dtype for x in arrays))
 
@@ -265,6 +413,13 @@ def _heads_first(dtype, layout, *arrays):
     if layout == "blhd":
         arrays = [x.swapaxes(-2, -3) for x in arrays]
     return *arrays, False
+
+
+def _as_given(x, heads, without_heads, layout):
+    """Return (..., H, L) or (..., H, L, D) in the caller's layout. `heads` is the axis of heads, from the end."""
+    if without_heads:
+        return x[0]
+    return x.swapaxes(heads, heads + 1) if layout == "blhd" else x
 
 
 def _repeat_heads(x, query):

@@ -1,4 +1,4 @@
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -15,9 +15,24 @@ from ._kernel import (
     _Window,
 )
 
-__all__ = ["attention", "attention_varlen", "attention_weights"]
+__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound"]
 
 _Result: TypeAlias = NDArray[np.floating[Any]]  # float64, or longdouble
+
+class _Modifiers(TypedDict, total=False):
+    scale: _Number | None
+    causal: _Flag
+    window: _Window | None
+    query_offset: _Offset | None
+    key_range: _KeyRange | None
+    query_lengths: _Integers | None
+    key_lengths: _Integers | None
+    mask: _Array | None
+    bias: _Array | None
+    alibi_slopes: _Array | None
+    softcap: _Number | None
+    sinks: _Array | None
+    layout: _Layout
 
 @overload
 def attention(
@@ -158,4 +173,16 @@ def attention_varlen(
     sinks: _Array | None = None,
     return_lse: _Flag,
     dtype: DTypeLike | None = None,
+) -> _Result | tuple[_Result, _Result]: ...
+@overload
+def error_bound(
+    query: _Array, key: _Array, value: _Array, *, return_lse: Literal[False] = False, **modifiers: Unpack[_Modifiers]
+) -> _Result: ...
+@overload
+def error_bound(
+    query: _Array, key: _Array, value: _Array, *, return_lse: Literal[True], **modifiers: Unpack[_Modifiers]
+) -> tuple[_Result, _Result]: ...
+@overload
+def error_bound(
+    query: _Array, key: _Array, value: _Array, *, return_lse: _Flag, **modifiers: Unpack[_Modifiers]
 ) -> _Result | tuple[_Result, _Result]: ...

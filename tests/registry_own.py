@@ -5,11 +5,10 @@ import math
 
 import cases
 import numpy as np
-from kappa import assert_accurate
+from kappa import allowed, assert_accurate
 
 import cattn
 from cattn import reference
-from cattn._accuracy import allowed
 from cattn._modifiers import MODIFIERS
 
 OUTPUTS = ("out", "lse")  # the arguments that a call writes to

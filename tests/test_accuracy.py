@@ -5,11 +5,10 @@ from pathlib import Path
 import cases
 import numpy as np
 import pytest
-from kappa import USUAL, Yardstick, assert_accurate, kappa
+from kappa import KAPPA, PLUS, TIMES_NUMPY, USUAL, Yardstick, allowed, assert_accurate, kappa
 
 import cattn
 from cattn import reference
-from cattn._accuracy import KAPPA, PLUS, TIMES_NUMPY, allowed
 
 CHUNK = 50
 DEFAULT = range(0, 1500, CHUNK)
@@ -29,7 +28,7 @@ def test_documents(page, promise):
     path = Path(__file__).parents[1] / (page or "")
     if not path.exists():
         pytest.skip("not in a checkout")
-    text = path.read_text(encoding="utf-8") if page else reference.attention.__doc__
+    text = path.read_text(encoding="utf-8") if page else reference.error_bound.__doc__
     assert promise.format(KAPPA, TIMES_NUMPY, PLUS) in " ".join(text.split())
 
 

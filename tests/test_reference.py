@@ -153,6 +153,85 @@ def test_not_finite():
     np.testing.assert_array_equal(out, [[1, 2, 3, 4]])
 
 
+EPS, TINY = 2.0**-23, 2.0**-126
+TYPES = [(name, dtype) for name, dtype in cases.TYPES.items() if name != "float64"]
+
+
+def bound_of(dtype=np.float32, value=VALUE, **modifiers):
+    """Return the bound for the three tokens, whose scores are 0, i and 2i in row i."""
+    arrays = (x.astype(dtype) for x in (np.log2(np.exp(QUERY)), KEY, value))  # whole numbers
+    return reference.error_bound(*arrays, scale=1, **modifiers)
+
+
+def expect_bound(found, largest, size, beyond=0.0):
+    """Check a bound against the largest A and the Σ p|v| of each row, and what is added to four units."""
+    expected = 4 * (EPS * (1 + np.array(largest, float)[:, None]) * size + TINY) + beyond
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-12)
+
+
+def test_error_bound():
+    """All values are 3 or -3, so that Σ p|v| is 3."""
+    signs = 3.0 * np.array([[1.0, -1], [-1, -1], [1, -1]])
+    expect_bound(bound_of(value=signs), [0, 2, 4], 3)
+    expect_bound(bound_of(value=signs, causal=True), [0, 1, 4], 3)
+    expect_bound(bound_of(value=signs, mask=np.array([1, 1, 0], bool)), [0, 1, 2], 3)
+    expect_bound(bound_of(value=signs, bias=[-1, -2, -3]), [3, 5, 7], 3)
+    expect_bound(bound_of(value=signs, bias=[7, -2, -math.inf]), [7, 7, 7], 3)
+    expect_bound(bound_of(value=signs, alibi_slopes=[-0.5]), [1, 2.5, 4], 3)
+    expect_bound(bound_of(value=signs, bias=[0, 0, -90]), [0, 1, 2], 3)  # a weight of no influence
+    expect_bound(bound_of(value=signs, softcap=1e30), [0, 2, 4], 3)
+
+
+def test_error_bound_of_sinks():
+    """Each row attends to the first key, with a score of 0. A sink of -log 3 leaves it three quarters of the weight."""
+    found = bound_of(value=np.ones((3, 1)), sinks=[-math.log(3)], mask=np.eye(3, dtype=bool)[:1])
+    expect_bound(found, [math.log(3)] * 3, 3 / 4)
+
+
+def test_error_bound_of_lse():
+    _, found = bound_of(return_lse=True)
+    lse = np.log(np.exp(np.outer(np.arange(3), np.arange(3))).sum(axis=1))
+    np.testing.assert_allclose(found, 8 * EPS * (1 + np.array([0, 2, 4]) + lse), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name, dtype", TYPES, ids=[name for name, _ in TYPES])
+def test_error_bound_of_half_types(name, dtype):
+    """One unit in the last place of a mean of 1 and 3, and for bfloat16 the distance of both from it."""
+    value = np.array([[1.0], [3.0], [3.0]])
+    found = bound_of(dtype, value, mask=np.array([1, 1, 0], bool))
+    weights = 1 / (1 + np.exp(np.arange(3.0)))  # of the first key
+    out = weights + 3 * (1 - weights)
+    last_place = {"float16": 2.0**-9, "bfloat16": 2.0**-6}.get(name, 0)  # of numbers from 2 to 4
+    distance = weights * (out - 1) + (1 - weights) * (3 - out)
+    beyond = last_place + (name == "bfloat16") * (1 + 2.0**-6) * 2.0**-8 * distance
+    expect_bound(found, [0, 1, 2], out[:, None], beyond[:, None])
+
+
+def test_error_bound_of_what_underflows():
+    """A weight of 1.3e-39 may be lost, whatever its value."""
+    arrays = (np.array(x, np.float32) for x in ([[1]], [[0], [-89.5]], [[1], [1e37]]))
+    size = 1 + math.exp(-89.5) * float(np.float32(1e37))
+    expect_bound(reference.error_bound(*arrays, scale=1), [0], size, math.exp(-89.5) * float(np.float32(1e37)))
+
+
+def test_error_bound_is_numpys_where_that_is_more():
+    """NumPy's float32 adds up equal terms one by one, and each sum rounds the same way."""
+    arrays = np.zeros((1, 1), np.float32), np.zeros((100_000, 1), np.float32), np.full((100_000, 1), 0.7, np.float32)
+    numpy, exact = (reference.attention(*arrays, dtype=dtype) for dtype in (np.float32, np.float64))
+    of_numpy = np.abs(numpy - exact) / (EPS * exact + TINY)
+    assert 1.5 * of_numpy + 0.5 > 4
+    np.testing.assert_allclose(reference.error_bound(*arrays), (1.5 * of_numpy + 0.5) * EPS * exact, rtol=1e-9)
+
+
+def test_error_bound_has_the_shape_of_the_result():
+    query, key, value = np.random.default_rng(0).standard_normal((3, 2, 5, 4, 6), dtype=np.float32)
+    bound, lse_bound = reference.error_bound(query, key, value, causal=True, return_lse=True)
+    swapped = [x.swapaxes(1, 2) for x in (query, key, value)]
+    bound_swapped, lse_bound_swapped = reference.error_bound(*swapped, causal=True, layout="blhd", return_lse=True)
+    np.testing.assert_array_equal(bound_swapped, bound.swapaxes(1, 2))
+    np.testing.assert_array_equal(lse_bound_swapped, lse_bound.swapaxes(1, 2))
+
+
 def test_varlen():
     random = np.random.default_rng(0)
     query, key, value = random.standard_normal((3, 9, 2, 4))

@@ -151,6 +151,8 @@ assert_type(reference.attention(x32, x32, x32, causal=True), NDArray[Floating])
 assert_type(reference.attention(lists, lists, lists, return_lse=True), tuple[NDArray[Floating], NDArray[Floating]])
 assert_type(cattn.reference.attention_weights(x32, x32, dtype=np.longdouble), NDArray[Floating])
 assert_type(reference.attention_varlen(x32, x32, x32, [0, 2], [0, 2], softcap=3.0), NDArray[Floating])
+assert_type(reference.error_bound(x32, x32, x32, causal=True), NDArray[Floating])
+assert_type(reference.error_bound(x32, x32, x32, return_lse=True), tuple[NDArray[Floating], NDArray[Floating]])
 
 cattn.set_num_threads(2)
 assert_type(cattn.get_num_threads(), int)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cattn._accuracy import ROUNDED_WEIGHTS
 from cattn._bench.cases import HALF_TYPES, SOFTCAP, Case
 from cattn._bench.inputs import Inputs, bias_block, join_heads, mask_block, row_blocks, split_heads
+from cattn.reference import _ROUNDED_WEIGHTS as ROUNDED_WEIGHTS
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
