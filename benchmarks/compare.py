@@ -1,34 +1,37 @@
 """Attention on the CPU, engine against engine: `python benchmarks/compare.py --help`.
 
-All engines run in one process, in interleaved rounds, on the processors that `--threads` leaves them; every answer is
-checked against float64 before it is timed. What is not installed is left out by name.
+This is `cattn bench` with more engines, more cases and the machine's limits. It writes the records that `report.py`
+reads. All engines run in one process, in interleaved rounds, on the processors that `--threads` leaves them. Every
+answer is checked against float64 before it is timed. What is not installed is left out by name.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import peers
 import report
+import workloads
+from limits import Limits
 from rich.console import Console
 from rich.markdown import Markdown
 
-from cattn._bench.cases import DTYPES, find_cases
-from cattn._bench.engines import ENGINES, USUAL_ENGINES
-from cattn._bench.progress import progress
-from cattn._bench.record import to_json
-from cattn._bench.runs import RunError, Settings, run
+from cattn._bench.cases import find_cases
+from cattn._bench.runs import RunError, Settings, Watcher, run
+from cattn._cli import CommandError
+from cattn._cli_bench import add_arguments, has_failed, settings_of
 
 
 def main() -> int:
-    options = _parse()
-    settings = Settings(options.cases, options.engines, options.threads, options.rounds, options.seconds)
-    with progress(settings.turns) as watcher:
-        try:
-            record = run(settings, watcher)
-        except RunError as error:
-            sys.exit(str(error))
+    options, settings = _parse()
+    watcher = Watcher(settings)
+    try:
+        record = run(settings, watcher)
+    except RunError as error:
+        sys.exit(str(error))
     record["machine"] = options.machine or record["machine"]
     record["commit"], record["command"] = _commit(), shlex.join(["python", *sys.argv])
 
@@ -41,7 +44,14 @@ def main() -> int:
             file /= report.name_of_file(record) + ".json"
         file.write_text(to_json(record), encoding="utf-8")
         console.print(f"written: {file}", markup=False)
-    return int(any(label.startswith("cattn") for case in record["cases"] for label in case["errors"]))
+    return int(has_failed(record))
+
+
+def to_json(record: dict) -> str:
+    """Return the record as JSON, with a line for each case."""
+    head = json.dumps(record | {"cases": []}, indent=1, ensure_ascii=False).removesuffix("[]\n}")
+    cases = ",\n  ".join(json.dumps(case, ensure_ascii=False) for case in record["cases"])
+    return f"{head}[\n  {cases}\n ]\n}}\n"
 
 
 def _commit() -> str | None:
@@ -52,36 +62,19 @@ def _commit() -> str | None:
         return None
 
 
-def _parse() -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
+def _parse() -> tuple[argparse.Namespace, Settings]:
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n\n")[2], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.partition("\n\n")[2],
+        allow_abbrev=False,
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads for each engine")
-    parser.add_argument("--cases", type=names, default="core", metavar="A,B", help="names of cases, or core, or all")
-    parser.add_argument(
-        "--dtype",
-        type=names,
-        default=[],
-        metavar="A,B",
-        help=f"the types to run them in, among {', '.join(DTYPES)}, instead of their own; core cases are fewer in half "
-        "types",
+    add_arguments(
+        parser,
+        seconds=5.0,
+        engines=f"measure cattn, NumPy and these, among {', '.join(peers.ENGINES)}, and cattn-avx2 and so on, which is "
+        f"cattn forced to a table (default: cattn-portable, and all but {peers.FlexAttention.name})",
     )
-    parser.add_argument(
-        "--engines",
-        type=names,
-        default=",".join((*USUAL_ENGINES[:2], "cattn-portable", *USUAL_ENGINES[2:])),
-        metavar="A,B",
-        help="also cattn-avx2 and so on (cattn forced to a table), and pytorch-flex (compiles for each case); "
-        "cattn-float32 has its turn in half types: the same numbers in float32",
-    )
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds a case, instead of --seconds")
-    parser.add_argument(
-        "--seconds", type=float, default=5.0, metavar="S", help="time for a case's rounds; at least three"
-    )
-    parser.add_argument("--machine", metavar="NAME", help="what to call the machine, instead of by its processor")
+    parser.add_argument("--rounds", type=int, metavar="N", help="measure so many rounds a case, instead of --seconds")
+    parser.add_argument("--machine", metavar="NAME", help="name the machine, instead of by its processor")
     parser.add_argument(
         "--json",
         type=Path,
@@ -91,17 +84,17 @@ def _parse() -> argparse.Namespace:
         help="write the run's record, to a file or into a folder; without a PATH to benchmarks/results/<machine>.json",
     )
     options = parser.parse_args()
-    if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
-        parser.error("--threads and --rounds: expected at least 1")
-    if unknown := [name for name in options.dtype if name not in DTYPES]:
-        parser.error(f"--dtype: expected some of {', '.join(DTYPES)}, got {', '.join(unknown)}")
-    if unknown := [name for name in options.engines if name not in ENGINES and not name.startswith("cattn-")]:
-        parser.error(f"--engines: expected some of {', '.join(ENGINES)}, cattn-portable, got {', '.join(unknown)}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds: expected at least 1")
+    usual = find_cases(["core"], options.dtype)
+    more = {"rounds": options.rounds, "limits": Limits}
     try:
-        options.cases = find_cases(options.cases, options.dtype)
-    except ValueError as error:
-        parser.error(f"--cases: {error}")
-    return options
+        settings = settings_of(
+            options, usual, peers.USUAL_ENGINES, cases=workloads.CASES, find_engine=peers.find_engine, **more
+        )
+    except CommandError as error:
+        parser.error(str(error))
+    return options, settings
 
 
 if __name__ == "__main__":

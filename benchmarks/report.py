@@ -1,5 +1,5 @@
 """What was measured, for readers: `python benchmarks/report.py` writes RESULTS.md, and a chart for each machine, from
-the records in results/ (what is in them: cattn/_bench/record.py)."""
+the records in results/ (cattn/_bench/record.py says what is in them)."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""``cattn bench`` measures cattn beside NumPy and every other engine that is installed, on this machine."""
+"""``cattn bench`` measures cattn beside NumPy, and beside the engines that are named, on this machine."""
 
 import argparse
 import os
@@ -6,10 +6,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from cattn._bench.cases import CORE_CASES, DTYPES, case_of_shape, core_cases, find_cases
+from cattn._bench.cases import CASES, CORE_CASES, DTYPES, case_of_shape, core_cases, find_cases
 from cattn._cli import CommandError, check_matplotlib, one_line, print_json, print_table
 
-# Half a minute beside NumPy, and each of them says something else.
+# Half a minute, and each of them says something else.
 USUAL_CASES = ("seed", "minilm", "bert-128", "bert-512", "long-2k-d128", "long-2k-d128-causal", "decode-4k")
 
 BUSY = 1.3  # times as long: figures are worth less than they look
@@ -18,18 +18,32 @@ BUSY = 1.3  # times as long: figures are worth less than they look
 def add_parser(commands):
     parser = commands.add_parser(
         "bench",
-        help="measure cattn beside NumPy and every installed engine",
-        description="Measure cattn on this machine, beside NumPy and those of PyTorch, ONNX Runtime (with onnx), "
-        "OpenVINO and JAX that are installed. Every answer is checked against float64 before it is timed.",
+        help="measure cattn beside NumPy and the engines that you name",
+        description="Measure cattn on this machine, beside NumPy and the engines that you name. Every answer is "
+        "checked against float64 before it is timed.",
         epilog=f"The core cases are {', '.join(case.name for case in CORE_CASES)}. "
         f"Without --case and --shape, these are measured: {', '.join(USUAL_CASES)}.",
         allow_abbrev=False,
     )
+    add_arguments(
+        parser,
+        seconds=2.0,
+        engines="measure these too: pytorch, or a function of yours, module:function, which is called with query, key, "
+        "value and causal=; may be repeated",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the ratios to this file")
+    parser.add_argument("--json", action="store_true", help="print the record of the run as JSON, instead of a table")
+
+
+def add_arguments(parser, *, seconds, engines):
+    """Add the arguments that `settings_of` reads. `engines` says which ones there are besides cattn and NumPy."""
     parser.add_argument(
         "--case",
-        action="append",
-        metavar="NAME",
-        help="measure the case of this name, or core, or all; may be repeated",
+        "--cases",
+        type=_names,
+        action="extend",
+        metavar="A,B",
+        help="measure the cases of these names, or core, or all; may be repeated",
     )
     parser.add_argument(
         "--shape",
@@ -39,32 +53,46 @@ def add_parser(commands):
     )
     parser.add_argument("--causal", action="store_true", help="make the shapes causal: row i sees keys 0 to i")
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="set the type of all arrays (default: float32, or the case's own)"
+        "--dtype",
+        type=_dtypes,
+        default=[],
+        metavar="A,B",
+        help=f"set the types of all arrays, among {', '.join(DTYPES)} (default: float32, or the case's own)",
+    )
+    parser.add_argument(
+        "--engine",
+        "--engines",
+        type=_names,
+        action="extend",
+        metavar="A,B",
+        help=engines,
     )
     parser.add_argument(
         "--threads", type=_positive, default=1, metavar="N", help="set the threads of each engine (default: 1)"
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="set the time for the rounds of a case (default: 2)"
+        "--seconds",
+        type=_seconds,
+        default=seconds,
+        metavar="S",
+        help=f"set the time for the rounds of a case, three at least (default: {seconds:g})",
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the ratios to this file")
-    parser.add_argument("--json", action="store_true", help="print the record of the run as JSON, instead of a table")
 
 
 def run(options):
-    cases = _find_cases(options)
-    _check(options, cases)
+    if options.plot:
+        _check_plot(options.plot)
+    usual = [case for dtype in options.dtype or ["float32"] for case in core_cases(dtype) if case.name in USUAL_CASES]
+    sys.path.insert(0, os.getcwd())  # a function of the user's may lie here, where a script does not look
+    settings = settings_of(options, usual)
 
     from cattn._bench import runs
-    from cattn._bench.engines import USUAL_ENGINES
-    from cattn._bench.progress import progress
 
-    settings = runs.Settings(cases, USUAL_ENGINES, options.threads, seconds=options.seconds)
-    with progress(settings.turns) as watcher:
-        try:
-            record = runs.run(settings, watcher)
-        except runs.RunError as error:
-            raise CommandError(error) from error
+    watcher = runs.Watcher(settings)
+    try:
+        record = runs.run(settings, watcher)
+    except runs.RunError as error:
+        raise CommandError(error) from error
     record["command"] = shlex.join(["cattn", *sys.argv[1:]])
 
     if options.json:
@@ -73,7 +101,39 @@ def run(options):
         _print_record(record, watcher.left_out)
     if options.plot:
         _write_plot(record, options.plot)
-    return int(any(label.startswith("cattn") for case in record["cases"] for label in case["errors"]))
+    return int(has_failed(record))
+
+
+def has_failed(record):
+    """Return whether cattn gave a wrong answer or none."""
+    return any(label.startswith("cattn") for case in record["cases"] for label in case["errors"])
+
+
+def settings_of(options, usual_cases, usual_engines=(), *, cases=CASES, find_engine=None, **more):
+    """Return the settings of a run for the arguments of the command line, or raise CommandError.
+
+    `cases` are those that can be named, and `find_engine` makes an engine of a name. `more` settings may be given.
+    """
+    from cattn._bench import engines, runs
+
+    cases = _find_cases(options, cases) or usual_cases
+    _check(options, cases)
+    try:
+        names = dict.fromkeys([*engines.ALWAYS, *(options.engine or usual_engines)])
+        found = {name: (find_engine or engines.find_engine)(name) for name in names}
+    except ValueError as error:
+        raise CommandError(f"--engine: {error}") from error
+    return runs.Settings(cases, found, options.threads, seconds=options.seconds, **more)
+
+
+def _names(text):
+    return text.split(",")
+
+
+def _dtypes(text):
+    if unknown := [name for name in _names(text) if name not in DTYPES]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(DTYPES)}, got {', '.join(unknown)}")
+    return _names(text)
 
 
 def _positive(text):
@@ -92,27 +152,24 @@ def _seconds(text):
     return seconds
 
 
-def _find_cases(options):
+def _find_cases(options, known):
     """Return the cases that were asked for."""
     if options.causal and not options.shape:
-        raise CommandError("--causal: expected a --shape beside it; of the cases, take one such as bert-512-causal")
-    cases = []
-    dtype = options.dtype
+        raise CommandError("--causal: expected a --shape beside it; of the cases, take one such as long-2k-d128-causal")
     try:
         where = "--case"
-        if options.case:
-            cases += find_cases(options.case, [dtype] if dtype else [])
+        cases = find_cases(options.case or (), options.dtype, known)
         where = "--shape"
         for shape in options.shape or ():
-            cases.append(case_of_shape(shape, dtype or "float32", options.causal))
+            cases += [case_of_shape(shape, dtype, options.causal) for dtype in options.dtype or ["float32"]]
     except ValueError as error:
         raise CommandError(f"{where}: {error}") from error
-    return cases or [case for case in core_cases(dtype or "float32") if case.name in USUAL_CASES]
+    return cases
 
 
 def _check(options, cases):
     """Check for what would otherwise fail after minutes, or end the process."""
-    from cattn._bench.limits import memory_bytes
+    from cattn._bench.record import memory_bytes
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if options.threads > usable:
@@ -131,8 +188,6 @@ def _check(options, cases):
                 f"{case.title}: expected arrays that fit the memory, of {memory / 2**30:.0f} GiB, for all engines and "
                 f"the float64 answer; these would take {needed / 2**30:.0f} GiB"
             )
-    if options.plot:
-        _check_plot(options.plot)
 
 
 def _check_plot(file):
@@ -158,11 +213,7 @@ def _write_plot(record, file):
 
 def _print_record(record, left_out):
     threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
-    print(f"cattn {record['versions']['cattn']} (table {record['isa']}) on {record['machine']}, {threads}")
-    print(
-        f"The machine: {record['peak_gflops']:.0f} GFLOP/s ({record['peak_bfloat16_gflops']:.0f} of bfloat16), reads "
-        f"memory at {record['bandwidth_gb_s']:.1f} GB/s (by {record['limits_by']})\n"
-    )
+    print(f"cattn {record['versions']['cattn']} (table {record['isa']}) on {record['machine']}, {threads}\n")
     rows = [row for case in record["cases"] for row in _rows(case)]
     if rows:
         columns = [list(column) for column in zip(HEADINGS, *rows, strict=True)]
@@ -196,10 +247,9 @@ def _disturbed(record):
                 yield f"{case['name']}: {label} took {ratio:.2g} times as long as with one thread"
 
 
-HEADINGS = ("case, engine", "time", "GFLOP/s", "cattn is", "% limit", "error")
+HEADINGS = ("case, engine", "time", "GFLOP/s", "cattn is", "error")
 NOTES = """
 cattn is: how many times as fast cattn is as this engine (medians of rounds in which all take turns).
-% limit: the engine's share of what the machine's arithmetic or memory allows. It is above 100 from a cache.
 error: the largest error, in units of eps·Σp|v|. eps is that of the type, p are a row's weights and v its values."""
 
 
@@ -208,15 +258,12 @@ def _rows(case):
     from cattn._bench.chart import speedup
     from cattn._bench.timing import format_seconds
 
-    share = case["share_of_limit"]
     yield case["name"], *[""] * (len(HEADINGS) - 1)
     for label, result in case["engines"].items():
-        ratio = speedup(case, label)
         yield (
             f"  {label}",
             format_seconds(result["seconds"]),
             "-" if result["gflops"] is None else f"{result['gflops']:.1f}",
-            "" if label == "cattn" else f"{ratio:.2f} ×",
-            "-" if share is None else f"{100 * share / ratio:.0f}",
+            "" if label == "cattn" else f"{speedup(case, label):.2f} ×",
             f"{result['error']:.2g}",
         )

@@ -316,8 +316,9 @@ def _allowed(kappa_of_numpy, least=_KAPPA):
 class _Yardstick:
     """Hold the results of one call, `out` and `lse`, and what their errors are measured by.
 
-    `unit` and `lse_unit` are the units of κ. `rounded_weights` and `lost` are what an output may be off by besides: the
-    weights of bfloat16 queries may be rounded, and what is below the smallest normal number may be lost.
+    `magnitude` is Σ_j p_j |v_j|. `unit` and `lse_unit` are the units of κ. `rounded_weights` and `lost` are what an
+    output may be off by besides: the weights of bfloat16 queries may be rounded, and what is below the smallest normal
+    number may be lost.
     """
 
     def __init__(
@@ -357,9 +358,9 @@ class _Yardstick:
             lost = _over_keys(
                 lambda p, v, _: np.where((p < tiny) | (p * np.abs(v) < tiny), p * np.abs(v), 0), weights, value, out
             )
-        found = (out, -3), (lse, -2), (unit, -3), (lse_unit, -2), (rounded, -3), (lost, -3)
-        found = (_as_given(x, heads, without_heads, layout) for x, heads in found)
-        self.out, self.lse, self.unit, self.lse_unit, self.rounded_weights, self.lost = found
+        of_outputs = (_as_given(x, -3, without_heads, layout) for x in (out, magnitude, unit, rounded, lost))
+        self.out, self.magnitude, self.unit, self.rounded_weights, self.lost = of_outputs
+        self.lse, self.lse_unit = (_as_given(x, -2, without_heads, layout) for x in (lse, lse_unit))
 
     def excused(self, stored):
         """Return what an output of this type may be off by, beyond κ units."""

@@ -1,5 +1,6 @@
-"""The benchmarks' page and charts show what their records hold."""
+"""The benchmarks' page and charts show what their records hold, and their cases have the right answers."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,7 +9,13 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import limits
+import numpy as np
+import peers
 import pytest
+import workloads
+
+import cattn
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CHARTS = sorted(path.name for path in BENCHMARKS.glob("results/*.svg"))
@@ -166,7 +173,58 @@ def test_charts_are_generated(written, name):
     assert new.find(f".//{DESCRIPTION}").text == kept.find(f".//{DESCRIPTION}").text
 
 
+@pytest.mark.slow
 def test_same_bytes_again(written):
     before = {path: path.read_bytes() for path in written.rglob("*.*") if path.suffix in (".svg", ".md")}
     report(written)
     assert before == {path: path.read_bytes() for path in before}
+
+
+# What `benchmarks/` has and `cattn bench` has not
+
+
+@pytest.mark.parametrize(
+    "name", ["packed", "self-attention", *(f"minilm-{x}" for x in (*workloads.MODIFIERS, "causal"))]
+)
+@pytest.mark.parametrize("engine", ["cattn", "numpy"])
+def test_answers_of_cases_are_right(name, engine):
+    case = workloads.CASES[name]
+    if name == "packed":
+        case = dataclasses.replace(case, lengths=case.lengths[:5])
+    inputs = case.make_inputs()
+    check = case.answer(inputs).check(peers.find_engine(engine)(1).prepare(case, inputs).result())
+    assert not check.wrong and check.kappa < 2 and check.error < 10
+
+
+def test_answers_in_blocks_are_those_of_the_whole():
+    """A window is computed in blocks of 512 rows, each with its own keys."""
+    window = workloads.Workload("", 2, 2, 1, 600, 600, 4, causal=True, modifier="window")
+    for case in (window, dataclasses.replace(window, causal=False, modifier="alibi", lengths=(600, 300))):
+        inputs = case.make_inputs()
+        expected = cattn.reference.attention(*inputs.arrays, **inputs.options)
+        np.testing.assert_allclose(case.answer(inputs).out, expected, rtol=0, atol=1e-13)
+
+
+def test_another_kernel_table_is_an_engine_of_its_own():
+    case = workloads.CASES["seed"]
+    engine = peers.find_engine("cattn-portable")(1)
+    try:
+        prepared = engine.prepare(case, case.make_inputs())
+        assert not case.answer(case.make_inputs()).check(prepared.result()).wrong
+        assert prepared.timer.timeit(3) > 0
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_amx_is_a_limit_of_bfloat16():
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        flags = ""
+    if "amx_bf16" not in flags or not shutil.which("cc"):
+        pytest.skip("no AMX for bfloat16, or no C compiler")
+    machine = limits.Limits()
+    assert machine.method == "C"
+    # A tile multiplies 16 times as many pairs a cycle as two vectors of float32 do: VDPBF16PS twice as many at most.
+    assert machine.peak_flops("bfloat16") > 4 * machine.peak_flops("float32")

@@ -1,15 +1,12 @@
-"""cattn beside other engines: what `cattn bench` and `benchmarks/` share.
+"""`cattn bench`: cattn beside NumPy and the engines that the user names.
 
-cases              the problems, as data
-inputs             their arrays
-answer             what should come out, and how far an engine's answer is from it
-engines            who computes it: cattn, NumPy, and whatever else is installed
-numpy_attention    NumPy's way of it, which every speed-up is counted against
-limits             what the machine itself can do
-load               what other programs take of the processors meanwhile
-timing             engines side by side, in rounds that nobody disturbs
-process            work in a process of its own
-runs               all of that, in a process that has as many threads as were asked for
-record             what is kept of a run
-progress, chart    what is seen of it
+cases    the problems, their arrays, and the answers that engines must give
+engines  who computes them: cattn, NumPy, PyTorch, a function of the user's
+load     what other programs take of the processors meanwhile
+timing   engines side by side, in rounds that nobody disturbs
+runs     all of that, in a process that has as many threads as were asked for
+record   what is kept of a run
+chart    its picture
+
+`benchmarks/` in the repository adds more problems, more engines and the machine's limits.
 """

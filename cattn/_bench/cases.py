@@ -1,30 +1,68 @@
-"""The cases that cattn is measured at. A `Case` is a problem as data."""
+"""The cases that cattn is measured at. A `Case` is a problem as data, which makes its arrays and knows their answer."""
 
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-SOFTCAP = 30.0
-WINDOW = 256
+from cattn import reference
+
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 HALF_TYPES = ("bfloat16", "float16")
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
-Modifier = Literal["causal", "window", "mask", "bias", "alibi", "softcap", "sinks"]
-MODIFIERS: tuple[Modifier, ...] = ("causal", "window", "mask", "bias", "alibi", "softcap", "sinks")
+
+@dataclass(frozen=True)
+class Inputs:
+    """A call of cattn: the name of the function, its arrays, and its other arguments by name."""
+
+    arrays: tuple[np.ndarray, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    function: str = "attention"
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a result is from the answer, at the output that is furthest from it."""
+
+    error: float  # in units of eps · Σ p|v|, with eps of the type that the inputs are stored in
+    kappa: float | None  # the κ of `cattn.reference.error_bound`; None in half types, whose own rounding is larger
+    wrong: bool  # more than the type explains
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The right result of a case, and the units of its errors."""
+
+    dtype: str
+    out: np.ndarray
+    size: np.ndarray  # Σ p|v|
+    unit: np.ndarray  # that of κ
+
+    def check(self, result: np.ndarray) -> Check:
+        """Compare a result with the answer."""
+        wide = np.asarray(result).astype(self.out.dtype)
+        if wide.shape != self.out.shape or not np.isfinite(wide).all():
+            return Check(np.inf, np.inf, True)
+        error, is_half = np.abs(wide - self.out), self.dtype in HALF_TYPES
+        # In a half type an engine may round scores and weights, too, and may compute float16 in bfloat16.
+        limit = self.size / 16 if is_half else 32 * self.unit
+        return Check(
+            error=float(np.max(error / (EPS[self.dtype] * self.size))),
+            kappa=None if is_half else float(np.max(error / self.unit)),
+            wrong=bool(np.any(error > limit)),
+        )
 
 
 @dataclass(frozen=True)
 class Case:
     """One problem: (batch, heads, queries, head_size) against (batch, kv_heads, keys, head_size).
 
-    `name` does not tell the type, `title` does. `lengths` are the key lengths of the batch entries, or the sequence
-    lengths where `kind` is "packed".
-    A "window" is causal and lets a query see the last `WINDOW` keys, its own included.
+    `name` does not tell the type, `title` does.
     """
 
     name: str
@@ -35,12 +73,11 @@ class Case:
     keys: int
     head_size: int
     dtype: str = "float32"
-    modifiers: frozenset[Modifier] = frozenset()
-    lengths: tuple[int, ...] = ()
-    kind: Literal["attention", "packed", "self_attention"] = "attention"
+    causal: bool = False
 
     @property
     def title(self) -> str:
+        """The name, with the type unless that is float32."""
         return self.name if self.dtype == "float32" else f"{self.name}-{self.dtype}"
 
     @property
@@ -49,53 +86,77 @@ class Case:
         return f"{self.batch},{self.heads}/{self.kv_heads},{self.queries},{self.keys},{self.head_size}"
 
     @property
-    def scale(self) -> float:
-        return self.head_size**-0.5
-
-    @property
-    def causal(self) -> bool:
-        return bool(self.modifiers & {"causal", "window"})
-
-    @property
-    def is_plain(self) -> bool:
-        """Plain attention over whole arrays, at most causal: what every engine has an operation for."""
-        return self.kind == "attention" and not self.lengths and self.modifiers <= {"causal"}
-
-    @property
     def pairs(self) -> int:
-        """The (query, key) pairs that attend, over all heads; half of all when causal."""
-        if self.kind == "packed":
-            return self.heads * sum(length * length for length in self.lengths)
-        if self.lengths:
-            return self.heads * self.queries * sum(self.lengths)
-        if "window" in self.modifiers:
-            return self.batch * self.heads * sum(min(row + 1, WINDOW) for row in range(self.queries))
+        """The number of (query, key) pairs that attend, over all heads: half of all when causal."""
         pairs = self.batch * self.heads * self.queries * self.keys
         return pairs // 2 if self.causal else pairs
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the matrix products; exponentials are not counted."""
-        flops = 4 * self.pairs * self.head_size
-        if self.kind == "self_attention":
-            flops += 4 * 2 * self.batch * self.queries * (self.heads * self.head_size) ** 2
-        return flops
+        """The floating-point operations of the matrix products. Exponentials are not counted."""
+        return 4 * self.pairs * self.head_size
 
     @property
     def counts_time(self) -> bool:
         """Whether people ask for its time rather than its rate: tiny problems and decoding."""
         return self.queries == 1 or self.flops < 1_000_000
 
+    def make_inputs(self) -> Inputs:
+        """Return standard normal arrays, the same each time."""
+        rng = np.random.default_rng(0)
+        query = normal(rng, self.dtype, self.batch, self.heads, self.queries, self.head_size)
+        shape = self.batch, self.kv_heads, self.keys, self.head_size
+        return Inputs((query, normal(rng, self.dtype, *shape), normal(rng, self.dtype, *shape)), self.make_options(rng))
 
-def _case(name: str, batch: int, heads: str, queries: int, keys: int, head_size: int, *modifiers: Modifier, **fields):
+    def make_options(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Return the other arguments of `attention`."""
+        return {"causal": True} if self.causal else {}
+
+    def answer(self, inputs: Inputs) -> Answer:
+        """Compute the answer."""
+        return answer_of(self.dtype, *inputs.arrays, self.part)
+
+    def part(self, entry: int, heads: slice, rows: slice) -> tuple[slice, dict[str, Any]]:
+        """Return the keys that these rows may attend to, and the arguments of `attention` for rows and keys alone."""
+        if self.causal:
+            return slice(0, rows.stop), {"causal": True, "query_offset": rows.start}
+        return slice(0, self.keys), {}
+
+
+def normal(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
+    """Return standard normal numbers, in a type by its name."""
+    if dtype == "bfloat16":
+        from ml_dtypes import bfloat16 as dtype
+    return rng.standard_normal(shape, np.float32).astype(dtype, copy=False)
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Return the array, in float32 if it is of a half type."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+
+
+def answer_of(dtype: str, query: np.ndarray, key: np.ndarray, value: np.ndarray, part: Callable) -> Answer:
+    """Compute the answer for arrays (B, H, L, D), in blocks of rows, as the reference holds whole matrices of scores.
+
+    `part` says which keys and which arguments a block of rows has, as `Case.part` does.
+    """
+    query, key, value = map(widened, (query, key, value))
+    wide = np.longdouble if dtype == "float64" else np.float64
+    answer = Answer(dtype, *(np.empty(query.shape, wide) for _ in range(3)))
+    (batch, heads, length, _), (_, kv_heads, keys, _) = query.shape, key.shape
+    group, step = heads // kv_heads, max(1, min(512, 2**24 // keys))
+    for entry, head, start in itertools.product(range(batch), range(kv_heads), range(0, length, step)):
+        place = entry, slice(group * head, group * (head + 1)), slice(start, min(start + step, length))
+        seen, options = part(*place)
+        with np.errstate(all="ignore"):
+            found = reference._Yardstick(query[place], *(x[entry, head, seen][None] for x in (key, value)), **options)
+        answer.out[place], answer.size[place], answer.unit[place] = found.out, found.magnitude, found.unit
+    return answer
+
+
+def _case(name: str, batch: int, heads: str, queries: int, keys: int, head_size: int, causal: bool = False) -> Case:
     query_heads, kv_heads = map(int, heads.split("/"))
-    return Case(name, batch, query_heads, kv_heads, queries, keys, head_size, modifiers=frozenset(modifiers), **fields)
-
-
-def _seeded_lengths(count: int, shortest: int, longest: int) -> tuple[int, ...]:
-    """Seeded lengths; the longest one is there."""
-    lengths = np.random.default_rng(count).integers(shortest, longest + 1, count)
-    return (*map(int, lengths[1:]), longest)
+    return Case(name, batch, query_heads, kv_heads, queries, keys, head_size, causal=causal)
 
 
 CORE_CASES = (
@@ -108,7 +169,7 @@ CORE_CASES = (
     _case("bert-512", 1, "12/12", 512, 512, 64),
     _case("long-2k-d64", 1, "8/8", 2048, 2048, 64),
     _case("long-2k-d128", 1, "8/8", 2048, 2048, 128),
-    _case("long-2k-d128-causal", 1, "8/8", 2048, 2048, 128, "causal"),
+    _case("long-2k-d128-causal", 1, "8/8", 2048, 2048, 128, causal=True),
     _case("long-8k", 1, "1/1", 8192, 8192, 64),
     _case("odd", 2, "5/5", 77, 333, 80),
     _case("decode-4k", 1, "32/32", 1, 4096, 128),
@@ -129,53 +190,35 @@ HALF_NAMES = (
 )
 
 
-def core_cases(dtype: str) -> list[Case]:
-    """The cases that stand for a type."""
+def core_cases(dtype: str = "float32") -> list[Case]:
+    """Return the cases that stand for a type."""
     return [replace(case, dtype=dtype) for case in CORE_CASES if dtype not in HALF_TYPES or case.name in HALF_NAMES]
 
 
-EXTRA_CASES = (
-    *core_cases("bfloat16"),
-    *core_cases("float16"),
-    *(replace(case, dtype="float64") for case in CORE_CASES if case.name in ("bert-128", "bert-512")),
-    _case("decode-batch-128", 16, "32/8", 1, 128, 128),
-    _case("decode-batch-512", 16, "32/8", 1, 512, 128),
-    _case("decode-batch-ragged", 16, "32/8", 1, 512, 128, lengths=_seeded_lengths(16, 128, 512)),
-    _case("packed", 64, "12/12", 128, 128, 64, lengths=_seeded_lengths(64, 8, 128), kind="packed"),
-    _case("self-attention", 1, "12/12", 128, 128, 64, kind="self_attention"),
-    *(
-        _case(f"{name}-{modifier}", 1, heads, length, length, head_size, modifier)
-        for (name, heads, length, head_size), modifier in itertools.product(
-            (("minilm", "12/12", 32, 32), ("bert-512", "12/12", 512, 64), ("long-2k-d64", "8/8", 2048, 64)), MODIFIERS
-        )
-    ),
-    _case("long-16k-window", 1, "1/1", 16384, 16384, 64, "window"),
-)
-
-CASES: Mapping[str, Case] = {case.title: case for case in CORE_CASES + EXTRA_CASES}
+CASES: Mapping[str, Case] = {case.title: case for dtype in DTYPES for case in core_cases(dtype)}
 
 
-def find_cases(names: Iterable[str], dtypes: Iterable[str] = ()) -> list[Case]:
-    """The cases of these names, each in all of these types, or in its own where none is given.
+def find_cases(names: Iterable[str], dtypes: Iterable[str] = (), known: Mapping[str, Case] = CASES) -> list[Case]:
+    """Return the cases of these names, each in all of these types, or in its own if none is given.
 
-    "core" are the cases that stand for a type, "all" are all. ValueError where there is no such case.
+    "core" are the cases that stand for a type. "all" are all that are `known`. ValueError: there is no such case.
     """
     found: list[Case] = []
     for dtype in tuple(dtypes) or (None,):
         for name in names:
             if name == "core":
                 found += core_cases(dtype or "float32")
-            elif name in CASES or name == "all":
-                cases = CASES.values() if name == "all" else [CASES[name]]
+            elif name in known or name == "all":
+                cases = known.values() if name == "all" else [known[name]]
                 found += [replace(case, dtype=dtype or case.dtype) for case in cases]
             else:
-                close = difflib.get_close_matches(name, CASES, n=1) or ["bert-128"]
+                close = difflib.get_close_matches(name, known, n=1) or ["bert-128"]
                 raise ValueError(f"expected core, all or the name of a case, such as {close[0]}; got {name!r}")
     return list(dict.fromkeys(found))
 
 
 def case_of_shape(text: str, dtype: str = "float32", causal: bool = False) -> Case:
-    """The case of a shape B,Hq/Hkv,Lq,Lk,D. ValueError where the text is none."""
+    """Return the case of a shape B,Hq/Hkv,Lq,Lk,D. ValueError: the text is none."""
     sizes = re.fullmatch(r"(\d+),(\d+)(?:/(\d+))?,(\d+),(\d+),(\d+)", "".join(text.split()))
     if sizes is None:
         raise ValueError(f"expected B,Hq/Hkv,Lq,Lk,D, such as 1,32/8,1,4096,128; got {text!r}")
@@ -189,6 +232,5 @@ def case_of_shape(text: str, dtype: str = "float32", causal: bool = False) -> Ca
             f"expected as many queries as keys where it is causal, since engines place the queries differently "
             f"otherwise; got {queries} and {keys}"
         )
-    modifiers: frozenset[Modifier] = frozenset({"causal"} if causal else ())
-    case = Case("", batch, heads, kv_heads, queries, keys, head_size, dtype, modifiers)
+    case = Case("", batch, heads, kv_heads, queries, keys, head_size, dtype, causal)
     return replace(case, name=f"{case.shape}-causal" if causal else case.shape)

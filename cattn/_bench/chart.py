@@ -1,4 +1,4 @@
-"""Charts of records: how many times as fast as others cattn is, a line a case."""
+"""Charts of records: how many times as fast as others cattn is, with a line for each case."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ SHAPE = "batch, heads/key heads, queries, keys, head size"
 
 
 def speedup(case: Mapping, label: str) -> float:
-    """How many times as fast as this engine cattn is, of medians; NaN where one of them was not measured."""
+    """Return how many times as fast as this engine cattn is, by medians. It is NaN if one of them was not measured."""
     engines = case["engines"]
     if "cattn" not in engines or label not in engines:
         return math.nan
@@ -17,7 +17,7 @@ def speedup(case: Mapping, label: str) -> float:
 
 
 def make_figure(panels: int, names: Sequence[str]):
-    """An empty figure, and its panels, of ratios beside the names of cases."""
+    """Return an empty figure, and its panels, for ratios beside the names of cases."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -41,14 +41,14 @@ def make_figure(panels: int, names: Sequence[str]):
 
 
 def names_of(cases: Sequence[Mapping]) -> list[str]:
-    """Case and shape, once where the shape is the name."""
+    """Return what each line is called: the case and its shape, or the shape alone if that is the name."""
     shapes = (case["shape"] for case in cases)
     names = (case["name"] for case in cases)
     return [name if name.startswith(shape) else f"{name} ({shape})" for name, shape in zip(names, shapes, strict=True)]
 
 
 def draw_engines(record: Mapping):
-    """A figure of one run, a mark an engine."""
+    """Return a figure of one run, with a mark for each engine."""
     cases = record["cases"]
     figure, (axes,) = make_figure(1, names_of(cases))
     labels = dict.fromkeys(label for case in cases for label in case["engines"] if label != "cattn")

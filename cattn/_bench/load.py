@@ -1,4 +1,4 @@
-"""Measures how much of the processors other programs use while this one measures."""
+"""The load of other programs: how much of the processors they use while this one measures."""
 
 import contextlib
 import multiprocessing
@@ -10,7 +10,7 @@ PROC = Path("/proc")
 
 
 class OutsideLoad:
-    """A measurement that begins when the object is made. Only Linux tells what it takes."""
+    """Measure what others use from the moment that this object is made. Only Linux tells it."""
 
     def __init__(self) -> None:
         self._started, self._before = time.perf_counter(), _seconds_of_others()

@@ -1,5 +1,5 @@
-"""The record of a run: what `cattn bench --json` and `compare.py --json` write and `report.py` reads. What is not known
-is null.
+"""The record of a run: what `cattn bench --json` and `benchmarks/compare.py --json` write. What is not known is null,
+such as the machine's limits in a record of `cattn bench`.
 
 machine              its name, which all runs on it share
 processor, system    as they call themselves
@@ -28,34 +28,32 @@ cases                one for each problem:
                      the run was pinned to; null where the system does not say
     engines          by name: seconds (the median of a call), gflops (null where the time is what counts: tiny problems
                      and one query), error (the largest, in eps · Σ p|v|, with eps of dtype), kappa (the largest, in
-                     eps · Σ p|v| · (1 + the largest score's magnitude), with eps of the arithmetic, less half types'
-                     own rounding), over_one_thread (how many times as long a call takes as with one thread, which is
-                     measured right before; null in a run of one thread)
+                     units of `cattn.reference.error_bound`; null in half types, whose own rounding is larger),
+                     over_one_thread (how many times as long a call takes as with one thread, which is measured right
+                     before; null in a run of one thread)
     errors           by name: why an engine is not among them
 """
 
 import contextlib
 import datetime
-import json
 import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cattn import _kernel
-from cattn._bench.answer import Check
-from cattn._bench.cases import Case
+from cattn._bench.cases import Case, Check
 from cattn._bench.engines import Engine
-from cattn._bench.limits import Limits, memory_bytes
 from cattn._bench.timing import Timings
 
 
-def run_record(threads: int, engines: Sequence[Engine], limits: Limits) -> dict:
-    """The record of a run that has no cases yet. Its machine is called by its processor; code and command are not
-    known here."""
+def run_record(threads: int, engines: Sequence[Engine], limits: Any = None) -> dict:
+    """Return the record of a run that has no cases yet. The machine is called by its processor. The command is not
+    known here, nor is the code."""
     processor, memory = _processor(), memory_bytes()
     versions = {engine.package: engine.version for engine in engines}
     return {
@@ -72,10 +70,10 @@ def run_record(threads: int, engines: Sequence[Engine], limits: Limits) -> dict:
         "versions": {"python": platform.python_version(), **versions, "blas": _blas()},
         "threads": threads,
         "rounds": None,
-        "peak_gflops": _short(limits.peak_flops("float32") / 1e9),
-        "peak_bfloat16_gflops": _short(limits.peak_flops("bfloat16") / 1e9),
-        "bandwidth_gb_s": _short(limits.read_bandwidth() / 1e9),
-        "limits_by": limits.method,
+        "peak_gflops": limits and _short(limits.peak_flops("float32") / 1e9),
+        "peak_bfloat16_gflops": limits and _short(limits.peak_flops("bfloat16") / 1e9),
+        "bandwidth_gb_s": limits and _short(limits.read_bandwidth() / 1e9),
+        "limits_by": limits and limits.method,
         "notes": [],
         "cases": [],
     }
@@ -83,14 +81,14 @@ def run_record(threads: int, engines: Sequence[Engine], limits: Limits) -> dict:
 
 def case_record(
     case: Case,
-    least_seconds: float,
+    least_seconds: float | None,
     timings: Timings,
     one_thread: Mapping[str, float],
     checks: Mapping[str, Check],
     errors: Mapping[str, str],
 ) -> dict:
-    """`least_seconds` is what the machine's limits allow; the rest is by the engines' labels. `one_thread` are seconds
-    with one thread, where that is another run."""
+    """Return the record of a case. `least_seconds` is what the machine's limits allow. The rest is by the labels of the
+    engines. `one_thread` are seconds with one thread, if that is another run."""
     seconds = {label: timings.median(label) for label in timings.samples}
     cattn = seconds.get("cattn")
     peer = min((label for label in seconds if not label.startswith("cattn")), key=seconds.get, default=None)
@@ -101,7 +99,7 @@ def case_record(
         "causal": case.causal,
         "speedup": _short(timings.speedup("cattn", over=peer)) if cattn and peer else None,
         "spread": _short(max(map(timings.spread, seconds))) if timings.rounds > 1 else None,
-        "share_of_limit": _short(least_seconds / cattn) if cattn and case.flops > 1_000_000 else None,
+        "share_of_limit": _short(least_seconds / cattn) if least_seconds and cattn and case.flops > 1_000_000 else None,
         "refused_rounds": timings.refused,
         "outside_load": None if timings.outside_load is None else _short(timings.outside_load),
         "engines": {
@@ -109,7 +107,7 @@ def case_record(
                 "seconds": _short(taken),
                 "gflops": None if case.counts_time else _short(case.flops / taken / 1e9),
                 "error": _short(checks[label].error),
-                "kappa": _short(checks[label].kappa),
+                "kappa": None if checks[label].kappa is None else _short(checks[label].kappa),
                 "over_one_thread": _short(taken / one_thread[label]) if label in one_thread else None,
             }
             for label, taken in seconds.items()
@@ -118,15 +116,15 @@ def case_record(
     }
 
 
-def to_json(run: dict) -> str:
-    """A line a case."""
-    head = json.dumps(run | {"cases": []}, indent=1, ensure_ascii=False).removesuffix("[]\n}")
-    cases = ",\n  ".join(json.dumps(case, ensure_ascii=False) for case in run["cases"])
-    return f"{head}[\n  {cases}\n ]\n}}\n"
+def memory_bytes() -> int | None:
+    """Return the machine's memory, if the system says it."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _short(number: float) -> float:
-    """Four digits: more were not measured."""
+    """Return four digits of the number: more were not measured."""
     return float(f"{number:.4g}")
 
 

@@ -1,20 +1,19 @@
 """A run: every engine at every case. Each answer is checked before it is timed."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import Protocol
+from multiprocessing.context import SpawnProcess
+from typing import Any
 
-from cattn._bench.answer import expected
 from cattn._bench.cases import Case
-from cattn._bench.engines import ENGINES, Engine, make_engine
-from cattn._bench.inputs import Inputs, make_inputs
-from cattn._bench.limits import Limits, memory_bytes
-from cattn._bench.process import start_process
-from cattn._bench.record import case_record, run_record
+from cattn._bench.engines import Engine
+from cattn._bench.record import case_record, memory_bytes, run_record
 from cattn._bench.timing import limited, measure
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NPROC")
@@ -23,38 +22,45 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 @dataclass(frozen=True)
 class Settings:
     """The settings of a run. Each case has `rounds` rounds, or as many as fit in `seconds`, but at least three.
-    `one_thread` holds the seconds of a call with one thread, by case and engine. `run` measures them if there are more
-    threads."""
+
+    `engines` holds what makes each engine, by the name that is shown if it cannot be made. `limits` says what the
+    machine can do with a number of threads, if anything does. `one_thread` holds the seconds of a call with one thread,
+    by case and engine. `run` measures them if there are more threads.
+    """
 
     cases: Sequence[Case]
-    engines: Sequence[str]
+    engines: Mapping[str, Callable[[int], Engine]]
     threads: int = 1
     rounds: int | None = None
     seconds: float = 2.0
+    limits: Callable[[int], Any] | None = None
     one_thread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    @property
-    def turns(self) -> int:
-        """How often `run` begins a case."""
-        return len(self.cases) * (1 if self.threads == 1 else 2)
 
+class Watcher:
+    """Say on standard error which case's turn it is, and remember which engines were left out, and why."""
 
-class Watcher(Protocol):
-    """Who is told how a run goes on."""
+    def __init__(self, settings: Settings):
+        self.total = len(settings.cases) * (1 if settings.threads == 1 else 2)
+        self.begun = 0
+        self.left_out: dict[str, str] = {}
 
     def begin(self, title: str) -> None:
-        """A case's turn has come."""
+        """Say that a case's turn has come."""
+        self.begun += 1
+        print(f"{self.begun} of {self.total}: {title}", file=sys.stderr, flush=True)
 
     def leave_out(self, label: str, reason: str) -> None:
-        """An engine is not installed, or does not start."""
+        """Remember that an engine is not installed, or does not start."""
+        self.left_out[label] = reason
 
 
 class RunError(Exception):
-    """The process that measures has ended before it was done."""
+    """Say that the process that measures has ended before it was done."""
 
 
 def run(settings: Settings, watcher: Watcher) -> dict:
-    """The record of a run: see record.py.
+    """Return the record of a run, which record.py explains.
 
     The run has a process of its own, pinned to as many processors as the engines may have threads: libraries look for
     that, and for the variables that say it, when they are imported. Ctrl-C ends it. RunError where it ends by itself.
@@ -94,7 +100,7 @@ def _run(settings: Settings, watcher: Watcher) -> dict:
 
 
 def _run_for(connection: Connection, settings: Settings) -> None:
-    """The other end of `_run`."""
+    """Send what the other end of the connection, `_run`, waits for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who waits decides
     os.dup2(2, 1)  # what engines print is not our output
 
@@ -110,18 +116,18 @@ def _run_for(connection: Connection, settings: Settings) -> None:
 
 
 def run_here(settings: Settings, watcher: Watcher) -> dict:
-    """The same in this process, with the threads that its libraries have taken."""
+    """Return the record of a run in this process, with the threads that its libraries have taken."""
     with contextlib.ExitStack() as stack:
         engines = []
-        for name in settings.engines:
+        for name, make_engine in settings.engines.items():
             try:
-                engine = make_engine(name, settings.threads)
+                engine = make_engine(settings.threads)
             except Exception as error:  # broken installations fail in many ways
-                watcher.leave_out(ENGINES[name].label if name in ENGINES else name, _one_line(error))
+                watcher.leave_out(name, _one_line(error))
                 continue
             stack.callback(engine.close)
             engines.append(engine)
-        limits = Limits(settings.threads)
+        limits = settings.limits and settings.limits(settings.threads)
         record = run_record(settings.threads, engines, limits)
         for case in settings.cases:
             watcher.begin(case.title)
@@ -130,10 +136,10 @@ def run_here(settings: Settings, watcher: Watcher) -> dict:
     return record
 
 
-def _measure(settings: Settings, case: Case, engines: Sequence[Engine], limits: Limits) -> dict:
-    """The record of a case, and the rounds that it took."""
-    inputs = make_inputs(case)
-    answer = expected(case, inputs)
+def _measure(settings: Settings, case: Case, engines: Sequence[Engine], limits: Any) -> dict:
+    """Return the record of a case, and the rounds that it took."""
+    inputs = case.make_inputs()
+    answer = case.answer(inputs)
     timers, checks, errors = {}, {}, {}
     for engine in engines:
         if not engine.supports(case):
@@ -151,20 +157,37 @@ def _measure(settings: Settings, case: Case, engines: Sequence[Engine], limits: 
             timers[engine.label], checks[engine.label] = prepared.timer, check
     one_thread = settings.one_thread.get(case.title, {})
     timings = measure(timers, rounds=settings.rounds, seconds=settings.seconds, one_thread=one_thread)
-    least = _least_seconds(case, inputs, limits)
+    least = limits.least_seconds(case, inputs) if limits else None
     return case_record(case, least, timings, one_thread, checks, errors) | {"rounds": timings.rounds}
 
 
-def _least_seconds(case: Case, inputs: Inputs, limits: Limits) -> float:
-    """What the machine's arithmetic and memory leave."""
-    return max(case.flops / limits.peak_flops(case.dtype), inputs.nbytes / limits.read_bandwidth(inputs.nbytes))
-
-
 def _check_memory(engine: Engine, case: Case) -> None:
-    """Systems promise more memory than they have, and end whoever takes it."""
+    """Check that the scores of an engine fit: systems promise more memory than they have, and end whoever takes it."""
     scores, memory = 4 * case.batch * case.heads * case.queries * case.keys, memory_bytes()
-    if engine.keeps_scores and case.is_plain and memory is not None and scores > memory / 4:
+    if engine.keeps_scores and memory is not None and scores > memory / 4:
         raise MemoryError(f"queries × keys of all heads would take {scores / 2**30:.1f} GiB")
+
+
+def start_process(
+    work: Callable[..., None], *arguments: Any, environment: dict[str, str]
+) -> tuple[SpawnProcess, Connection]:
+    """Start a process that does `work(connection, *arguments)`. Return it and the other end of that connection."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, *arguments))
+    # A process takes its parent's environment with it, and nothing else.
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        process.start()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    theirs.close()
+    return process, ours
 
 
 def _one_line(error: Exception) -> str:

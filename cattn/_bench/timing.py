@@ -20,20 +20,20 @@ REST_SECONDS = 0.15  # OpenBLAS's idle workers spin for 2^28 cycles, 90 ms
 
 
 def format_seconds(seconds: float) -> str:
-    """With three digits, in the unit that leaves no exponent."""
+    """Return the time with three digits, in the unit that leaves no exponent."""
     texts = (f"{seconds * count:.3g} {unit}" for unit, count in (("µs", 1e6), ("ms", 1e3), ("s", 1)))
     return next((text for text in texts if "e+" not in text), f"{seconds:.0f} s")
 
 
 class Timer(Protocol):
-    """What can be timed: `timeit.Timer`, or whatever else calls something that often and says how long it took."""
+    """This can be timed: `timeit.Timer`, or whatever else calls something that often and returns how long it took."""
 
     def timeit(self, number: int) -> float: ...
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds a call, by engine; sample i of every engine is from round i."""
+    """The seconds of a call by engine. Sample i of every engine is from round i."""
 
     samples: Mapping[str, tuple[float, ...]]
     refused: int = 0  # disturbed rounds, which are not among the samples
@@ -47,12 +47,12 @@ class Timings:
         return statistics.median(self.samples[name])
 
     def spread(self, name: str) -> float:
-        """How many times as long as its fast rounds, of two at least, its slow ones took: between the quartiles."""
+        """Return the upper quartile of an engine's seconds over the lower one, of two rounds at least."""
         fast, _, slow = statistics.quantiles(self.samples[name], n=4, method="inclusive")
         return slow / fast
 
     def speedup(self, name: str, over: str) -> float:
-        """How many times as fast `name` is as `over`: the median of the rounds' ratios."""
+        """Return how many times as fast `name` is as `over`: the median of the rounds' ratios."""
         return statistics.median(b / a for a, b in zip(self.samples[name], self.samples[over], strict=True))
 
 
@@ -116,7 +116,7 @@ def is_slowed(over_one_thread: float | None) -> bool:
 
 
 def _calls_per_sample(timer: Timer, sample_seconds: float) -> int:
-    """Calls that take about `sample_seconds`; trying them warms the engine up."""
+    """Return how many calls take about `sample_seconds`. Trying them warms the engine up."""
     timer.timeit(1)
     number = 1
     while (taken := timer.timeit(number)) < sample_seconds / 2:
@@ -125,7 +125,7 @@ def _calls_per_sample(timer: Timer, sample_seconds: float) -> int:
 
 
 def _shuffled(names: list[str], round_number: int) -> list[str]:
-    """Another order in each round: who runs beside whose idle workers should not always be the same."""
+    """Return the names in another order in each round, so that nobody always runs beside the same idle workers."""
     return random.Random(round_number).sample(names, len(names))
 
 

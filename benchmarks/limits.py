@@ -1,4 +1,4 @@
-"""What the machine itself can do: its peak of floating-point arithmetic, its memory and the speed at which it reads it.
+"""What the machine itself can do: its peak of floating-point arithmetic, and the speed at which it reads memory.
 
 Measured by a few lines of C, compiled when they are needed; without a C compiler by NumPy, which gives lower bounds.
 """
@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+from cattn._bench.cases import Case, Inputs
 
 MEMORY_BYTES = 256 << 20
 
@@ -154,29 +156,32 @@ void read_often(const char *data, size_t size, long times) {
 """
 
 
-def memory_bytes() -> int | None:
-    """The machine's memory, where the system says it."""
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 class Limits:
-    """The limits for a number of threads, measured when asked for."""
+    """Measure the limits for a number of threads, when asked for."""
 
     def __init__(self, threads: int = 1):
         self.threads = threads
         self._library = _compile()
         self._buffer = np.ones(MEMORY_BYTES // 8)
 
+    def least_seconds(self, case: Case, inputs: Inputs) -> float:
+        """Return the time that the machine's arithmetic and memory leave to a case."""
+        arrays = [*inputs.arrays, *(x for x in inputs.options.values() if isinstance(x, np.ndarray))]
+        read = sum(array.nbytes for array in arrays)
+        if "key_lengths" in inputs.options:  # nobody needs what lies behind them
+            attended = float(np.mean(inputs.options["key_lengths"])) / case.keys
+            read -= int((1 - attended) * sum(array.nbytes for array in inputs.arrays[1:]))
+        return max(case.flops / self.peak_flops(case.dtype), read / self.read_bandwidth(read))
+
     @property
     def method(self) -> str:
+        """What measures them."""
         return "C" if self._library else "NumPy, a lower bound"
 
     @functools.cache  # noqa: B019 (there are as many of these objects as runs: one)
     def peak_flops(self, dtype: str) -> float:
-        """Floating-point operations a second: multiply-adds of float32, or of half as many float64; for bfloat16 those
-        of AMX or VDPBF16PS where they are more. float16 is computed in float32."""
+        """Return the floating-point operations a second: multiply-adds of float32, or of half as many float64. For
+        bfloat16 it returns those of AMX or VDPBF16PS if they are more. float16 is computed in float32."""
         if dtype == "bfloat16":
             own = [self._peak(function) for function in ("bfloat16_peak", "amx_peak")] if self._library else []
             return max(self.peak_flops("float32"), *own)
@@ -193,7 +198,7 @@ class Limits:
         return flops / _fastest(lambda: self._on_all_threads(lambda _: peak(steps, 0.5, 0.5)))
 
     def read_bandwidth(self, size: int = MEMORY_BYTES) -> float:
-        """Bytes a second, when `size` bytes are read again and again: small ones come from a cache."""
+        """Return the bytes a second when `size` bytes are read again and again. Few bytes come from a cache."""
         size = min(max(size, 1 << 14), MEMORY_BYTES) // self.threads // 256 * 256
         parts = [self._buffer.view(np.uint8)[i * size : (i + 1) * size] for i in range(self.threads)]
         repeats = max(1, (MEMORY_BYTES // 4) // (size * self.threads))
@@ -216,7 +221,7 @@ class Limits:
 
 
 def _fastest(work: Callable[[], object], samples: int = 7) -> float:
-    """Seconds, the median of the faster half: interruptions only ever make it slower."""
+    """Return the seconds, the median of the faster half: interruptions only ever make it slower."""
     taken = []
     for _ in range(samples):
         started = time.perf_counter()
