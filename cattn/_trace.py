@@ -11,9 +11,20 @@ from ._arithmetic import in_usual_arithmetic
 from ._calls import explained, forwarding
 from ._kernel import attention, attention_weights
 from ._self_attention import check_shapes, float_arrays, project, widened
-from ._trace_text import EDGE, MAX_LABEL, clip, format_matrix, formulas, modified, printable, shown, size_of
+from ._trace_text import (
+    EDGE,
+    MAX_LABEL,
+    clip,
+    format_matrix,
+    formulas,
+    largest_of_blocks,
+    modified,
+    printable,
+    shown,
+    size_of,
+)
 
-MAX_TICK_LABEL = 18  # characters of a token name
+MAX_TICK_LABEL = 18  # the most characters of a token's name
 # A heatmap of at most FEW tokens has a scale up to its largest weight, and none has more than MAX_CELLS rows of cells.
 FEW, MAX_CELLS = 64, 512
 
@@ -300,7 +311,7 @@ class AttentionTrace:
             ax = pyplot.figure(figsize=(side + margin + 1.6, side + margin + 0.8), layout="compressed").add_subplot()
 
         step = math.ceil(count / MAX_CELLS)
-        cells = _largest_of_blocks(self.weights, step)
+        cells = largest_of_blocks(self.weights, step)
         peaks = np.fmax.reduce(cells, axis=1, initial=0.0)
         top = np.median(peaks) if count > FEW else peaks.max()
         label = rf"weight $\alpha_{{ij}}$ ({self._row_sums()})"
@@ -357,13 +368,6 @@ class AttentionTrace:
             ax.text(j, i, text, ha="center", va="center", fontsize=fontsize, color=color, in_layout=False)
 
 
-def _largest_of_blocks(matrix, step):
-    """The largest number of each block of `step` rows and columns; NaN where there is one."""
-    for axis in (0, 1):
-        matrix = np.maximum.reduceat(matrix, range(0, matrix.shape[axis], step), axis=axis)
-    return matrix
-
-
 def _token_names(tokens, count):
     if tokens is None:
         return None
@@ -384,7 +388,7 @@ def _printable(token):
 
 
 def _cell_points(ax, count):
-    """The height and width of a cell of the heatmap, in points, in the layout of the figure as it now stands."""
+    """Return the height and width of a cell of the heatmap, in points, in the layout of the figure as it now stands."""
     figure = ax.figure.canvas.figure
     figure.draw_without_rendering()
     box = ax.get_window_extent()

@@ -1,15 +1,13 @@
-"""A trace as a notebook shows it: the seven steps as tables of shaded cells, and the heatmap of the weights.
+"""The HTML of a trace, as a notebook shows it: the seven steps as tables of shaded cells, and a heatmap of the weights.
 
 The text has the colour of the page, and shades let the page shine through: light and dark pages can both be read,
 whatever the system prefers.
 """
 
-import base64
 import html
+import itertools
 import math
 import re
-import struct
-import zlib
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from ._trace_text import (
     MAX_ROWS,
     clip,
     formulas,
+    largest_of_blocks,
     modified,
     number_format,
     shown,
@@ -28,10 +27,11 @@ from ._trace_text import (
 )
 
 _BLUE, _ORANGE = (40, 120, 220), (230, 110, 20)  # positive; negative, and NaN in the heatmap
-_DARKEST = 0.6  # of a cell's shade, so that text on it keeps its contrast on white and on black
-_MOST_PIXELS, _WIDEST, _CELL = 256, 384, 26  # of the heatmap: cells, and CSS pixels of its side and of a cell
+_DARKEST = 0.6  # the opacity of the darkest cell of a table, so that its text can be read on white and on black
+# The heatmap has at most so many rows of cells, and shades. Its side and a cell have so many CSS pixels.
+_MOST_CELLS, _LEVELS, _WIDEST, _CELL = 96, 32, 384, 26
 
-# Of more weight than a notebook's own rules for tables.
+# These rules have more weight than a notebook's own rules for tables.
 _STYLE = """<style>
 .cattn-trace { font-size: 13px; line-height: 1.4; overflow-x: auto; }
 .cattn-trace p { margin: 1em 0 0.2em; }
@@ -51,7 +51,7 @@ _STYLE = """<style>
 
 
 def trace_html(trace):
-    """The HTML of an AttentionTrace, without a script or a file beside it."""
+    """Return the HTML of an AttentionTrace, without a script or a file beside it."""
     names = trace._names()
     scaled = [_table(trace.scaled_scores, names, names)]
     if trace.final_scores is not trace.scaled_scores:
@@ -86,7 +86,8 @@ def _weighted_values(trace, names):
 
 
 def _table(matrix, names, columns=None, title="", *, masked=False, sums=False):
-    """A matrix with its names, shaded by the share of its largest magnitude. `masked`: -inf is nothing unusual."""
+    """Return a matrix with its names, shaded by the share of its largest magnitude. If it is `masked`, -inf is nothing
+    unusual."""
     matrix = np.asarray(matrix, dtype=np.float64)
     number, largest = number_format(matrix), np.abs(matrix[np.isfinite(matrix)]).max(initial=0.0)
     height, width = matrix.shape
@@ -108,7 +109,7 @@ def _table(matrix, names, columns=None, title="", *, masked=False, sums=False):
 
 
 def _caption(title, matrix, shown_rows, shown_columns, masked):
-    """Its name and size, and in words what is left out and what is not finite."""
+    """Return a matrix's name and size, and in words what is left out and what is not finite."""
     parts = [" ".join([html.escape(title), size_of(matrix).replace("x", "×")]).strip()]
     ends = [
         f"of {count} {kind}"
@@ -140,15 +141,14 @@ def _cell(value, number, largest):
 
 
 def _heatmap(trace, names):
-    """The weights as one picture, all of them, with the names of the tokens and a scale: SVG around a PNG."""
+    """Return an SVG of all weights as shaded cells, with the names of the tokens and a scale."""
     count = len(trace.x)
     if count == 0:
         return ""
     top = float(np.nanmax(trace.weights, initial=0.0)) or 1.0
-    block = math.ceil(count / _MOST_PIXELS)
-    starts = np.arange(0, count, block)
-    pixels = np.maximum.reduceat(np.maximum.reduceat(trace.weights, starts, axis=0), starts, axis=1)
-    levels = np.where(np.isnan(pixels), 255, np.rint(np.nan_to_num(pixels) / top * 254)).astype(np.uint8)
+    block = math.ceil(count / _MOST_CELLS)
+    largest = largest_of_blocks(trace.weights, block)
+    levels = np.where(np.isnan(largest), -1, np.rint(np.nan_to_num(largest) / top * _LEVELS)).astype(int)
     side = min(max(_CELL * count, 4 * _CELL), _WIDEST)
     cell = side / count
     step = math.ceil(14 / cell)  # a name is 11 pixels high
@@ -166,7 +166,7 @@ def _heatmap(trace, names):
             place = f'x="{left + middle:.1f}" y="{side + 14:.1f}" text-anchor="middle"'
         texts.append(f"<text {place}>{name}</text>")
     bottom, centre = side + below, left + side / 2
-    notes = [f"each cell is the largest of {block} × {block} weights"] * (block > 1) + ["orange: NaN"] * (255 in levels)
+    notes = [f"each cell is the largest of {block} × {block} weights"] * (block > 1) + ["orange: NaN"] * (-1 in levels)
     said = f"Attention weights α; {trace._row_sums()}{''.join('; ' + note for note in notes)}"
     texts += [
         f'<text x="{centre:.1f}" y="{bottom - 6:.1f}" text-anchor="middle">key token j (attended to)</text>',
@@ -174,37 +174,32 @@ def _heatmap(trace, names):
         f'<text x="{left:.1f}" y="{bottom + 30:.1f}">0</text>',
         f'<text x="{left + side:.1f}" y="{bottom + 30:.1f}" text-anchor="end">{top:.3g}</text>',
     ]
-    scale = np.arange(255, dtype=np.uint8)[None]
+    scale = np.arange(_LEVELS + 1)[None]
     frame = 'fill="none" stroke="currentColor" stroke-opacity="0.4"'
     return (
         f'<div><small>{said}</small><svg width="{left + side + 12:.0f}" height="{bottom + 36:.0f}" role="img" '
-        f'aria-label="{said}">{_image(levels, left, 0.5, side, side)}'
+        f'aria-label="{said}">{_cells(levels, left, 0.5, side, side)}'
         f'<rect x="{left:.1f}" y="0.5" width="{side:.1f}" height="{side:.1f}" {frame}/>'
-        f"{_image(scale, left, bottom + 6, side, 10)}{''.join(texts)}</svg></div>"
+        f"{_cells(scale, left, bottom + 6, side, 10)}{''.join(texts)}</svg></div>"
     )
 
 
-def _image(levels, x, y, width, height):
-    data = base64.b64encode(_png(levels)).decode()
+def _cells(levels, x, y, width, height):
+    """Return cells as SVG. Level 0 is transparent, and -1 is NaN. Neighbours of one level in a row are one line."""
+    rows, columns = levels.shape
+    lines = {}
+    for i, row in enumerate(levels.tolist()):
+        start = 0
+        for level, run in itertools.groupby(row):
+            length = len(list(run))
+            lines.setdefault(level, []).append(f"M{start} {i}h{length}")
+            start += length
+    lines.pop(0, None)
+    paths = []
+    for level, parts in lines.items():
+        colour, opacity = (_ORANGE, 1) if level < 0 else (_BLUE, level / _LEVELS)
+        paths.append(f'<path stroke="rgb{colour}" stroke-opacity="{opacity:.4g}" d="{"".join(parts)}"/>')
     return (
-        f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
-        f'style="image-rendering: pixelated" href="data:image/png;base64,{data}"/>'
-    )
-
-
-def _png(levels):
-    """Levels 0 to 254 as shades of one colour, from transparent on, and 255 as another (PNG, second edition, 11.2)."""
-    height, width = levels.shape
-    lines = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter: none
-    lines[:, 1:] = levels
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0),  # 8 bits into a palette
-        b"PLTE": bytes(_BLUE) * 255 + bytes(_ORANGE),
-        b"tRNS": bytes(range(255)) + b"\xff",
-        b"IDAT": zlib.compress(lines.tobytes()),
-        b"IEND": b"",
-    }
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
+        f'<svg x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" viewBox="0 -0.5 {columns} {rows}" '
+        f'preserveAspectRatio="none" shape-rendering="crispEdges">{"".join(paths)}</svg>'
     )

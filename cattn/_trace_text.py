@@ -1,4 +1,4 @@
-"""The seven steps as formulas, and matrices as text: which rows and columns are shown, with how many digits, under
+"""Formulas of the seven steps, and matrices as text: which rows and columns are shown, with how many digits, under
 which names."""
 
 import math
@@ -9,7 +9,7 @@ import numpy as np
 
 # A matrix with more rows or columns, or with wider lines, shows this many at each of its ends.
 MAX_ROWS, MAX_COLUMNS, MAX_WIDTH, EDGE = 16, 12, 110, 3
-MAX_LABEL = 14  # characters of a token name
+MAX_LABEL = 14  # the most characters of a token's name
 
 # The letters of the formulas, and what stands for them where they cannot be printed.
 PLAIN = {"ŝ": "s^", "α": "a", "√": "sqrt ", "Σ": "sum", "·": ".", "ᵀ": "^T"}
@@ -50,10 +50,10 @@ def modified(trace):
 
 
 def format_matrix(matrix, rows=None, columns=None, number=None, last_column=False):
-    """The lines of a printed matrix, with names for its rows and columns and an ellipsis in place of what is long.
+    """Return the lines of a printed matrix, with names for its rows and columns. An ellipsis stands for what is long.
 
-    `number` is a format of one number, chosen by the size of the numbers where it is not given. `last_column` keeps
-    one more column at the right end when columns are left out.
+    `number` is a format of one number. By default it depends on the size of the numbers. `last_column` keeps one more
+    column at the right end if columns are left out.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     number = number or number_format(matrix)
@@ -76,13 +76,14 @@ def format_matrix(matrix, rows=None, columns=None, number=None, last_column=Fals
 
 
 def shown(count, limit, tail=EDGE):
-    """The indices to print; None stands for those left out."""
+    """Return the indices to print. None stands for those that are left out."""
     if count <= max(limit, EDGE + tail + 1):
         return range(count)
     return [*range(EDGE), None, *range(count - tail, count)]
 
 
 def number_format(matrix):
+    """Return what formats a number of the matrix."""
     size = np.abs(matrix[np.isfinite(matrix)])
     largest = size.max(initial=0.0)
     if largest == 0 or 1e-2 <= largest < 1e5:
@@ -98,15 +99,24 @@ def _line(cells, widths, left):
     return ("  " + "  ".join(parts)).rstrip()
 
 
+def largest_of_blocks(matrix, step):
+    """Return the largest number of each block of `step` rows and columns. It is NaN if there is one."""
+    for axis in (0, 1):
+        matrix = np.maximum.reduceat(matrix, range(0, matrix.shape[axis], step), axis=axis)
+    return matrix
+
+
 def size_of(matrix):
+    """Return the shape of a matrix as text."""
     return f"({matrix.shape[0]} x {matrix.shape[1]})"
 
 
 def clip(text, width):
+    """Return the text, or its beginning if it is longer than `width`."""
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def text_width(text):
-    """Columns of a terminal that the text takes: East Asian wide characters take two, combining marks none."""
+    """Return how many columns of a terminal the text takes: East Asian wide characters two, combining marks none."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
