@@ -17,7 +17,7 @@ W_QUERY = ((0.5, -1.0, -0.5), (1.0, 2.0, 2.0), (0.5, -0.5, 0.0), (-1.0, -1.0, 0.
 W_KEY = ((0.0, 0.5, 1.5), (-0.5, -0.5, -0.5), (0.0, 0.5, 1.0), (0.0, 1.0, 0.0))
 W_VALUE = ((1.0, 0.0, 0.5), (0.0, 1.0, 0.5), (0.5, 0.0, 0.0), (0.0, 0.5, 1.0))
 
-# The demo keeps every matrix of tokens x tokens, and its check needs as much again.
+# The demo keeps every matrix of tokens x tokens, and its check needs as much memory again.
 MAX_TOKENS = 4096
 # Where a file holds no projections, the demo makes three of d_model x 64.
 MAX_D_MODEL = 65536
@@ -103,7 +103,7 @@ def _print_steps(title, note, weights, steps):
 
 
 def _where_from(steps, weights):
-    """Why there are attention weights that are NaN, in a line."""
+    """Say in a line why there are attention weights that are NaN."""
     count, total = np.isnan(steps.weights).sum(), steps.weights.size
     share = f"{'all' if count == total else f'{count} of'} {total} weights are NaN"
     for name, array in zip(("x", "w_query", "w_key"), (steps.x, *weights[:2]), strict=True):
@@ -115,7 +115,7 @@ def _where_from(steps, weights):
 
 
 def _read(file):
-    """x, the three weights or None, and the tokens or None, from a .npy, .npz or .csv file."""
+    """Return x, the three weights or None, and the tokens or None, from a .npy, .npz or .csv file."""
     expected = f"{file}: expected a .npy, .npz or .csv file, got"
     try:
         with open(file, "rb") as stream:

@@ -18,7 +18,7 @@ EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64":
 
 @dataclass(frozen=True)
 class Inputs:
-    """A call of cattn: the name of the function, its arrays, and its other arguments by name."""
+    """Describe a call of cattn: the name of the function, its arrays, and its other arguments by name."""
 
     arrays: tuple[np.ndarray, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Check:
-    """How far a result is from the answer, at the output that is furthest from it."""
+    """Say how far a result is from the answer, at the output that is furthest from it."""
 
     error: float  # in units of eps · Σ p|v|, with eps of the type that the inputs are stored in
     kappa: float | None  # the κ of `cattn.reference.error_bound`; None in half types, whose own rounding is larger
@@ -36,7 +36,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Answer:
-    """The right result of a case, and the units of its errors."""
+    """Hold the right result of a case, and the units of its errors."""
 
     dtype: str
     out: np.ndarray
@@ -60,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: (batch, heads, queries, head_size) against (batch, kv_heads, keys, head_size).
+    """Describe one problem: (batch, heads, queries, head_size) against (batch, kv_heads, keys, head_size).
 
     `name` does not tell the type, `title` does.
     """
@@ -77,28 +77,28 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The name, with the type unless that is float32."""
+        """Return the name, with the type unless that is float32."""
         return self.name if self.dtype == "float32" else f"{self.name}-{self.dtype}"
 
     @property
     def shape(self) -> str:
-        """What `case_of_shape` reads."""
+        """Return the text that `case_of_shape` reads."""
         return f"{self.batch},{self.heads}/{self.kv_heads},{self.queries},{self.keys},{self.head_size}"
 
     @property
     def pairs(self) -> int:
-        """The number of (query, key) pairs that attend, over all heads: half of all when causal."""
+        """Return the number of (query, key) pairs that attend, over all heads. When causal, it is half of all."""
         pairs = self.batch * self.heads * self.queries * self.keys
         return pairs // 2 if self.causal else pairs
 
     @property
     def flops(self) -> int:
-        """The floating-point operations of the matrix products. Exponentials are not counted."""
+        """Return the floating-point operations of the matrix products. Exponentials are not counted."""
         return 4 * self.pairs * self.head_size
 
     @property
     def counts_time(self) -> bool:
-        """Whether people ask for its time rather than its rate: tiny problems and decoding."""
+        """Return whether people ask for its time rather than its rate, as with tiny problems and decoding."""
         return self.queries == 1 or self.flops < 1_000_000
 
     def make_inputs(self) -> Inputs:

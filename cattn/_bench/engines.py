@@ -21,7 +21,7 @@ from cattn._bench.timing import Timer
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case, ready to run: what is timed, and its answer in cattn's layout."""
+    """Hold a case that is ready to run: what is timed, and what returns its result in cattn's layout."""
 
     timer: Timer
     result: Callable[[], np.ndarray]
@@ -33,7 +33,7 @@ def prepared(call: Callable[[], Any], read: Callable[[Any], np.ndarray] = np.asa
 
 
 class Engine:
-    """One way to compute attention."""
+    """Describe one way to compute attention."""
 
     name: str
     label: str
@@ -45,7 +45,7 @@ class Engine:
 
     @property
     def version(self) -> str:
-        """The version of its package, without what a build adds to it."""
+        """Return the version of its package, without what a build adds to it."""
         return importlib.import_module(self.package).__version__.partition("-")[0]
 
     def supports(self, case: Case) -> bool:
@@ -61,7 +61,7 @@ class Engine:
 
 
 class Cattn(Engine):
-    """cattn, with the number of threads set for the process as a user's program would."""
+    """Measure cattn, with the number of threads set for the process as a user's program would."""
 
     name, label, package = "cattn", "cattn", "cattn"
 
@@ -71,7 +71,7 @@ class Cattn(Engine):
 
 
 class CattnFloat32(Cattn):
-    """cattn on the same numbers in float32: what a half type is worth."""
+    """Measure cattn on the same numbers in float32, which shows what a half type is worth."""
 
     name, label = "cattn-float32", "cattn float32"
 
@@ -83,7 +83,7 @@ class CattnFloat32(Cattn):
 
 
 class NumPy(Engine):
-    """Attention as a good NumPy programmer writes it: what every speed-up is counted against."""
+    """Measure attention as a good NumPy programmer writes it. Every speed-up is counted against it."""
 
     name, label, package = "numpy", "NumPy", "numpy"
     keeps_scores = True
@@ -97,7 +97,7 @@ class NumPy(Engine):
         return prepared(NumpyAttention(*inputs.arrays, additive=additive))
 
     def _prepare_half(self, case: Case, inputs: Inputs) -> Prepared:
-        """Half types are stored, not computed in: widen, compute, round."""
+        """Widen, compute and round: NumPy computes slowly in half types."""
         wide = tuple(map(widened, inputs.arrays))
         compute = self.prepare(replace(case, dtype="float32"), replace(inputs, arrays=wide)).result
 
@@ -111,7 +111,7 @@ class NumPy(Engine):
 
 
 class NumpyAttention:
-    """Attention over (..., H, L, D) with NumPy's own operations, in place where they can be.
+    """Compute attention over (..., H, L, D) with NumPy's own operations, in place where they can be.
 
     The scores of all heads are one product (a group's queries share their keys), the scale goes onto the queries and
     the division onto the output. What is added to the scores is prepared. `out` and `scratch`, which holds the scores,
@@ -157,7 +157,7 @@ class NumpyAttention:
 
 
 class PyTorch(Engine):
-    """PyTorch's own function."""
+    """Measure PyTorch's own function."""
 
     name, label, package = "pytorch", "PyTorch", "torch"
 
@@ -190,7 +190,7 @@ class PyTorch(Engine):
 
 
 class Function(Engine):
-    """A function of the user's, module:function, which takes query, key, value and causal."""
+    """Measure a function of the user's, module:function, which takes query, key, value and causal."""
 
     def __init__(self, threads: int, name: str):
         super().__init__(threads)

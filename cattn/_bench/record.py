@@ -43,9 +43,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cattn import _kernel
+from cattn import _config, _kernel
 from cattn._bench.cases import Case, Check
 from cattn._bench.engines import Engine
 from cattn._bench.timing import Timings
@@ -129,21 +127,18 @@ def _short(number: float) -> float:
 
 
 def _processor() -> str:
-    try:
-        import cpuinfo  # comes with pytest-benchmark
-    except ImportError:
-        with contextlib.suppress(OSError):
-            if named := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
-                return named[1]
-        return platform.processor() or platform.machine()
-    return cpuinfo.get_cpu_info().get("brand_raw") or platform.machine()
+    """Return what the processor is called."""
+    with contextlib.suppress(OSError):
+        if named := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+            return named[1]
+    return platform.processor() or platform.machine()
 
 
 def _blas() -> str | None:
+    """Return NumPy's BLAS with the kernels that it chose, or as it was built if threadpoolctl is not installed."""
     try:
         import threadpoolctl
     except ImportError:
-        blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
-        return " ".join(filter(None, (blas.get("name"), blas.get("version")))) or None
+        return _config._find_blas()
     found = (info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas")
     return ", ".join(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found) or None

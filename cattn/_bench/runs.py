@@ -21,7 +21,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run. Each case has `rounds` rounds, or as many as fit in `seconds`, but at least three.
+    """Describe a run. Each case has `rounds` rounds, or as many as fit in `seconds`, but at least three.
 
     `engines` holds what makes each engine, by the name that is shown if it cannot be made. `limits` says what the
     machine can do with a number of threads, if anything does. `one_thread` holds the seconds of a call with one thread,

@@ -26,14 +26,14 @@ def format_seconds(seconds: float) -> str:
 
 
 class Timer(Protocol):
-    """This can be timed: `timeit.Timer`, or whatever else calls something that often and returns how long it took."""
+    """Describe what can be timed: `timeit.Timer`, or whatever else calls something so often and returns the seconds."""
 
     def timeit(self, number: int) -> float: ...
 
 
 @dataclass(frozen=True)
 class Timings:
-    """The seconds of a call by engine. Sample i of every engine is from round i."""
+    """Hold the seconds of a call by engine. Sample i of every engine is from round i."""
 
     samples: Mapping[str, tuple[float, ...]]
     refused: int = 0  # disturbed rounds, which are not among the samples
