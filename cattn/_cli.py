@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-# Each is a module, cattn._cli_COMMAND, with add_parser(commands) and run(options); run may return an exit status.
+# Each command is a module, cattn._cli_COMMAND, with add_parser(commands) and run(options), which may return a status.
 COMMANDS = ("demo", "info", "bench", "selftest")
 
 
@@ -29,14 +29,14 @@ def main(arguments=None):
     try:
         status = _run(arguments)
         print(end="", flush=True)
-    except OSError as error:  # of standard output: commands handle those of files
+    except OSError as error:  # Standard output failed: commands handle the errors of files.
         # Without this the interpreter complains when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # the reader (head, less) has seen enough
+        if not isinstance(error, BrokenPipeError):  # A reader such as head or less has seen enough otherwise.
             print(f"cattn: error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130  # what shells make of it
+        return 130  # This is what shells make of it.
     return status
 
 
@@ -81,7 +81,7 @@ def check_matplotlib():
     try:
         import matplotlib
         import matplotlib.figure
-    except Exception as error:  # what a damaged or misconfigured one raises is its own
+    except Exception as error:  # A damaged or misconfigured one raises errors of its own.
         if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
             raise CommandError("--plot needs matplotlib: pip install 'cattn[plot]'") from error
         raise CommandError(f"--plot: matplotlib cannot be imported: {one_line(error)}") from error

@@ -9,10 +9,11 @@ from pathlib import Path
 from cattn._bench.cases import CASES, CORE_CASES, DTYPES, case_of_shape, core_cases, find_cases
 from cattn._cli import CommandError, check_matplotlib, one_line, print_json, print_table
 
-# Half a minute, and each of them says something else.
+# These take half a minute, and each of them says something else.
 USUAL_CASES = ("seed", "minilm", "bert-128", "bert-512", "long-2k-d128", "long-2k-d128-causal", "decode-4k")
 
-BUSY = 1.3  # times as long: figures are worth less than they look
+# If slow rounds take so many times as long as fast ones, the figures are worth less than they look.
+BUSY = 1.3
 
 
 def add_parser(commands):
@@ -83,7 +84,7 @@ def run(options):
     if options.plot:
         _check_plot(options.plot)
     usual = [case for dtype in options.dtype or ["float32"] for case in core_cases(dtype) if case.name in USUAL_CASES]
-    sys.path.insert(0, os.getcwd())  # a function of the user's may lie here, where a script does not look
+    sys.path.insert(0, os.getcwd())  # The user's function may lie here, where a script does not look.
     settings = settings_of(options, usual)
 
     from cattn._bench import runs
@@ -181,7 +182,7 @@ def _check(options, cases):
             raise CommandError("bfloat16 needs ml_dtypes: pip install 'cattn[bench]'") from error
     memory = memory_bytes()
     for case in cases:
-        # The arrays, in float64 and as the engines keep them; the answer and what errors are measured by.
+        # There are the arrays, in float64 and as the engines keep them, the answer, and what errors are measured by.
         needed = case.batch * case.head_size * (100 * case.heads * case.queries + 80 * case.kv_heads * case.keys)
         if memory is not None and needed > 0.75 * memory:
             raise CommandError(

@@ -90,7 +90,7 @@ def _print_steps(title, note, weights, steps):
         print("\n".join(format_matrix(weight)))
     print(f"\n{steps}\n")
 
-    # By some rows at a time: the reference holds many matrices of rows x tokens.
+    # The reference computes some rows at a time, because it holds many matrices of rows x tokens.
     starts = range(0, len(steps.query), 256)
     rows = [reference.attention(steps.query[start : start + 256], steps.key, steps.value) for start in starts]
     with np.errstate(invalid="ignore"):
@@ -137,7 +137,7 @@ def _read(file):
         raise CommandError(f"{file}: {error.strerror or one_line(error)}") from error
     except UnicodeDecodeError as error:
         raise CommandError(f"{expected} one that begins with {head!r}") from error
-    except Exception as error:  # what a damaged file raises depends on where the damage is
+    except Exception as error:  # What a damaged file raises depends on where the damage is.
         raise CommandError(f"{expected}: {one_line(error)}") from error
 
     if "x" not in archive:

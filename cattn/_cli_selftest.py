@@ -18,18 +18,19 @@ import cattn
 from cattn import _kernel, reference
 from cattn._cli import print_table
 
-SECONDS = 120  # for one table, on a slow machine that others use too
-SHOWN = 5  # failures of one table
+# The checks of one table may take so long on a slow machine that others use too.
+SECONDS = 120
+SHOWN = 5  # So many failures of one table are printed.
 HALF_TYPES = ("float16", "bfloat16")
 
-# (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many rows", of
-# head sizes up to 16384. Few rows take keys, and values, from up to four places of a block in turn: 450 of 512 keys
-# from four and from three, 200 from two and from one.
+# Each shape is (query heads, key heads, queries, keys, head size, value size). More than 8 queries a key head are "many
+# rows". Few rows take keys, and values, from up to four places of a block in turn: 450 of 512 keys from four and from
+# three, 200 from two and from one.
 MANY = [(2, 1, 45, 150, 64, 64), (2, 2, 37, 90, 80, 33), (1, 1, 20, 17, 3, 5), (1, 1, 70, 65, 129, 1)]
 FEW = [(rows, 1, 1, 450, 64, 64) for rows in range(1, 9)] + [(4, 2, 3, 200, 80, 33), (2, 2, 5, 17, 3, 5)]
-LONG = [(1, 1, 20, 901, 64, 64), (1, 1, 1, 2600, 64, 64), (8, 1, 1, 2600, 32, 128)]
+LONG = [(1, 1, 20, 901, 64, 64), (1, 1, 1, 2100, 64, 64), (8, 1, 1, 2100, 32, 64)]
 LARGE = [(1, 1, 20, 30, 300, 300), (3, 1, 1, 70, 300, 300), (1, 1, 3, 5, 300, 17000)]
-# Each with a modifier, by turns.
+# Each of these shapes is computed with a modifier, by turns.
 MODIFIED = [*MANY[:1] * 12, *MANY[1:] * 4, *FEW * 3, *LONG, *LARGE]
 MODIFIERS = (
     "large scores", "causal", "window", "mask", "bias", "ALiBi", "softcap", "sinks", "lengths", "ranges", "NaN",
@@ -147,7 +148,7 @@ def _modify(random, case, modifier):
     bias[random.random(bias.shape) < 0.1] = -np.inf
     start = random.integers(-2, keys // 2, (heads, rows))
     each = {
-        "large scores": {"scale": 16.0},  # their exponentials are beyond float32
+        "large scores": {"scale": 16.0},  # Their exponentials are beyond float32.
         "causal": {"causal": True, "query_offset": "end"},
         "window": {"window": (20, 5), "query_offset": keys // 2},
         "mask": {"mask": random.random((rows, keys)) < 0.7},
@@ -158,12 +159,12 @@ def _modify(random, case, modifier):
         "lengths": {"query_lengths": max(1, rows - 2), "key_lengths": length},
         "ranges": {"key_range": (start, start + random.integers(0, keys, start.shape))},
     }
-    if modifier == "lengths":  # what does not exist may hold anything
+    if modifier == "lengths":  # What does not exist may hold anything.
         changed = {name: case[name].copy() for name in ("key", "value")}
         for array in changed.values():
             array[:, length:] = np.nan
         return each["lengths"] | changed
-    if modifier == "NaN":  # and infinity: they reach the queries that attend to them, in their columns, and no other
+    if modifier == "NaN":  # It reaches the queries that attend to it, in its column, and no other.
         value = case["value"].copy()
         value[:, keys // 3, 0], value[:, keys // 2, -1] = np.nan, np.inf
         return each["mask"] | {"value": value}
@@ -186,7 +187,7 @@ def _error(case):
     expected, expected_lse = reference.attention(**case, return_lse=True)
     expected_weights = reference.attention_weights(**without_value)
     bound, lse_bound = reference.error_bound(**case, return_lse=True)
-    # A weight is exp(score - lse). It is off by the share of itself that lse is off by, or underflows.
+    # A weight is exp(score - lse). It is off by about the share of itself that lse is off by, unless it underflows.
     weights_bound = lse_bound[..., None] * expected_weights + np.finfo(weights.dtype).smallest_normal
     return max(
         _share(out, expected, bound),

@@ -382,7 +382,7 @@ def _token_names(tokens, count):
 def _printable(token):
     try:
         text = token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token)
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # It is an integer of more digits than Python prints.
         text = _read.shown(token)
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 

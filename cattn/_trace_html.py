@@ -26,8 +26,10 @@ from ._trace_text import (
     text_width,
 )
 
-_BLUE, _ORANGE = (40, 120, 220), (230, 110, 20)  # positive; negative, and NaN in the heatmap
-_DARKEST = 0.6  # the opacity of the darkest cell of a table, so that its text can be read on white and on black
+# Positive numbers are blue. Negative ones are orange, and so is NaN in the heatmap.
+_BLUE, _ORANGE = (40, 120, 220), (230, 110, 20)
+# The darkest cell of a table is as opaque as text on it allows, on white and on black pages.
+_DARKEST = 0.6
 # The heatmap has at most so many rows of cells, and shades. Its side and a cell have so many CSS pixels.
 _MOST_CELLS, _LEVELS, _WIDEST, _CELL = 96, 32, 384, 26
 
@@ -151,7 +153,7 @@ def _heatmap(trace, names):
     levels = np.where(np.isnan(largest), -1, np.rint(np.nan_to_num(largest) / top * _LEVELS)).astype(int)
     side = min(max(_CELL * count, 4 * _CELL), _WIDEST)
     cell = side / count
-    step = math.ceil(14 / cell)  # a name is 11 pixels high
+    step = math.ceil(14 / cell)  # A name is 11 pixels high.
     names = [clip(name, MAX_LABEL) for name in names[::step]]
     widest = 6.5 * max(map(text_width, names)) + 6
     upright = widest > step * cell

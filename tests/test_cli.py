@@ -15,9 +15,20 @@ from cattn import _cli, _cli_selftest, _config, _kernel
 from cattn._cli import main
 
 
+def in_this_process(capsys, *arguments):
+    """Run the command line without a process of its own, and return what `run` returns."""
+    capsys.readouterr()
+    try:
+        status = main([*arguments])
+    except SystemExit as end:
+        status = end.code
+    said = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, status, said.out, said.err)
+
+
 @pytest.fixture
 def run(tmp_path):
-    """`python -m cattn` in an empty folder."""
+    """`python -m cattn` in an empty folder, in a process of its own."""
 
     def run(*arguments, **environment):
         return run_python("-W", "error", "-m", "cattn", *arguments, cwd=tmp_path, **environment)
@@ -52,10 +63,10 @@ def terminal(request, tmp_path):
 # The frame
 
 
-def test_version_and_help(run):
+def test_version_and_help(run, capsys):
     assert run("--version").stdout == f"cattn {cattn.__version__}\n"
     for arguments in ((), ("--help",)):
-        result = run(*arguments)
+        result = in_this_process(capsys, *arguments)
         assert result.returncode == 0
         assert set(_cli.COMMANDS) <= set(result.stdout.split())
 
@@ -82,8 +93,8 @@ def test_help_of_a_command(capsys, command):
         (["demo", "absent.npy"], "cattn demo: error: absent.npy: No such file or directory"),
     ],
 )
-def test_what_cannot_be_done_takes_one_line_and_status_2(run, arguments, said):
-    result = run(*arguments)
+def test_what_cannot_be_done_takes_one_line_and_status_2(capsys, arguments, said):
+    result = in_this_process(capsys, *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -146,11 +157,18 @@ def test_a_plain_table(capsys):
     assert capsys.readouterr().out == "a  " + ("long " * 50).rstrip() + "\n"
 
 
-def test_a_table_on_a_terminal(terminal):
-    text = terminal(f"_cli.print_table({ROWS!r}, headings=('name', 'number', 'text'))")
+def test_tables_on_a_terminal(terminal):
+    """One with headings, and that of `cattn info`."""
+    code = f"_cli.print_table({ROWS!r}, headings=('name', 'number', 'text')); print('***'); _cli.main(['info'])"
+    text, _, info = terminal(code).partition("***\n")
     assert ("─" in text) == terminal.is_rich
     lines = [line.strip() for line in text.splitlines() if line.strip(" ─")]
     assert [re.split("  +", line) for line in lines] == [["name", "number", "text"], *map(list, ROWS)]
+    assert (max(map(len, info.splitlines())) <= 70) == terminal.is_rich
+    shown = "".join(info.split())
+    for name, value in _config.describe(_config.collect()).items():
+        assert "".join(name.split()) in shown
+        assert value.split()[0] in shown
 
 
 # info
@@ -164,15 +182,6 @@ def test_info_is_what_show_config_prints(capsys):
     assert dict(re.split("  +", line, maxsplit=1) for line in text.splitlines()) == expected
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(_config.collect()))
-
-
-def test_info_on_a_terminal(terminal):
-    text = terminal("_cli.main(['info'])")
-    assert (max(map(len, text.splitlines())) <= 70) == terminal.is_rich
-    shown = "".join(text.split())
-    for name, value in _config.describe(_config.collect()).items():
-        assert "".join(name.split()) in shown
-        assert value.split()[0] in shown
 
 
 def test_info_is_of_this_process(run):
@@ -198,6 +207,7 @@ def outcome(text):
     return {name: columns for name, *columns in rows}, lines[count:]
 
 
+@pytest.mark.slow
 def test_selftest(run):
     result = run("selftest")
     assert (result.returncode, result.stderr) == (0, "")
@@ -214,14 +224,17 @@ def test_selftest(run):
 
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
-    """A file that each process of Python reads first: in those of one kernel table, `code` runs on `import cattn`."""
+    """A file that each process of Python reads first: in those of one kernel table, `code` runs on `import cattn`, and
+    the checks are those of some cases only."""
 
     def broken(isa, code):
         lines = [
             "import os",
             f"if os.environ.get('CATTN_ISA') == {isa!r}:",
-            "    import cattn, numpy as np, os, sys, time",
-            "    attention = cattn.attention",
+            "    import cattn, cattn._cli_selftest as selftest, numpy as np, os, sys, time",
+            "    attention, cases = cattn.attention, selftest._cases",
+            "    kept = 'float32, 2/1', 'float64, 2/1'",
+            "    selftest._cases = lambda: (case for case in cases() if case[0].startswith(kept))",
             *(f"    {line}" for line in code.splitlines()),
         ]
         (tmp_path / "sitecustomize.py").write_text("\n".join(lines))
@@ -294,11 +307,15 @@ def test_selftest_finds_a_broken_table(broken, capsys, monkeypatch, code, messag
 
 @pytest.mark.skipif(_kernel.isa() == "portable", reason="needs another table in use")
 def test_selftest_names_a_table_that_is_right(broken, capsys, monkeypatch):
+    """It has passed all checks."""
     broken("portable", "cattn.attention = None")
     monkeypatch.setattr(_kernel, "runnable_isas", lambda: ["portable", _kernel.isa()])
     assert main(["selftest"]) == 1
     tables, lines = outcome(capsys.readouterr().out)
     assert [columns[-1] for columns in tables.values()] == ["1 wrong", "ok"]
+    checks, largest, *_ = tables[f"{_kernel.isa()} (in use)"]
+    assert int(checks) == len(list(_cli_selftest._cases())) > 200
+    assert 0.05 < float(largest) <= 1
     assert f"CATTN_ISA={_kernel.isa()} " in lines[-1]
 
 

@@ -1,4 +1,4 @@
-"""`cattn demo`, run as its users run it: in a process of its own, away from the checkout."""
+"""`cattn demo`, run as its users run it, away from the checkout. What depends on the process has one of its own."""
 
 import os
 import re
@@ -8,18 +8,26 @@ import sys
 import numpy as np
 import pytest
 from helpers import environment, run_python
+from test_cli import in_this_process
 
 import cattn
 from cattn._cli import main
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch, capsys):
+    """The command line in an empty folder: in a process of its own if its environment is another one."""
+
     def run(*arguments, **environment):
-        environment = {"PYTHONIOENCODING": "utf-8"} | environment
+        if not environment:
+            return in_this_process(capsys, *arguments)
         return run_python("-W", "error", "-m", "cattn", *arguments, cwd=tmp_path, **environment)
 
+    monkeypatch.chdir(tmp_path)
     return run
+
+
+UTF8 = {"PYTHONIOENCODING": "utf-8"}
 
 
 @pytest.fixture
@@ -35,8 +43,8 @@ def demo(run):
 
 @pytest.fixture
 def fails(run):
-    def fails(*arguments):
-        result = run("demo", *arguments)
+    def fails(*arguments, **environment):
+        result = run("demo", *arguments, **environment)
         assert result.returncode == 2
         assert "Traceback" not in result.stderr
         assert len(result.stderr.splitlines()) == 1, result.stderr
@@ -61,7 +69,7 @@ def assert_all_steps(text):
 
 
 def test_the_sentence(demo):
-    text = demo()
+    text = demo(**UTF8)
     assert "The cat sat" in text
     assert_all_steps(text)
     x = np.array([[0.2, 0.5, 0.1, 0.7], [0.9, 0.1, 0.4, 0.6], [0.3, 0.8, 0.2, 0.5]])
@@ -97,7 +105,7 @@ def test_the_sentence(demo):
 
 def test_plot_writes_a_png(demo, tmp_path):
     pytest.importorskip("matplotlib")
-    text = demo("--plot", "weights.png", MPLBACKEND="qtagg")
+    text = demo("--plot", "weights.png", MPLBACKEND="qtagg", **UTF8)
     assert "weights.png" in text
     assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG\r\n")
 
@@ -217,7 +225,7 @@ def test_scores_beyond_the_largest_number(demo, tmp_path):
 
 def test_a_long_plot(demo, tmp_path):
     pytest.importorskip("matplotlib")
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((3000, 16), dtype=np.float32))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((1000, 16), dtype=np.float32))
     text = demo("x.npy", "--plot", "weights.png")
     assert len(text.splitlines()) < 200
     from matplotlib import image
@@ -332,13 +340,12 @@ def test_plot_without_matplotlib(monkeypatch, capsys):
     assert printed.out == ""
 
 
-def test_a_matplotlib_that_fails(fails, tmp_path, monkeypatch):
+def test_a_matplotlib_that_fails(fails, tmp_path):
     """It raises an error of its own, as it does for a wrong setting."""
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").write_text("raise ValueError('Key backend: not\\na value')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     expected = "cattn demo: error: --plot: matplotlib cannot be imported: Key backend: not a value\n"
-    assert fails("--plot", "weights.png") == expected
+    assert fails("--plot", "weights.png", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path])) == expected
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="needs a POSIX pipe")

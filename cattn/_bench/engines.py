@@ -166,7 +166,7 @@ class PyTorch(Engine):
         self.torch = importlib.import_module("torch")
         self.torch.set_num_threads(threads)
         self._mode = self.torch.inference_mode()
-        self._mode.__enter__()  # for the rest of the process: entering it each time would be timed
+        self._mode.__enter__()  # It stays for the rest of the process: entering it each time would be timed.
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         return self.attend(case, inputs, is_causal=case.causal)

@@ -35,9 +35,9 @@ def _seconds_of_others() -> float | None:
         ticks = [list(map(int, words[1:9])) for words in lines if words and words[0] in usable]
     except (OSError, ValueError):
         return None
-    if len(ticks) < len(usable) or not any(map(any, ticks)):  # some containers have other numbers, or zeros
+    if len(ticks) < len(usable) or not any(map(any, ticks)):  # Some containers have other numbers, or zeros.
         return None
-    # The columns: user, nice, system, idle, iowait, irq, softirq, steal.
+    # The columns are user, nice, system, idle, iowait, irq, softirq and steal.
     busy = sum(sum(columns) - sum(columns[3:5]) for columns in ticks)
     return (busy - _ticks_of_workers()) / os.sysconf("SC_CLK_TCK") - time.process_time()
 

@@ -94,15 +94,15 @@ def _run(settings: Settings, watcher: Watcher) -> dict:
         killed = "; it was killed, as systems do where memory runs out" if process.exitcode == -9 else ""
         raise RunError(f"the process that measures ended with status {process.exitcode}{killed}") from None
     finally:
-        # It has said all that it had to say. Some engines take long to leave.
+        # The process has said all that it had to say, and some engines take long to end.
         process.kill()
         process.join()
 
 
 def _run_for(connection: Connection, settings: Settings) -> None:
     """Send what the other end of the connection, `_run`, waits for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who waits decides
-    os.dup2(2, 1)  # what engines print is not our output
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The process that waits for this one decides.
+    os.dup2(2, 1)  # What engines print is not our output.
 
     class Told:
         def begin(self, title: str) -> None:
@@ -122,7 +122,7 @@ def run_here(settings: Settings, watcher: Watcher) -> dict:
         for name, make_engine in settings.engines.items():
             try:
                 engine = make_engine(settings.threads)
-            except Exception as error:  # broken installations fail in many ways
+            except Exception as error:  # Broken installations fail in many ways.
                 watcher.leave_out(name, _one_line(error))
                 continue
             stack.callback(engine.close)
@@ -148,7 +148,7 @@ def _measure(settings: Settings, case: Case, engines: Sequence[Engine], limits: 
             _check_memory(engine, case)
             prepared = engine.prepare(case, inputs)
             check = answer.check(prepared.result())
-        except Exception as error:  # whatever it is, it is a line in the report
+        except Exception as error:  # Whatever it is, it becomes a line in the report.
             errors[engine.label] = f"{type(error).__name__}: {_one_line(error)}"
             continue
         if check.wrong:
@@ -175,7 +175,7 @@ def start_process(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, *arguments))
-    # A process takes its parent's environment with it, and nothing else.
+    # A new process gets the environment that its parent has when it starts.
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:

@@ -13,10 +13,10 @@ from typing import Protocol
 from cattn._bench.load import OutsideLoad
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 51
-MAX_REFUSED = 6  # rounds of a case
-MAX_OUTSIDE_LOAD = 0.1  # processors; ticks of 10 ms tell no less of a round
+MAX_REFUSED = 6  # This is how many rounds of a case are measured again at most.
+MAX_OUTSIDE_LOAD = 0.1  # This is in processors. Ticks of 10 ms tell no less of a round.
 MAX_OVER_ONE_THREAD = 1.3
-REST_SECONDS = 0.15  # OpenBLAS's idle workers spin for 2^28 cycles, 90 ms
+REST_SECONDS = 0.15  # OpenBLAS's idle workers spin for 2^28 cycles, which takes 90 ms.
 
 
 def format_seconds(seconds: float) -> str:
