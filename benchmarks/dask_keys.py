@@ -1,4 +1,4 @@
-"""A million keys over worker processes of dask: peak memory of each, time, and how far the result is from one call's.
+"""Measure a million keys over worker processes of dask: peak memory, time, and how far the result is from one call's.
 
     pip install 'cattn[dask]' && python benchmarks/dask_keys.py
 
@@ -21,7 +21,7 @@ import cattn.dask
 
 
 def write(file, shape, seed):
-    """Standard normal numbers, as many rows at a time as take little memory."""
+    """Write standard normal numbers to a file, as many rows at a time as take little memory."""
     heads, length, _ = shape
     array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
     for head in range(heads):
@@ -33,7 +33,7 @@ def write(file, shape, seed):
 
 
 def read(file, block_info):
-    """One chunk of the array in a file: opened where it is needed, mapped, not loaded."""
+    """Return one chunk of the array in a file. It is opened where it is needed, and mapped, not loaded."""
     place = block_info[None]["array-location"]
     return np.load(file, mmap_mode="r")[tuple(slice(*edges) for edges in place)]
 
@@ -44,7 +44,7 @@ def mapped(file, shape, chunk):
 
 
 def peak_memory():
-    """MiB that this process has had in memory at once, pages of files included."""
+    """Return the MiB that this process has had in memory at once, pages of files included."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM"))
 
@@ -88,19 +88,10 @@ def main():
         apart, lse_apart = (np.abs(x - y).max() for x, y in ((out, expected), (lse, expected_lse)))
         print(f"  farthest apart: outputs {apart:.2e} (mean size {np.abs(expected).mean():.2e}), lse {lse_apart:.2e}")
         rows = np.s_[0, :2]
-        exact, unit = reference(query[rows], key[0], value[0])
+        exact = cattn.reference.attention(query[rows], key[0], value[0])
+        bound = cattn.reference.error_bound(query[rows], key[0], value[0])
         for name, found in (("chunks", out), ("one call", expected)):
-            print(
-                f"  {name}: {(np.abs(found[rows] - exact) / unit).max():.3f} units from the reference, in two queries"
-            )
-
-
-def reference(query, key, value):
-    """The outputs in float64, and the unit in which `cattn.reference.attention` states the error that is promised."""
-    exact = cattn.reference.attention(query, key, value)
-    magnitude = cattn.reference.attention(query, key, np.abs(value))
-    largest = cattn.reference.attention_weights(np.abs(query), np.abs(key), stage="scores").max(axis=-1, keepdims=True)
-    return exact, np.finfo(np.float32).eps * magnitude * (1 + largest)
+            print(f"  {name}: {(np.abs(found[rows] - exact) / bound).max():.3f} of the error bound, in two queries")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ class Limits:
 
     @property
     def method(self) -> str:
-        """What measures them."""
+        """Return what measures the limits."""
         return "C" if self._library else "NumPy, a lower bound"
 
     @functools.cache  # noqa: B019 (there are as many of these objects as runs: one)

@@ -39,7 +39,7 @@ def is_attention(case: Case, *without: str) -> bool:
 
 
 class NumPy(engines.NumPy):
-    """NumPy with every modifier, sequence by sequence, and in whole layers."""
+    """Measure NumPy with every modifier, sequence by sequence, and in whole layers."""
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         if is_plain(case) or case.dtype in HALF_TYPES:
@@ -49,7 +49,7 @@ class NumPy(engines.NumPy):
         return self._layer(case, inputs) if isinstance(case, Layer) else self._modified(case, inputs)
 
     def _modified(self, case: Case, inputs: Inputs) -> Prepared:
-        """A window is worked through in blocks of rows, so that it costs what it should."""
+        """Prepare a modifier. A window is worked through in blocks of rows, so that it costs what it should."""
         query, key, value = inputs.arrays
         more = {name: inputs.options.get(name) for name in ("softcap", "sinks")}
         out, blocks = np.empty_like(query), [(ALL, ALL)]
@@ -97,8 +97,8 @@ def _call_all(parts: list[NumpyAttention], out: np.ndarray) -> np.ndarray:
 
 
 class CattnIsa(Engine):
-    """cattn with another kernel table. The table is picked at import, so it lives in a process of its own, which works
-    only while this one waits for it: it takes its turn in the rounds like every other engine."""
+    """Measure cattn with another kernel table. The table is picked at import, so it lives in a process of its own, which
+    works only while this one waits for it: it takes its turn in the rounds like every other engine."""
 
     package = "cattn"
 
@@ -161,7 +161,7 @@ def _serve(connection: Any, threads: int) -> None:
 
 
 class PyTorch(engines.PyTorch):
-    """PyTorch's function with modifiers as a mask, sequence by sequence, and in whole layers."""
+    """Measure PyTorch's function with modifiers as a mask, sequence by sequence, and in whole layers."""
 
     def supports(self, case: Case) -> bool:
         return getattr(case, "modifier", None) not in ("softcap", "sinks")
@@ -184,7 +184,7 @@ class PyTorch(engines.PyTorch):
         return self.tensor(out), [[self.tensor(array).transpose(0, 1)[None] for array in part] for part in parts]
 
     def _packed(self, attend, out, parts):
-        """No work goes into padding."""
+        """Attend sequence by sequence, so that no work goes into padding."""
         for query, key, value, place in parts:
             place[...] = attend(query, key, value)
         return out
@@ -196,7 +196,7 @@ class PyTorch(engines.PyTorch):
 
 
 class FlexAttention(PyTorch):
-    """PyTorch's FlexAttention, compiled for the case before the clock runs (seconds, and a C++ compiler)."""
+    """Measure PyTorch's FlexAttention. It is compiled before the clock runs, which takes seconds and a C++ compiler."""
 
     name, label = "pytorch-flex", "FlexAttention"
 
@@ -248,7 +248,7 @@ def _mask_or_bias(case: Case, inputs: Inputs) -> np.ndarray:
 
 
 class _OnnxRuntime(Engine):
-    """One operator, one session, its inputs and outputs bound once."""
+    """Measure one operator in one session, with its inputs and outputs bound once."""
 
     package = "onnxruntime"
     keeps_scores = True
@@ -305,7 +305,7 @@ class _OnnxRuntime(Engine):
 
 
 class OrtAttention(_OnnxRuntime):
-    """The operator Attention of ONNX."""
+    """Measure the operator Attention of ONNX."""
 
     name, label = "ort-attention", "ORT Attention"
 
@@ -324,7 +324,7 @@ class OrtAttention(_OnnxRuntime):
 
 
 class OrtMultiHead(_OnnxRuntime):
-    """ONNX Runtime's own operator of encoders."""
+    """Measure ONNX Runtime's own operator of encoders."""
 
     name, label = "ort-mha", "ORT MHA"
 
@@ -351,8 +351,8 @@ class OrtMultiHead(_OnnxRuntime):
 
 
 class OrtGroupQuery(_OnnxRuntime):
-    """The operator of language models: keys and values join a cache, which is updated in place. A single query brings
-    the last key along; otherwise the cache is empty and all keys come with the queries."""
+    """Measure the operator of language models: keys and values join a cache, which is updated in place. A single query
+    brings the last key along. Otherwise the cache is empty and all keys come with the queries."""
 
     name, label = "ort-gqa", "ORT GQA"
 
@@ -403,18 +403,18 @@ class OrtGroupQuery(_OnnxRuntime):
 
 
 def _joined(array: np.ndarray) -> np.ndarray:
-    """(B, H, L, D) → (B, L, H·D)"""
+    """Return (B, H, L, D) as (B, L, H·D)."""
     batch, heads, length, size = array.shape
     return np.ascontiguousarray(array.swapaxes(1, 2)).reshape(batch, length, heads * size)
 
 
 def _splitter(case: Case) -> Callable[[np.ndarray], np.ndarray]:
-    """(B, L, H·D) → (B, H, L, D)"""
+    """Return what turns (B, L, H·D) into (B, H, L, D)."""
     return lambda array: array.reshape(case.batch, case.queries, case.heads, case.head_size).swapaxes(1, 2)
 
 
 class OpenVino(Engine):
-    """Half types are asked for as such; where the processor has no products of float16 it takes bfloat16 for them."""
+    """Measure OpenVINO in the type of the arrays. A processor without products of float16 takes bfloat16 for them."""
 
     name, label, package = "openvino", "OpenVINO", "openvino"
     keeps_scores = True
@@ -460,7 +460,7 @@ class OpenVino(Engine):
 
 
 class Jax(Engine):
-    """JAX's function, compiled for the case before the clock runs."""
+    """Measure JAX's function, which is compiled for the case before the clock runs."""
 
     name, label, package = "jax", "JAX", "jax"
     keeps_scores = True
@@ -471,7 +471,7 @@ class Jax(Engine):
         self.jax.config.update("jax_platforms", "cpu")
 
     def supports(self, case: Case) -> bool:
-        """Its products are summed in float32, which it has for float16 on no CPU."""
+        """Return whether JAX has it. It sums products in float32, which it cannot for float16 on any CPU."""
         return is_attention(case, "softcap", "sinks") and case.dtype in ("float32", "bfloat16")
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:

@@ -1,4 +1,4 @@
-"""What was measured, for readers: `python benchmarks/report.py` writes RESULTS.md, and a chart for each machine, from
+"""Show what was measured: `python benchmarks/report.py` writes RESULTS.md, and a chart for each machine, from
 the records in results/ (cattn/_bench/record.py says what is in them)."""
 
 import itertools
@@ -85,7 +85,7 @@ def _file_name(words: str) -> str:
 
 
 def title_of(run: dict) -> str:
-    """The machine; and the types, where float32 is not among them."""
+    """Return the machine, and the types if float32 is not among them."""
     types = list(dict.fromkeys(case["dtype"] for case in run["cases"]))
     return run["machine"] if "float32" in types or not types else f"{run['machine']}, {' and '.join(types)}"
 
@@ -105,7 +105,7 @@ def fastest_peer(case: dict) -> str | None:
 
 
 def over_numpy(case: dict) -> float:
-    """How many times as fast as NumPy cattn is, of medians; NaN where NumPy was not measured."""
+    """Return how many times as fast as NumPy cattn is, by medians. It is NaN if NumPy was not measured."""
     if fastest_peer(case) == "NumPy":
         return case["speedup"]
     numpy = case["engines"].get("NumPy")
@@ -113,7 +113,7 @@ def over_numpy(case: dict) -> float:
 
 
 def over_float32(case: dict) -> float | None:
-    """How many times as fast as cattn in float32 cattn is, of medians."""
+    """Return how many times as fast as in float32 cattn is, by medians."""
     engines = case["engines"]
     if "cattn" not in engines or "cattn float32" not in engines:
         return None
@@ -121,7 +121,7 @@ def over_float32(case: dict) -> float | None:
 
 
 def ranked(run: dict) -> list[dict]:
-    """The cases in which cattn and a peer were measured, and nobody disturbed them."""
+    """Return the cases in which cattn and a peer were measured, and nobody disturbed them."""
     return [case for case in run["cases"] if case["speedup"] is not None and not is_busy(case["outside_load"])]
 
 
@@ -152,7 +152,7 @@ def summary_sentence(run: dict) -> str:
 
 
 def inexact_peers(run: dict) -> list[str]:
-    """The fastest peers whose answers in a half type are not as good as it allows, in a sentence or none."""
+    """Return a sentence or none about the fastest peers whose answers in a half type are not as good as it allows."""
     peers = [(case, fastest_peer(case)) for case in run["cases"] if case["dtype"] in HALF_TYPES]
     errors = [(case["name"], peer, case["engines"][peer]["error"]) for case, peer in peers if peer]
     found = [f"{peer} in {name} ({error:.2g})" for name, peer, error in errors if error is not None and error > 1]
@@ -161,7 +161,7 @@ def inexact_peers(run: dict) -> list[str]:
 
 
 def flagged(run: dict) -> list[str]:
-    """Which figures are no speed of an engine's, in a sentence for each reason."""
+    """Return a sentence for each reason why some figures do not show an engine's speed."""
     slowed = [
         f"{label} in {case['name']} ({result['over_one_thread']:.2g})"
         for case in run["cases"]
@@ -176,7 +176,7 @@ def flagged(run: dict) -> list[str]:
 
 
 def circumstances(run: dict) -> list[str]:
-    """What is known of them, the notes and the errors."""
+    """Return what is known of how a run was measured, its notes and its errors."""
     largest: dict[str, float] = {}
     for case in run["cases"]:
         for label, result in case["engines"].items():
@@ -209,7 +209,7 @@ def circumstances(run: dict) -> list[str]:
 
 
 def describe(runs: Sequence[dict]) -> str:
-    """In Markdown: the machine, how cattn did, all figures, and how they were measured."""
+    """Return Markdown that shows the machine, how cattn did, all figures, and how they were measured."""
     run = runs[0]
     cores, memory = run["cores"] and f"{run['cores']} cores", run["memory_gib"] and f"{run['memory_gib']} GiB"
     machine = ", ".join(filter(None, (run["processor"], cores, memory, run["system"])))
@@ -259,7 +259,7 @@ def figure_of(case: dict, label: str) -> str:
 
 
 def _perhaps_fastest(run: dict, case: dict) -> list[str]:
-    """The fastest peer, and those that would be it if their threads had not been held up at all."""
+    """Return the fastest peer, and those that would be it if their threads had not been held up at all."""
     fastest = fastest_peer(case)
     reached = {
         label: speed(result)
@@ -271,26 +271,27 @@ def _perhaps_fastest(run: dict, case: dict) -> list[str]:
 
 
 def _marked(text: str, case: dict, *labels: str) -> str:
-    """A figure that comes from these engines, in parentheses where it is none to rely on."""
+    """Return a figure that comes from these engines, in parentheses if you cannot rely on it."""
     slowed = any(is_slowed(case["engines"][label]["over_one_thread"]) for label in labels)
     marks = "†" * slowed + "‡" * is_busy(case["outside_load"])
     return f"({text}){marks}" if marks else text
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int) -> list[str]:
-    """In Markdown, with the first `left` columns aligned to the left and the others to the right."""
+    """Return a table in Markdown, with the first `left` columns aligned to the left and the others to the right."""
     rule = ["---"] * left + ["--:"] * (len(head) - left)
     return [f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *rows)]
 
 
 def _error_of(case: dict, label: str) -> str:
-    """In a half type, where it is known."""
+    """Return the error of an engine as text, if the case is in a half type and the error is known."""
     error = case["engines"][label]["error"]
     return "" if error is None or case["dtype"] not in HALF_TYPES else f" (error {error:.2g})"
 
 
 def draw(runs: Sequence[dict], file: Path) -> None:
-    """A line a case, a panel a run: cattn beside its fastest peer, which is named at the right, and beside NumPy."""
+    """Draw a panel for each run, with a line for each case: how many times as fast as its fastest peer, which is named
+    at the right, and as NumPy cattn is."""
     from matplotlib import style
 
     shown = {case["name"]: case for run in runs for case in ranked(run)}

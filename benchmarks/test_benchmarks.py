@@ -1,4 +1,4 @@
-"""cattn against NumPy on one thread: `pytest benchmarks`, and `--all-cases` for every case there is."""
+"""Time cattn and NumPy on one thread: `pytest benchmarks`, and `--all-cases` for every case there is."""
 
 import pytest
 from peers import NumPy
@@ -25,7 +25,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def problem(case):
-    """The inputs, their answer, and the largest κ that cattn may have. In half types it has none of its own."""
+    """Return the inputs, their answer, and the largest κ that cattn may have. In half types it has none of its own."""
     inputs = case.make_inputs()
     answer = case.answer(inputs)
     kappa = answer.check(NumPy(1).prepare(case, inputs).result()).kappa

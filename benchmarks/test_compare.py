@@ -30,14 +30,14 @@ def record(folder, name, *options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The record of a short run."""
+    """Return the record of a short run."""
     folder = tmp_path_factory.mktemp("records")
     return record(folder, "my-machine-2.json", "--case", "seed,minilm", "--engine", "numpy")
 
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """The same in half types."""
+    """Return the record of a short run in half types."""
     pytest.importorskip("ml_dtypes")
     folder = tmp_path_factory.mktemp("records")
     options = ("--case", "minilm", "--dtype", "bfloat16,float16", "--engine", "numpy")
@@ -72,7 +72,7 @@ def test_it_can_be_read(run):
 
 
 def test_half_types(halves):
-    """An answer that is rounded to a half type at its end is up to half an eps off, in float32 it is exact to it."""
+    """An answer that is rounded to a half type at its end is up to half an eps off. In float32 it is much closer."""
     assert [(case["name"], case["dtype"]) for case in halves["cases"]] == [
         ("minilm-bfloat16", "bfloat16"),
         ("minilm-float16", "float16"),

@@ -48,7 +48,7 @@ def main() -> None:
 
 @dataclass
 class Clock:
-    """An attention function that counts the seconds spent in it."""
+    """Call an attention function, and count the seconds spent in it."""
 
     attention: Callable
     seconds: float = 0.0
@@ -62,7 +62,7 @@ class Clock:
 
 @dataclass
 class Rounds:
-    """Of one implementation: seconds a step, and those of them that went to attention."""
+    """Hold the seconds of each step of one implementation, and those of them that went to attention."""
 
     total: list[float] = field(default_factory=list)
     attention: list[float] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Rounds:
 
 @torch.inference_mode()
 def measure(model, step: Callable[[], object], clocks: dict[str, Clock], seconds: float) -> dict[str, Rounds]:
-    """Rounds of one step each, in changing order, after one of both that does not count."""
+    """Return rounds of one step each, in changing order, after one step of each that does not count."""
     rounds = {name: Rounds() for name in clocks}
     names = list(clocks)
     for name in names:
@@ -104,7 +104,7 @@ def line(rounds: dict[str, Rounds]) -> str:
 
 
 def minilm(padded: bool):
-    """The sizes of all-MiniLM-L6-v2: 32 sentences of 128 tokens, or of 16 to 128."""
+    """Return a model of the sizes of all-MiniLM-L6-v2, for 32 sentences of 128 tokens, or of 16 to 128."""
     torch.manual_seed(0)
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     model = BertModel._from_config(config, attn_implementation="sdpa").eval()
@@ -115,7 +115,7 @@ def minilm(padded: bool):
 
 
 def smollm2(context: int):
-    """The sizes of SmolLM2-135M: one new token after `context` others."""
+    """Return a model of the sizes of SmolLM2-135M, for one new token after `context` others."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,

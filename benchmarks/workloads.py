@@ -21,7 +21,7 @@ MODIFIERS: tuple[Modifier, ...] = ("window", "mask", "bias", "alibi", "softcap",
 
 @dataclass(frozen=True)
 class Workload(Case):
-    """A case with one of the modifiers, or with key lengths of its batch entries.
+    """Describe a case with one of the modifiers, or with key lengths of its batch entries.
 
     A "window" is causal and lets a query see the last `WINDOW` keys, its own included.
     """
@@ -71,7 +71,7 @@ class Workload(Case):
 
 @dataclass(frozen=True)
 class Packed(Case):
-    """Sequences of these lengths, one after the other: (total, H, D)."""
+    """Describe sequences of these lengths, one after the other: (total, H, D)."""
 
     lengths: tuple[int, ...] = ()
 
@@ -97,7 +97,7 @@ class Packed(Case):
 
 @dataclass(frozen=True)
 class Layer(Case):
-    """A whole layer of self-attention: embeddings (L, H·D), and weights for query, key, value and output."""
+    """Describe a layer of self-attention: embeddings (L, H·D), and weights for query, key, value and output."""
 
     @property
     def flops(self) -> int:
@@ -127,12 +127,12 @@ def sequences(inputs: Inputs) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 def split_heads(array: np.ndarray, heads: int) -> np.ndarray:
-    """(L, H·D) → (H, L, D)"""
+    """Return (L, H·D) as (H, L, D)."""
     return array.reshape(len(array), heads, -1).swapaxes(0, 1)
 
 
 def join_heads(array: np.ndarray) -> np.ndarray:
-    """(H, L, D) → (L, H·D)"""
+    """Return (H, L, D) as (L, H·D)."""
     return array.swapaxes(0, 1).reshape(array.shape[1], -1)
 
 

@@ -28,7 +28,7 @@ def in_this_process(capsys, *arguments):
 
 @pytest.fixture
 def run(tmp_path):
-    """`python -m cattn` in an empty folder, in a process of its own."""
+    """Return what runs `python -m cattn` in an empty folder, in a process of its own."""
 
     def run(*arguments, **environment):
         return run_python("-W", "error", "-m", "cattn", *arguments, cwd=tmp_path, **environment)
@@ -38,7 +38,7 @@ def run(tmp_path):
 
 @pytest.fixture(params=["with rich", "without rich"])
 def terminal(request, tmp_path):
-    """What `code` shows on a terminal of 70 columns."""
+    """Return what returns what `code` shows on a terminal of 70 columns."""
     pty = pytest.importorskip("pty")
     rich = "import rich" if request.param == "with rich" else "sys.modules['rich'] = None"
     if request.param == "with rich":
@@ -158,7 +158,7 @@ def test_a_plain_table(capsys):
 
 
 def test_tables_on_a_terminal(terminal):
-    """One with headings, and that of `cattn info`."""
+    """A table with headings and that of `cattn info` fit the terminal with rich, and are plain without it."""
     code = f"_cli.print_table({ROWS!r}, headings=('name', 'number', 'text')); print('***'); _cli.main(['info'])"
     text, _, info = terminal(code).partition("***\n")
     assert ("─" in text) == terminal.is_rich
@@ -199,7 +199,7 @@ def test_info_is_of_this_process(run):
 
 
 def outcome(text):
-    """{kernel table: [checks, largest error, seconds, result]}, and the lines behind the table."""
+    """Return {kernel table: [checks, largest error, seconds, result]}, and the lines behind the table."""
     heading, *lines = text.splitlines()
     assert heading.startswith("kernel table")
     count = len(_kernel.runnable_isas())
@@ -224,8 +224,10 @@ def test_selftest(run):
 
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
-    """A file that each process of Python reads first: in those of one kernel table, `code` runs on `import cattn`, and
-    the checks are those of some cases only."""
+    """Return what breaks a kernel table: in its processes, `code` runs after `import cattn`, and checks are fewer.
+
+    It writes a file that each process of Python reads first.
+    """
 
     def broken(isa, code):
         lines = [
@@ -307,7 +309,7 @@ def test_selftest_finds_a_broken_table(broken, capsys, monkeypatch, code, messag
 
 @pytest.mark.skipif(_kernel.isa() == "portable", reason="needs another table in use")
 def test_selftest_names_a_table_that_is_right(broken, capsys, monkeypatch):
-    """It has passed all checks."""
+    """The table that is right has passed all checks."""
     broken("portable", "cattn.attention = None")
     monkeypatch.setattr(_kernel, "runnable_isas", lambda: ["portable", _kernel.isa()])
     assert main(["selftest"]) == 1
@@ -321,7 +323,7 @@ def test_selftest_names_a_table_that_is_right(broken, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_selftest_finds_a_broken_kernel(tmp_path):
-    """One line of one of the kernels, in a build of its own."""
+    """A build of its own has one wrong line in one of the kernels."""
     checkout = copy_checkout(tmp_path)
     kernel = checkout / "src" / "tiles" / "portable.pxd"
     right, wrong = "sum[r] += last[r]", "sum[r] -= last[r]"  # the terms beyond the last four

@@ -27,7 +27,7 @@ RECORDS = sorted(Path(__file__).parents[1].glob("benchmarks/results/*.json"))
 
 @pytest.fixture
 def fails(capsys):
-    """The one line that the command says before it ends with status 2, in this process."""
+    """Return what returns the one line that the command says before it ends with status 2, in this process."""
 
     def fails(*arguments):
         try:
@@ -47,7 +47,7 @@ def fails(capsys):
 
 
 def rows_of(table):
-    """The words of each row below the headings."""
+    """Return the words of each row below the headings."""
     lines = table.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("case, ")) + 1
     return [line.split() for line in lines[start : lines.index("", start)]]
@@ -61,7 +61,7 @@ def attention(query, key, value, causal):
 
 
 def test_table(tmp_path):
-    """Without anything but NumPy, beside a function in the current folder, with the console script's path."""
+    """It needs nothing but NumPy, and finds a function in the current folder, where a script does not look."""
     (tmp_path / "mine.py").write_text(HALF_A_MODULE)
     code = (
         "import sys; sys.modules |= dict.fromkeys(['rich', 'matplotlib', 'ml_dtypes']);"
@@ -81,7 +81,7 @@ def test_table(tmp_path):
 
 @pytest.fixture(scope="module")
 def record():
-    """The record of a problem of the user's own, in a half type, with two threads if there are two."""
+    """Return the record of a problem of the user's own, in a half type, with two threads if there are two."""
     threads = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     options = "bench", "--shape", "2,4/2,60,60,8", "--causal", "--dtype", "float16", "--threads", str(threads)
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
@@ -130,7 +130,7 @@ def test_disturbed_figures_are_named(record, capsys):
 
 
 def test_plot(record, tmp_path):
-    """A mark for each engine, where its ratio is."""
+    """The chart has a mark for each engine, where its ratio is."""
     pytest.importorskip("matplotlib")
     _cli_bench._write_plot(record, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
@@ -316,7 +316,7 @@ def test_times_have_three_digits_and_no_exponent():
 
 @pytest.fixture
 def measure_two_rounds(monkeypatch):
-    """Measures an engine where each round is told: the seconds of a call, and the processors that others take."""
+    """Return what measures an engine in told rounds: the seconds of a call, and the processors that others take."""
 
     class Engine:
         seconds = 1.0
@@ -363,7 +363,7 @@ def test_rounds_count_where_no_system_says_who_is_busy(measure_two_rounds):
 
 @pytest.mark.skipif(load.OutsideLoad().processors() is None, reason="this system does not say who is busy")
 class TestOutsideLoad:
-    """On one processor, which others may use while the tests run."""
+    """These run on one processor, which others may use meanwhile."""
 
     SECONDS = 0.3
     SPIN = f"import time\nstart = time.process_time()\nwhile time.process_time() - start < {SECONDS}: pass"
@@ -434,7 +434,7 @@ def test_cases_are_found():
 
 @pytest.mark.parametrize("title", ["2,4/2,70,90,8", "1,2,600,600,8-causal", "1,2/1,9,40,4-float64"])
 def test_answers_are_the_references(title):
-    """In blocks of 512 rows."""
+    """Answers are computed in blocks of 512 rows."""
     shape, *_ = title.split("-")
     case = cases.case_of_shape(shape, "float64" if "float64" in title else "float32", "causal" in title)
     inputs = case.make_inputs()

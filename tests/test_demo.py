@@ -16,7 +16,7 @@ from cattn._cli import main
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """The command line in an empty folder: in a process of its own if its environment is another one."""
+    """Return what runs the command line in an empty folder, in a process of its own if it is given an environment."""
 
     def run(*arguments, **environment):
         if not environment:
@@ -54,7 +54,7 @@ def fails(run):
 
 
 def matrix(text, heading, rows, skip=0):
-    """The numbers in the `rows` lines that follow a heading, after `skip` lines."""
+    """Return the numbers in the `rows` lines that follow a heading, after `skip` lines."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(heading)) + 1 + skip
     return np.array([[float(n) for n in re.findall(r"[-+.\de]*\d", line)] for line in lines[start : start + rows]])
@@ -341,7 +341,7 @@ def test_plot_without_matplotlib(monkeypatch, capsys):
 
 
 def test_a_matplotlib_that_fails(fails, tmp_path):
-    """It raises an error of its own, as it does for a wrong setting."""
+    """matplotlib raises errors of its own, for example for a wrong setting."""
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").write_text("raise ValueError('Key backend: not\\na value')\n")
     expected = "cattn demo: error: --plot: matplotlib cannot be imported: Key backend: not a value\n"

@@ -17,7 +17,7 @@ POWERS = [[1, 1, 1], [1, 2, 4], [1, 4, 16]]
 
 
 def expect(powers, extra=0, **modifiers):
-    """Checks output, weights and lse against rows of unnormalised weights."""
+    """Check output, weights and lse against rows of weights that are not normalised yet."""
     totals = [sum(map(Fraction, row)) + extra for row in powers]
     weights = [[Fraction(x) / t if t else Fraction(0) for x in row] for row, t in zip(powers, totals, strict=True)]
     out = [[sum(w * Fraction(v) for w, v in zip(row, column, strict=True)) for column in VALUE.T] for row in weights]
@@ -142,7 +142,7 @@ def test_longdouble():
 
 
 def test_not_finite():
-    """An attended NaN or infinity counts even where its weight underflows; a masked one never."""
+    """An attended NaN or infinity counts even if its weight underflows. A masked one never counts."""
     query, key = np.array([[1.0]]), np.array([[0.0], [-2000.0], [0.0]])
     value = np.array([[1.0, 2, 3, 4], [np.inf, -np.inf, np.nan, 5], [np.nan, np.inf, np.inf, np.nan]])
     out = reference.attention(query, key, value, scale=1, key_lengths=2)
@@ -196,7 +196,7 @@ def test_error_bound_of_lse():
 
 @pytest.mark.parametrize("name, dtype", TYPES, ids=[name for name, _ in TYPES])
 def test_error_bound_of_half_types(name, dtype):
-    """One unit in the last place of a mean of 1 and 3, and for bfloat16 the distance of both from it."""
+    """One unit in the last place of a mean of 1 and 3 is added, and for bfloat16 the distance of both from it."""
     value = np.array([[1.0], [3.0], [3.0]])
     found = bound_of(dtype, value, mask=np.array([1, 1, 0], bool))
     weights = 1 / (1 + np.exp(np.arange(3.0)))  # of the first key
@@ -250,7 +250,7 @@ def test_varlen():
 def by_loops(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
              query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
              layout="bhld"):  # fmt: skip
-    """The output and lse, one number at a time, in plain Python."""
+    """Return the output and lse, computed one number at a time in plain Python."""
     query, key, value = (np.asarray(x).astype(float) for x in (query, key, value))
     if query.ndim == 2:
         out, lse = by_loops(query[None], key[None], value[None], scale=scale, causal=causal, window=window,

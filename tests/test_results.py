@@ -29,7 +29,7 @@ def report(folder):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Page and charts, anew from the records alone."""
+    """Return a folder with page and charts made from the records alone."""
     pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("benchmarks")
     shutil.copy(BENCHMARKS / "report.py", folder)
@@ -40,7 +40,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def written_of_halves(tmp_path):
-    """The same of a run in half types that was never made: ORT Attention has float16 alone."""
+    """Return a folder with the page of a run in half types that was never made. ORT Attention has float16 alone."""
     pytest.importorskip("matplotlib")
     run = json.loads((BENCHMARKS / "results" / "amd-zen-4.json").read_text(encoding="utf-8"))
 
@@ -83,7 +83,7 @@ def test_half_types_show_what_each_speed_costs(written_of_halves):
 
 
 def rows_of(page):
-    """The rows of each machine's table, as dictionaries."""
+    """Yield the rows of each machine's table, as dictionaries."""
     for section in page.split("\n## ")[1:]:
         head, _, *rows = (
             [cell.strip() for cell in line[1:-1].split("|")] for line in section.splitlines() if line[:1] == "|"
@@ -98,7 +98,7 @@ def calls_a_second(figure):
 
 
 def test_no_figure_of_more_threads_stands_unmarked_at_half_the_speed_of_one():
-    """PyTorch's at bert-128 did: no machine makes 69 GFLOP/s with one thread and 11 with two."""
+    """No machine makes 69 GFLOP/s with one thread and 11 with two, as the page once said of PyTorch at bert-128."""
     several = 0
     for rows in rows_of((BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")):
         alone = {row["case"]: row for row in rows if row["threads"] == "1"}
@@ -113,7 +113,7 @@ def test_no_figure_of_more_threads_stands_unmarked_at_half_the_speed_of_one():
 
 @pytest.fixture
 def written_of_disturbed(tmp_path):
-    """The page of a run in which somebody disturbed three cases; its rows by case."""
+    """Return a folder with the page of a run in which three cases were disturbed, the page, and its rows by case."""
     pytest.importorskip("matplotlib")
     run = json.loads((BENCHMARKS / "results" / "amd-zen-4-2-threads.json").read_text(encoding="utf-8"))
     cases = {case["name"]: case for case in run["cases"]}
@@ -167,7 +167,7 @@ def test_every_machine_has_its_chart(written):
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_charts_are_generated(written, name):
-    """By what they tell of their data: how lines are drawn depends on matplotlib's version."""
+    """What charts tell of their data is compared. How lines are drawn depends on matplotlib's version."""
     new, kept = (ElementTree.parse(folder / "results" / name) for folder in (written, BENCHMARKS))
     assert len(new.find(f".//{DESCRIPTION}").text) > 100
     assert new.find(f".//{DESCRIPTION}").text == kept.find(f".//{DESCRIPTION}").text

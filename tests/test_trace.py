@@ -127,7 +127,7 @@ def test_is_frozen_and_has_a_short_repr(steps):
 
 
 def rows_after(text, heading, count):
-    """The numbers in the `count` lines after the line that begins with `heading`, by their first word."""
+    """Return the numbers in the `count` lines after the line that begins with `heading`, by their first word."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(heading)) + 1
     split = [line.split() for line in lines[start : start + count]]
@@ -255,7 +255,7 @@ def test_tokens_of_any_kind_print_on_one_line():
 
 
 class Page(HTMLParser):
-    """What a browser makes of it: the texts of headings, tables and SVG. Elements must nest."""
+    """Hold what a browser makes of a page: the texts of headings and tables, and the cells of SVG. Elements nest."""
 
     def __init__(self, text):
         super().__init__()
@@ -306,7 +306,7 @@ class Page(HTMLParser):
             self.style += data
 
     def numbers(self, table, columns=0):
-        """Of the cells; what they are called in the first row and the first column."""
+        """Return the numbers of a table, and what they are called in its first column and its first row."""
         rows = self.tables[table]
         top = rows.pop(0)[1:] if columns else None
         return np.array([row[1:] for row in rows], dtype=float), [row[0] for row in rows], top
@@ -352,7 +352,7 @@ def test_html_shows_the_heatmap_of_the_weights(steps):
 
 
 def luminance(colour):
-    """Relative, of sRGB (WCAG 2.2)."""
+    """Return the relative luminance of a colour in sRGB (WCAG 2.2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
     return np.dot([0.2126, 0.7152, 0.0722], linear)
 
