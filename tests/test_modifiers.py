@@ -136,7 +136,7 @@ def test_causal_counts_before_a_window():
 @EVERY_FUNCTION
 def test_signature(place):
     """The modifiers stand together, in the table's order and with its defaults, and are given by name."""
-    if place == "reference.attention_varlen":
+    if place in ("reference.attention_varlen", "reference.error_bound"):
         pytest.skip("it passes the names on")
     parameters = [*inspect.signature(function_of(place)).parameters.values()]
     expected = [(name, parameters[0].KEYWORD_ONLY, MODIFIERS[name].default) for name in names_of(place)]
