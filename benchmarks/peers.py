@@ -97,8 +97,8 @@ def _call_all(parts: list[NumpyAttention], out: np.ndarray) -> np.ndarray:
 
 
 class CattnIsa(Engine):
-    """Measure cattn with another kernel table. The table is picked at import, so it lives in a process of its own, which
-    works only while this one waits for it: it takes its turn in the rounds like every other engine."""
+    """Measure cattn with another kernel table, which is picked at import: it lives in a process of its own, which works
+    only while this one waits for it. It takes its turn in the rounds like every other engine."""
 
     package = "cattn"
 
