@@ -84,7 +84,8 @@ def run(options):
     if options.plot:
         _check_plot(options.plot)
     usual = [case for dtype in options.dtype or ["float32"] for case in core_cases(dtype) if case.name in USUAL_CASES]
-    sys.path.insert(0, os.getcwd())  # The user's function may lie here, where a script does not look.
+    if any(":" in name for name in options.engine or ()):
+        sys.path.insert(0, os.getcwd())  # The user's function may lie here, where a script does not look.
     settings = settings_of(options, usual)
 
     from cattn._bench import runs
