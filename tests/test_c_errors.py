@@ -481,6 +481,11 @@ def test_explanations_of_what_has_no_shape(door):
     assert (status & 255, found) == (MISSING, message(status) + "; got 3 and 5")
     status, found = door({**call.arguments, "mask": (1, 4, 65, 0, 0)})
     assert (status & 255, found) == (SHAPE, message(status) + "; got ndim 65")
+    shape = (ctypes.c_ssize_t * 3)(1, -3, 8)
+    changes = {"query": (1, 0, 3, ctypes.addressof(shape), 0), "key": (*call.arguments["key"][:2], 2**31 - 1, 1, 0)}
+    status, found = door(call.arguments | changes)
+    given = "; got (1, -3, 8); key has ndim 2147483647; value has (1, 5, 8)"
+    assert (status & 255, found) == (SHAPE, message(status) + given)
     status, found = door({**call.arguments, "struct_size": 8})
     assert (status & 255, found) == (VALUE, message(status) + "; got 8")
     assert explained(None, status) == message(status)
