@@ -1,8 +1,10 @@
 # What happens to the scores of a block: softcap, bias, ALiBi, masks and intervals, as the kernels want them.
 
+from libc.math cimport INFINITY
+
 from convert cimport gather_row, to_float
 from plan cimport STAGE_BIASED, STAGE_SOFTCAPPED, Plan
-from problem cimport CATTN_FLOAT32, cattn_problem
+from problem cimport CATTN_FLOAT32, cattn_problem, cattn_type
 from rows cimport open_rows, row_at, Rows
 from tile cimport HeadGroup, Tile, tile_row
 from tiles.tiles cimport cattn_score_mod
@@ -59,9 +61,25 @@ cdef inline Py_ssize_t row_before(const Rows *bias, const Tile *tile, const Regi
     return row - group if bias.array.row == 0 and row >= group else row
 
 
-cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, const Tile *tile,
+cdef inline bint masks_all(const void *bias, Py_ssize_t count, cattn_type type) noexcept nogil:
+    """Return whether all numbers of a row's bias are -infinity. The loops have no way out, so that compilers take many
+    numbers at a time."""
+    cdef unsigned char seen = 0
+    cdef Py_ssize_t j
+    if type == CATTN_FLOAT32:
+        for j in range(count):
+            seen |= (<const float *>bias)[j] != -INFINITY
+    else:
+        for j in range(count):
+            seen |= (<const double *>bias)[j] != -INFINITY
+    return not seen
+
+
+cdef inline bint set_biases(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, const Tile *tile,
                             const Region *region) noexcept nogil:
-    """Set the biases of a region's rows. Rows that share a bias share its copy."""
+    """Set the biases of a region's rows, and return whether they leave anything to see. Rows that share a bias share its
+    copy."""
+    cdef bint seen = False
     cdef const Rows *bias = &heads.bias
     cdef const Plan *plan = worker.call.plan
     cdef Py_ssize_t row, before, count = region.high - region.low
@@ -78,8 +96,10 @@ cdef inline void set_biases(cattn_score_mod *mod, const Worker *worker, const He
             gather_row(copy, plan.arithmetic, bias.array, source, count, plan.table)
             source = copy
         mod.bias[row] = source
+        seen = seen or not masks_all(source, count, plan.arithmetic)
     for row in range(region.rows, region.lanes):
         mod.bias[row] = mod.bias[0]
+    return seen
 
 
 cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, const Tile *tile,
@@ -101,7 +121,7 @@ cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const He
 cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, Tile *tile,
                                const Region *region) noexcept nogil:
     """Set what happens to the scores of a region, up to the stage that was asked for, and let the tile's kernels see it.
-    Return whether the mask leaves anything to see."""
+    Return whether mask and bias leave anything to see."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef int stage = worker.call.plan.stage
     cdef bint visible = True
@@ -117,7 +137,7 @@ cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const
     if mod.has_mask:
         visible = set_masks(mod, worker, heads, tile, region)
     if mod.has_bias:
-        set_biases(mod, worker, heads, tile, region)
+        visible = set_biases(mod, worker, heads, tile, region) and visible
     if mod.has_alibi:
         set_slopes(mod, worker, heads, tile, region)
     return visible
