@@ -208,7 +208,8 @@ cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cn
 
 cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
                                  bint heads_inside, object given):
-    """The output for plain inputs: `given`, or a new one; None where there is anything to look at more closely."""
+    """Return the output for plain inputs, which is `given` or a new array. Return None where there is anything to look
+    at more closely."""
     cdef int ndim = cnp.PyArray_NDIM(query)
     cdef cattn_type type = problem.query.type
     cdef cnp.npy_intp shape[CATTN_MAX_BATCH_NDIM + 3]
@@ -228,7 +229,7 @@ cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.
 
 
 cdef inline object set_plain_lse(cattn_problem *problem, cnp.ndarray out, bint heads_inside):
-    """A new array for the logarithms, of a plain output's shape without its last axis."""
+    """Return a new array for the logarithms, of a plain output's shape without its last axis."""
     cdef int ndim = cnp.PyArray_NDIM(out) - 1
     cdef cnp.ndarray lse = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(out),
                                              cnp.NPY_DOUBLE if problem.out.type == CATTN_FLOAT64

@@ -16,6 +16,7 @@ cdef enum:
 
 
 cdef inline bint is_half_type(int type) noexcept nogil:
+    """Return whether a type is float16 or bfloat16."""
     return type == CATTN_FLOAT16 or type == CATTN_BFLOAT16
 
 
@@ -31,11 +32,12 @@ cdef inline Py_ssize_t item_size(cattn_type type) noexcept nogil:
 
 
 cdef inline bint is_multiple(Py_ssize_t number, Py_ssize_t power_of_two) noexcept nogil:
+    """Return whether a power of two divides a number."""
     return number & (power_of_two - 1) == 0
 
 
 cdef inline bint in_place(const cattn_array *array, cattn_type type, int batch_ndim) noexcept nogil:
-    """Whether the tiles can read (or write) the rows of `array` where they lie."""
+    """Return whether the tiles can read (or write) the rows of `array` where they lie."""
     cdef Py_ssize_t item = item_size(type)
     cdef Py_ssize_t misaligned = <Py_ssize_t>array.data | array.head | array.row
     cdef int axis
@@ -77,6 +79,7 @@ cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn
 
 
 cdef inline void copy_item(char *to, const char *source, Py_ssize_t item, bint swapped) noexcept nogil:
+    """Copy one element. If `swapped`, its bytes are in the other order."""
     cdef Py_ssize_t byte
     if swapped:
         for byte in range(item):
@@ -86,14 +89,14 @@ cdef inline void copy_item(char *to, const char *source, Py_ssize_t item, bint s
 
 
 cdef inline bint is_direct(const cattn_array *array, const char *row) noexcept nogil:
-    """Whether the elements of `row` can be converted where they lie."""
+    """Return whether the elements of `row` can be converted where they lie."""
     cdef Py_ssize_t item = item_size(array.type)
     return array.column == item and not array.swapped and is_multiple(<Py_ssize_t>row, item)
 
 
 cdef inline void gather_row(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t count,
                             const cattn_table *table) noexcept nogil:
-    """`count` elements of `array` from `row` on, along its last axis."""
+    """Gather `count` elements of `array` from `row` on, along its last axis."""
     cdef double[PIECE] buffer
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), to_item = item_size(to_type)
@@ -115,7 +118,7 @@ ctypedef void (*gather_rows_function)(char *to, cattn_type to_type, const cattn_
 
 cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t rows,
                              Py_ssize_t count, const cattn_table *table) noexcept nogil:
-    """That for many rows, one behind the other."""
+    """Gather rows of `count` elements, one behind the other."""
     cdef Py_ssize_t i, item = item_size(array.type)
     if array.column == item and array.row == count * item:   # all of them are one row
         rows, count = 1, rows * count
@@ -125,7 +128,7 @@ cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *ar
 
 cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row,
                                  Py_ssize_t rows, Py_ssize_t count, const cattn_table *table) noexcept nogil:
-    """Rows of bfloat16 in groups, as the table's kernels take values of it."""
+    """Gather rows of bfloat16 in groups, as the table's kernels take values of that type."""
     cdef uint16_t[MOST_INTERLEAVED * PIECE] gathered
     cdef Py_ssize_t group = table.kernels[<int>to_type][<int>CATTN_MANY].interleaves, size = group * item_size(to_type)
     cdef Py_ssize_t block, first, number, start, piece, i
@@ -146,7 +149,7 @@ cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array
 
 cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type,
                              Py_ssize_t count, const cattn_table *table) noexcept nogil:
-    """The way back: contiguous reals into `count` elements of `array` from `row` on."""
+    """Convert contiguous numbers to `count` elements of `array` from `row` on."""
     cdef double[PIECE] buffer
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), source_item = item_size(source_type)

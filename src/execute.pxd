@@ -1,5 +1,5 @@
-# Problem → result: what is decided about a call, its memory, and its tasks one by one. It knows nothing of Python: who may
-# want to stop is a callback, and how it went a status.
+# Problem → result: what is decided about a call, its memory, and its tasks one by one. It knows nothing of Python:
+# who may want to stop is a callback, and how it went a status.
 
 from libc.stdlib cimport free, malloc
 
@@ -96,8 +96,8 @@ cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
 
 cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *problem, Py_ssize_t threads,
                                  const Caller *caller, Py_ssize_t *bytes) noexcept nogil:
-    """Compute a call with so many threads. `bytes` becomes the memory that it takes, or would have taken where there is not
-    so much."""
+    """Compute a call with so many threads. `bytes` becomes the memory that it takes, or would have taken where there
+    is not so much."""
     cdef const Schedule *schedule = &prepared.schedule
     cdef Py_ssize_t shared_at, starts_at, partials_at, workspaces_at
     cdef bint packed = problem.query_indptr != NULL, on_stack

@@ -42,7 +42,7 @@ cdef Machine machine
 
 
 cdef list isas():
-    """Names of all kernel tables, best first."""
+    """Return the names of all kernel tables, best first."""
     cdef int number = 0
     names = []
     while cattn_isa_name(number) != NULL:
@@ -109,14 +109,14 @@ cdef Py_ssize_t default_threads() except -1:
 
 
 cdef inline bint is_plain_scale(object scale) noexcept:
-    """None, or a float that every type holds in full precision."""
+    """Return whether a scale is None, or a float that every type holds in full precision."""
     return scale is None or (type(scale) is float and 1e-37 < <double>scale < 1e38)
 
 
 cdef object attend_plain(cattn_problem *problem, object query, object key, object value, object scale, bint causal,
                          dict modifiers, bint heads_inside, object given_out, bint return_lse, object num_threads):
-    """What `attention` returns for three plain arrays of matching shapes; None where there is anything to look at more
-    closely. Without modifiers nothing is asked of _arguments."""
+    """Return what `attention` returns for three plain arrays of matching shapes. Return None where there is anything to
+    look at more closely. Without modifiers nothing is asked of _arguments."""
     cdef Py_ssize_t threads = 0
     if modifiers is not None and given_out is not None:   # it may overlap one of them
         return None

@@ -12,7 +12,7 @@ from tiles.tiles cimport CATTN_FEW, CATTN_MAX_KEYS, CATTN_MAX_LANES, cattn_kerne
 
 
 cdef inline double non_finite(const char *item, cattn_type type) noexcept nogil:
-    """An infinity or NaN as it is; 0 for a finite number."""
+    """Return an infinity or a NaN as it is, and 0 for a finite number."""
     cdef uint16_t bits, exponent
     cdef double value = 0
     if is_half_type(type):
@@ -29,11 +29,13 @@ cdef inline double non_finite(const char *item, cattn_type type) noexcept nogil:
 
 
 cdef inline cattn_type arithmetic_of(const cattn_kernels *kernels) noexcept nogil:
+    """Return the type that these kernels compute in."""
     return CATTN_FLOAT32 if kernels.itemsize == sizeof(float) else CATTN_FLOAT64
 
 
 cdef inline bint are_finite(const void *items, Py_ssize_t count, cattn_type type) noexcept nogil:
-    """Whether no exponent is the largest one: in loops that compilers take many at a time."""
+    """Return whether no exponent is the largest one. The loops have no way out, so that compilers take many numbers
+    at a time."""
     cdef uint64_t double_exponent = <uint64_t>0x7ff << 52
     cdef uint32_t float_exponent = 0x7f800000
     cdef uint16_t half_exponent = 0x7c00 if type == CATTN_FLOAT16 else 0x7f80
@@ -52,6 +54,7 @@ cdef inline bint are_finite(const void *items, Py_ssize_t count, cattn_type type
 
 
 cdef inline bint is_zero(const char *item, const cattn_kernels *kernels) noexcept nogil:
+    """Return whether a number of the arithmetic type is 0."""
     return ((<const float *>item)[0] if kernels.itemsize == sizeof(float) else (<const double *>item)[0]) == 0
 
 
@@ -69,7 +72,7 @@ cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *
 
 cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                                  const cattn_key_block *block) noexcept nogil:
-    """Whether its values are finite, and the sums so far."""
+    """Return whether a block's values and the sums so far are finite."""
     cdef bint few = kernels.layout == CATTN_FEW, lost = False
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
     cdef Py_ssize_t together = kernels.interleaves, i
@@ -88,7 +91,7 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
 
 cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                               const cattn_key_block *block, Py_ssize_t c) noexcept nogil:
-    """One column: what is finite by itself, then what is not."""
+    """Weigh one column of values: first what is finite, by the kernel, and then what is not."""
     cdef double values[CATTN_MAX_KEYS]
     cdef double rest[CATTN_MAX_LANES]
     cdef double value
@@ -128,7 +131,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
 
 cdef inline void select_values(const cattn_kernels *kernels, void *output, const cattn_row_tile *tile,
                                const cattn_key_block *block) noexcept nogil:
-    """As the kernel `values`."""
+    """Do what the kernel `values` does, but let nothing that is masked reach the output."""
     cdef Py_ssize_t c
     if is_finite_block(kernels, output, tile, block):
         kernels.values(output, tile, block)

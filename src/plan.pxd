@@ -1,5 +1,6 @@
-# Problem → Plan: how each number of rows is computed, in blocks of which size, and what the kernels read where it lies. A
-# pure function of the problem, the kernel table and what is known of the processor, never of the number of threads.
+# Problem → Plan: how each number of rows is computed, in blocks of which size, and what the kernels read where it
+# lies. A pure function of the problem, the kernel table and what is known of the processor, never of the number of
+# threads.
 #
 # What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
 # own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
@@ -127,11 +128,11 @@ cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, co
 
 cdef inline void share_blocks(Plan *plan, const cattn_problem *problem, const Machine *machine,
                               Py_ssize_t tiles) noexcept nogil:
-    """Set how many tiles of many rows share a block of keys: those of a task lie in L2, beside a block of keys and one of
-    values."""
+    """Set how many tiles of many rows share a block of keys: those of a task lie in L2, beside a block of keys and
+    one of values."""
     cdef Py_ssize_t lanes = plan.many.kernels.lanes, largest, tiles_of_head
     cdef Py_ssize_t tile_bytes = lanes * plan.itemsize * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
-    cdef double bytes_of_head
+    cdef double bytes_of_head, bytes_of_all
     largest = min(machine.l2_bytes // 2 // tile_bytes,
                   <Py_ssize_t>TILES_BYTES // (tile_bytes + 2 * lanes * plan.itemsize * problem.value_size))
     plan.many.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest,
@@ -143,9 +144,10 @@ cdef inline void share_blocks(Plan *plan, const cattn_problem *problem, const Ma
                          > bytes_of_head * ((tiles_of_head + plan.many.tiles_per_task - 1) // plan.many.tiles_per_task))
     plan.head_fits_l2 = (bytes_of_head + bytes_beside(&problem.mask, problem, False)
                          + bytes_beside(&problem.bias, problem, False) <= machine.l2_bytes // 2)
-    # Of packed sequences, key_length is the total.
-    plan.many.prefetches = plan.stage == STAGE_OUTPUT and not machine.prefetches_rows and bytes_of_head * problem.key_heads \
-        * (plan.entries if problem.key_indptr == NULL else 1) > machine.l2_bytes // 2
+    # For packed sequences, key_length is the total.
+    bytes_of_all = bytes_of_head * problem.key_heads * (plan.entries if problem.key_indptr == NULL else 1)
+    plan.many.prefetches = (plan.stage == STAGE_OUTPUT and not machine.prefetches_rows
+                            and bytes_of_all > machine.l2_bytes // 2)
 
 
 cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, const Machine *machine, int stage,

@@ -67,8 +67,8 @@ cdef inline bint same_keys(const Task *one, const Task *other) noexcept nogil:
 
 cdef inline void prefetch_block(const Prefetch *prefetch, Py_ssize_t low, Py_ssize_t share,
                                 Py_ssize_t shares) noexcept nogil:
-    """Ask for a share of the block of keys and values that comes next, from key `low` on. Behind the last block of a task,
-    that is the first one of the next task."""
+    """Ask for a share of the block of keys and values that comes next, from key `low` on. Behind the last block of a
+    task, that is the first one of the next task."""
     cdef const cattn_problem *problem = prefetch.worker.call.problem
     cdef const Task *next_task = prefetch.next
     cdef Rows keys = prefetch.heads.key, values = prefetch.heads.value

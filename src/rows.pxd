@@ -1,5 +1,5 @@
-# The rows of one array that belong to one batch entry and one group of heads: where they lie, how a block of them is read,
-# and how it is asked for ahead.
+# The rows of one array that belong to one batch entry and one group of heads: where they lie, how a block of them is
+# read, and how it is asked for ahead.
 
 from libc.stdint cimport int64_t
 

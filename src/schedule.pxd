@@ -1,5 +1,5 @@
-# Plan → Schedule: which tasks there are. A task is some rows of one key head of one batch entry, with all their keys or with
-# one chunk of them. Nothing here knows about memory or threads.
+# Plan → Schedule: which tasks there are. A task is some rows of one key head of one batch entry, with all their keys
+# or with one chunk of them. Nothing here knows about memory or threads.
 
 from caller cimport Caller, is_stopped
 from plan cimport Plan, Strategy, strategy_of
@@ -11,7 +11,8 @@ from tiles.tiles cimport CATTN_FEW_ROWS
 cdef enum:
     # Multiply-adds below which waking a worker costs more than it brings: about 50 µs.
     THREADS_WORK = 2097152
-    # Where fewer rows than these share a key, reading it takes longer than its multiply-adds, as long as those of so many.
+    # Where fewer rows than these share a key, reading it takes longer than its multiply-adds, as long as those of so
+    # many.
     READING_ROWS = 3
 
 
@@ -69,8 +70,8 @@ cdef inline Py_ssize_t rows_of_partial(Py_ssize_t rows) noexcept nogil:
 
 cdef inline cattn_status count_packed(Schedule *schedule, const Plan *plan, const cattn_problem *problem,
                                       const Caller *caller, Start *starts) noexcept nogil:
-    """Count the tasks of packed sequences and the rows of their partial results. If `starts` is not NULL, note where those
-    of each sequence begin."""
+    """Count the tasks of packed sequences and the rows of their partial results. If `starts` is not NULL, note where
+    those of each sequence begin."""
     cdef Py_ssize_t entry, rows, splits, count
     cdef const Strategy *strategy
     schedule.tasks = schedule.partial_rows = schedule.head_partial_rows = 0
@@ -160,7 +161,8 @@ cdef inline bint leaves_last_partial(const Task *task, const cattn_problem *prob
 
 cdef inline Py_ssize_t find_sequence(const Start *starts, const Schedule *schedule, Py_ssize_t entries,
                                      Py_ssize_t task) noexcept nogil:
-    """Return the packed sequence that a task belongs to. The search begins where it would be if all had as many tasks."""
+    """Return the packed sequence that a task belongs to. The search begins where it would be if all had as many
+    tasks."""
     cdef Py_ssize_t count = entries, step = 1, low, high, middle
     low = min(count - 1, <Py_ssize_t>(<double>task / schedule.tasks * count))
     high = low + 1
@@ -183,7 +185,8 @@ cdef inline Py_ssize_t find_sequence(const Start *starts, const Schedule *schedu
 
 cdef inline const Task *find_task(Task *task, const Schedule *schedule, const Plan *plan,
                                   const cattn_problem *problem, const Start *starts, Py_ssize_t number) noexcept nogil:
-    """Describe the task of this number, or return NULL if there is none. `starts` is NULL unless sequences are packed."""
+    """Describe the task of this number, or return NULL if there is none. `starts` is NULL unless sequences are
+    packed."""
     cdef Py_ssize_t entry
     cdef Start start
     if not 0 <= number < schedule.tasks:

@@ -77,8 +77,8 @@ cdef inline bint masks_all(const void *bias, Py_ssize_t count, cattn_type type) 
 
 cdef inline bint set_biases(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, const Tile *tile,
                             const Region *region) noexcept nogil:
-    """Set the biases of a region's rows, and return whether they leave anything to see. Rows that share a bias share its
-    copy."""
+    """Set the biases of a region's rows, and return whether they leave anything to see. Rows that share a bias share
+    its copy."""
     cdef bint seen = False
     cdef const Rows *bias = &heads.bias
     cdef const Plan *plan = worker.call.plan
@@ -120,8 +120,8 @@ cdef inline void set_slopes(cattn_score_mod *mod, const Worker *worker, const He
 
 cdef inline bint set_score_mod(cattn_score_mod *mod, const Worker *worker, const HeadGroup *heads, Tile *tile,
                                const Region *region) noexcept nogil:
-    """Set what happens to the scores of a region, up to the stage that was asked for, and let the tile's kernels see it.
-    Return whether mask and bias leave anything to see."""
+    """Set what happens to the scores of a region, up to the stage that was asked for, and let the tile's kernels see
+    it. Return whether mask and bias leave anything to see."""
     cdef const cattn_problem *problem = worker.call.problem
     cdef int stage = worker.call.plan.stage
     cdef bint visible = True

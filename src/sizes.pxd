@@ -4,7 +4,8 @@ from tiles.tiles cimport CATTN_ALIGNMENT, PY_SSIZE_T_MAX
 
 
 cdef inline Py_ssize_t times(Py_ssize_t one, Py_ssize_t other) noexcept nogil:
-    """Return the product of two counts, or 2^61 if it is larger, which no memory holds. Three of these can be added up."""
+    """Return the product of two counts, or 2^61 if it is larger, which no memory holds. Three of these can be added
+    up."""
     cdef Py_ssize_t most = PY_SSIZE_T_MAX // 4 + 1
     if one | other < 1 << 30:   # no division
         return one * other

@@ -1,7 +1,7 @@
 # The running softmax of a tile as a value: begin, join, save, load, finish.
 #
-# A tile computes one chunk of keys at a time into `arrays.softmax`. The first chunk begins in the total's own buffers. Each
-# chunk after it begins in the tile's other buffers, and is then joined to the total.
+# A tile computes one chunk of keys at a time into `arrays.softmax`. The first chunk begins in the total's own
+# buffers. Each chunk after it begins in the tile's other buffers, and is then joined to the total.
 
 from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset

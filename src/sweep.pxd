@@ -1,6 +1,6 @@
-# The sweep: which tile of a task meets which block of keys, in which order. What is done with the scores of a region, some
-# rows of a tile and some keys of a block, is left to a *reduction*, a function that the caller names. Compilers see which one
-# it is, and call it directly.
+# The sweep: which tile of a task meets which block of keys, in which order. What is done with the scores of a region,
+# some rows of a tile and some keys of a block, is left to a *reduction*, a function that the caller names. Compilers
+# see which one it is, and call it directly.
 #
 #   for each block of keys and values               sweep
 #     for each tile of rows                         meet

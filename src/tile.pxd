@@ -93,7 +93,8 @@ cdef inline char *tile_row(const Rows *rows, const Tile *tile, Py_ssize_t row) n
 
 cdef inline void find_interval(Tile *tile, Py_ssize_t row, const cattn_problem *problem, const HeadGroup *heads,
                                int64_t low, int64_t high) noexcept nogil:
-    """Find the keys start <= j < stop that a row may attend to among keys low <= j < high. Masks and biases come later."""
+    """Find the keys start <= j < stop that a row may attend to among keys low <= j < high. Masks and biases come
+    later."""
     cdef Py_ssize_t head = tile.head[row], i = tile.index[row]
     cdef int64_t position = heads.offset + i
     if problem.window_left != CATTN_UNLIMITED:

@@ -53,8 +53,8 @@ cdef inline void repeat_softmax(SoftmaxBuffers *buffers, Py_ssize_t *bytes, Py_s
 
 
 cdef inline Py_ssize_t query_room(const cattn_problem *problem) noexcept nogil:
-    """Return the room for a row of a tile's queries, in numbers. A row may end in a whole vector of 64 bytes, or in a whole
-    row of a register tile, which takes pairs of columns."""
+    """Return the room for a row of a tile's queries, in numbers. A row may end in a whole vector of 64 bytes, or in a
+    whole row of a register tile, which takes pairs of columns."""
     return round_up(problem.head_size, 16)
 
 

@@ -1,5 +1,5 @@
-# The reduction of `attention`: the online softmax (Milakov and Gimelshein 2018; Rabe and Staats 2021). No more than one block
-# of scores exists at a time.
+# The reduction of `attention`: the online softmax (Milakov and Gimelshein 2018; Rabe and Staats 2021). No more than
+# one block of scores exists at a time.
 #
 #   for each chunk of keys                          sweep_chunks
 #     for each block, tile and region               sweep.pxd
@@ -25,8 +25,8 @@ from worker cimport MOVE_WORK, ROW_WORK, stopped, Worker
 
 cdef inline void attend_region(const Sweep *sweep, Tile *tile, const Block *block, Region *region,
                                void *exact) noexcept nogil:
-    """Add the keys and values of a region to the softmax of its rows. If `exact` is not NULL, what is masked is left out
-    even where it is not finite."""
+    """Add the keys and values of a region to the softmax of its rows. If `exact` is not NULL, what is masked is left
+    out even where it is not finite."""
     cdef const cattn_kernels *kernels = tile.kernels
     cdef Py_ssize_t skipped = region.low - block.start, number = region.first // tile.half
     cdef const cattn_row_tile *arrays

@@ -1,5 +1,5 @@
-# The reduction of `attention_weights`: the scores at the stage that was asked for; the weights in two passes, of which the
-# first finds the sums.
+# The reduction of `attention_weights`: the scores at the stage that was asked for; the weights in two passes, of
+# which the first finds the sums.
 
 from libc.string cimport memcpy, memset
 
