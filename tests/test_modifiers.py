@@ -220,7 +220,7 @@ PLACES_OF_FIELDS = {
     "src/problem.pxd, cattn_problem": ("struct cattn_problem:", "\0"),
     "src/arrays.pxd, set_modifiers": ("int set_modifiers(", "\n\n\n"),
     "src/arrays.pxd, set_unmodified": ("void set_unmodified(", "\n\n\n"),
-    "src/c_arguments.h": ("", "\0"),
+    "src/c_arguments.h, cattn_arguments": ("cattn_arguments[] = {", "enum { CATTN_ARGUMENTS"),
 }
 
 
@@ -230,7 +230,7 @@ def test_fields_in_c(place):
     assert [name for name, row in MODIFIERS.items() if lacking(row.fields, found)] == []
 
 
-@pytest.mark.parametrize("path", ["cattn/cattn.h", "cattn/__init__.pxd", "src/c_api.pxd"])
+@pytest.mark.parametrize("path", ["cattn/cattn.h", "cattn/__init__.pxd", "src/c_arguments.h", "src/c_api.pxd"])
 def test_flags_in_c(path):
     found = identifiers(path)
     assert [name for name, row in MODIFIERS.items() if lacking(row.flags, found)] == []
