@@ -240,7 +240,11 @@ def attention_varlen(
     return (out, lse) if return_lse else out
 
 
-def error_bound(query, key, value, *, return_lse=False, **modifiers):
+def error_bound(
+    query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None, query_lengths=None,
+    key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None, layout="bhld",
+    return_lse=False,
+):  # fmt: skip
     r"""Compute how far each output of `cattn.attention` may be from that of `attention`.
 
     Parameters
@@ -251,10 +255,12 @@ def error_bound(query, key, value, *, return_lse=False, **modifiers):
         As in `attention`.
     value : array_like, (..., Hkv, Lk, Dv)
         As in `attention`.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`.
+    mask, bias, alibi_slopes, softcap, sinks, layout : optional
+        As in `attention`.
     return_lse : bool
         Also return the bound of lse.
-    **modifiers
-        As in `attention`, the layout included.
 
     Returns
     -------
@@ -299,6 +305,11 @@ def error_bound(query, key, value, *, return_lse=False, **modifiers):
     >>> bool(np.all(np.abs(error) <= cattn.reference.error_bound(query, key, value)))
     True
     """
+    modifiers = dict(
+        scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
+        query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
+        softcap=softcap, sinks=sinks, layout=layout,
+    )  # fmt: skip
     with np.errstate(all="ignore"):
         yardstick = _Yardstick(query, key, value, **modifiers)
         numpy = attention(query, key, value, **modifiers, return_lse=True, dtype=yardstick.arithmetic)

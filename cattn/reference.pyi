@@ -1,4 +1,4 @@
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -18,21 +18,6 @@ from ._kernel import (
 __all__ = ["attention", "attention_varlen", "attention_weights", "error_bound"]
 
 _Result: TypeAlias = NDArray[np.floating[Any]]  # float64, or longdouble
-
-class _Modifiers(TypedDict, total=False):
-    scale: _Number | None
-    causal: _Flag
-    window: _Window | None
-    query_offset: _Offset | None
-    key_range: _KeyRange | None
-    query_lengths: _Integers | None
-    key_lengths: _Integers | None
-    mask: _Array | None
-    bias: _Array | None
-    alibi_slopes: _Array | None
-    softcap: _Number | None
-    sinks: _Array | None
-    layout: _Layout
 
 @overload
 def attention(
@@ -176,13 +161,64 @@ def attention_varlen(
 ) -> _Result | tuple[_Result, _Result]: ...
 @overload
 def error_bound(
-    query: _Array, key: _Array, value: _Array, *, return_lse: Literal[False] = False, **modifiers: Unpack[_Modifiers]
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    *,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    layout: _Layout = "bhld",
+    return_lse: Literal[False] = False,
 ) -> _Result: ...
 @overload
 def error_bound(
-    query: _Array, key: _Array, value: _Array, *, return_lse: Literal[True], **modifiers: Unpack[_Modifiers]
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    *,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    layout: _Layout = "bhld",
+    return_lse: Literal[True],
 ) -> tuple[_Result, _Result]: ...
 @overload
 def error_bound(
-    query: _Array, key: _Array, value: _Array, *, return_lse: _Flag, **modifiers: Unpack[_Modifiers]
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    *,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    layout: _Layout = "bhld",
+    return_lse: _Flag,
 ) -> _Result | tuple[_Result, _Result]: ...
