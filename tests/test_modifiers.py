@@ -82,7 +82,6 @@ CALLS = {
 }
 FUNCTIONS = {name: getattr(cattn, name) for name in CALLS if "." not in name and "flash" not in name}
 FUNCTIONS |= {"plan": cattn.plan} | {f"reference.{name}": getattr(reference, name) for name in reference.__all__}
-PASSES_ON = ("reference.attention_varlen", "reference.error_bound")  # have **modifiers
 EVERY_CALL = pytest.mark.parametrize("place", CALLS)
 EVERY_FUNCTION = pytest.mark.parametrize("place", [*FUNCTIONS, "dask.attention"])
 
@@ -137,7 +136,7 @@ def test_causal_counts_before_a_window():
 @EVERY_FUNCTION
 def test_signature(place):
     """The modifiers stand together, in the table's order and with its defaults, and are given by name."""
-    if place in PASSES_ON:
+    if place == "reference.attention_varlen":
         pytest.skip("it passes the names on")
     parameters = [*inspect.signature(function_of(place)).parameters.values()]
     expected = [(name, parameters[0].KEYWORD_ONLY, MODIFIERS[name].default) for name in names_of(place)]
@@ -151,8 +150,6 @@ def test_signature(place):
 
 @EVERY_FUNCTION
 def test_docstring(place):
-    if place == "reference.error_bound":
-        pytest.skip("it names them all at once: as in `attention`")
     documented = inspect.getdoc(function_of(place)).partition("Parameters\n")[2].partition("Returns\n")[0]
     assert lacking(names_of(place), re.findall(r"\w+", documented)) == []
 
