@@ -64,7 +64,7 @@ typedef struct {
     int is_aligned;
     unsigned types;                        /* the set of types that it may have */
     int beside;                            /* the number of the array on whose type its own type depends, or 0 */
-    unsigned types_beside[CATTN_FLOATS];   /* the set of types that it may have, for each type of that array */
+    unsigned types_beside[CATTN_FLOATS];   /* the set of types that it may have, for each floating type of that array */
     size_t axes[3];                        /* the sizes of head, row and column; 0 for an axis that it does not have */
     int broadcast;                         /* a CATTN_BROADCAST_... */
     int has_no_batch;                      /* all entries of the batch share it */
