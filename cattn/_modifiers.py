@@ -54,7 +54,7 @@ class Modifiers(NamedTuple):
 class Modifier(NamedTuple):
     """Describe one modifier: a row of the table.
 
-    Code that can ask the table does so. tests/test_modifiers.py compares the table with all places that cannot ask it:
+    tests/test_modifiers.py compares the table with all places that cannot ask it:
     signatures, stubs, docstrings, the specification and C.
     """
 

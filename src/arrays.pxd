@@ -54,7 +54,7 @@ cdef inline int set_array(cattn_array *array, object given, int batch_ndim, int 
 
 
 cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
-    """Copy what _arguments.Modifiers says into the problem, whose sizes are set."""
+    """Copy what _modifiers.Modifiers says into the problem, whose sizes are set."""
     cdef int batch_ndim = problem.batch_ndim
     set_array(&problem.mask, given.mask, batch_ndim, 3)
     set_array(&problem.bias, given.bias, batch_ndim, 3)

@@ -367,7 +367,7 @@ cdef inline int set_numbers(CallFromC *call) noexcept nogil:
 
 
 cdef inline int check_offset(CallFromC *call) noexcept nogil:
-    """Check that the position of the queries is said once at most, and once if it matters."""
+    """Check that the position of the queries is not given twice, and is given if the result depends on it."""
     cdef const cattn_problem *problem = &call.problem
     cdef unsigned int words = call.args.flags & (CATTN_OFFSET_START | CATTN_OFFSET_END)
     cdef bint is_array = call.args.query_offset.data != NULL

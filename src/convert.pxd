@@ -12,7 +12,7 @@ from tiles.tiles cimport CATTN_MANY, cattn_table
 
 cdef enum:
     PIECE = 128   # elements converted at a time, through the stack
-    MOST_INTERLEAVED = 32   # rows: a row of an AMX tile of bfloat16
+    MOST_INTERLEAVED = 32   # rows at most: as many as bfloat16 numbers lie in a row of an AMX tile
 
 
 cdef inline bint is_half_type(int type) noexcept nogil:

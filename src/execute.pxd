@@ -1,5 +1,5 @@
-# Problem → result: what is decided about a call, its memory, and its tasks one by one. It knows nothing of Python:
-# who may want to stop is a callback, and how it went a status.
+# Problem → result: what is decided about a call, its memory, and its tasks one by one. It knows nothing of Python: it
+# asks a callback whether to stop, and returns a status.
 
 from libc.stdlib cimport free, malloc
 

@@ -79,7 +79,7 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
     for i in range((block.count + together - 1) // together):
         if not are_finite(block.data + i * together * block.stride, together * block.size, block.type):
             return False
-    # A sum that is not finite stays so by itself where its scale is not 0.
+    # Where the scale is not 0, a sum that is not finite stays so in the kernel.
     for i in range(0 if tile.is_new else tile.rows):
         lost |= is_zero(<const char *>tile.row_scale + i * kernels.itemsize, kernels)
     for i in range(lines if lost else 0):

@@ -2,8 +2,8 @@
 # lies. A pure function of the problem, the kernel table and what is known of the processor, never of the number of
 # threads.
 #
-# What changes the order of operations within a row depends on little, so that its bits do: the strategy on the entry's
-# own number of rows, the blocks and the chunk on table, head size and type. All are cut at multiples from key 0.
+# The bits of a row depend only on its entry's number of rows, the kernel table, the head size and the type, because
+# nothing else changes the order of its operations. Blocks and chunks are cut at multiples from key 0.
 
 from caller cimport Caller, is_stopped
 from convert cimport in_place, item_size
@@ -41,7 +41,7 @@ cdef struct Strategy:
     const cattn_kernels *kernels
     Py_ssize_t key_block, chunk      # keys
     Py_ssize_t tiles_per_task
-    bint splits_keys                 # each chunk is a task, which leaves a partial result
+    bint splits_keys                 # if there are several chunks, each is a task, which leaves a partial result
     bint prefetches                  # keys, values, queries and outputs: they come from beyond L2, unforeseen
     Storage key, value
     bint query_in_place
@@ -57,7 +57,7 @@ cdef struct Plan:
     Strategy many, few
     bint has_many, has_few
     bint heads_inside                    # tasks of the same rows follow each other, head by head
-    bint head_fits_l2                    # its keys and values, which then stay from task to task
+    bint head_fits_l2                    # a head's keys and values, mask and bias, which then stay from task to task
     bint out_in_place, mask_in_place, bias_in_place
 
 
@@ -126,10 +126,10 @@ cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, co
     return CATTN_DONE
 
 
-cdef inline void share_blocks(Plan *plan, const cattn_problem *problem, const Machine *machine,
-                              Py_ssize_t tiles) noexcept nogil:
-    """Set how many tiles of many rows share a block of keys: those of a task lie in L2, beside a block of keys and
-    one of values."""
+cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Machine *machine,
+                            Py_ssize_t tiles) noexcept nogil:
+    """Set what depends on the caches: how many tiles of many rows share a block of keys, which task follows which, and
+    what is asked for ahead. The tiles of a task lie in L2, beside a block of keys and one of values."""
     cdef Py_ssize_t lanes = plan.many.kernels.lanes, largest, tiles_of_head
     cdef Py_ssize_t tile_bytes = lanes * plan.itemsize * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
     cdef double bytes_of_head, bytes_of_all
@@ -139,7 +139,8 @@ cdef inline void share_blocks(Plan *plan, const cattn_problem *problem, const Ma
                                                       (tiles + WANTED_TASKS - 1) // WANTED_TASKS))
     bytes_of_head = <double>problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
     tiles_of_head = (problem.query_length * plan.group + lanes - 1) // lanes
-    # Where a mask or a bias that all heads share is larger than what their tasks read of keys and values.
+    # The heads of the same rows follow each other if they share a mask or a bias that is larger than what their tasks
+    # read of keys and values.
     plan.heads_inside = (bytes_beside(&problem.mask, problem, True) + bytes_beside(&problem.bias, problem, True)
                          > bytes_of_head * ((tiles_of_head + plan.many.tiles_per_task - 1) // plan.many.tiles_per_task))
     plan.head_fits_l2 = (bytes_of_head + bytes_beside(&problem.mask, problem, False)
@@ -177,7 +178,7 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     plan.heads_inside = False
     if plan.has_many:
         set_strategy(&plan.many, problem, depth)
-        share_blocks(plan, problem, machine, tiles)
+        fit_caches(plan, problem, machine, tiles)
     if plan.has_few or not plan.has_many:
         set_strategy(&plan.few, problem, depth)
     plan.out_in_place = in_place(&problem.out, plan.arithmetic, problem.batch_ndim)

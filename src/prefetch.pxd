@@ -1,6 +1,6 @@
-# Memory that is asked for before it is needed: rows that lie far apart; and, where the processor does not foresee them,
-# those that come from beyond L2. A problem whose keys and values all stay there is small: to ask for anything
-# would cost more than it brings.
+# This file asks for memory before it is needed: for rows that lie far apart, and, where the processor does not foresee
+# them, for those that come from beyond L2. If all keys and values stay in L2, the problem is small, and asking for
+# anything would cost more than it brings.
 
 from convert cimport item_size
 from problem cimport cattn_problem

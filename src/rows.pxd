@@ -82,7 +82,7 @@ cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Stor
     else:
         storage.gather(room, storage.type, rows.array, first, block.count, block.size, table)
         block.data = room
-        block.stride = block.size * item_size(storage.type)   # of pairs, what one key takes
+        block.stride = block.size * item_size(storage.type)   # if keys are interleaved, one key's share
 
 
 cdef inline void prefetch_row(const char *row, Py_ssize_t bytes) noexcept nogil:

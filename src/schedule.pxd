@@ -11,8 +11,7 @@ from tiles.tiles cimport CATTN_FEW_ROWS
 cdef enum:
     # Multiply-adds below which waking a worker costs more than it brings: about 50 µs.
     THREADS_WORK = 2097152
-    # Where fewer rows than these share a key, reading it takes longer than its multiply-adds, as long as those of so
-    # many.
+    # Reading a key takes as long as its multiply-adds with so many rows.
     READING_ROWS = 3
 
 
@@ -128,8 +127,8 @@ cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *pr
     """Describe the task of this number, which belongs to the entry that begins at `start`.
 
     The last rows come first: under a causal mask they see the most keys, and what is light is left for the end. Tasks
-    of one key head follow each other, so that its keys stay in a cache; but those of the same rows do where the heads
-    share what is larger: a mask or a bias.
+    of one key head follow each other, so that its keys stay in a cache. If the heads share a mask or a bias that is
+    larger than the keys, the tasks of the same rows follow each other instead.
     """
     cdef Py_ssize_t rows = entry_query_length(problem, entry) * plan.group, keys = entry_key_length(problem, entry)
     cdef const Strategy *strategy = strategy_of(plan, rows)

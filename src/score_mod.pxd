@@ -9,7 +9,6 @@ from rows cimport open_rows, row_at, Rows
 from tile cimport HeadGroup, Tile, tile_row
 from tiles.tiles cimport cattn_score_mod
 from worker cimport Worker
-from workspace cimport buffer_at
 
 
 # Some rows of a tile and some keys of a block.
@@ -39,7 +38,7 @@ cdef inline bint set_masks(cattn_score_mod *mod, const Worker *worker, const Hea
     for row in range(region.rows):
         source = tile_row(&heads.mask, tile, region.first + row) + region.low * column
         if not worker.call.plan.mask_in_place:
-            copy = buffer_at(&worker.call.workspace.mask, worker.memory, 0) + row * count
+            copy = worker.memory + worker.call.workspace.mask + row * count
             for j in range(count):
                 copy[j] = source[j * column]
             source = copy
@@ -92,7 +91,7 @@ cdef inline bint set_biases(cattn_score_mod *mod, const Worker *worker, const He
             continue
         source = tile_row(bias, tile, region.first + row) + region.low * bias.array.column
         if not plan.bias_in_place:
-            copy = buffer_at(&worker.call.workspace.bias, worker.memory, 0) + row * count * plan.itemsize
+            copy = worker.memory + worker.call.workspace.bias + row * count * plan.itemsize
             gather_row(copy, plan.arithmetic, bias.array, source, count, plan.table)
             source = copy
         mod.bias[row] = source

@@ -25,7 +25,7 @@ cdef inline Py_ssize_t round_up(Py_ssize_t number, Py_ssize_t multiple) noexcept
 
 
 cdef inline Py_ssize_t reserve(Py_ssize_t *bytes, Py_ssize_t size) noexcept nogil:
-    """Return where an array of `size` bytes begins that is put behind the first `bytes` ones, and add it to those."""
+    """Add an array of `size` bytes behind the first `bytes` bytes, and return where it begins."""
     cdef Py_ssize_t at = bytes[0]
     bytes[0] += round_up(size, CATTN_ALIGNMENT)
     return at

@@ -1,4 +1,4 @@
-# The running softmax of a tile as a value: begin, join, save, load, finish.
+# The running softmax of a tile as a value: begin, join, save, find, finish.
 #
 # A tile computes one chunk of keys at a time into `arrays.softmax`. The first chunk begins in the total's own
 # buffers. Each chunk after it begins in the tile's other buffers, and is then joined to the total.
@@ -14,7 +14,6 @@ from schedule cimport rows_of_partial, Task
 from tile cimport HeadGroup, Tile, tile_row
 from tiles.tiles cimport CATTN_FEW, CATTN_HALVES, CATTN_MAX_LANES, cattn_softmax
 from worker cimport Worker
-from workspace cimport buffer_at
 
 
 cdef inline void begin_softmax(Tile *tile, const cattn_softmax *room, const Worker *worker, const HeadGroup *heads,
@@ -55,7 +54,7 @@ cdef inline void fill_new(Tile *tile, Py_ssize_t size) noexcept nogil:
 
 
 cdef inline void begin_total(Tile *tile, Py_ssize_t size) noexcept nogil:
-    """Let the total be what it holds, with nothing lost to rounding yet."""
+    """Set the carries of the total to 0: nothing of what it holds is lost to rounding yet."""
     cdef Py_ssize_t item = tile.kernels.itemsize
     memset(tile.total.row_sum_carry, 0, CATTN_MAX_LANES * item)
     memset(tile.total.lse_sum_carry, 0, CATTN_MAX_LANES * item)
@@ -80,7 +79,7 @@ cdef inline bint store_output(Tile *tile, const Worker *worker, const HeadGroup 
     """Store the output, divided by the sums. Return whether all of it is finite."""
     cdef const Plan *plan = worker.call.plan
     cdef Py_ssize_t row, size = worker.call.problem.value_size, bytes = size * plan.itemsize
-    cdef char *room = buffer_at(&worker.call.workspace.row, worker.memory, 0)
+    cdef char *room = worker.memory + worker.call.workspace.row
     cdef char *rows[CATTN_MAX_LANES]
     cdef bint finite
     for row in range(tile.arrays.rows):
@@ -93,7 +92,6 @@ cdef inline bint store_output(Tile *tile, const Worker *worker, const HeadGroup 
 
 cdef inline bint finish(Tile *tile, const Worker *worker, const HeadGroup *heads) noexcept nogil:
     """Store a tile's results. Return whether all of the output is finite."""
-    tile.arrays.softmax = tile.total.softmax
     if heads.lse.first != NULL:
         store_lse(tile, heads)
     return store_output(tile, worker, heads)
@@ -111,7 +109,7 @@ cdef inline bint is_empty(const void *row_sum, Py_ssize_t bytes) noexcept nogil:
     return True
 
 
-cdef inline void load_partial(cattn_softmax *partial, const Worker *worker, const Task *task,
+cdef inline void find_partial(cattn_softmax *partial, const Worker *worker, const Task *task,
                               Py_ssize_t split) noexcept nogil:
     """Point to the partial result of the task's rows and this split of their keys. One thread joins the splits of one
     task's rows before it goes on to other rows, which take their place."""
@@ -132,7 +130,7 @@ cdef inline bint save_partial(Tile *tile, const Worker *worker, const Task *task
     cdef const cattn_softmax *softmax = &tile.arrays.softmax
     cdef char *rows[CATTN_MAX_LANES]
     cdef cattn_softmax partial
-    load_partial(&partial, worker, task, task.key_start // task.strategy.chunk)
+    find_partial(&partial, worker, task, task.key_start // task.strategy.chunk)
     memcpy(partial.row_max, softmax.row_max, bytes)
     memcpy(partial.row_sum, softmax.row_sum, bytes)
     memcpy(partial.lse_sum, softmax.lse_sum, bytes)

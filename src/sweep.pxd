@@ -2,9 +2,9 @@
 # some rows of a tile and some keys of a block, is left to a *reduction*, a function that the caller names. Compilers
 # see which one it is, and call it directly.
 #
-#   for each block of keys and values               sweep
+#   for each block of keys and values               sweep_keys
 #     for each tile of rows                         meet
-#       for each region of keys that are seen       the reduction
+#       for each region that is seen                the reduction
 
 from plan cimport Strategy
 from prefetch cimport look_ahead, open_prefetch, Prefetch, prefetch_beside
@@ -16,7 +16,7 @@ from tile cimport find_intervals, find_rows, halves_differ, HeadGroup, load_quer
 from tiles.tiles cimport (
     CATTN_FEW, CATTN_HALVES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_prefetch, cattn_row_tile)
 from worker cimport stopped, Worker
-from workspace cimport buffer_at, place_tile
+from workspace cimport place_tile
 
 
 # A task while it is computed: its tiles, and the rows of the heads that they read.
@@ -34,7 +34,7 @@ cdef struct Block:
     cattn_prefetch *ahead            # what the kernels ask for meanwhile
 
 
-# Whatever the reduction needs to know or to note is in `state`.
+# Whatever the reduction needs to know or to note is in `state`; a flag may be any address, or NULL.
 ctypedef void (*reduction)(const Sweep *sweep, Tile *tile, const Block *block, Region *region,
                            void *state) noexcept nogil
 
@@ -60,7 +60,7 @@ cdef inline void open_tile(Tile *tile, const Sweep *sweep, Py_ssize_t number) no
     find_rows(tile, worker.call.plan, &sweep.heads, first_row)
     find_intervals(tile, problem, &sweep.heads, task.key_start, task.key_stop)
     load_queries(tile, worker.call.plan, task.strategy, &sweep.heads, problem.head_size,
-                 buffer_at(&worker.call.workspace.row, worker.memory, 0))
+                 worker.memory + worker.call.workspace.row)
 
 
 cdef inline void open_sweep(Sweep *sweep, const Worker *worker, const Task *task) noexcept nogil:
@@ -68,7 +68,7 @@ cdef inline void open_sweep(Sweep *sweep, const Worker *worker, const Task *task
     cdef Py_ssize_t lanes = task.strategy.kernels.lanes, t
     sweep.worker = worker
     sweep.task = task
-    sweep.tiles = <Tile *>buffer_at(&worker.call.workspace.tiles, worker.memory, 0)
+    sweep.tiles = <Tile *>(worker.memory + worker.call.workspace.tiles)
     sweep.tile_count = (task.rows + lanes - 1) // lanes
     open_heads(&sweep.heads, worker.call.problem, worker.call.plan, task)
     for t in range(sweep.tile_count):
@@ -90,10 +90,10 @@ cdef inline bint read_keys(Block *block, const Sweep *sweep, Py_ssize_t start, P
     block.keys.size = problem.head_size
     block.values.size = problem.value_size
     read_block(&block.keys, &sweep.heads.key, &strategy.key, start,
-               buffer_at(&worker.call.workspace.key, worker.memory, 0), worker.call.plan.table)
+               worker.memory + worker.call.workspace.key, worker.call.plan.table)
     if sweep.heads.value.first != NULL:
         read_block(&block.values, &sweep.heads.value, &strategy.value, start,
-                   buffer_at(&worker.call.workspace.value, worker.memory, 0), worker.call.plan.table)
+                   worker.memory + worker.call.workspace.value, worker.call.plan.table)
     return True
 
 

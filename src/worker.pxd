@@ -63,7 +63,7 @@ cdef inline void poll(void *context) noexcept nogil:
 
 
 cdef inline bint stopped(const Worker *worker, Py_ssize_t work) noexcept nogil:
-    """Return whether to give up, before so much work is done."""
+    """Count work that is about to be done, ask the caller now and then, and return whether the call is stopped."""
     if worker.number == 0:
         worker.call.work += work
         if worker.call.work > CLOCK_WORK:

@@ -10,10 +10,10 @@ from tile cimport Tile
 from tiles.tiles cimport CATTN_ALIGNMENT, CATTN_FEW_ROWS, CATTN_MAX_LANES, cattn_row_tile, cattn_softmax
 
 
-# One for each tile of a task, or one that all tiles use in turn.
+# One for each tile of a task.
 cdef struct Buffer:
     Py_ssize_t at        # bytes from the start of the workspace
-    Py_ssize_t stride    # bytes from that of one tile to that of the next; 0: they share it
+    Py_ssize_t stride    # bytes from that of one tile to that of the next
 
 
 cdef struct SoftmaxBuffers:
@@ -21,20 +21,14 @@ cdef struct SoftmaxBuffers:
 
 
 cdef struct Workspace:
-    Buffer tiles, queries
+    Buffer queries
     SoftmaxBuffers total, part                    # `part` and the carries exist where a row has several chunks of keys
     Buffer row_sum_carry, lse_sum_carry, output_carry
-    Buffer row_scale, block_max, divisor
-    Buffer scores, attn_bias, attended, block_output
-    Buffer key, value, row, bias, mask            # what cannot be read where it lies
     bint has_parts
+    # Where those begin that all tiles use in turn.
+    Py_ssize_t tiles, row_scale, block_max, divisor, scores, attn_bias, attended, block_output
+    Py_ssize_t key, value, row, bias, mask        # what cannot be read where it lies
     Py_ssize_t bytes
-
-
-cdef inline void share(Buffer *buffer, Py_ssize_t *bytes, Py_ssize_t size) noexcept nogil:
-    """Place a buffer of `size` bytes that all tiles use in turn."""
-    buffer.at = reserve(bytes, size)
-    buffer.stride = 0
 
 
 cdef inline void repeat(Buffer *buffer, Py_ssize_t *bytes, Py_ssize_t tiles, Py_ssize_t size) noexcept nogil:
@@ -72,10 +66,10 @@ cdef inline void make_workspace(Workspace *space, const Plan *plan, const cattn_
     cdef Py_ssize_t rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
     cdef Py_ssize_t output = rows * problem.value_size * item
     space.has_parts = has_chunks(plan, problem.key_length)
-    share(&space.tiles, &bytes, tiles * sizeof(Tile))
-    share(&space.row_scale, &bytes, vector)
-    share(&space.block_max, &bytes, vector)
-    share(&space.divisor, &bytes, vector)
+    space.tiles = reserve(&bytes, tiles * sizeof(Tile))
+    space.row_scale = reserve(&bytes, vector)
+    space.block_max = reserve(&bytes, vector)
+    space.divisor = reserve(&bytes, vector)
     repeat(&space.queries, &bytes, tiles, rows * query_room(problem) * item)
     repeat_softmax(&space.total, &bytes, tiles, vector, output)
     if space.has_parts:
@@ -83,18 +77,18 @@ cdef inline void make_workspace(Workspace *space, const Plan *plan, const cattn_
         repeat(&space.row_sum_carry, &bytes, tiles, vector)
         repeat(&space.lse_sum_carry, &bytes, tiles, vector)
         repeat(&space.output_carry, &bytes, tiles, output)
-    share(&space.block_output, &bytes, 0 if many.key_block <= many.kernels.run else lanes * problem.value_size * item)
-    share(&space.scores, &bytes, block * rows * item)
-    share(&space.attn_bias, &bytes, min(many.key_block, problem.key_length) * lanes * item)
-    share(&space.attended, &bytes, block * rows)
-    share(&space.key, &bytes, max(block_bytes(many, &many.key, problem.head_size),
+    space.block_output = reserve(&bytes, 0 if many.key_block <= many.kernels.run else lanes * problem.value_size * item)
+    space.scores = reserve(&bytes, block * rows * item)
+    space.attn_bias = reserve(&bytes, min(many.key_block, problem.key_length) * lanes * item)
+    space.attended = reserve(&bytes, block * rows)
+    space.key = reserve(&bytes, max(block_bytes(many, &many.key, problem.head_size),
                                   block_bytes(few, &few.key, problem.head_size)))
-    share(&space.value, &bytes, max(block_bytes(many, &many.value, problem.value_size),
+    space.value = reserve(&bytes, max(block_bytes(many, &many.value, problem.value_size),
                                     block_bytes(few, &few.value, problem.value_size)))
-    share(&space.row, &bytes, 0 if many.query_in_place and few.query_in_place and plan.out_in_place else
+    space.row = reserve(&bytes, 0 if many.query_in_place and few.query_in_place and plan.out_in_place else
           rows * max(problem.head_size, problem.value_size, block) * item)
-    share(&space.bias, &bytes, 0 if plan.bias_in_place else rows * block * item)
-    share(&space.mask, &bytes, 0 if plan.mask_in_place else rows * block)
+    space.bias = reserve(&bytes, 0 if plan.bias_in_place else rows * block * item)
+    space.mask = reserve(&bytes, 0 if plan.mask_in_place else rows * block)
     space.bytes = bytes
 
 
@@ -117,12 +111,12 @@ cdef inline void place_tile(Tile *tile, const Workspace *space, char *memory, Py
     cdef cattn_row_tile *arrays = &tile.arrays
     cdef bint rounds = tile.kernels.rounds_weights
     arrays.queries = buffer_at(&space.queries, memory, number)
-    arrays.row_scale = buffer_at(&space.row_scale, memory, number)
-    arrays.block_max = buffer_at(&space.block_max, memory, number)
-    arrays.block_output = buffer_at(&space.block_output, memory, number)
-    arrays.scores = buffer_at(&space.scores, memory, number)
-    arrays.attn_bias = buffer_at(&space.attn_bias, memory, number)
-    arrays.attended = <unsigned char *>buffer_at(&space.attended, memory, number)
+    arrays.row_scale = memory + space.row_scale
+    arrays.block_max = memory + space.block_max
+    arrays.block_output = memory + space.block_output
+    arrays.scores = memory + space.scores
+    arrays.attn_bias = memory + space.attn_bias
+    arrays.attended = <unsigned char *>memory + space.attended
     place_softmax(&tile.total.softmax, &space.total, memory, number, rounds)
     if space.has_parts:
         place_softmax(&tile.part, &space.part, memory, number, rounds)

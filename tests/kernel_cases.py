@@ -177,7 +177,7 @@ def sum_tolerance(case, n, sizes):
 
 def exponential_tolerance(real, x, power):
     """Return the tolerance of power = exp(x). What rounding takes from the difference that x is, from its product with
-    log2(e), and from that number adds up to 3 u · |x|. On top come the polynomial and its steps, which are off by 4 eps
+    log2(e), and from that number adds up to 4 u · |x|. On top come the polynomial and its steps, which are off by 4 eps
     at most, and what is below the smallest normal number."""
     with np.errstate(invalid="ignore"):
         return np.where(power == 0, 0, (4 * np.abs(x) + 8) * unit(real) * power) + tiny(real)

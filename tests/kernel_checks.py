@@ -232,7 +232,7 @@ def check_values(case, memory, random):
     assert_close("output", tile.output, expected, sum_tolerance(case, case.count, sizes))
     together, column = tile.output.copy(), int(random.integers(case.size))
     tile.output[...] = start
-    block.rows += column * TYPES[case.type].itemsize * case.kernels.interleaves
+    block.data += column * TYPES[case.type].itemsize * case.kernels.interleaves
     block.size = 1
     tile.step("values", block, first=column if case.few else column * case.kernels.lanes)
     assert_same("output", tile.output[:, column], together[:, column])
@@ -414,7 +414,7 @@ class Problem:
         self.case = case = dataclasses.replace(case, placement="contiguous")  # no two keys are the same
         self.source = random.standard_normal((case.rows, case.size)).astype(TYPES[case.own])
         self.sinks = random.choice([-np.inf, 0.5], case.rows)
-        # Values that are not finite never come to `values`.
+        # Values are finite, since what `values` makes of others is thrown away.
         self.keys, self.values = (
             [stored(random, (case.count + MASKED, case.size), of)[0] for _ in range(2)]
             for of in (case, dataclasses.replace(case, special=False))
@@ -618,7 +618,7 @@ def check_interleave(case, memory, random):
         rows = np.repeat(rows[-1:], case.count, axis=0)
     expected = interleaved(np.pad(rows, ((0, -case.count % group), (0, 0))), group)
     to = memory.converted.allocate(0, expected.shape, np.uint16, case.at_end)
-    table_of(case.isa).interleave(address(to), block.rows, block.stride, case.count, case.size)
+    table_of(case.isa).interleave(address(to), block.data, block.stride, case.count, case.size)
     assert_same("numbers", to, expected)
 
 

@@ -159,7 +159,7 @@ SHARED = {"lse_sum": "row_sum", "lse_sum_carry": "row_sum_carry", "total_lse_sum
 
 
 class Tile:
-    """The arrays of a tile, as large as src/workspace.pxd makes them, and calls of its kernels.
+    """The arrays of a tile, no larger than the kernels may need, and calls of its kernels.
 
     `arrays` holds whole arrays, and `tile.scores` and so on are views of what the rows have: (rows, n), or (rows,). No
     kernel may write to the rest: with many rows that is the other half, with few rows what lies between the rows."""

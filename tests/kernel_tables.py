@@ -51,7 +51,7 @@ class RowTile(ctypes.Structure):
 
 
 class KeyBlock(ctypes.Structure):
-    _fields_ = [("rows", pointer), *fields(count_of, "stride count size"), ("type", integer), ("prefetch", pointer)]
+    _fields_ = [("data", pointer), *fields(count_of, "stride count size"), ("type", integer), ("prefetch", pointer)]
 
 
 tile_pointer, softmax_pointer, rows_pointer = map(ctypes.POINTER, (RowTile, Softmax, pointer))

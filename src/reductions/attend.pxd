@@ -15,7 +15,7 @@ from schedule cimport count_chunks, count_splits, Task
 from score_mod cimport Region, set_score_mod
 from sizes cimport divided
 from softmax cimport (
-    begin_softmax, begin_total, fill_new, finish, is_empty, is_untouched, join, load_partial, save_partial)
+    begin_softmax, begin_total, fill_new, finish, is_empty, is_untouched, join, find_partial, save_partial)
 from sweep cimport Block, open_sweep, region_arrays, Sweep, sweep_keys, take_rows
 from tile cimport Tile
 from tiles.tiles cimport (
@@ -33,7 +33,7 @@ cdef inline void attend_region(const Sweep *sweep, Tile *tile, const Block *bloc
     cdef cattn_row_tile half
     cdef cattn_score_mod mod
     cdef cattn_key_block keys, values
-    # Runs of sums count from the start of the block, whoever shares the tile.
+    # The region begins where a run begins, so that sums do not depend on the other rows of the tile.
     skipped -= skipped % kernels.run
     region.low = block.start + skipped
     if not set_score_mod(&mod, sweep.worker, &sweep.heads, tile, region):
@@ -56,7 +56,7 @@ cdef inline void attend_region(const Sweep *sweep, Tile *tile, const Block *bloc
 
 
 cdef inline void sweep_chunks(const Sweep *sweep, void *exact) noexcept nogil:
-    """Sweep over all keys of a task, chunk by chunk. What the rows have attended to is then in the tiles' totals."""
+    """Sweep over all keys of a task, chunk by chunk. What the rows have attended to is then the tiles' running softmax."""
     cdef Py_ssize_t keys = sweep.task.strategy.chunk, size = sweep.worker.call.problem.value_size, t
     cdef Py_ssize_t begin = divided(sweep.task.key_start, keys), chunk = begin, first = PY_SSIZE_T_MAX, stop = begin + 1
     cdef Tile *tile
@@ -82,6 +82,8 @@ cdef inline void sweep_chunks(const Sweep *sweep, void *exact) noexcept nogil:
             elif stop > begin + 1:
                 begin_total(tile, size)
         chunk = max(chunk + 1, first)
+    for t in range(sweep.tile_count if stop > begin + 1 else 0):
+        sweep.tiles[t].arrays.softmax = sweep.tiles[t].total.softmax
 
 
 cdef inline bint store_result(Tile *tile, const Sweep *sweep) noexcept nogil:
@@ -99,8 +101,8 @@ cdef inline void attend(const Worker *worker, const Task *task) noexcept nogil:
     sweep_chunks(&sweep, NULL)
     for t in range(sweep.tile_count):
         if not store_result(&sweep.tiles[t], &sweep):
-            # Perhaps a masked value was not finite, which weight 0 does not silence, or a masked score. Again, leaving
-            # out what is masked.
+            # A masked value or score may have been infinite or NaN, which weight 0 does not remove. The tile is
+            # computed again without what is masked.
             again = sweep
             again.tiles += t
             again.tile_count = 1
@@ -122,7 +124,7 @@ cdef inline void join_partials(const Worker *worker, const Task *task) noexcept 
     for split in range(count_splits(task.strategy, entry_key_length(worker.call.problem, task.entry))):
         if stopped(worker, ROW_WORK + MOVE_WORK * task.rows * size):
             return
-        load_partial(&part, worker, task, split)
+        find_partial(&part, worker, task, split)
         if not is_empty(part.row_sum, bytes):
             join(tile, &part, size, True)
     finish(tile, worker, &sweep.heads)

@@ -12,13 +12,12 @@ from sweep cimport Block, open_sweep, Sweep, sweep_keys
 from tile cimport HeadGroup, see_all, Tile, tile_row
 from tiles.tiles cimport CATTN_MAX_LANES, cattn_score_mod
 from worker cimport Worker
-from workspace cimport buffer_at
 
 
 # One pass over the keys of a tile.
 cdef struct Pass:
     bint sums, stores          # what it is for
-    bint marks                 # a masked weight is 0 by itself, unless it is divided by what is not finite
+    bint marks                 # masked weights are set to 0, because the row's sum is not finite
     const void *row_sum        # what is stored is divided by it; NULL: by nothing
 
 
@@ -44,7 +43,7 @@ cdef inline void weigh_region(const Sweep *sweep, Tile *tile, const Block *block
     cdef bint every = True
     set_score_mod(&mod, sweep.worker, &sweep.heads, tile, region)
     tile.kernels.scores(tile.arrays.scores, &tile.arrays, &block.keys)
-    # What is added may mask, a NaN too, which the kernels leave as it is until they mark it.
+    # A bias or a mask may mask a score that is NaN, which stays NaN until it is marked.
     if this_pass.marks or mod.adds:
         every = tile.kernels.mark_attended(tile.arrays.scores, &tile.arrays, &block.keys)
     if this_pass.sums:
@@ -56,7 +55,7 @@ cdef inline void weigh_region(const Sweep *sweep, Tile *tile, const Block *block
 cdef inline void find_weights(const Worker *worker, const Task *task) noexcept nogil:
     """Compute the scores or the weights of one task, tile by tile."""
     cdef const Plan *plan = worker.call.plan
-    cdef void *divisor = buffer_at(&worker.call.workspace.divisor, worker.memory, 0)
+    cdef void *divisor = worker.memory + worker.call.workspace.divisor
     cdef int number, passes = 2 if plan.stage == STAGE_WEIGHTS else 1
     cdef Py_ssize_t count
     cdef Pass this_pass

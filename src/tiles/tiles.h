@@ -142,14 +142,15 @@ static inline void cattn_prefetch_next(cattn_prefetch *prefetch)
         cattn_prefetch_row(prefetch);
 }
 
-/* One step for a tile of rows and a block of keys: it writes `array`, which is one of the tile's arrays. */
+/* One step for a tile of rows and a block of keys. It writes `array`, which is one of the tile's arrays, and the vectors
+ * over rows that its comment names. Only the answer of mark_attended has a meaning. */
 typedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block);
 
 /* How many keys a block and a chunk have. */
 typedef struct {
     ptrdiff_t most, least;               /* keys of a block */
-    ptrdiff_t bytes;                     /* a block has fewer than the most if they would take more bytes than these: */
-    ptrdiff_t step;                      /* a multiple of so many, or CATTN_BY_HALVES */
+    ptrdiff_t bytes;                     /* what a block may take; it has fewer keys if the most would take more */
+    ptrdiff_t step;                      /* such a block has a multiple of so many keys; or CATTN_BY_HALVES */
     ptrdiff_t chunk_blocks;              /* blocks of a chunk, whose softmax is merged with that of the chunks before */
     ptrdiff_t least_chunk, most_chunk;   /* its keys */
 } cattn_blocking;
@@ -171,8 +172,8 @@ typedef struct {
     cattn_blocking blocking;
 
     /* queries = scale · source[row] for each row, which has `size` columns. Queries of bfloat16 stay as they are, in
-     * pairs of columns, with zeros up to a multiple of the keys that are interleaved, and `scores` applies the
-     * scale. */
+     * pairs of columns, with zeros up to a multiple of the keys that are interleaved, and `scores` or `exponentials`
+     * applies the scale. */
     void (*load)(void *queries, const cattn_row_tile *tile, const char **source, ptrdiff_t size);
 
     /* row_max = -infinity and the sums 0. A row that has a sink begins with the sink as its maximum, and 1 as its
@@ -180,7 +181,8 @@ typedef struct {
     void (*reset)(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks);
 
     /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod. block_max[r] = max_j scores[j][r], where a NaN does
-     * not count. A masked NaN or +infinity may come out as NaN. */
+     * not count. A masked NaN or +infinity may come out as NaN. If the kernels scale late, scores come without the
+     * scale, and block_max has it. */
     cattn_kernel scores;
 
     /* attended = whether a score is not -infinity, after masked NaN and +infinity have become that. Returns whether all
@@ -189,7 +191,8 @@ typedef struct {
 
     /* The online softmax. With new = max(row_max, block_max), or 0 where that is -infinity:
      *     row_scale = exp(row_max - new)
-     *     scores[j] = exp(scores[j] - new), which is exactly 0 for -infinity, and NaN for NaN
+     *     scores[j] = exp(scores[j] - new), which is exactly 0 for -infinity, and NaN for NaN; if the kernels scale
+     *                 late, scale · scores[j] is meant
      *     row_sum = row_scale · row_sum + Σ_j scores[j], in runs
      *     row_max = max(row_max, block_max)
      * Powers of two need a factor log2(e). It is applied to the difference, because in the scores it would make some
@@ -198,7 +201,7 @@ typedef struct {
     cattn_kernel exponentials;
 
     /* output[c][r] = row_scale[r] · output[c][r] + Σ_j scores[j][r] · value_j[c]. Runs are summed first, and then added
-     * up in order. A column gets the same bits alone and among others. */
+     * up in a fixed order. A column gets the same bits alone and among others. */
     cattn_kernel values;
 
     /* Merges two softmaxes over disjoint keys (Dao et al. 2023, Flash-Decoding): `part` joins `total`. Outputs have

@@ -9,6 +9,7 @@
 #define INTRINSIC_TYPE __m256d
 #endif
 
+/* VMAXPS returns b where a or b is NaN, as `larger` must. */
 #define OWN_LARGER
 INLINE vector F(larger)(vector a, vector b)
 {

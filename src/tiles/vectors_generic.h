@@ -2,7 +2,7 @@
  * not, in vector extensions alone. */
 
 #if !defined(OWN_LARGER)
-/* a where a > b, else b: b also where either is NaN. */
+/* Returns a where a > b, else b. It therefore returns b where a or b is NaN. */
 INLINE vector F(larger)(vector a, vector b)
 {
     integers greater = (integers)(a > b);
@@ -11,7 +11,7 @@ INLINE vector F(larger)(vector a, vector b)
 #endif
 
 #if !defined(OWN_MULADD)
-/* a·b + c: rounded once where the target has FMA (TILES_FMA), always; twice where it has not, always. */
+/* Returns a·b + c. It is always rounded once if the target has FMA (TILES_FMA), and always twice if it has not. */
 INLINE vector F(muladd)(vector a, vector b, vector c)
 {
 #if defined(TILES_FMA)   /* lane by lane, as such processors compute these vectors anyway */
@@ -26,7 +26,7 @@ INLINE vector F(muladd)(vector a, vector b, vector c)
 #endif
 
 #if !defined(OWN_LOAD_PART)
-/* The first n < WIDTH reals, 0 behind them; memory behind them is not touched. */
+/* Returns the first n < WIDTH reals and zeros behind them. It does not touch the memory behind those n. */
 INLINE vector F(load_part)(const REAL *from, ptrdiff_t n)
 {
     F(lanes) u = {{0}};
@@ -37,7 +37,7 @@ INLINE vector F(load_part)(const REAL *from, ptrdiff_t n)
 #endif
 
 #if !defined(OWN_STORE_PART)
-/* The first n < WIDTH reals go to memory; what is behind them there is not touched. */
+/* Stores the first n < WIDTH reals. It does not touch the memory behind them. */
 INLINE void F(store_part)(REAL *to, vector x, ptrdiff_t n)
 {
     F(lanes) u = {x};
