@@ -22,16 +22,16 @@ from c_arguments cimport (
     CATTN_NUMBERS_POSITIONS, cattn_argument, cattn_arguments, cattn_explain_status, cattn_given)
 from caller cimport ask, Caller, POLL_ENTRIES
 from convert cimport gather_row, is_multiple, item_size
-from execute cimport execute, execute_wide, prepare, Prepared
+from execute cimport Cost, run
 from plan cimport STAGE_OUTPUT, Machine
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT64, CATTN_INT64, CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY,
     CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status, cattn_type)
-from schedule cimport gains_by_threads
 from sizes cimport reserve, times
 from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_now
 from tile cimport entry_integer
 from tiles.tiles cimport PY_SSIZE_T_MAX, cattn_table
+from work cimport gains_by_threads, work_of
 from worker cimport POLL_NANOSECONDS
 
 
@@ -490,18 +490,13 @@ cdef inline int set_problem_of(CallFromC *call) noexcept nogil:
             or set_numbers(call) or check_offset(call) or check_integers(call) or add_copies(call))
 
 
-cdef inline int run(const CallFromC *call, const Machine *machine) noexcept nogil:
-    cdef Py_ssize_t threads = min(max(call.args.num_threads, 1), machine.most_threads), bytes
-    cdef cattn_status status
-    cdef Prepared prepared
-    if call.problem.value_size > CATTN_LARGEST_HEAD:
-        return execute_wide(&call.problem, threads, machine, &call.caller, &bytes)
-    status = prepare(&prepared, &call.problem, machine, STAGE_OUTPUT, &call.caller)
-    if status != CATTN_DONE or prepared.schedule.tasks == 0:
-        return status
-    if not gains_by_threads(&prepared.plan, &call.problem):
-        threads = 1
-    return execute(&prepared, &call.problem, min(threads, prepared.schedule.tasks), &call.caller, &bytes)
+cdef inline int run_for_c(const CallFromC *call, const Machine *machine) noexcept nogil:
+    """Compute the problem of a call whose arguments are right."""
+    cdef Cost cost
+    cost.threads = min(max(call.args.num_threads, 1), machine.most_threads)
+    if not gains_by_threads(&call.problem, work_of(&call.problem)):
+        cost.threads = 1
+    return run(&call.problem, STAGE_OUTPUT, machine, &call.caller, &cost)
 
 
 cdef inline int attend_for_c(const cattn_attention_args *args, const Machine *machine) noexcept nogil:
@@ -515,7 +510,7 @@ cdef inline int attend_for_c(const cattn_attention_args *args, const Machine *ma
         call.caller = Caller(call.args.wants_to_stop, call.args.context, callers_mode)
         call.polled = call.entries = 0
         call.copies = NULL
-        status = set_problem_of(&call) or run(&call, machine)
+        status = set_problem_of(&call) or run_for_c(&call, machine)
         free(call.copies)
     cattn_change_float_mode(callers_mode)
     errno.errno = callers_errno

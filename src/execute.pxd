@@ -1,5 +1,5 @@
-# Problem → result: what is decided about a call, its memory, and its tasks one by one. It knows nothing of Python: it
-# asks a callback whether to stop, and returns a status.
+# Problem → result: the course of a call. What is decided about it, its memory, and its tasks one by one. It knows
+# nothing of Python: it asks a callback whether to stop, and returns a status.
 
 from libc.stdlib cimport free, malloc
 
@@ -37,6 +37,12 @@ cdef struct Prepared:
     Workspace workspace
 
 
+# What a call may take, or would have taken where there is no memory for it.
+cdef struct Cost:
+    Py_ssize_t threads      # at most; later, as many as there were
+    Py_ssize_t bytes
+
+
 # What is used by more threads than the caller, in memory that does not end with the caller's stack.
 cdef struct SharedCall:
     Call call
@@ -45,9 +51,9 @@ cdef struct SharedCall:
 
 
 cdef inline cattn_status prepare(Prepared *prepared, const cattn_problem *problem, const Machine *machine, int stage,
-                                 const Caller *caller) noexcept nogil:
-    """Decide how a problem is computed, in which tasks, and in which memory."""
-    cdef cattn_status status = make_plan(&prepared.plan, problem, machine, stage, caller)
+                                 Py_ssize_t threads, const Caller *caller) noexcept nogil:
+    """Decide how a problem is computed by at most so many threads, in which tasks, and in which memory."""
+    cdef cattn_status status = make_plan(&prepared.plan, problem, machine, stage, threads, caller)
     if status == CATTN_DONE:
         status = make_schedule(&prepared.schedule, &prepared.plan, problem, caller)
     if status == CATTN_DONE:
@@ -94,10 +100,11 @@ cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
     return CATTN_STOPPED if call.stopped else CATTN_DONE
 
 
-cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *problem, Py_ssize_t threads,
-                                 const Caller *caller, Py_ssize_t *bytes) noexcept nogil:
-    """Compute a call with so many threads. `bytes` becomes the memory that it takes, or would have taken where there
-    is not so much."""
+cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *problem, const Caller *caller,
+                                 Cost *cost) noexcept nogil:
+    """Compute a call that has tasks."""
+    cdef Py_ssize_t threads = min(cost.threads, prepared.schedule.tasks)
+    cdef Py_ssize_t *bytes = &cost.bytes
     cdef const Schedule *schedule = &prepared.schedule
     cdef Py_ssize_t shared_at, starts_at, partials_at, workspaces_at
     cdef bint packed = problem.query_indptr != NULL, on_stack
@@ -108,6 +115,7 @@ cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *
     cdef char *aligned
     cdef Call own
     cdef Call *call = &own
+    cost.threads = threads
     bytes[0] = 0
     shared_at = reserve(bytes, sizeof(SharedCall) if threads > 1 else 0)
     starts_at = reserve(bytes, times(prepared.plan.entries, sizeof(Start)) if packed else 0)
@@ -157,17 +165,26 @@ cdef inline void take_columns(cattn_problem *part, const cattn_problem *problem,
         part.lse.data = NULL   # it has been written
 
 
-cdef inline cattn_status execute_wide(const cattn_problem *problem, Py_ssize_t threads, const Machine *machine,
-                                      const Caller *caller, Py_ssize_t *bytes) noexcept nogil:
-    """Compute the output of values that are too wide for one plan, some columns at a time."""
+cdef inline cattn_status run_columns(const cattn_problem *problem, int stage, const Machine *machine,
+                                     const Caller *caller, Cost *cost) noexcept nogil:
+    """Compute a problem whose values are not too wide for one plan."""
+    cdef Prepared prepared
+    cdef cattn_status status = prepare(&prepared, problem, machine, stage, cost.threads, caller)
+    if status == CATTN_DONE and prepared.schedule.tasks > 0:
+        status = execute(&prepared, problem, caller, cost)
+    return status
+
+
+cdef inline cattn_status run(const cattn_problem *problem, int stage, const Machine *machine, const Caller *caller,
+                             Cost *cost) noexcept nogil:
+    """Compute a problem. Values that are too wide for one plan are computed some columns at a time."""
     cdef Py_ssize_t start = 0
     cdef cattn_status status = CATTN_DONE
     cdef cattn_problem part
-    cdef Prepared prepared
+    if problem.value_size <= CATTN_LARGEST_HEAD:
+        return run_columns(problem, stage, machine, caller, cost)
     while start < problem.value_size and status == CATTN_DONE:
         take_columns(&part, problem, start)
-        status = prepare(&prepared, &part, machine, STAGE_OUTPUT, caller)
-        if status == CATTN_DONE and prepared.schedule.tasks > 0:
-            status = execute(&prepared, &part, min(threads, prepared.schedule.tasks), caller, bytes)
+        status = run_columns(&part, stage, machine, caller, cost)
         start += CATTN_LARGEST_HEAD
     return status

@@ -16,7 +16,7 @@ from c_api cimport attend_for_c, explain_for_c
 from c_arguments cimport cattn_status_message
 from caller cimport Caller
 from calls cimport explain_calls
-from execute cimport prepare, Prepared
+from execute cimport Cost, prepare, Prepared
 from plan cimport STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Machine, Plan, Strategy
 from problem cimport CATTN_LARGEST_HEAD, cattn_problem
 from python_api cimport check, compute, note_ending_thread, wants_to_stop
@@ -25,6 +25,7 @@ from system.system cimport (
     cattn_override, cattn_prefetches_rows)
 from tiles.portable_table cimport fill_portable
 from tiles.tiles cimport cattn_table
+from work cimport gains_by_threads, work_of
 from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api
 
 cdef extern from *:
@@ -425,13 +426,15 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         As in `attention`.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`.
-    mask, bias, alibi_slopes, softcap, sinks, layout, out, return_lse, num_threads : optional
+    mask, bias, alibi_slopes, softcap, sinks, layout, out, return_lse : optional
         As in `attention`. Nothing is computed, and `out` is not written.
+    num_threads : int, optional
+        As in `attention`, but it may be more than this machine would run.
 
     Returns
     -------
     Plan
-        It depends on shapes, types and the machine, not on the data.
+        It depends on shapes, types, the machine and the number of threads, not on the data.
 
     Raises
     ------
@@ -458,13 +461,16 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
     cdef Prepared prepared
     cdef const Plan *found = &prepared.plan
+    cdef Cost none = Cost(0, 0)
+    cdef Py_ssize_t threads
     given, _, _ = _arguments.attention(
         query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
         query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
         softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
     problem.value_size = min(problem.value_size, CATTN_LARGEST_HEAD)   # so many columns are computed at a time
-    check(prepare(&prepared, &problem, &machine, STAGE_OUTPUT, &caller), 0, 0)
+    threads = (given.num_threads or default_threads()) if gains_by_threads(&problem, work_of(&problem)) else 1
+    check(prepare(&prepared, &problem, &machine, STAGE_OUTPUT, threads, &caller), &none)
     strategy = &found.many if found.has_many else &found.few
     lanes = strategy.kernels.lanes
     return _plan.Plan(

@@ -1,6 +1,6 @@
 # Problem → Plan: how each number of rows is computed, in blocks of which size, and what the kernels read where it
-# lies. A pure function of the problem, the kernel table and what is known of the processor, never of the number of
-# threads.
+# lies. A pure function of the problem, the kernel table and what is known of the processor. The number of threads
+# decides only how many tiles share a task, which changes no bit.
 #
 # The bits of a row depend only on its entry's number of rows, the kernel table, the head size and the type, because
 # nothing else changes the order of its operations. Blocks and chunks are cut at multiples from key 0.
@@ -13,11 +13,13 @@ from rows cimport entry_query_length, set_storage, Storage
 from sizes cimport times
 from tiles.tiles cimport (
     CATTN_BY_HALVES, CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, cattn_blocking, cattn_kernels, cattn_table)
+from work cimport TASK_LEAST, work_of
 
 cdef enum:
     LARGEST_TASK = 16      # query tiles that share a block of keys
     TILES_BYTES = 524288   # of the tiles of a task with their totals: with the rest a workspace stays below 1 MiB
-    WANTED_TASKS = 32      # enough for many threads to end at about the same time
+    WANTED_TASKS = 32      # enough for several threads to end at about the same time
+    TASKS_PER_THREAD = 4   # and for more of them
 
 # What a call is for: the output, or scores and weights after this step.
 cdef enum:
@@ -126,17 +128,19 @@ cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, co
     return CATTN_DONE
 
 
-cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Machine *machine,
-                            Py_ssize_t tiles) noexcept nogil:
+cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Machine *machine, Py_ssize_t tiles,
+                            Py_ssize_t threads) noexcept nogil:
     """Set what depends on the caches: how many tiles of many rows share a block of keys, which task follows which, and
     what is asked for ahead. The tiles of a task lie in L2, beside a block of keys and one of values."""
-    cdef Py_ssize_t lanes = plan.many.kernels.lanes, largest, tiles_of_head
+    cdef Py_ssize_t lanes = plan.many.kernels.lanes, wanted = WANTED_TASKS, largest, tiles_of_head
     cdef Py_ssize_t tile_bytes = lanes * plan.itemsize * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
     cdef double bytes_of_head, bytes_of_all
     largest = min(machine.l2_bytes // 2 // tile_bytes,
                   <Py_ssize_t>TILES_BYTES // (tile_bytes + 2 * lanes * plan.itemsize * problem.value_size))
+    if threads * TASKS_PER_THREAD > wanted:
+        wanted = max(wanted, <Py_ssize_t>min(<double>threads * TASKS_PER_THREAD, work_of(problem) / TASK_LEAST))
     plan.many.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest,
-                                                      (tiles + WANTED_TASKS - 1) // WANTED_TASKS))
+                                                      (tiles + wanted - 1) // wanted))
     bytes_of_head = <double>problem.key_length * (problem.head_size + problem.value_size) * item_size(problem.key.type)
     tiles_of_head = (problem.query_length * plan.group + lanes - 1) // lanes
     # The heads of the same rows follow each other if they share a mask or a bias that is larger than what their tasks
@@ -152,8 +156,9 @@ cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Mach
 
 
 cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, const Machine *machine, int stage,
-                                   const Caller *caller) noexcept nogil:
-    """Decide how a problem is computed. The caller may stop the loop over packed sequences."""
+                                   Py_ssize_t threads, const Caller *caller) noexcept nogil:
+    """Decide how a problem is computed by at most so many threads. The caller may stop the loop over packed
+    sequences."""
     cdef Py_ssize_t depth = max(problem.head_size, problem.value_size, <Py_ssize_t>1), tiles
     cdef const cattn_kernels *kernels
     cdef cattn_status status
@@ -178,7 +183,7 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     plan.heads_inside = False
     if plan.has_many:
         set_strategy(&plan.many, problem, depth)
-        fit_caches(plan, problem, machine, tiles)
+        fit_caches(plan, problem, machine, tiles, threads)
     if plan.has_few or not plan.has_many:
         set_strategy(&plan.few, problem, depth)
     plan.out_in_place = in_place(&problem.out, plan.arithmetic, problem.batch_ndim)

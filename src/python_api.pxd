@@ -3,13 +3,13 @@
 from libc.stdint cimport int64_t
 
 from caller cimport Caller
-from execute cimport execute, execute_wide, prepare, Prepared
+from execute cimport Cost, run
 from plan cimport Machine
 from problem cimport (
-    CATTN_LARGEST_COUNT, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem,
+    CATTN_LARGEST_COUNT, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem,
     cattn_status)
-from schedule cimport gains_by_threads, work_of
 from system.system cimport cattn_float_mode
+from work cimport gains_by_threads, work_of
 
 cdef extern from *:
     """
@@ -77,14 +77,14 @@ cdef inline void note_ending_thread() noexcept:
     cattn_ending_thread = <int64_t>PyThread_get_thread_ident()
 
 
-cdef inline int check(cattn_status status, Py_ssize_t threads, Py_ssize_t bytes) except -1:
+cdef inline int check(cattn_status status, const Cost *cost) except -1:
     """Raise the exception for a status. If the call was stopped, the exception is already set."""
     if status == CATTN_STOPPED:
         return -1
     if status == CATTN_TOO_MANY_TASKS:
         raise MemoryError(f"query, key: expected a batch of at most {CATTN_LARGEST_COUNT} tasks, got more")
     if status == CATTN_NO_MEMORY:
-        raise MemoryError(f"a workspace of {bytes} bytes for {threads} threads")
+        raise MemoryError(f"a workspace of {cost.bytes} bytes for {cost.threads} threads")
     return 0
 
 
@@ -93,30 +93,19 @@ ctypedef Py_ssize_t (*default_threads_function)() except -1
 
 cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t threads, const Machine *machine,
                         default_threads_function default_threads) except -1:
+    """Compute a problem that Python asked for. If `threads` is 0, as many take part as are usual."""
     cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
-    cdef Py_ssize_t bytes = 0
+    cdef double work = work_of(problem)
     cdef cattn_status status
-    cdef double work
-    cdef Prepared prepared
-    if problem.value_size > CATTN_LARGEST_HEAD:
-        threads = min(threads if threads > 0 else default_threads(), machine.most_threads)
-        caller.context = PyEval_SaveThread()
-        status = execute_wide(problem, threads, machine, &caller, &bytes)
-        PyEval_RestoreThread(<PyThreadState *>caller.context)
-        return check(status, threads, bytes)
-    check(prepare(&prepared, problem, machine, stage, &caller), 0, 0)
-    if prepared.schedule.tasks == 0:
-        return 0
-    work = work_of(&prepared.plan, problem)
-    if not gains_by_threads(&prepared.plan, problem):
+    cdef Cost cost
+    if not gains_by_threads(problem, work):
         threads = 1
     elif threads == 0:
         threads = default_threads()
-    threads = min(threads, prepared.schedule.tasks, machine.most_threads)
-    if work < GIL_WORK:
-        status = execute(&prepared, problem, threads, &caller, &bytes)
-    else:
+    cost.threads = min(threads, machine.most_threads)
+    if work >= GIL_WORK:
         caller.context = PyEval_SaveThread()
-        status = execute(&prepared, problem, threads, &caller, &bytes)
+    status = run(problem, stage, machine, &caller, &cost)
+    if caller.context != NULL:
         PyEval_RestoreThread(<PyThreadState *>caller.context)
-    return check(status, threads, bytes)
+    return check(status, &cost)

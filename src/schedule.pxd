@@ -8,13 +8,6 @@ from rows cimport entry_key_length, entry_query_length
 from sizes cimport divided, round_up, times
 from tiles.tiles cimport CATTN_FEW_ROWS
 
-cdef enum:
-    # Multiply-adds below which waking a worker costs more than it brings: about 50 µs.
-    THREADS_WORK = 2097152
-    # Reading a key takes as long as its multiply-adds with so many rows.
-    READING_ROWS = 3
-
-
 cdef struct Schedule:
     Py_ssize_t tasks
     Py_ssize_t tasks_of_entry            # all have as many, unless packed
@@ -108,18 +101,6 @@ cdef inline cattn_status make_schedule(Schedule *schedule, const Plan *plan, con
         schedule.partial_rows = times(schedule.tasks, rows_of_partial(rows)) if splits > 1 else 0
         schedule.head_partial_rows = splits * rows_of_partial(rows) if splits > 1 else 0
     return CATTN_TOO_MANY_TASKS if schedule.tasks > CATTN_LARGEST_COUNT else status
-
-
-cdef inline double work_of(const Plan *plan, const cattn_problem *problem) noexcept nogil:
-    """Return about how many multiply-adds a call takes."""
-    return (<double>plan.entries * problem.query_heads * problem.query_length * problem.key_length
-            * (problem.head_size + problem.value_size))
-
-
-cdef inline bint gains_by_threads(const Plan *plan, const cattn_problem *problem) noexcept nogil:
-    """Return whether a call takes long enough to wake workers for it."""
-    cdef double rows = max(problem.query_length * plan.group, <Py_ssize_t>1)
-    return work_of(plan, problem) * max(1.0, READING_ROWS / rows) >= THREADS_WORK
 
 
 cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *problem, Py_ssize_t number,

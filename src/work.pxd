@@ -1,0 +1,26 @@
+# Problem → how long it takes, about, and whether more threads than one are worth waking.
+
+from problem cimport cattn_problem
+
+cdef enum:
+    # Multiply-adds below which waking a worker costs more than it brings: about 50 µs.
+    THREADS_WORK = 2097152
+    # Multiply-adds below which a task is not worth making: about 20 µs.
+    TASK_LEAST = 1048576
+    # Reading a key takes as long as its multiply-adds with so many rows.
+    READING_ROWS = 3
+
+
+cdef inline double work_of(const cattn_problem *problem) noexcept nogil:
+    """Return about how many multiply-adds a problem takes."""
+    cdef double work = <double>problem.query_heads * problem.query_length * problem.key_length
+    cdef int axis
+    for axis in range(problem.batch_ndim):
+        work *= problem.batch_shape[axis]
+    return work * (problem.head_size + problem.value_size)
+
+
+cdef inline bint gains_by_threads(const cattn_problem *problem, double work) noexcept nogil:
+    """Return whether a problem that takes so much work takes long enough to wake workers for it."""
+    cdef double rows = <double>problem.query_length * problem.query_heads   # of a key head, times the key heads
+    return work >= THREADS_WORK or work * READING_ROWS * problem.key_heads >= THREADS_WORK * max(rows, 1.0)
