@@ -1,4 +1,4 @@
-"""What the machine itself can do: its peak of floating-point arithmetic, and the speed at which it reads memory.
+"""Measure what the machine itself can do: its peak of floating-point arithmetic, and how fast it reads memory.
 
 Measured by a few lines of C, compiled when they are needed; without a C compiler by NumPy, which gives lower bounds.
 """

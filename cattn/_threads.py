@@ -165,7 +165,7 @@ def resolve(num_threads):
 
 
 def default_num_threads(root="/"):
-    """What the environment and the system say; `root` is where /proc and /sys are found."""
+    """Return what the environment and the system say. `root` is where /proc and /sys are found."""
     if own := _from_environment():
         number = _positive(own)
         if number is None:

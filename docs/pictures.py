@@ -112,7 +112,7 @@ def step7():
 
 
 def allowed(rows, keys, **modifiers):
-    """Where the reference lets rows attend to keys."""
+    """Return where the reference lets rows attend to keys."""
     query, key = np.zeros((1, rows, 1)), np.zeros((1, keys, 1))
     return reference.attention_weights(query, key, stage="biased", **modifiers)[0] > -np.inf
 

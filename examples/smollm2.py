@@ -122,8 +122,8 @@ class Model:
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.epsilon) * self.weights[f"{name}.weight"]
 
     def logits(self, tokens, first, attend, last=1):
-        """Those after each of the last tokens, (last, vocabulary). The tokens stand at positions first, first + 1, ...
-        `attend(n, first, query, key, value)` takes and gives (length, heads, size), in layer n."""
+        """Return the logits after each of the last tokens, (last, vocabulary). The tokens stand at positions first,
+        first + 1, ... `attend(n, first, query, key, value)` takes and gives (length, heads, size), in layer n."""
         angles = np.outer(np.arange(first, first + len(tokens)), self.frequencies)[:, None]
         turns = np.exp(1j * angles).astype(np.complex64)
         x = self.weights["token_embd.weight"][tokens]
@@ -157,7 +157,7 @@ def generate(model, prompt, most, stop):
 
 
 def numpy_attention(n, first, query, key, value):
-    """The same from all keys at once, first being 0."""
+    """Compute the same logits from all keys at once, where first is 0."""
     group = query.shape[1] // key.shape[1]
     query, key, value = (x.swapaxes(0, 1) for x in (query, key.repeat(group, 1), value.repeat(group, 1)))
     scores = query @ key.swapaxes(1, 2) / np.float32(query.shape[-1] ** 0.5)

@@ -204,7 +204,7 @@ def stage_of(case):
 
 
 def wrong(seed, found, isa):
-    """What is wrong with the results of a problem on this kernel table, or None."""
+    """Return what is wrong with the results of a problem on this kernel table, or None."""
     if isinstance(found, str):
         return found
     rule, (out, lse, matrix) = rule_of(seed, isa in BFLOAT16_UNITS), found
@@ -220,7 +220,7 @@ def rule_of(seed, has_units):
 
 
 class Rule:
-    """What the results of a case may be, as docs/trust.md and docs/guide/types.md say it.
+    """Return what the results of a case may be, as docs/trust.md and docs/guide/types.md say it.
 
     NaN where the reference has it, infinity where that has one, and else a number as near to the reference's as is
     promised. Excused are, and nothing else:
@@ -308,7 +308,7 @@ class Yardstick:
         self.measure(case)
 
     def measure(self, case):
-        """What the terms of each score add up to without signs, and which scores may overflow or lose terms."""
+        """Return what the terms of each score add up to without signs, and which scores may overflow or lose terms."""
         rule = self.rule
         query, key = (np.abs(case[name].astype(rule.wide)) for name in ("query", "key"))
         group = query.shape[0] // key.shape[0]

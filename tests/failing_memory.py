@@ -32,7 +32,7 @@ CATTN_CRASHED = 99
 
 
 class Failures:
-    """What failing_memory.c exports."""
+    """Declare what failing_memory.c exports."""
 
     def __init__(self):
         self.library = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -79,7 +79,8 @@ class Failures:
 
 
 def is_ours(error):
-    """Whether an exception other than MemoryError may be cattn's fault, and not that of NumPy, Python or ctypes."""
+    """Return whether an exception other than MemoryError may be cattn's fault, and not that of NumPy, Python or
+    ctypes."""
     if not isinstance(error, (SystemError, ctypes.ArgumentError)):
         return True
     place = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -118,7 +119,7 @@ def attempts(failures, function, arguments, onwards, start=1):
 
 
 def attempts_in_children(failures, function, arguments, onwards):
-    """The same in child processes: where one crashes, the next one goes on behind that allocation."""
+    """Do it in child processes. Where one crashes, the next one goes on behind that allocation."""
     start = 1
     while start:
         reader, writer = os.pipe()

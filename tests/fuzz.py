@@ -267,7 +267,7 @@ WRONG_CALL = re.compile(r"(.*?): (not an argument of|expected (an|one) argument|
 
 
 def wrong_error(case, error):
-    """What is wrong with an exception, or None."""
+    """Return what is wrong with an exception, or None."""
     base, message = case.base, str(error)
     shown = f"{type(error).__name__}: {message[:300]}"
     if any(error is own for own in case.raised):
@@ -324,7 +324,7 @@ def wrong_result(case, result):
 
 
 def wrong_shape(case, result):
-    """Of a call of which nothing else is known."""
+    """Report a call of which nothing else is known."""
     name, plain = case.base.name, case.plain
     for x in result if isinstance(result, tuple) else ():
         if not isinstance(x, np.ndarray) and x is not None:
@@ -407,7 +407,7 @@ def described(recipe):
 
 
 def what_is_wrong_with(recipe):
-    """The same, where something may be wrong with the fuzzer."""
+    """Do it where something may be wrong with the fuzzer itself."""
     try:
         return what_is_wrong(recipe)
     except Exception as error:

@@ -160,8 +160,8 @@ def shapes(result):
 
 
 class Model:
-    """What one argument means for a call: (plain value, what the call must do). It knows the documentation, not the
-    code; and where others were replaced as well (`alone` is false), it says less."""
+    """Return what one argument means for a call: (plain value, what the call must do). It knows the documentation,
+    not the code; and where others were replaced as well (`alone` is false), it says less."""
 
     def __init__(self, base, alone):
         self.base, self.alone = base, alone
@@ -424,7 +424,7 @@ def native(x):
 
 
 def is_close_kind(one, other):
-    """Whether arrays of these types can mean the same."""
+    """Return whether arrays of these types can mean the same."""
     if one.kind in "iu" and other.kind in "iu":
         return True
     return one.newbyteorder("=") == other.newbyteorder("=")

@@ -28,7 +28,7 @@ ml_dtypes = cases.ml_dtypes
 
 
 def memory(r, x, place, base):
-    """The same numbers, lying otherwise."""
+    """Return the same numbers with other strides."""
     if not isinstance(x, np.ndarray):
         return foreign(r, x, place, base)
     kind = r.choice(["fortran", "reversed", "sliced", "misaligned", "swapped", "read-only", "subclass", "matrix"])
@@ -131,7 +131,7 @@ TYPED = (
 
 
 def typed(r, x, place, base):
-    """Of another type."""
+    """Return an array of another type."""
     x, name = np.asarray(x), r.choice(TYPED)
     if name == "structured":
         return np.zeros(x.shape, [("a", np.float32), ("b", np.int64)])
@@ -177,7 +177,7 @@ def shaped(r, x, place, base):
 
 
 def huge(r, x, place, base):
-    """Of more elements than there is memory, all at one address."""
+    """Return an array of more elements than there is memory, all at one address."""
     x = np.asarray(x)
     if not x.ndim or not x.size:
         return x
@@ -372,7 +372,7 @@ array_.__name__ = array_.__qualname__ = "array"
 
 
 def foreign(r, x, place, base):
-    """What is no argument at all, or may be one by accident."""
+    """Return an object that is no argument at all, or may be one by accident."""
     endless = [lambda: np.broadcast_to(1.0, (2**40,))] if base.kind(place) not in (PARTS, TOKENS) else []
     made = r.choice([
         object, dict, set, frozenset, bytes, bytearray, lambda: b"rubbish", lambda: "rubbish", lambda: {"a": 1},

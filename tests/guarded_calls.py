@@ -186,7 +186,7 @@ def spread(x, is_result, random):
 
 
 class Blocks:
-    """What NumPy and the module allocate, which guard_pages.c places. Without it, nothing is guarded."""
+    """Redirect what NumPy and the module allocate, so that guard_pages.c places it. Without it, nothing is guarded."""
 
     def __init__(self):
         self.library = None

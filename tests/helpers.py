@@ -1,4 +1,4 @@
-"""What many tests need: random arrays, comparisons of bits, processes of their own."""
+"""Helpers that many tests need: random arrays, comparisons of bits, processes of their own."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def problem(rows=5, keys=5, dtype=np.float32, *, batch=(2,), heads=4, key_heads=
 
 
 def work(seed=0, heads=3, rows=150, keys=150, dtype=np.float32):
-    """The same in a list, and more of it than one thread is given alone."""
+    """Return it in a list, and more of it than one thread is given alone."""
     sizes = {"heads": heads, "key_heads": heads, "size": 64, "value_size": 64}
     return list(problem(rows, keys, dtype, batch=(), **sizes, seed=seed).values())
 
@@ -52,7 +52,7 @@ def work(seed=0, heads=3, rows=150, keys=150, dtype=np.float32):
 
 
 def same_memory(a, b):
-    """Whether a and b are the same elements in the same order."""
+    """Return whether a and b are the same elements in the same order."""
 
     def description(x):
         return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
@@ -69,7 +69,8 @@ def same_bits(x, y):
 
 
 def assert_same_bits(found, expected, where=True):
-    """Of arrays, or of tuples of them such as an output and its lse. NaNs and zeros count by their bits, too."""
+    """Return the bits of arrays, or of tuples of them such as an output and its lse. NaNs and zeros count by their
+    bits, too."""
     if isinstance(found, (tuple, list)):
         for x, y in zip(found, expected, strict=True):
             assert_same_bits(x, y, where)
@@ -105,7 +106,7 @@ def run_python(*arguments, cwd=HERE, seconds=240, encoding="utf-8", **changes):
 
 
 def python(code, *arguments, **options):
-    """What `code` prints. Fails unless it ends by itself, in time, well, and without a warning."""
+    """Return what `code` prints. Fail unless it ends by itself, in time, well, and without a warning."""
     done = run_python("-W", "error", "-c", code, *arguments, **options)
     if done.returncode or done.stderr:
         raise AssertionError(f"exit status {done.returncode}: {done.stderr}")

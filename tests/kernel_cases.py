@@ -29,7 +29,7 @@ from kernel_tables import (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What differs between two calls of a function; `number` seeds the rest."""
+    """Hold what differs between two calls of a function. `number` seeds the rest."""
 
     function: str
     isa: str
@@ -241,7 +241,7 @@ def stored(random, shape, case):
 
 
 class Modifiers:
-    """What a case asks to be done to scores, for some rows."""
+    """Hold what a case asks to be done to scores, for some rows."""
 
     def __init__(self, case, random):
         shape = case.rows, case.count

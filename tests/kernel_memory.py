@@ -92,7 +92,7 @@ class Fence:
 
 
 class Memory:
-    """Where the arrays of a call lie: a slot for each row, each key, or each array of a tile."""
+    """Hold the memory in which the arrays of a call lie: a slot for each row, each key, or each array of a tile."""
 
     LARGEST = 512  # keys, and columns
 

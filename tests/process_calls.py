@@ -1,4 +1,4 @@
-"""What other processes and interpreters compute for test_processes.py. They find these functions by name."""
+"""Functions that other processes and interpreters compute for test_processes.py. They find these functions by name."""
 
 from helpers import work
 from registry import FUNCTIONS, fingerprint
@@ -24,7 +24,7 @@ def results(names, seeds):
 
 
 class Results:
-    """The same as a dataset of PyTorch."""
+    """Offer the calls as a dataset of PyTorch."""
 
     def __init__(self, tasks):
         self.tasks = tasks

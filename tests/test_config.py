@@ -22,7 +22,7 @@ def nothing_set(monkeypatch):
 
 
 def shown(capsys):
-    """What it prints, by line."""
+    """Return what it prints, by line."""
     assert cattn.show_config() is None
     text, errors = capsys.readouterr()
     assert errors == ""

@@ -30,7 +30,7 @@ def needs(block):
 
 
 def run(page, packages=frozenset()):
-    """What the page's examples have named in the end: of those that need no package beyond these."""
+    """Return what the page's examples have named in the end, of those that need no package beyond these."""
     text = read(page)
     shown = [block.span("code") for block in BLOCK.finditer(text) if needs(block) <= packages]
     inside = {line for start, end in shown for line in range(text.count("\n", 0, start), text.count("\n", 0, end))}
@@ -80,7 +80,7 @@ def test_examples_beside_other_packages(page, packages):
 
 
 def test_pictures(monkeypatch):
-    """What the pages show is what is drawn, from the numbers that they tell."""
+    """The pages show what is drawn from the numbers that they tell."""
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(DOCS)
     pictures = importlib.import_module("pictures")

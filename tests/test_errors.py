@@ -29,7 +29,7 @@ class Tensor:
 
 
 class Stubborn:
-    """What PyTorch does for a tensor that requires a gradient, and others in ways of their own."""
+    """Fail as PyTorch does for a tensor that requires a gradient, and others in ways of their own."""
 
     def __array__(self, dtype=None, copy=None):
         raise RuntimeError("not today")
@@ -490,7 +490,7 @@ def test_weights_that_no_memory_holds():
 
 @pytest.mark.parametrize("layout", ["bhld", "blhd"])
 def test_weights_in_pieces(layout):
-    """What the message advises is right."""
+    """The message advises what is right."""
     query, key = np.random.default_rng(0).standard_normal((2, 9, 9, 9), np.float32)
     whole = cattn.attention_weights(query, key, layout=layout, causal=True)
     for i in range(0, 9, 4):

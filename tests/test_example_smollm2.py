@@ -54,7 +54,8 @@ def test_unknown_type(smollm2):
 @pytest.mark.slow
 @pytest.mark.skipif(MISSING, reason="its weights are not installed")
 def test_tokens(smollm2):
-    """What the package tokenizers makes of the same vocabulary (Digits(individual_digits=True), then ByteLevel)."""
+    """Return what the package tokenizers makes of the same vocabulary (Digits(individual_digits=True), then
+    ByteLevel)."""
     tokens = smollm2.Tokens(smollm2.read()[0])
     text = "It's 2026, naïve  café\n\n  x_1 — 你好 ½"
     numbers = tokens.encode(text)

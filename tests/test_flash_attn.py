@@ -200,7 +200,7 @@ def test_what_changes_nothing():
 
 
 class Arrays:
-    """As NumPy has them."""
+    """Return the arrays as NumPy has them."""
 
     float64, bfloat16 = np.float64, cases.TYPES["bfloat16"]
 
@@ -214,7 +214,7 @@ class Arrays:
 
 
 class Tensors:
-    """The same in PyTorch."""
+    """Return the same arrays as tensors of PyTorch."""
 
     def __init__(self):
         pytest.importorskip("ml_dtypes")

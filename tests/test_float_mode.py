@@ -18,7 +18,7 @@ X86_64 = pytest.mark.skipif(
 
 
 def counts_subnormals():
-    """Whether this thread's arithmetic does: calls compute in a mode in which it does not."""
+    """Return whether this thread's arithmetic does. Calls compute in a mode in which it does not."""
     return np.float32(1e-38) * np.float32(0.5) > 0
 
 

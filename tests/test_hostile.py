@@ -203,7 +203,7 @@ def test_objects_that_cannot_be_shown(made, name):
 
 
 def test_an_object_that_says_it_is_a_number():
-    """What counts is what it is."""
+    """An argument counts as what it is, not as what it claims to be."""
     square = np.ones((4, 4), np.float32)
     for name, kind in (("causal", bool), ("return_lse", bool), ("window", int), ("scale", float), ("layout", str)):
         with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):

@@ -88,8 +88,8 @@ def lateness():
 
 @pytest.fixture
 def in_time(lateness):
-    """Whether a call ends in time in one of three tries: others at work on this processor may slow any of them, but a
-    call that does not look for signals is late in each."""
+    """Return whether a call ends in time in one of three tries: others at work on this processor may slow any of
+    them, but a call that does not look for signals is late in each."""
     return lambda call, seconds, limit=0.06: any(lateness(call, seconds) < limit for _ in range(3))
 
 
@@ -200,7 +200,7 @@ print(cattn.attention(x, x, x, num_threads={threads}).mean())
 
 @pytest.fixture
 def alarms():
-    """What sets the handler of SIGALRM for a test."""
+    """Return a function that sets the handler of SIGALRM for a test."""
     before = signal.getsignal(signal.SIGALRM)
     yield functools.partial(signal.signal, signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -61,7 +61,7 @@ def test_broadcast_or_copied(dtype, rows):
 
 
 def in_another_memory(x):
-    """The same numbers: reversed, with gaps, transposed, misaligned and, if possible, with swapped bytes."""
+    """Return the same numbers: reversed, with gaps, transposed, misaligned and, if possible, with swapped bytes."""
     yield np.flip(np.ascontiguousarray(np.flip(x)))
     for axis in range(x.ndim):
         yield np.repeat(x, 3, axis)[(*[slice(None)] * axis, slice(1, None, 3))]

@@ -35,7 +35,8 @@ from cattn import _kernel
 
 @functools.cache
 def outcome(isa, rounds):
-    """What failed of each function, and where the process ended if it did not reach its end: {function: [message]}."""
+    """Return what failed of each function, and where the process ended if it did not reach its end: {function:
+    [message]}."""
     paths = [os.path.dirname(os.path.dirname(cattn.__file__)), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     functions, messages = checks(isa), {}
@@ -69,7 +70,7 @@ EACH = pytest.mark.parametrize(("isa", "function"), [(isa, function) for isa in 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_struct(isa):
-    """What stands here of tiles.h is what the tables are."""
+    """The structs that are declared here are those of tiles.h."""
     table = table_of(isa)
     assert table.name == isa.encode()
     assert {FLOAT32, FLOAT64} <= set(own_types(isa)) <= {FLOAT32, FLOAT64, BFLOAT16}

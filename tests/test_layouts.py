@@ -312,7 +312,7 @@ def changes(x):
 
 
 class Array:
-    """What NumPy asks for an array."""
+    """Answer what NumPy asks for an array."""
 
     def __init__(self, x, change):
         self.x, self.change = x, change

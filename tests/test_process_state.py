@@ -44,7 +44,7 @@ def threads():
 
 
 def thread_state(thread):
-    """What Linux says of a thread, save for what it has used: masks of signals, capabilities, processors, ..."""
+    """Return what Linux says of a thread, save for what it has used: masks of signals, capabilities, processors, ..."""
     with open(f"/proc/self/task/{thread}/status", encoding="utf-8") as file:
         lines = file.read().splitlines()
     used = ("Vm", "Rss", "Hugetlb", "State", "Threads", "voluntary", "nonvoluntary", "SigQ", "x86_Thread")

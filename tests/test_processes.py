@@ -169,7 +169,7 @@ print(ended, same(result), same(call(THREADS)))
 
 
 def fork_during(name, in_child="pass", threads=3):
-    """What the child prints, and then its parent: the result of the interrupted call, and of others after it."""
+    """Return what the child prints, and then its parent: the result of the interrupted call, and of others after it."""
     arguments = f"def arguments():\n    {CALLS[name]}\n"
     in_child = f"def in_child():\n    {in_child}\n"
     return python(BEGINNING + arguments + in_child + CALLING + GOING_ON.replace("THREADS", str(threads)))
@@ -205,7 +205,7 @@ def test_the_child_forks_in_the_handler():
 
 
 def in_a_fork(function):
-    """Whether it returns something true in a forked child, in time."""
+    """Return whether a function returns something true in a forked child, in time."""
     with warnings.catch_warnings():  # Python >= 3.12 warns of a fork beside threads, which is what is tested here
         warnings.simplefilter("ignore")  # and so does JAX, where another test imported it
         child = os.fork()
@@ -234,7 +234,7 @@ def test_fork_after_use():
 
 
 def starts_threads():
-    """Whether the first call on three threads brings a process from one thread to three."""
+    """Return whether the first call on three threads brings a process from one thread to three."""
     before = len(os.listdir("/proc/self/task"))
     cattn.attention(*work(), num_threads=3)
     return (before, len(os.listdir("/proc/self/task"))) == (1, 3)
@@ -426,7 +426,7 @@ def in_subinterpreters(kind, code):
 @HAS_INTERPRETERS
 @KINDS
 def test_subinterpreters(kind):
-    """Those that come after the main one are refused, and it goes on."""
+    """Interpreters that come after the main one are refused, and that one goes on."""
     code = """
 attempt()
 for _ in range(2):

@@ -168,7 +168,7 @@ def test_every_machine_has_its_chart(written):
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_charts_are_generated(written, name):
-    """What charts tell of their data is compared. How lines are drawn depends on matplotlib's version."""
+    """The test compares what charts tell of their data. How lines are drawn depends on matplotlib's version."""
     new, kept = (ElementTree.parse(folder / "results" / name) for folder in (written, BENCHMARKS))
     assert len(new.find(f".//{DESCRIPTION}").text) > 100
     assert new.find(f".//{DESCRIPTION}").text == kept.find(f".//{DESCRIPTION}").text

@@ -305,7 +305,7 @@ SHARE_NOTHING = {"merge_attention", "pad", "unpad", "plan"}
     ],
 )
 def test_the_number_of_threads_is_that_of_each_call(name, way):
-    """Of a pool that has more of them."""
+    """A pool may have more of them."""
     if not FUNCTIONS[name].is_there:
         pytest.skip(f"{FUNCTIONS[name].needs} is not installed")
     cattn.attention(*work(), num_threads=6)

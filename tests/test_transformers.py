@@ -25,7 +25,7 @@ import cattn.transformers
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What `cattn.attention` is asked for."""
+    """Record what `cattn.attention` is asked for."""
     asked = []
 
     def attention(*arrays, **modifiers):
@@ -270,7 +270,7 @@ def theirs(*sizes, **given):
 
 
 def allowed(mask):
-    """Who may attend to whom, as `cattn.attention` is told."""
+    """Return who may attend to whom, as `cattn.attention` is told."""
     batch, _, queries, keys = mask.shape
     query, key = np.zeros((batch, 1, queries, 4), np.float32), np.zeros((batch, 1, keys, 4), np.float32)
     return cattn.attention_weights(query, key, **mask.modifiers) > 0
@@ -461,7 +461,7 @@ for implementation in ("cattn", "sdpa"):
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux forgets a peak")
 def test_no_array_of_queries_times_keys():
-    """What a forward over 8192 tokens takes beyond its model, in MiB. A mask alone would be 64."""
+    """Return what a forward over 8192 tokens takes beyond its model, in MiB. A mask alone would be 64."""
     taken = np.array(python(MEMORY).split(), float)
     ours, theirs = taken.reshape(2, 2, 3)  # (without and with a window) x (plain, padded, packed)
     assert ours.max() < 32

@@ -106,7 +106,7 @@ def test_merged_parts_of_float32_queries(half, rows):
 @HALF_TYPE
 @MANY_AND_FEW
 def test_plan_of_float32_queries(half, rows):
-    """As that of float32 arrays; what is not read in place takes memory."""
+    """The workspace is as that of float32 arrays. Arrays that are not read in place take memory."""
     found = cattn.plan(**mixed(rows, 5000, half))
     expected = cattn.plan(**problem(rows, 5000))
     assert found.workspace_bytes >= expected.workspace_bytes
@@ -115,7 +115,7 @@ def test_plan_of_float32_queries(half, rows):
 
 
 def in_other_memory(x):
-    """The same numbers, misaligned: nothing that the compiled function takes by itself."""
+    """Return the same numbers, misaligned: nothing that the compiled function takes by itself."""
     copy = np.ndarray(x.shape, x.dtype, np.zeros(x.nbytes + 1, np.uint8)[1:])
     copy[...] = x
     return copy
