@@ -37,9 +37,9 @@ cdef struct Prepared:
     Workspace workspace
 
 
-# What a call may take, or would have taken where there is no memory for it.
+# What a call takes, or would have taken where there is no memory for it.
 cdef struct Cost:
-    Py_ssize_t threads      # at most; later, as many as there were
+    Py_ssize_t threads      # before the call, as many as it may have
     Py_ssize_t bytes
 
 
