@@ -544,13 +544,15 @@ def plan(
         As in `attention`.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`.
-    mask, bias, alibi_slopes, softcap, sinks, layout, out, return_lse, num_threads : optional
+    mask, bias, alibi_slopes, softcap, sinks, layout, out, return_lse : optional
         As in `attention`. Nothing is computed, and `out` is not written.
+    num_threads : int, optional
+        As in `attention`, but it may be more than this machine would run.
 
     Returns
     -------
     Plan
-        It depends on shapes, types and the machine, not on the data.
+        It depends on shapes, types, the machine and the number of threads, not on the data.
 
     Raises
     ------

@@ -180,11 +180,16 @@ cdef inline cattn_status run(const cattn_problem *problem, int stage, const Mach
     """Compute a problem. Values that are too wide for one plan are computed some columns at a time."""
     cdef Py_ssize_t start = 0
     cdef cattn_status status = CATTN_DONE
-    cdef cattn_problem part
+    cdef cattn_problem *part
     if problem.value_size <= CATTN_LARGEST_HEAD:
         return run_columns(problem, stage, machine, caller, cost)
+    part = <cattn_problem *>malloc(sizeof(cattn_problem))   # it is too large for the stack of every call
+    if part == NULL:
+        cost.bytes = sizeof(cattn_problem)
+        return CATTN_NO_MEMORY
     while start < problem.value_size and status == CATTN_DONE:
-        take_columns(&part, problem, start)
-        status = run_columns(&part, stage, machine, caller, cost)
+        take_columns(part, problem, start)
+        status = run_columns(part, stage, machine, caller, cost)
         start += CATTN_LARGEST_HEAD
+    free(part)
     return status
