@@ -644,7 +644,7 @@ ROOT = HERE.parent
     ("program", "options", "said"),
     [
         ("examples/dask_decoder.py", ("--prompt=500", "--chunk=100", "--steps=3"), "the same in one process: yes"),
-        ("benchmarks/dask_keys.py", ("--keys=3000", "--queries=50", "--chunk=1000"), "units from the reference"),
+        ("benchmarks/dask_keys.py", ("--keys=3000", "--queries=50", "--chunk=1000"), "of the error bound"),
     ],
 )
 def test_programs(program, options, said):
