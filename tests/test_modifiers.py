@@ -111,7 +111,7 @@ def lacking(names, found):
 
 
 def test_fields():
-    """What a modifier sets is in Modifiers, and nothing else is."""
+    """Modifiers has the fields that some modifier sets, and no others."""
     fields = [field for row in MODIFIERS.values() for field in row.fields]
     assert set(fields) == set(Modifiers._fields)
 
