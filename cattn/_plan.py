@@ -8,8 +8,8 @@ class Plan:
     """Describe how the kernel goes about one call of `attention`.
 
     A plan depends on the arrays' shapes, types, strides, alignment and byte order, on the kernel table, and on the L2
-    cache, but not on the data. The number of threads decides only how many tiles share a task, which changes no bit of
-    a result.
+    cache, but not on the data. The number of threads decides only how many tiles share a task and whether splits of the
+    keys are tasks of their own, which changes no bit of a result.
 
     Attributes
     ----------
@@ -23,8 +23,10 @@ class Plan:
     key_block : int
         The number of keys that a tile visits at a time.
     chunk : int
-        The number of keys after which a new softmax begins, which is merged with those before it. With few rows, each
-        chunk is a task of its own.
+        The number of keys after which a new softmax begins, which is merged with that of the chunks before.
+    split : int
+        The number of keys, a multiple of `chunk`, after which that softmax in turn is merged with that of the splits
+        before. Different threads can compute the splits of a row.
     tiles_per_task : int
         The number of tiles that take turns with each block of keys.
     tasks : int
@@ -33,8 +35,8 @@ class Plan:
     workspace_bytes : int
         The number of bytes of memory that each thread needs.
     partial_bytes : int
-        The number of bytes of memory, in all, for the results of chunks that are tasks of their own. One thread holds
-        only those of one key head at a time.
+        The number of bytes of memory, in all, for the results of splits that are tasks of their own. One thread needs
+        none.
 
     See Also
     --------
@@ -55,6 +57,7 @@ class Plan:
     lanes: int
     key_block: int
     chunk: int
+    split: int
     tiles_per_task: int
     tasks: int
     workspace_bytes: int

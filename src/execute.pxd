@@ -6,9 +6,10 @@ from libc.stdlib cimport free, malloc
 from caller cimport Caller
 from plan cimport STAGE_OUTPUT, Machine, make_plan, Plan
 from problem cimport CATTN_DONE, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
-from reductions.attend cimport attend, join_partials
+from partials cimport join_partials
+from reductions.attend cimport attend
 from reductions.weights cimport find_weights
-from schedule cimport count_packed, find_task, leaves_last_partial, make_schedule, Schedule, Start, Task
+from schedule cimport count_packed, find_task, make_schedule, Schedule, Start, Task
 from sizes cimport reserve, times
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run
 from tiles.tiles cimport CATTN_ALIGNMENT
@@ -84,17 +85,17 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
         find_weights(&worker, &task)
     elif not call.joining:
         attend(&worker, &task)
-    if leaves_last_partial(&task, call.problem) and (call.joining or call.threads == 1):
+    elif task.partial_step > 0:
         join_partials(&worker, &task)
     cattn_change_float_mode(mode)
     return call.stopped
 
 
 cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
-    """Compute all tasks, and join their partial results where more than one thread has left some."""
+    """Compute all tasks, and then join their partial results."""
     call.joining = False
     cattn_pool_run(do_task, call, call.schedule.tasks, call.threads, poll)
-    if call.schedule.partial_rows > 0 and call.threads > 1 and not call.stopped:
+    if call.schedule.partial_rows > 0 and not call.stopped:
         call.joining = True
         cattn_pool_run(do_task, call, call.schedule.tasks, call.threads, poll)
     return CATTN_STOPPED if call.stopped else CATTN_DONE
@@ -119,8 +120,7 @@ cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *
     bytes[0] = 0
     shared_at = reserve(bytes, sizeof(SharedCall) if threads > 1 else 0)
     starts_at = reserve(bytes, times(prepared.plan.entries, sizeof(Start)) if packed else 0)
-    partials_at = reserve(bytes, times(schedule.partial_rows if threads > 1 else schedule.head_partial_rows,
-                                       schedule.partial_row_bytes))
+    partials_at = reserve(bytes, times(schedule.partial_rows, prepared.plan.partial_row_bytes))
     workspaces_at = reserve(bytes, times(threads, prepared.workspace.bytes))
     on_stack = threads == 1 and bytes[0] <= SMALL_WORKSPACE
     if on_stack:

@@ -476,9 +476,9 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     return _plan.Plan(
         strategy="many rows" if found.has_many else "few rows", isa=isa(),
         lanes=lanes if found.has_many else min(problem.query_length * found.group, lanes),
-        key_block=strategy.key_block, chunk=strategy.chunk, tiles_per_task=strategy.tiles_per_task,
+        key_block=strategy.key_block, chunk=strategy.chunk, split=strategy.split, tiles_per_task=strategy.tiles_per_task,
         tasks=prepared.schedule.tasks, workspace_bytes=prepared.workspace.bytes,
-        partial_bytes=<object>prepared.schedule.partial_rows * prepared.schedule.partial_row_bytes)
+        partial_bytes=<object>prepared.schedule.partial_rows * found.partial_row_bytes)
 
 
 for _function in (attention, attention_varlen, attention_weights, plan):

@@ -61,8 +61,8 @@ cdef inline void prefetch_out(const Prefetch *prefetch, const Tile *tile) noexce
 
 
 cdef inline bint same_keys(const Task *one, const Task *other) noexcept nogil:
-    """Return whether two tasks read the keys of the same head."""
-    return one.key_head == other.key_head and one.entry == other.entry
+    """Return whether two tasks read the same keys."""
+    return one.key_head == other.key_head and one.entry == other.entry and one.key_start == other.key_start
 
 
 cdef inline void prefetch_block(const Prefetch *prefetch, Py_ssize_t low, Py_ssize_t share,
@@ -80,7 +80,7 @@ cdef inline void prefetch_block(const Prefetch *prefetch, Py_ssize_t low, Py_ssi
     elif next_task != NULL and not same_keys(prefetch.task, next_task):
         open_rows(&keys, problem, &problem.key, next_task.entry, next_task.key_head, problem.key_indptr)
         open_rows(&values, problem, &problem.value, next_task.entry, next_task.key_head, problem.key_indptr)
-        low = 0
+        low = next_task.key_start
         end = next_task.key_stop
     else:
         return

@@ -1,19 +1,16 @@
 # Plan → Schedule: which tasks there are. A task is some rows of one key head of one batch entry, with all their keys
-# or with one chunk of them. Nothing here knows about memory or threads.
+# or with one split of them. Nothing here knows about memory or threads.
 
 from caller cimport Caller, is_stopped
 from plan cimport Plan, Strategy, strategy_of
 from problem cimport CATTN_DONE, CATTN_LARGEST_COUNT, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem, cattn_status
 from rows cimport entry_key_length, entry_query_length
-from sizes cimport divided, round_up, times
-from tiles.tiles cimport CATTN_FEW_ROWS
+from sizes cimport count_pieces, divided, round_up, times
 
 cdef struct Schedule:
     Py_ssize_t tasks
     Py_ssize_t tasks_of_entry            # all have as many, unless packed
-    Py_ssize_t partial_rows              # of all partial results,
-    Py_ssize_t head_partial_rows         # and at most of those that are joined to one
-    Py_ssize_t partial_row_bytes         # row_max, two sums and the output of a row
+    Py_ssize_t partial_rows              # of all partial results
 
 
 cdef struct Task:
@@ -22,22 +19,14 @@ cdef struct Task:
     const Strategy *strategy
     Py_ssize_t first_row, rows       # of the rows that share this entry's key head: row i · group + g
     Py_ssize_t key_start, key_stop
-    Py_ssize_t partial               # the first row of the partial results of its rows; -1: it writes the output itself
+    Py_ssize_t split                 # the number of the split that these keys are; 0 if they are all keys
+    Py_ssize_t partial               # where the partial result of its first row for split 0 is, counted in rows, and
+    Py_ssize_t partial_step          # how far that for the next split is from it; 0: there are no partial results
 
 
 # The first task of a packed sequence and the first row of its partial results, counted over all of them.
 cdef struct Start:
     Py_ssize_t task, partial
-
-
-cdef inline Py_ssize_t count_chunks(Py_ssize_t keys, Py_ssize_t chunk) noexcept nogil:
-    """Return how many chunks so many keys make."""
-    return 1 if keys <= chunk else (keys + chunk - 1) // chunk   # without a division in short calls
-
-
-cdef inline bint has_chunks(const Plan *plan, Py_ssize_t keys) noexcept nogil:
-    """Return whether so many keys are more than one chunk, with many rows or with few."""
-    return (plan.has_many and keys > plan.many.chunk) or (plan.has_few and keys > plan.few.chunk)
 
 
 cdef inline Py_ssize_t rows_of_task(const Strategy *strategy) noexcept nogil:
@@ -51,22 +40,17 @@ cdef inline Py_ssize_t count_row_spans(const Strategy *strategy, Py_ssize_t rows
 
 
 cdef inline Py_ssize_t count_splits(const Strategy *strategy, Py_ssize_t keys) noexcept nogil:
-    """Return how many splits so many keys are cut into. If there is more than one, each leaves a partial result."""
-    return count_chunks(keys, strategy.chunk) if strategy.splits_keys else 1
-
-
-cdef inline Py_ssize_t rows_of_partial(Py_ssize_t rows) noexcept nogil:
-    """Return how many rows a partial result has room for, where so many rows share a key head."""
-    return min(rows, <Py_ssize_t>CATTN_FEW_ROWS)
+    """Return into how many tasks so many keys are split. If there is more than one, each leaves a partial result."""
+    return count_pieces(keys, strategy.split) if strategy.splits_keys else 1
 
 
 cdef inline cattn_status count_packed(Schedule *schedule, const Plan *plan, const cattn_problem *problem,
                                       const Caller *caller, Start *starts) noexcept nogil:
     """Count the tasks of packed sequences and the rows of their partial results. If `starts` is not NULL, note where
     those of each sequence begin."""
-    cdef Py_ssize_t entry, rows, splits, count
+    cdef Py_ssize_t entry, rows, splits
     cdef const Strategy *strategy
-    schedule.tasks = schedule.partial_rows = schedule.head_partial_rows = 0
+    schedule.tasks = schedule.partial_rows = 0
     for entry in range(plan.entries):
         if is_stopped(caller, entry):
             return CATTN_STOPPED
@@ -75,11 +59,10 @@ cdef inline cattn_status count_packed(Schedule *schedule, const Plan *plan, cons
         rows = entry_query_length(problem, entry) * plan.group
         strategy = strategy_of(plan, rows)
         splits = count_splits(strategy, entry_key_length(problem, entry))
-        count = times(times(problem.key_heads, count_row_spans(strategy, rows)), splits)
-        schedule.tasks += count
-        if splits > 1:
-            schedule.partial_rows += times(count, rows_of_partial(rows))
-            schedule.head_partial_rows = max(schedule.head_partial_rows, splits * rows_of_partial(rows))
+        splits = times(problem.key_heads, splits)
+        schedule.tasks += times(count_row_spans(strategy, rows), splits)
+        if splits > problem.key_heads:
+            schedule.partial_rows += times(rows, splits)
         if schedule.tasks > CATTN_LARGEST_COUNT:
             break
     return CATTN_DONE
@@ -91,15 +74,13 @@ cdef inline cattn_status make_schedule(Schedule *schedule, const Plan *plan, con
     cdef Py_ssize_t rows = problem.query_length * plan.group, splits
     cdef const Strategy *strategy = strategy_of(plan, rows)
     cdef cattn_status status = CATTN_DONE
-    schedule.partial_row_bytes = (3 + problem.value_size) * plan.itemsize
     if problem.query_indptr != NULL:
         status = count_packed(schedule, plan, problem, caller, NULL)
     else:
         splits = count_splits(strategy, problem.key_length)
         schedule.tasks_of_entry = times(times(problem.key_heads, count_row_spans(strategy, rows)), splits)
         schedule.tasks = times(plan.entries, schedule.tasks_of_entry)
-        schedule.partial_rows = times(schedule.tasks, rows_of_partial(rows)) if splits > 1 else 0
-        schedule.head_partial_rows = splits * rows_of_partial(rows) if splits > 1 else 0
+        schedule.partial_rows = times(plan.entries, times(problem.key_heads, rows * splits)) if splits > 1 else 0
     return CATTN_TOO_MANY_TASKS if schedule.tasks > CATTN_LARGEST_COUNT else status
 
 
@@ -108,35 +89,31 @@ cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *pr
     """Describe the task of this number, which belongs to the entry that begins at `start`.
 
     The last rows come first: under a causal mask they see the most keys, and what is light is left for the end. Tasks
-    of one key head follow each other, so that its keys stay in a cache. If the heads share a mask or a bias that is
+    that read the same keys follow each other, so that these stay in a cache. If the heads share a mask or a bias that is
     larger than the keys, the tasks of the same rows follow each other instead.
     """
     cdef Py_ssize_t rows = entry_query_length(problem, entry) * plan.group, keys = entry_key_length(problem, entry)
     cdef const Strategy *strategy = strategy_of(plan, rows)
-    cdef Py_ssize_t splits = count_splits(strategy, keys), of_head = count_row_spans(strategy, rows) * splits
-    cdef Py_ssize_t rest = number - start.task, of_rows, span, split, row_stop
+    cdef Py_ssize_t splits = count_splits(strategy, keys), spans = count_row_spans(strategy, rows)
+    cdef Py_ssize_t of_head = spans * splits, rest = number - start.task, of_keys, span, row_stop
     task.number = number
     task.entry = entry
     task.strategy = strategy
     if plan.heads_inside:
-        of_rows = divided(rest, problem.key_heads)
-        task.key_head = rest - of_rows * problem.key_heads
+        of_keys = divided(rest, problem.key_heads)
+        task.key_head = rest - of_keys * problem.key_heads
     else:
         task.key_head = divided(rest, of_head)
-        of_rows = rest - task.key_head * of_head
-    span = divided(of_rows, splits)
-    split = of_rows - span * splits
-    task.partial = start.partial + (rest - split) * rows_of_partial(rows) if splits > 1 else -1
+        of_keys = rest - task.key_head * of_head
+    task.split = divided(of_keys, spans)
+    span = of_keys - task.split * spans
     row_stop = round_up(rows, strategy.kernels.lanes) - span * rows_of_task(strategy)
     task.first_row = max(<Py_ssize_t>0, row_stop - rows_of_task(strategy))
     task.rows = min(rows, row_stop) - task.first_row
-    task.key_start = split * strategy.chunk if splits > 1 else 0
-    task.key_stop = min(keys, task.key_start + strategy.chunk) if splits > 1 else keys
-
-
-cdef inline bint leaves_last_partial(const Task *task, const cattn_problem *problem) noexcept nogil:
-    """Return whether the task leaves a partial result and is the last of those with the same rows."""
-    return task.partial >= 0 and task.key_stop == entry_key_length(problem, task.entry)
+    task.key_start = task.split * strategy.split
+    task.key_stop = min(keys, task.key_start + strategy.split) if splits > 1 else keys
+    task.partial = start.partial + task.key_head * splits * rows + task.first_row
+    task.partial_step = rows if splits > 1 else 0
 
 
 cdef inline Py_ssize_t find_sequence(const Start *starts, const Schedule *schedule, Py_ssize_t entries,
@@ -174,7 +151,7 @@ cdef inline const Task *find_task(Task *task, const Schedule *schedule, const Pl
     if starts == NULL:
         entry = divided(number, schedule.tasks_of_entry)
         start.task = entry * schedule.tasks_of_entry
-        start.partial = start.task * rows_of_partial(problem.query_length * plan.group)
+        start.partial = 0 if schedule.partial_rows == 0 else entry * (schedule.partial_rows // plan.entries)
     else:
         entry = find_sequence(starts, schedule, plan.entries, number)
         start = starts[entry]

@@ -19,6 +19,11 @@ cdef inline Py_ssize_t divided(Py_ssize_t number, Py_ssize_t divisor) noexcept n
     return number if divisor == 1 else number // divisor
 
 
+cdef inline Py_ssize_t count_pieces(Py_ssize_t number, Py_ssize_t size) noexcept nogil:
+    """Return how many pieces of at most `size` a number is cut into: at least one. A short call takes no division."""
+    return 1 if number <= size else (number + size - 1) // size
+
+
 cdef inline Py_ssize_t round_up(Py_ssize_t number, Py_ssize_t multiple) noexcept nogil:
     """Return the least multiple of `multiple` that is not below `number`."""
     return (number + multiple - 1) // multiple * multiple

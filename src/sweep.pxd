@@ -39,8 +39,8 @@ ctypedef void (*reduction)(const Sweep *sweep, Tile *tile, const Block *block, R
                            void *state) noexcept nogil
 
 
-cdef inline void open_tile(Tile *tile, const Sweep *sweep, Py_ssize_t number) noexcept nogil:
-    """Open tile number `number` of a task: its buffers, its rows, the keys they may see, and their queries."""
+cdef inline void open_rows_of_tile(Tile *tile, const Sweep *sweep, Py_ssize_t number) noexcept nogil:
+    """Open tile number `number` of a task: its buffers and its rows."""
     cdef const Worker *worker = sweep.worker
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Task *task = sweep.task
@@ -58,13 +58,10 @@ cdef inline void open_tile(Tile *tile, const Sweep *sweep, Py_ssize_t number) no
     arrays.score_mod = NULL
     place_tile(tile, worker.call.workspace, worker.memory, number)
     find_rows(tile, worker.call.plan, &sweep.heads, first_row)
-    find_intervals(tile, problem, &sweep.heads, task.key_start, task.key_stop)
-    load_queries(tile, worker.call.plan, task.strategy, &sweep.heads, problem.head_size,
-                 worker.memory + worker.call.workspace.row)
 
 
-cdef inline void open_sweep(Sweep *sweep, const Worker *worker, const Task *task) noexcept nogil:
-    """Open all tiles of a task."""
+cdef inline void open_rows_of_tiles(Sweep *sweep, const Worker *worker, const Task *task) noexcept nogil:
+    """Open all tiles of a task, for what is done without their queries and keys."""
     cdef Py_ssize_t lanes = task.strategy.kernels.lanes, t
     sweep.worker = worker
     sweep.task = task
@@ -72,7 +69,17 @@ cdef inline void open_sweep(Sweep *sweep, const Worker *worker, const Task *task
     sweep.tile_count = (task.rows + lanes - 1) // lanes
     open_heads(&sweep.heads, worker.call.problem, worker.call.plan, task)
     for t in range(sweep.tile_count):
-        open_tile(&sweep.tiles[t], sweep, t)
+        open_rows_of_tile(&sweep.tiles[t], sweep, t)
+
+
+cdef inline void open_sweep(Sweep *sweep, const Worker *worker, const Task *task) noexcept nogil:
+    """Open all tiles of a task: their buffers, their rows, the keys these may see, and their queries."""
+    cdef Py_ssize_t t
+    open_rows_of_tiles(sweep, worker, task)
+    for t in range(sweep.tile_count):
+        find_intervals(&sweep.tiles[t], worker.call.problem, &sweep.heads, task.key_start, task.key_stop)
+        load_queries(&sweep.tiles[t], worker.call.plan, task.strategy, &sweep.heads, worker.call.problem.head_size,
+                     worker.memory + worker.call.workspace.row)
 
 
 cdef inline bint read_keys(Block *block, const Sweep *sweep, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:

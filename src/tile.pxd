@@ -23,8 +23,9 @@ cdef struct HeadGroup:
 # The rows that are computed side by side, and their running softmax, which is `arrays.softmax`.
 cdef struct Tile:
     cattn_row_tile arrays
-    cattn_total total                  # the softmax of all chunks so far
-    cattn_softmax part                 # the room for that of one chunk, where there are several
+    cattn_total total                  # the softmax of the splits so far, where there are several,
+    cattn_total split                  # that of the chunks of a split so far,
+    cattn_softmax chunk                # and the room for that of one chunk, where there are several
     const cattn_kernels *kernels
     bint is_new[CATTN_HALVES]          # the output of a half holds nothing yet
     Py_ssize_t half                    # rows of a half

@@ -4,10 +4,9 @@
 from plan cimport Plan, Strategy
 from problem cimport cattn_problem
 from rows cimport gathered_bytes, Storage
-from schedule cimport has_chunks
 from sizes cimport reserve, round_up
 from tile cimport Tile
-from tiles.tiles cimport CATTN_ALIGNMENT, CATTN_FEW_ROWS, CATTN_MAX_LANES, cattn_row_tile, cattn_softmax
+from tiles.tiles cimport CATTN_ALIGNMENT, CATTN_FEW_ROWS, CATTN_MAX_LANES, cattn_row_tile, cattn_softmax, cattn_total
 
 
 # One for each tile of a task.
@@ -20,11 +19,17 @@ cdef struct SoftmaxBuffers:
     Buffer row_max, row_sum, lse_sum, output
 
 
+# Those of a softmax that others are joined to.
+cdef struct TotalBuffers:
+    SoftmaxBuffers softmax
+    Buffer row_sum_carry, lse_sum_carry, output_carry
+
+
 cdef struct Workspace:
     Buffer queries
-    SoftmaxBuffers total, part                    # `part` and the carries exist where a row has several chunks of keys
-    Buffer row_sum_carry, lse_sum_carry, output_carry
-    bint has_parts
+    TotalBuffers total, split                     # without carries, `split` is the only softmax
+    SoftmaxBuffers chunk
+    bint has_splits, has_chunks                   # a row has several of them, so that `total` or `chunk` exists
     # Where those begin that all tiles use in turn.
     Py_ssize_t tiles, row_scale, block_max, divisor, scores, attn_bias, attended, block_output
     Py_ssize_t key, value, row, bias, mask        # what cannot be read where it lies
@@ -46,6 +51,14 @@ cdef inline void repeat_softmax(SoftmaxBuffers *buffers, Py_ssize_t *bytes, Py_s
     repeat(&buffers.output, bytes, tiles, output)
 
 
+cdef inline void repeat_carries(TotalBuffers *buffers, Py_ssize_t *bytes, Py_ssize_t tiles, Py_ssize_t vector,
+                                Py_ssize_t output) noexcept nogil:
+    """Place the carries of a total for each of so many tiles."""
+    repeat(&buffers.row_sum_carry, bytes, tiles, vector)
+    repeat(&buffers.lse_sum_carry, bytes, tiles, vector)
+    repeat(&buffers.output_carry, bytes, tiles, output)
+
+
 cdef inline Py_ssize_t query_room(const cattn_problem *problem) noexcept nogil:
     """Return the room for a row of a tile's queries, in numbers. A row may end in a whole vector of 64 bytes, or in a
     whole row of a register tile, which takes pairs of columns."""
@@ -65,18 +78,21 @@ cdef inline void make_workspace(Workspace *space, const Plan *plan, const cattn_
     cdef Py_ssize_t tiles = many.tiles_per_task, block = max(many.key_block, few.key_block)
     cdef Py_ssize_t rows = max(lanes if plan.has_many else 0, <Py_ssize_t>CATTN_FEW_ROWS if plan.has_few else 0)
     cdef Py_ssize_t output = rows * problem.value_size * item
-    space.has_parts = has_chunks(plan, problem.key_length)
+    space.has_chunks = plan.has_many and problem.key_length > many.chunk
+    space.has_splits = (plan.has_many and problem.key_length > many.split
+                        or plan.has_few and problem.key_length > few.split)
     space.tiles = reserve(&bytes, tiles * sizeof(Tile))
     space.row_scale = reserve(&bytes, vector)
     space.block_max = reserve(&bytes, vector)
     space.divisor = reserve(&bytes, vector)
     repeat(&space.queries, &bytes, tiles, rows * query_room(problem) * item)
-    repeat_softmax(&space.total, &bytes, tiles, vector, output)
-    if space.has_parts:
-        repeat_softmax(&space.part, &bytes, tiles, vector, output)
-        repeat(&space.row_sum_carry, &bytes, tiles, vector)
-        repeat(&space.lse_sum_carry, &bytes, tiles, vector)
-        repeat(&space.output_carry, &bytes, tiles, output)
+    repeat_softmax(&space.split.softmax, &bytes, tiles, vector, output)
+    if space.has_chunks:
+        repeat_carries(&space.split, &bytes, tiles, vector, output)
+        repeat_softmax(&space.chunk, &bytes, tiles, vector, output)
+    if space.has_splits:
+        repeat_softmax(&space.total.softmax, &bytes, tiles, vector, output)
+        repeat_carries(&space.total, &bytes, tiles, vector, output)
     space.block_output = reserve(&bytes, 0 if many.key_block <= many.kernels.run else lanes * problem.value_size * item)
     space.scores = reserve(&bytes, block * rows * item)
     space.attn_bias = reserve(&bytes, min(many.key_block, problem.key_length) * lanes * item)
@@ -106,6 +122,15 @@ cdef inline void place_softmax(cattn_softmax *softmax, const SoftmaxBuffers *buf
     softmax.output = buffer_at(&buffers.output, memory, tile)
 
 
+cdef inline void place_total(cattn_total *total, const TotalBuffers *buffers, char *memory, Py_ssize_t tile,
+                             bint rounds_weights) noexcept nogil:
+    """Point a total to a tile's buffers."""
+    place_softmax(&total.softmax, &buffers.softmax, memory, tile, rounds_weights)
+    total.row_sum_carry = buffer_at(&buffers.row_sum_carry, memory, tile)
+    total.lse_sum_carry = buffer_at(&buffers.lse_sum_carry, memory, tile)
+    total.output_carry = buffer_at(&buffers.output_carry, memory, tile)
+
+
 cdef inline void place_tile(Tile *tile, const Workspace *space, char *memory, Py_ssize_t number) noexcept nogil:
     """Point tile number `number` of a task to its buffers."""
     cdef cattn_row_tile *arrays = &tile.arrays
@@ -117,9 +142,9 @@ cdef inline void place_tile(Tile *tile, const Workspace *space, char *memory, Py
     arrays.scores = memory + space.scores
     arrays.attn_bias = memory + space.attn_bias
     arrays.attended = <unsigned char *>memory + space.attended
-    place_softmax(&tile.total.softmax, &space.total, memory, number, rounds)
-    if space.has_parts:
-        place_softmax(&tile.part, &space.part, memory, number, rounds)
-        tile.total.row_sum_carry = buffer_at(&space.row_sum_carry, memory, number)
-        tile.total.lse_sum_carry = buffer_at(&space.lse_sum_carry, memory, number)
-        tile.total.output_carry = buffer_at(&space.output_carry, memory, number)
+    place_softmax(&tile.split.softmax, &space.split.softmax, memory, number, rounds)
+    if space.has_chunks:
+        place_total(&tile.split, &space.split, memory, number, rounds)
+        place_softmax(&tile.chunk, &space.chunk, memory, number, rounds)
+    if space.has_splits:
+        place_total(&tile.total, &space.total, memory, number, rounds)

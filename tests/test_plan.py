@@ -90,21 +90,21 @@ def test_bounds(isa):
 @pytest.mark.parametrize("keys", [2049, 4096, 4097, 10_000, 2**20])
 @pytest.mark.parametrize("rows", [1, 8])
 def test_partials_are_small_beside_keys_and_values(dtype, size, keys, rows):
-    query, key, value = problem(4, 4, rows, keys, size, size, dtype)
-    plan = cattn.plan(query, key, value)
+    query, key, value = problem(32, 32, rows, keys, size, size, dtype)
+    plan = cattn.plan(query, key, value, num_threads=2)
     assert 0 < plan.partial_bytes <= 0.01 * (key.nbytes + value.nbytes)
 
 
 @pytest.mark.parametrize(
-    ("heads", "key_heads", "rows", "room"), [(8, 8, 1, 1), (8, 2, 1, 4), (8, 8, 3, 3), (8, 2, 2, 8)]
+    ("heads", "key_heads", "rows", "room"), [(8, 8, 1, 1), (8, 2, 1, 4), (8, 8, 3, 3), (8, 2, 2, 8), (20, 2, 3, 30), (32, 1, 1, 32)]
 )
 def test_partials_have_room_for_the_rows_there_are(heads, key_heads, rows, room):
-    plan = cattn.plan(*problem(heads, key_heads, rows, 10_000, 64, 48, np.float32))
-    assert plan.partial_bytes == key_heads * -(-10_000 // plan.chunk) * room * (3 + 48) * 4
+    plan = cattn.plan(*problem(heads, key_heads, rows, 10_000, 64, 48, np.float32), num_threads=8)
+    assert plan.partial_bytes == key_heads * -(-10_000 // plan.split) * room * (3 + 48) * 4
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc here")
-def test_partials_of_one_thread_are_those_of_one_key_head():
+def test_one_thread_has_no_partials():
     code = """
 import numpy as np, cattn
 def peak():
@@ -121,14 +121,54 @@ print(call(keys, values))
 """
     assert int(python(code)) < MIB
     query, keys, values = huge((200, 1, 1, 1), "f"), huge((200, 1, 50_000, 1), "f"), huge((200, 1, 50_000, 256), "f")
-    assert cattn.plan(query, keys, values).partial_bytes > 4 * MIB
+    assert cattn.plan(query, keys, values, num_threads=2).partial_bytes > 4 * MIB
+    assert cattn.plan(query, keys, values, num_threads=1).partial_bytes == 0
 
 
-def test_no_partials_where_one_chunk_is_enough():
-    chunk = cattn.plan(*problem(4, 4, 1, 1, 64, 64, np.float32)).chunk
-    assert cattn.plan(*problem(4, 4, 1, chunk, 64, 64, np.float32)).partial_bytes == 0
-    assert cattn.plan(*problem(4, 4, 1, chunk + 1, 64, 64, np.float32)).partial_bytes > 0
-    assert cattn.plan(*problem(4, 4, 100, 10 * chunk, 64, 64, np.float32)).partial_bytes == 0
+@pytest.mark.parametrize("rows", [1, 30])
+def test_no_partials_where_one_split_is_enough(rows):
+    def partial_bytes(keys):
+        return cattn.plan(*problem(4, 4, rows, keys, 64, 64, np.float32), num_threads=4).partial_bytes
+
+    split = cattn.plan(*problem(4, 4, rows, 1, 64, 64, np.float32)).split
+    assert split >= 2048
+    assert partial_bytes(split) == 0
+    assert partial_bytes(split + 1) == 4 * 2 * rows * (3 + 64) * 4
+
+
+# Query heads, key heads, queries, keys, head size, value size.
+ONE_TILE, DRAFT, LATENT = (32, 1, 1, 131_072, 128, 128), (8, 1, 16, 32_768, 128, 128), (128, 1, 1, 8192, 576, 512)
+
+
+@pytest.mark.parametrize("shape", [ONE_TILE, DRAFT, LATENT])
+@pytest.mark.parametrize("threads", [2, 16, 128])
+def test_many_rows_split_their_keys_among_threads(shape, threads):
+    *lengths, size, value_size = shape
+    query, key, value = problem(*lengths, size, value_size, np.float32)
+    plan = cattn.plan(query, key, value, num_threads=threads)
+    tiles, splits = -(-shape[0] * shape[2] // plan.lanes), -(-shape[3] // plan.split)
+    assert plan.strategy == "many rows"
+    assert plan.tasks == -(-tiles // plan.tiles_per_task) * splits > 1
+    assert plan.partial_bytes == shape[0] * shape[2] * splits * (3 + value_size) * 4
+    assert plan.partial_bytes <= max(0.01 * (key.nbytes + value.nbytes), threads * MIB)
+
+
+def test_keys_are_not_split_where_there_are_tiles_enough():
+    def partial_bytes(lanes, threads):
+        return cattn.plan(*problem(4, 4, lanes, 10_000, 64, 64, np.float32), num_threads=threads).partial_bytes
+
+    lanes = cattn.plan(*problem(4, 4, 100, 10_000, 64, 64, np.float32)).lanes
+    assert partial_bytes(lanes, 1) == 0
+    assert partial_bytes(8 * lanes, 8) == 0  # 32 tiles
+    assert partial_bytes(8 * lanes, 9) > 0
+
+
+def test_keys_are_not_split_where_partials_take_much_memory():
+    arrays = problem(1, 1, 100, 2**20, 1, 5000, np.float32)
+    rows, splits = 100, -(-(2**20) // cattn.plan(*arrays).split)
+    threads = rows * splits * 5003 * 4 // MIB
+    assert cattn.plan(*arrays, num_threads=threads).partial_bytes == 0
+    assert cattn.plan(*arrays, num_threads=threads + 1).partial_bytes == rows * splits * 5003 * 4
 
 
 @EVERY_TABLE
@@ -214,8 +254,9 @@ def test_tasks_cover_all_rows():
     plan = cattn.plan(query, key, value)
     per_task = plan.lanes * plan.tiles_per_task
     assert plan.tasks == 6 * -(-2000 // per_task)
-    few = cattn.plan(*problem(12, 6, 1, 5000, 64, 64, np.float32))
-    assert few.tasks == 6 * -(-5000 // few.chunk)
+    few = problem(12, 6, 1, 5000, 64, 64, np.float32)
+    assert cattn.plan(*few, num_threads=1).tasks == 6
+    assert cattn.plan(*few, num_threads=2).tasks == 6 * -(-5000 // cattn.plan(*few).split)
 
 
 @pytest.mark.parametrize(("rows", "keys", "size"), [(0, 5, 4), (5, 0, 4), (5, 5, 0), (1, 0, 4)])

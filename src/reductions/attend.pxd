@@ -1,26 +1,30 @@
 # The reduction of `attention`: the online softmax (Milakov and Gimelshein 2018; Rabe and Staats 2021). No more than
 # one block of scores exists at a time.
 #
-#   for each chunk of keys                          sweep_chunks
-#     for each block, tile and region               sweep.pxd
-#       1. scores, and what happens to them         attend_region; score_mod.pxd
-#       2. exponentials, row maxima and sums
-#       3. the weighted sum of values
-#     join the chunk's softmax to the total         softmax.pxd
+#   for each split of the keys                      attend_splits
+#     for each chunk of the split                   sweep_split
+#       for each block, tile and region             sweep.pxd
+#         1. scores, and what happens to them       attend_region; score_mod.pxd
+#         2. exponentials, row maxima and sums
+#         3. the weighted sum of values
+#       join the chunk's softmax to the split's     softmax.pxd
+#     join the split's softmax to the row's,        softmax.pxd
+#     or save it for the threads that will do so    partials.pxd
 #   divide by the sums and store                    softmax.pxd
 
 from non_finite cimport select_values
-from rows cimport entry_key_length
-from schedule cimport count_chunks, count_splits, Task
+from partials cimport save_partial
+from plan cimport Strategy
+from schedule cimport Task
 from score_mod cimport Region, set_score_mod
-from sizes cimport divided
+from sizes cimport count_pieces, divided
 from softmax cimport (
-    begin_softmax, begin_total, fill_new, finish, is_empty, is_untouched, join, find_partial, save_partial)
+    begin_carries, begin_softmax, begin_total, fill_new, finish, is_finite, is_untouched, join_chunk, join_split)
 from sweep cimport Block, open_sweep, region_arrays, Sweep, sweep_keys, take_rows
 from tile cimport Tile
 from tiles.tiles cimport (
-    PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_row_tile, cattn_score_mod, cattn_softmax)
-from worker cimport MOVE_WORK, ROW_WORK, stopped, Worker
+    PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_row_tile, cattn_score_mod)
+from worker cimport Worker
 
 
 cdef inline void attend_region(const Sweep *sweep, Tile *tile, const Block *block, Region *region,
@@ -55,21 +59,24 @@ cdef inline void attend_region(const Sweep *sweep, Tile *tile, const Block *bloc
         tile.is_new[1] = False
 
 
-cdef inline void sweep_chunks(const Sweep *sweep, void *exact) noexcept nogil:
-    """Sweep over all keys of a task, chunk by chunk. What the rows have attended to is then the tiles' running softmax."""
-    cdef Py_ssize_t keys = sweep.task.strategy.chunk, size = sweep.worker.call.problem.value_size, t
-    cdef Py_ssize_t begin = divided(sweep.task.key_start, keys), chunk = begin, first = PY_SSIZE_T_MAX, stop = begin + 1
+cdef inline void sweep_split(const Sweep *sweep, Py_ssize_t split, void *exact) noexcept nogil:
+    """Sweep over a split of a task's keys, chunk by chunk. What the rows have attended to there is then the tiles'
+    running softmax."""
+    cdef const Strategy *strategy = sweep.task.strategy
+    cdef Py_ssize_t keys = strategy.chunk, size = sweep.worker.call.problem.value_size, t
+    cdef Py_ssize_t begin = divided(split * strategy.split, keys), end = (split + 1) * strategy.split
+    cdef Py_ssize_t chunk = begin, first = PY_SSIZE_T_MAX, stop = begin + 1
     cdef Tile *tile
     for t in range(sweep.tile_count):
         tile = &sweep.tiles[t]
         if tile.low < tile.high:
             first = min(first, divided(tile.low, keys))
-            stop = max(stop, count_chunks(tile.high, keys))
+            stop = max(stop, count_pieces(min(tile.high, end), keys))
     while chunk < stop and not sweep.worker.call.stopped:
         for t in range(sweep.tile_count):
             tile = &sweep.tiles[t]
             # The first chunk holds the sink, seen or not.
-            begin_softmax(tile, &tile.part if chunk > begin else &tile.total.softmax, sweep.worker, &sweep.heads,
+            begin_softmax(tile, &tile.chunk if chunk > begin else &tile.split.softmax, sweep.worker, &sweep.heads,
                           chunk == 0)
         sweep_keys(sweep, chunk * keys, (chunk + 1) * keys, attend_region, exact)
         for t in range(sweep.tile_count):
@@ -78,53 +85,62 @@ cdef inline void sweep_chunks(const Sweep *sweep, void *exact) noexcept nogil:
                 continue
             fill_new(tile, size)
             if chunk > begin:
-                join(tile, &tile.part, size, exact != NULL)
+                join_chunk(tile, size, exact != NULL)
             elif stop > begin + 1:
-                begin_total(tile, size)
+                begin_carries(&tile.split, tile, size)
         chunk = max(chunk + 1, first)
     for t in range(sweep.tile_count if stop > begin + 1 else 0):
+        sweep.tiles[t].arrays.softmax = sweep.tiles[t].split.softmax
+
+
+cdef inline void sweep_again(const Sweep *sweep, Py_ssize_t number, Py_ssize_t split) noexcept nogil:
+    """Compute tile number `number` again, which did not end finite: a masked value or score may have been infinite or
+    NaN, which weight 0 does not remove. What is masked is now left out."""
+    cdef Sweep again = sweep[0]
+    again.tiles += number
+    again.tile_count = 1
+    sweep_split(&again, split, &again)
+
+
+cdef inline void attend_splits(const Sweep *sweep, Py_ssize_t split, Py_ssize_t stop) noexcept nogil:
+    """Compute splits [split, stop) of a task's keys. Save them as partial results, or join them and store the output."""
+    cdef Py_ssize_t size = sweep.worker.call.problem.value_size, first = PY_SSIZE_T_MAX, t
+    cdef bint saves = sweep.task.partial_step > 0
+    cdef Tile *tile
+    for t in range(sweep.tile_count):
+        tile = &sweep.tiles[t]
+        if tile.low < tile.high:
+            first = min(first, divided(tile.low, sweep.task.strategy.split))
+        if not saves:
+            begin_total(tile, sweep.worker, &sweep.heads, size)
+    while split < stop and not sweep.worker.call.stopped:
+        sweep_split(sweep, split, NULL)
+        for t in range(sweep.tile_count):
+            tile = &sweep.tiles[t]
+            if not is_finite(tile, size):
+                sweep_again(sweep, t, split)
+            if saves:
+                save_partial(tile, sweep, t)
+            else:
+                join_split(tile, &tile.arrays.softmax, size)
+        split = max(split + 1, first)
+    for t in range(0 if saves else sweep.tile_count):
         sweep.tiles[t].arrays.softmax = sweep.tiles[t].total.softmax
-
-
-cdef inline bint store_result(Tile *tile, const Sweep *sweep) noexcept nogil:
-    """Store what the tile has attended to, as the output or as a partial result. Return whether all of it is finite."""
-    if sweep.task.partial >= 0:
-        return save_partial(tile, sweep.worker, sweep.task)
-    return finish(tile, sweep.worker, &sweep.heads)
+        finish(&sweep.tiles[t], sweep.worker, &sweep.heads)
 
 
 cdef inline void attend(const Worker *worker, const Task *task) noexcept nogil:
-    """Compute the output of one task, or its partial result."""
-    cdef Sweep sweep, again
-    cdef Py_ssize_t t
-    open_sweep(&sweep, worker, task)
-    sweep_chunks(&sweep, NULL)
-    for t in range(sweep.tile_count):
-        if not store_result(&sweep.tiles[t], &sweep):
-            # A masked value or score may have been infinite or NaN, which weight 0 does not remove. The tile is
-            # computed again without what is masked.
-            again = sweep
-            again.tiles += t
-            again.tile_count = 1
-            sweep_chunks(&again, &again)
-            store_result(again.tiles, &again)
-
-
-cdef inline void join_partials(const Worker *worker, const Task *task) noexcept nogil:
-    """Join the partial results of the task's rows from left to right, and store the output."""
-    cdef Py_ssize_t size = worker.call.problem.value_size, bytes = task.rows * worker.call.plan.itemsize, split
-    cdef cattn_softmax part
+    """Compute the output of one task, or its partial results."""
+    cdef Py_ssize_t stop = task.split + 1, t
     cdef Sweep sweep
-    cdef Tile *tile
     open_sweep(&sweep, worker, task)
-    tile = sweep.tiles
-    begin_softmax(tile, &tile.total.softmax, worker, &sweep.heads, False)
-    fill_new(tile, size)
-    begin_total(tile, size)
-    for split in range(count_splits(task.strategy, entry_key_length(worker.call.problem, task.entry))):
-        if stopped(worker, ROW_WORK + MOVE_WORK * task.rows * size):
-            return
-        find_partial(&part, worker, task, split)
-        if not is_empty(part.row_sum, bytes):
-            join(tile, &part, size, True)
-    finish(tile, worker, &sweep.heads)
+    for t in range(sweep.tile_count):
+        stop = max(stop, count_pieces(sweep.tiles[t].high, task.strategy.split))
+    if task.partial_step > 0 or stop > 1:
+        attend_splits(&sweep, task.split, stop)
+        return
+    sweep_split(&sweep, 0, NULL)
+    for t in range(sweep.tile_count):
+        if not finish(&sweep.tiles[t], worker, &sweep.heads):
+            sweep_again(&sweep, t, 0)
+            finish(&sweep.tiles[t], worker, &sweep.heads)

@@ -67,7 +67,7 @@ cdef inline void find_weights(const Worker *worker, const Task *task) noexcept n
     while count > 0:
         tile = sweep.tiles
         see_all(tile, 0, task.key_stop)
-        begin_softmax(tile, &tile.total.softmax, worker, &sweep.heads, True)
+        begin_softmax(tile, &tile.split.softmax, worker, &sweep.heads, True)
         this_pass.sums = passes == 2
         this_pass.row_sum = NULL
         for number in range(passes):
