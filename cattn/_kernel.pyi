@@ -581,6 +581,16 @@ def change_float_mode(mode: int | None = None) -> int:
 def isa() -> str:
     """Return the name of the kernel table in use."""
 
+def task_times(
+    query: object, key: object, value: object, *, num_threads: int, **modifiers: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how long the tasks take that `attention` would share among so many threads, in nanoseconds.
+
+    One thread does them here: those that the first thread would begin with, then those of the second, and so on. The
+    result is two int64 arrays. The first has an item for each task, and the second for each joining of partial results,
+    which begins when all tasks are done. It is empty if there are none.
+    """
+
 def runnable_isas() -> list[str]:
     """Return the names of the kernel tables that this build has and this processor runs, best first."""
 

@@ -493,6 +493,7 @@ cdef inline int set_problem_of(CallFromC *call) noexcept nogil:
 cdef inline int run_for_c(const CallFromC *call, const Machine *machine) noexcept nogil:
     """Compute the problem of a call whose arguments are right."""
     cdef Cost cost
+    cost.times = NULL
     cost.threads = min(max(call.args.num_threads, 1), machine.most_threads)
     if not gains_by_threads(&call.problem, work_of(&call.problem)):
         cost.threads = 1

@@ -1,6 +1,7 @@
 # Problem → result: the course of a call. What is decided about it, its memory, and its tasks one by one. It knows
 # nothing of Python: it asks a callback whether to stop, and returns a status.
 
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 
 from caller cimport Caller
@@ -11,7 +12,7 @@ from reductions.attend cimport attend
 from reductions.weights cimport find_weights
 from schedule cimport count_packed, find_task, make_schedule, Schedule, Start, Task
 from sizes cimport reserve, times
-from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run
+from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_now, cattn_pool_run
 from tiles.tiles cimport CATTN_ALIGNMENT
 from worker cimport ROW_WORK, TASK_WORK, Call, open_worker, poll, stopped, Worker
 from workspace cimport make_workspace, Workspace
@@ -42,6 +43,8 @@ cdef struct Prepared:
 cdef struct Cost:
     Py_ssize_t threads      # before the call, as many as it may have
     Py_ssize_t bytes
+    int64_t *times          # of each task in ns, and behind them of each joining of partial results; NULL: not measured
+    Py_ssize_t seats        # so many threads' tasks are then done in turn, those of the first one first
 
 
 # What is used by more threads than the caller, in memory that does not end with the caller's stack.
@@ -70,13 +73,28 @@ cdef inline void open_call(Call *call, const Prepared *prepared, const cattn_pro
     call.workspace = &prepared.workspace
 
 
+cdef inline Py_ssize_t in_turn(Py_ssize_t number, Py_ssize_t tasks, Py_ssize_t seats) noexcept nogil:
+    """Return which task comes at this place if one thread does what each of `seats` threads would begin with, thread by
+    thread."""
+    cdef Py_ssize_t seat = 0, count = (tasks + seats - 1) // seats
+    while number >= count:
+        number -= count
+        seat += 1
+        count = (tasks - seat + seats - 1) // seats
+    return seat + number * seats
+
+
 cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noexcept nogil:
     """Compute one task of a call. Return whether the call was stopped."""
     cdef Call *call = <Call *>context
     cdef unsigned int mode
+    cdef int64_t begin = 0
     cdef Worker worker
     cdef Task task
     open_worker(&worker, call, worker_number)
+    if call.times != NULL:
+        number = in_turn(number, call.schedule.tasks, call.seats)
+        begin = cattn_now()
     if (find_task(&task, call.schedule, call.plan, call.problem, call.starts, number) == NULL
             or stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size))):
         return True
@@ -88,6 +106,8 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
     elif task.partial_step > 0:
         join_partials(&worker, &task)
     cattn_change_float_mode(mode)
+    if call.times != NULL:
+        call.times[number + (call.schedule.tasks if call.joining else 0)] = cattn_now() - begin
     return call.stopped
 
 
@@ -135,6 +155,8 @@ cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *
     own.partials = aligned + partials_at
     own.memory = aligned + workspaces_at
     own.threads = <int>threads
+    own.times = cost.times
+    own.seats = cost.seats
     own.work = 0
     own.polled = 0
     own.caller = caller[0]

@@ -9,6 +9,7 @@ from ._threads import get_num_threads, most_threads
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt
+from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from arrays cimport set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
@@ -16,7 +17,7 @@ from c_api cimport attend_for_c, explain_for_c
 from c_arguments cimport cattn_status_message
 from caller cimport Caller
 from calls cimport explain_calls
-from execute cimport Cost, prepare, Prepared
+from execute cimport Cost, execute, prepare, Prepared
 from plan cimport STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Machine, Plan, Strategy
 from problem cimport CATTN_LARGEST_HEAD, cattn_problem
 from python_api cimport check, compute, note_ending_thread, wants_to_stop
@@ -461,7 +462,7 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
     cdef Prepared prepared
     cdef const Plan *found = &prepared.plan
-    cdef Cost none = Cost(0, 0)
+    cdef Cost none = Cost(0, 0, NULL, 0)
     cdef Py_ssize_t threads
     given, _, _ = _arguments.attention(
         query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
@@ -479,6 +480,34 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         key_block=strategy.key_block, chunk=strategy.chunk, split=strategy.split, tiles_per_task=strategy.tiles_per_task,
         tasks=prepared.schedule.tasks, workspace_bytes=prepared.workspace.bytes,
         partial_bytes=<object>prepared.schedule.partial_rows * found.partial_row_bytes)
+
+
+def task_times(query, key, value, *, num_threads, **modifiers):
+    """Return how long the tasks take that `attention` would share among so many threads, in nanoseconds.
+
+    One thread does them here: those that the first thread would begin with, then those of the second, and so on. The
+    result is two int64 arrays. The first has an item for each task, and the second for each joining of partial results,
+    which begins when all tasks are done. It is empty if there are none.
+    """
+    cdef cattn_problem problem
+    cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
+    cdef Prepared prepared
+    cdef Cost cost = Cost(1, 0, NULL, 0)
+    cdef cnp.npy_intp tasks, joins, items
+    cdef cnp.ndarray result
+    given, _, _ = _arguments.attention(query, key, value, num_threads=num_threads, **modifiers)
+    set_problem(&problem, given)
+    problem.value_size = min(problem.value_size, CATTN_LARGEST_HEAD)
+    check(prepare(&prepared, &problem, &machine, STAGE_OUTPUT, given.num_threads, &caller), &cost)
+    tasks = prepared.schedule.tasks
+    joins = tasks if prepared.schedule.partial_rows > 0 else 0
+    items = tasks + joins
+    result = cnp.PyArray_ZEROS(1, &items, cnp.NPY_INT64, 0)
+    if tasks > 0:
+        cost.seats = min(<Py_ssize_t>given.num_threads, tasks)
+        cost.times = <int64_t *>cnp.PyArray_DATA(result)
+        check(execute(&prepared, &problem, &caller, &cost), &cost)
+    return result[:tasks], result[tasks:]
 
 
 for _function in (attention, attention_varlen, attention_weights, plan):

@@ -8,7 +8,8 @@
 from caller cimport Caller, is_stopped
 from convert cimport in_place, item_size
 from problem cimport (
-    CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_STOPPED, cattn_array, cattn_problem, cattn_status, cattn_type)
+    CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
+    cattn_type)
 from rows cimport entry_key_length, entry_query_length, set_storage, Storage
 from sizes cimport count_pieces, round_up, times
 from tiles.tiles cimport (
@@ -157,7 +158,7 @@ cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Mach
     which task follows which, and what is asked for ahead. The tiles of a task lie in L2, beside a block of keys and one
     of values."""
     cdef Py_ssize_t lanes = plan.many.kernels.lanes, wanted = WANTED_TASKS, tiles = many.tiles, largest, outputs
-    cdef Py_ssize_t tiles_of_head
+    cdef Py_ssize_t spans
     cdef Py_ssize_t tile_bytes = lanes * plan.itemsize * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
     cdef double bytes_of_head, bytes_of_all
     # A chunk has an output beside that of its split, which has carries. A row with several splits has as much again.
@@ -173,11 +174,12 @@ cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Mach
         tiles = times(tiles, count_pieces(many.keys, plan.many.split))
     plan.many.tiles_per_task = max(<Py_ssize_t>1, min(<Py_ssize_t>LARGEST_TASK, largest,
                                                       (tiles + wanted - 1) // wanted))
-    tiles_of_head = (problem.query_length * plan.group + lanes - 1) // lanes
+    spans = count_pieces(problem.query_length * plan.group, lanes * plan.many.tiles_per_task)
     # The heads of the same rows follow each other if they share a mask or a bias that is larger than what their tasks
-    # read of keys and values.
+    # read of keys and values. They also do so under a causal mask if there are so many threads that one never does two
+    # tasks of a head: the last rows of all heads, which see most keys, then come first.
     plan.heads_inside = (bytes_beside(&problem.mask, problem, True) + bytes_beside(&problem.bias, problem, True)
-                         > bytes_of_head * ((tiles_of_head + plan.many.tiles_per_task - 1) // plan.many.tiles_per_task))
+                         > bytes_of_head * spans or problem.window_right != CATTN_UNLIMITED and 1 < spans <= threads)
     plan.head_fits_l2 = (bytes_of_head + bytes_beside(&problem.mask, problem, False)
                          + bytes_beside(&problem.bias, problem, False) <= machine.l2_bytes // 2)
     plan.many.prefetches = (plan.stage == STAGE_OUTPUT and not machine.prefetches_rows

@@ -89,8 +89,8 @@ cdef inline void make_task(Task *task, const Plan *plan, const cattn_problem *pr
     """Describe the task of this number, which belongs to the entry that begins at `start`.
 
     The last rows come first: under a causal mask they see the most keys, and what is light is left for the end. Tasks
-    that read the same keys follow each other, so that these stay in a cache. If the heads share a mask or a bias that is
-    larger than the keys, the tasks of the same rows follow each other instead.
+    that read the same keys follow each other, so that these stay in a cache. With `heads_inside`, the tasks of the same
+    rows follow each other instead, head by head.
     """
     cdef Py_ssize_t rows = entry_query_length(problem, entry) * plan.group, keys = entry_key_length(problem, entry)
     cdef const Strategy *strategy = strategy_of(plan, rows)

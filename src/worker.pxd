@@ -30,6 +30,8 @@ cdef struct Call:
     char *memory                 # the workspaces of all workers
     char *partials
     int threads
+    int64_t *times               # where each task notes how long it took, in ns; NULL: nobody asks
+    Py_ssize_t seats             # then
     bint joining                 # partial results; before that, tasks leave them
     cattn_shared stopped         # the caller wants no more
     Py_ssize_t work              # of the caller, since it last looked at the clock
