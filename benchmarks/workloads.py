@@ -197,6 +197,10 @@ def _modified(name: str, heads: int, length: int, head_size: int) -> Iterator[Ca
 _OTHERS = (
     *(replace(cases.CASES[name], dtype="float64") for name in ("bert-128", "bert-512")),
     Case("decode-batch-128", 16, 32, 8, 1, 128, 128),
+    Case("multi-query-32k", 1, 32, 1, 1, 32768, 128),
+    Case("group-of-16-32k", 1, 16, 1, 1, 32768, 128),
+    Case("groups-of-16-16k", 1, 64, 4, 1, 16384, 128),
+    Case("draft-32k", 1, 8, 1, 16, 32768, 128),
     Case("decode-batch-512", 16, 32, 8, 1, 512, 128),
     Workload("decode-batch-ragged", 16, 32, 8, 1, 512, 128, lengths=_seeded_lengths(16, 128, 512)),
     Packed("packed", 64, 12, 12, 128, 128, 64, lengths=_seeded_lengths(64, 8, 128)),
