@@ -2,8 +2,8 @@
 
 One thread does the tasks that a call makes for so many threads, and measures each. A thread of the pool begins with the
 tasks that are `threads` apart, and goes on with those that others have not come to. The one thread does what the first
-would begin with, then what the second would, so that caches hold about what they would hold there. Then the pool's order
-is played through. The result is the share of the time in which threads wait for the last one.
+would begin with, then what the second would, so that caches hold about what they would hold there. After that, the
+pool's order is played through. The result is the share of the time in which threads wait for the last one.
 
 Nothing here is a measurement of many cores. Left out are the bandwidth of the memory, which cores share, their clocks,
 which are lower if all compute, NUMA, and the time it takes to wake threads. Where a core would have to read keys and

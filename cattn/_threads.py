@@ -178,7 +178,7 @@ def default_num_threads(root="/"):
 def most_threads():
     """Return how many threads a call takes at most, whatever it is told: more of them on the same processors compute
     nothing sooner, and keep the calling thread from looking for signals."""
-    return min(max(4, _processors()), _MOST)
+    return min(max(8, 4 * _processors()), _MOST)
 
 
 def _from_environment():

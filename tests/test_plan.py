@@ -96,7 +96,8 @@ def test_partials_are_small_beside_keys_and_values(dtype, size, keys, rows):
 
 
 @pytest.mark.parametrize(
-    ("heads", "key_heads", "rows", "room"), [(8, 8, 1, 1), (8, 2, 1, 4), (8, 8, 3, 3), (8, 2, 2, 8), (20, 2, 3, 30), (32, 1, 1, 32)]
+    ("heads", "key_heads", "rows", "room"),
+    [(8, 8, 1, 1), (8, 2, 1, 4), (8, 8, 3, 3), (8, 2, 2, 8), (20, 2, 3, 30), (32, 1, 1, 32)],
 )
 def test_partials_have_room_for_the_rows_there_are(heads, key_heads, rows, room):
     plan = cattn.plan(*problem(heads, key_heads, rows, 10_000, 64, 48, np.float32), num_threads=8)

@@ -91,7 +91,7 @@ def test_padding_behind_the_keys(rows, keys, threads):
     case = helpers.problem(rows, keys, batch=(), heads=4, key_heads=1, size=16)
     expected = cattn.attention(**case, return_lse=True, num_threads=threads)
     for padding in (1, 2500, 10_000):
-        padded = {name: np.concatenate([case[name], np.full_like(case[name], np.nan, shape=(1, padding, case[name].shape[-1]))], axis=1)
+        padded = {name: np.pad(case[name], ((0, 0), (0, padding), (0, 0)), constant_values=np.nan)
                   for name in ("key", "value")}  # fmt: skip
         assert_same_bits(
             cattn.attention(**case | padded, key_lengths=keys, return_lse=True, num_threads=threads), expected
@@ -123,3 +123,30 @@ def test_packed_sequences(threads):
         alone = cattn.attention(query[rows].swapaxes(0, 1), key[keys].swapaxes(0, 1), value[keys].swapaxes(0, 1),
                                 return_lse=True, num_threads=1)  # fmt: skip
         assert_same_bits((out[rows].swapaxes(0, 1), lse[:, rows] if lse.shape[0] == 4 else lse[rows].T), alone)
+
+
+ONE_IN_EACH_SPLIT = [10, 2500, 4990]
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_what_is_masked_never_leaks(rows, threads, special, name):
+    case = helpers.problem(rows, 5000, batch=(), heads=4, key_heads=1, size=16, value_size=5)
+    case["mask"] = np.ones(5000, bool)
+    case["mask"][ONE_IN_EACH_SPLIT] = False
+    expected = cattn.attention(**case, return_lse=True, num_threads=threads)
+    case[name][0, ONE_IN_EACH_SPLIT] = special
+    assert_same_bits(cattn.attention(**case, return_lse=True, num_threads=threads), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("key", ONE_IN_EACH_SPLIT)
+def test_an_attended_infinity_stays_one(rows, threads, key):
+    case = helpers.problem(rows, 5000, batch=(), heads=4, key_heads=1, size=16, value_size=5)
+    expected = cattn.attention(**case, num_threads=threads)
+    case["value"][0, key, 2] = -np.inf
+    expected[..., 2] = -np.inf
+    assert_same_bits([cattn.attention(**case, num_threads=threads)], [expected])
