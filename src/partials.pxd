@@ -1,7 +1,7 @@
 # Partial results: the softmax of a tile's rows over one split of their keys, saved for the threads that join all splits.
 # A row's partial result is row_max, two sums and the output, for the rows there are, in the layout of the tile.
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from plan cimport Plan
 from rows cimport entry_key_length
