@@ -27,7 +27,7 @@ if getattr(da, "ARRAY_EXPR_ENABLED", False):  # experimental: its arrays cannot 
     raise ImportError("cattn.dask needs dask's array.query-planning off: unset DASK_ARRAY__QUERY_PLANNING")
 
 from . import _arguments, _kernel
-from ._calls import explained
+from ._calls import explained, forwarding
 from ._modifiers import Modifiers, Sizes, modifiers
 from ._read import HALF_TYPES, arithmetic, as_array, as_flag, as_text, class_shown, native, shown, type_name
 from ._version import __version__
@@ -38,24 +38,18 @@ _MEETING = 4  # the number of partial results that a task of the tree joins
 
 
 @explained
+@forwarding(_kernel.attention, without=("key_range", "query_lengths", "layout", "out"))
 def attention(
     query,
     key,
     value,
     *,
-    scale=None,
-    causal=False,
-    window=None,
-    query_offset=None,
-    key_lengths=None,
+    kernel_table=None,
     mask=None,
     bias=None,
-    alibi_slopes=None,
-    softcap=None,
-    sinks=None,
     return_lse=False,
     num_threads=1,
-    kernel_table=None,
+    **small,
 ):
     """Compute exact scaled dot-product attention over chunks: `cattn.attention` on dask arrays, lazily.
 
@@ -141,16 +135,6 @@ def attention(
     return_lse = as_flag("return_lse", return_lse)
     kernel_table = _table_name(kernel_table)
     _arguments.threads(num_threads)
-    small = {
-        "scale": scale,
-        "causal": causal,
-        "window": window,
-        "query_offset": query_offset,
-        "key_lengths": key_lengths,
-        "alibi_slopes": alibi_slopes,
-        "softcap": softcap,
-        "sinks": sinks,
-    }
     for name, argument in small.items():
         if is_dask_collection(argument):
             raise TypeError(f"{name}: expected what is known already, got {class_shown(argument)}; "
