@@ -87,28 +87,14 @@ def _find_threads():
     if (own := _threads.block_setting.get()) is not None:
         return own, "set in this thread"
     try:
-        default, wrong = _threads.default_num_threads(), None
+        default, source = _threads.find_default()
     except ValueError as error:
-        default, wrong = None, str(error)
+        default, source = None, str(error)
     if _threads._setting is not None:
         return _threads._setting, "set in this process"
     if _threads._default and _threads._default[0] != default:
         return _threads._default[0], "from an earlier look at this process and its environment"
-    if os.environ.get("CATTN_NUM_THREADS", "").strip():
-        return default, wrong or "CATTN_NUM_THREADS"
-    if _threads._positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]):
-        return default, "OMP_NUM_THREADS"
-    there = os.cpu_count() or 1
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        usable = there
-    quota = min(_threads._quotas("/"), default=usable)
-    if quota < usable:
-        return default, f"a control group's quota of {quota:g} CPUs"
-    if usable < there:
-        return default, f"this process's affinity, {usable} of {there} CPUs"
-    return default, "all CPUs of this machine"
+    return default, source
 
 
 def _find_caches():

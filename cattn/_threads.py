@@ -12,13 +12,14 @@ import os
 
 from ._read import as_count
 
+OWN_VARIABLE = "CATTN_NUM_THREADS"
 _MOST = 1024  # what pool.c brings together at most; more would only cost workspace
 
 _setting = None  # of the process: what set_num_threads was given
 # What holds in this thread, or in this task of asyncio, before the setting of the process; None where nothing does.
 block_setting = contextvars.ContextVar("cattn.num_threads", default=None)
-# The default once it is found out, and whether CATTN_NUM_THREADS says it. Each reset is a new list: what was looked up
-# before ends in one that nobody reads.
+# The default once it is found out, and who says it. Each reset is a new list: what was looked up before ends in a list
+# that nobody reads.
 _default = []
 
 
@@ -141,7 +142,7 @@ def process_num_threads():
     if setting is not None:
         return setting
     if not default:
-        default[:] = default_num_threads(), bool(_from_environment())
+        default[:] = find_default()
     return default[0]
 
 
@@ -154,7 +155,7 @@ def own_num_threads():
     if setting is not None:
         return setting
     number = process_num_threads()
-    return number if default == [number, True] else None
+    return number if default == [number, OWN_VARIABLE] else None
 
 
 def resolve(num_threads):
@@ -164,15 +165,24 @@ def resolve(num_threads):
     return min(as_count("num_threads", num_threads, optional=True), _MOST)
 
 
-def default_num_threads(root="/"):
-    """Return what the environment and the system say. `root` is where /proc and /sys are found."""
-    if own := _from_environment():
-        number = _positive(own)
+def find_default(root="/"):
+    """Return what the environment and the system say, and in words who says it. `root` is where /proc and /sys are."""
+    if own := os.environ.get(OWN_VARIABLE, "").strip():
+        number, source = _positive(own), OWN_VARIABLE
         if number is None:
-            raise ValueError(f"CATTN_NUM_THREADS: expected an integer of 1 or more, got {own!r}")
-    else:  # one number for each level of nested parallelism: the outermost is ours
-        number = _positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])
-    return min(number or _usable_cpus(root), _MOST)
+            raise ValueError(f"{OWN_VARIABLE}: expected an integer of 1 or more, got {own!r}")
+    # one number for each level of nested parallelism: the outermost is ours
+    elif number := _positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]):
+        source = "OMP_NUM_THREADS"
+    else:
+        there, usable = os.cpu_count() or 1, _processors()
+        quota = min(_quotas(root), default=usable)
+        number, source = math.ceil(min(usable, quota)), "all CPUs of this machine"
+        if quota < usable:
+            source = f"a control group's quota of {quota:g} CPUs"
+        elif usable < there:
+            source = f"this process's affinity, {usable} of {there} CPUs"
+    return min(number, _MOST), source
 
 
 def most_threads():
@@ -181,20 +191,12 @@ def most_threads():
     return min(max(8, 4 * _processors()), _MOST)
 
 
-def _from_environment():
-    return os.environ.get("CATTN_NUM_THREADS", "").strip()
-
-
 def _positive(text):
     try:
         number = int(text)
     except ValueError:
         return None
     return number if number >= 1 else None
-
-
-def _usable_cpus(root):
-    return math.ceil(min([_processors(), *_quotas(root)]))
 
 
 def _processors():

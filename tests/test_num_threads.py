@@ -27,7 +27,7 @@ def nothing_set(monkeypatch):
 
 @pytest.fixture
 def system(monkeypatch, tmp_path):
-    """A system of 64 CPUs with these files: what default_num_threads says there."""
+    """A system of 64 CPUs with these files: what find_default says there."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
 
     def number(files):
@@ -35,7 +35,7 @@ def system(monkeypatch, tmp_path):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return _threads.default_num_threads(str(tmp_path))
+        return _threads.find_default(str(tmp_path))[0]
 
     return number
 
@@ -132,11 +132,11 @@ def test_a_setting_made_while_the_default_is_found_out(monkeypatch, meanwhile):
     """It holds; and to go back to the default is to look again, not to keep what is just being found out."""
 
     def found_late():
-        monkeypatch.setattr(_threads, "default_num_threads", lambda: 4)
+        monkeypatch.setattr(_threads, "find_default", lambda: (4, "later"))
         cattn.set_num_threads(meanwhile)
-        return 3
+        return 3, "before"
 
-    monkeypatch.setattr(_threads, "default_num_threads", found_late)
+    monkeypatch.setattr(_threads, "find_default", found_late)
     assert cattn.get_num_threads() == 3
     assert cattn.get_num_threads() == (meanwhile or 4)
 
@@ -168,7 +168,7 @@ def test_settings_of_one_thread_and_questions_of_others():
             thread.join()
         sys.setswitchinterval(interval)
     assert not lost
-    assert None not in answers and answers <= {_threads.default_num_threads(), *range(2, 502)}
+    assert None not in answers and answers <= {_threads.find_default()[0], *range(2, 502)}
 
 
 def seen_by_a_new_thread():
@@ -355,12 +355,12 @@ def test_a_process_in_control_groups(tmp_path, files, quota):
 def test_systems_without_affinity(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert _threads.default_num_threads(str(tmp_path)) == 6
+    assert _threads.find_default(str(tmp_path))[0] == 6
 
     def refused(pid):
         raise OSError("not here")
 
     monkeypatch.setattr(os, "sched_getaffinity", refused, raising=False)
-    assert _threads.default_num_threads(str(tmp_path)) == 6
+    assert _threads.find_default(str(tmp_path))[0] == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert _threads.default_num_threads(str(tmp_path)) == 1
+    assert _threads.find_default(str(tmp_path))[0] == 1
