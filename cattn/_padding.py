@@ -2,12 +2,11 @@
 
 import itertools
 import math
-import operator
 
 import numpy as np
 
 from ._arguments import as_indptr
-from ._read import as_array, as_integers, is_flag, shown
+from ._read import as_array, as_index, as_integers, shown
 
 __all__ = ["pad", "unpad"]
 
@@ -149,12 +148,4 @@ def _padded_length(argument, longest):
     if argument is None:
         return longest
     expected = f"length: expected None or an integer of {longest} or more, the length of the longest sequence"
-    try:
-        if is_flag(argument):
-            raise TypeError
-        length = operator.index(argument)
-    except TypeError:
-        raise TypeError(f"{expected}, got {shown(argument)}") from None
-    if length < longest:
-        raise ValueError(f"{expected}, got {shown(length)}")
-    return length
+    return as_index(expected, argument, longest)

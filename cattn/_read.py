@@ -119,16 +119,20 @@ def as_number(name, argument, positive=False):
 
 
 def as_count(name, argument, optional=False):
-    expected = f"{name}: expected an integer of 1 or more{', or None' if optional else ''}"
+    return as_index(f"{name}: expected an integer of 1 or more{', or None' if optional else ''}", argument, 1)
+
+
+def as_index(expected, argument, least):
+    """Return an integer that is not below `least`, or raise an error that says what was expected."""
     try:
         if is_flag(argument):
             raise TypeError
-        count = operator.index(argument)
+        index = operator.index(argument)
     except TypeError:
         raise TypeError(f"{expected}, got {shown(argument)}") from None
-    if count < 1:
-        raise ValueError(f"{expected}, got {shown(count)}")
-    return count
+    if index < least:
+        raise ValueError(f"{expected}, got {shown(index)}")
+    return index
 
 
 def as_flag(name, argument):

@@ -4,7 +4,6 @@ The functions take NumPy arrays, which need nothing else to be installed, and Py
 with, nor endorsed by, the authors of FlashAttention.
 """
 
-import operator
 import sys
 
 import numpy as np
@@ -13,7 +12,7 @@ import cattn
 
 from ._calls import renamed
 from ._modifiers import FAR, names_in
-from ._read import as_array, as_flag, as_floats, as_integers, as_items, as_number, check_same_type, is_flag, shown
+from ._read import as_array, as_flag, as_floats, as_index, as_integers, as_items, as_number, check_same_type, shown
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func"]
 
@@ -274,14 +273,5 @@ def _attend(house, function, *arrays, **options):
 
 def _check_longest(side, most, indptr):
     longest = int((indptr[1:] - indptr[:-1]).max(initial=0))
-    try:
-        if is_flag(most):
-            raise TypeError
-        most = operator.index(most)
-    except TypeError:
-        raise TypeError(f"max_seqlen_{side}: expected an integer, got {shown(most)}") from None
-    if most < longest:
-        raise ValueError(
-            f"max_seqlen_{side}: expected {longest} or more, the length of a sequence in cu_seqlens_{side}, "
-            f"got {shown(most)}"
-        )
+    expected = f"an integer of {longest} or more, the length of a sequence in cu_seqlens_{side}"
+    as_index(f"max_seqlen_{side}: expected {expected}", most, longest)

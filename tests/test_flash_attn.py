@@ -370,10 +370,10 @@ LONG = {
     "falls": ({"cu_seqlens_q": QUERIES[[0, 2, 3, 1, 4, 5]], "max_seqlen_q": 18}, ValueError, r"cu_seqlens_q: expected ascending values, got 20 before 3 \(entry 3\)$"),  # noqa: E501
     "number": ({"cu_seqlens_k": KEYS[[0, 1, 5]], "max_seqlen_k": 40}, ValueError, "cu_seqlens_k: expected 6 entries like cu_seqlens_q, .* got 3$"),  # noqa: E501
     "floats": ({"cu_seqlens_q": QUERIES.astype(np.float64)}, TypeError, "cu_seqlens_q: expected integers, got float64"),
-    "longest q": ({"max_seqlen_q": 16}, ValueError, "max_seqlen_q: expected 17 or more, the length of a sequence in cu_seqlens_q, got 16$"),  # noqa: E501
-    "longest k": ({"max_seqlen_k": 2}, ValueError, "max_seqlen_k: expected 24 or more, .*cu_seqlens_k, got 2$"),
-    "longest": ({"max_seqlen_k": 24.5}, TypeError, "max_seqlen_k: expected an integer, got 24.5$"),
-    "longest flag": ({"max_seqlen_k": True}, TypeError, "max_seqlen_k: expected an integer, got True$"),
+    "longest q": ({"max_seqlen_q": 16}, ValueError, "max_seqlen_q: expected an integer of 17 or more, the length of a sequence in cu_seqlens_q, got 16$"),  # noqa: E501
+    "longest k": ({"max_seqlen_k": 2}, ValueError, "max_seqlen_k: expected an integer of 24 .*cu_seqlens_k, got 2$"),
+    "longest": ({"max_seqlen_k": 24.5}, TypeError, "max_seqlen_k: expected an integer of 24 .*, got 24.5$"),
+    "longest flag": ({"max_seqlen_k": True}, TypeError, "max_seqlen_k: expected an integer of 24 .*, got True$"),
 }  # fmt: skip
 
 
