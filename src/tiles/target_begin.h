@@ -13,42 +13,29 @@
 #endif
 
 #if defined(TILES_AMX)
-#define TILES_FMA
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16," \
-                                                   "amx-tile,amx-bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
-#endif
+#define TILES_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16"
 #elif defined(TILES_AVX512BF16)
-#define TILES_FMA
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
-#endif
+#define TILES_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
 #elif defined(TILES_AVX512)
-#define TILES_FMA
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
-#endif
+#define TILES_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"
 #elif defined(TILES_AVX2)
+#define TILES_TARGET "avx2,fma,f16c"
+#endif
+
+/* A baseline has FMA if the processor always has it, or if someone's own -march says so. */
+#if defined(TILES_TARGET) || defined(__FMA__) || defined(__aarch64__) || defined(__FP_FAST_FMAF)
 #define TILES_FMA
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
+#endif
+
+#if defined(TILES_TARGET) && defined(__clang__)
+#pragma clang attribute push(__attribute__((target(TILES_TARGET))), apply_to = function)
+#elif defined(TILES_TARGET)
+#define TILES_PRAGMA_(text) _Pragma(#text)
+#define TILES_PRAGMA(text) TILES_PRAGMA_(text)   /* gcc expands no macros in the pragma itself */
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+TILES_PRAGMA(GCC target(TILES_TARGET))
+#if defined(TILES_AVX2)
 /* Python's flags let signed numbers wrap. gcc then orders FMAs and broadcasts so that the units wait. */
 #pragma GCC optimize("no-wrapv")
 #endif
-#elif defined(__FMA__) || defined(__aarch64__) || defined(__FP_FAST_FMAF)
-#define TILES_FMA   /* the baseline has it, or someone's own -march */
 #endif

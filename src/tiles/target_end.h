@@ -1,8 +1,6 @@
 /* Closes what target_begin.h opened. */
-#if defined(TILES_AVX2) || defined(TILES_AVX512)
-#if defined(__clang__)
+#if defined(TILES_TARGET) && defined(__clang__)
 #pragma clang attribute pop
-#else
+#elif defined(TILES_TARGET)
 #pragma GCC pop_options
-#endif
 #endif

@@ -452,10 +452,6 @@ static void F(override)(cattn_table *table)
 }
 
 /* ---- ready for the other type: names that mean something else there ---- */
-#undef REAL
-#undef INT
-#undef MANTISSA
-#undef EXPONENT_BIAS
 #undef vector
 #undef integers
 #undef LOW
@@ -464,9 +460,4 @@ static void F(override)(cattn_table *table)
 #undef HIGH_PAIRS
 #undef EVEN
 #undef ODD
-#undef LOWEST
-#undef TERMS
-#undef for_exponential_64
-#undef ROUNDER
-#undef LOADS_QUADS
 #undef WITH_TYPE

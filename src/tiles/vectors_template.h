@@ -37,21 +37,19 @@
 #define SHUFFLE(indices, a, b, ...) __builtin_shuffle(a, b, (indices){__VA_ARGS__})
 #endif
 typedef unsigned char bytes_16 __attribute__((vector_size(16)));
+
+typedef float REAL_32;
+typedef double REAL_64;
+typedef int32_t INT_32;
+typedef int64_t INT_64;
+enum { MANTISSA_32 = 23, MANTISSA_64 = 52, EXPONENT_BIAS_32 = 127, EXPONENT_BIAS_64 = 1023 };
 #endif
 
 #define F(name) TILES_PASTE(name, REAL_BITS)
-
-#if REAL_BITS == 32
-#define REAL float
-#define INT int32_t
-#define MANTISSA 23
-#define EXPONENT_BIAS 127
-#else
-#define REAL double
-#define INT int64_t
-#define MANTISSA 52
-#define EXPONENT_BIAS 1023
-#endif
+#define REAL F(REAL)
+#define INT F(INT)
+#define MANTISSA F(MANTISSA)
+#define EXPONENT_BIAS F(EXPONENT_BIAS)
 
 #define WIDTH (VECTOR_BYTES * 8 / REAL_BITS)   /* reals a vector */
 #define LANES (TILE_VECTORS * WIDTH)           /* rows of a many-row tile */
