@@ -9,19 +9,6 @@
 #define INTRINSIC_TYPE __m256d
 #endif
 
-/* VMAXPS returns b where a or b is NaN, as `larger` must. */
-#define OWN_LARGER
-INLINE vector F(larger)(vector a, vector b)
-{
-    return (vector)INTRINSIC(max)((INTRINSIC_TYPE)a, (INTRINSIC_TYPE)b);
-}
-
-#define OWN_MULADD
-INLINE vector F(muladd)(vector a, vector b, vector c)
-{
-    return (vector)INTRINSIC(fmadd)((INTRINSIC_TYPE)a, (INTRINSIC_TYPE)b, (INTRINSIC_TYPE)c);
-}
-
 #define OWN_LOAD_PART
 INLINE vector F(load_part)(const REAL *from, ptrdiff_t n)
 {
@@ -71,5 +58,4 @@ INLINE integers F(spread_bytes)(bytes_16 x)
 }
 #endif
 
-#undef INTRINSIC
-#undef INTRINSIC_TYPE
+#include "vectors_x86.h"
