@@ -37,22 +37,18 @@
 #define CATTN_FEW_ROWS 8
 #define CATTN_MAX_KEYS 512   /* of a block */
 
-/* These ask for a line of memory that will be read, read later (it comes as far as L2), or written. They do nothing on
+/* The first three ask for a line of memory that will be read, read later (it comes as far as L2), or written. The last
+ * one returns the pointer, which the compiler may then take to be aligned to CATTN_ALIGNMENT bytes. They do nothing on
  * compilers that have no such thing. */
 #if defined(__GNUC__) || defined(__clang__)
 #define CATTN_PREFETCH(address) __builtin_prefetch(address)
 #define CATTN_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #define CATTN_PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
+#define CATTN_ALIGNED(pointer) __builtin_assume_aligned(pointer, CATTN_ALIGNMENT)
 #else
 #define CATTN_PREFETCH(address) ((void)0)
 #define CATTN_PREFETCH_L2(address) ((void)0)
 #define CATTN_PREFETCH_WRITE(address) ((void)0)
-#endif
-
-/* Returns the pointer, which the compiler may then take to be aligned to CATTN_ALIGNMENT bytes. */
-#if defined(__GNUC__) || defined(__clang__)
-#define CATTN_ALIGNED(pointer) __builtin_assume_aligned(pointer, CATTN_ALIGNMENT)
-#else
 #define CATTN_ALIGNED(pointer) ((const void *)(pointer))
 #endif
 

@@ -1,6 +1,8 @@
 /* Vectors of 64 bytes on x86. vectors_template.h includes this file, and vectors_generic.h says what each function
  * does. */
 
+#define CONVERSION(name) _mm512_##name
+#define HALF_A_VECTOR __m256i
 #if REAL_BITS == 32
 #define INTRINSIC(name) _mm512_##name##_ps
 #define INTRINSIC_TYPE __m512
@@ -25,7 +27,6 @@ INLINE void F(store_part)(REAL *to, vector x, ptrdiff_t n)
 
 #define OWN_LOAD_QUADS
 #define LOADS_QUADS   /* parts of a vector come from memory one by one at no cost */
-#define OWN_SPREAD_BYTES
 #if REAL_BITS == 32
 INLINE vector F(load_quads)(const REAL *const *from)
 {
@@ -33,11 +34,6 @@ INLINE vector F(load_quads)(const REAL *const *from)
     x = _mm512_insertf32x4(x, _mm_loadu_ps(from[1]), 1);
     x = _mm512_insertf32x4(x, _mm_loadu_ps(from[2]), 2);
     return (vector)_mm512_insertf32x4(x, _mm_loadu_ps(from[3]), 3);
-}
-
-INLINE integers F(spread_bytes)(bytes_16 x)
-{
-    return (integers)_mm512_cvtepi8_epi32((__m128i)x);
 }
 
 #define OWN_WHERE
@@ -53,24 +49,6 @@ INLINE vector F(where_between)(integers low, integers key, integers high, vector
                                                            (__m512i)high, (__m512i)key);
     return (vector)_mm512_mask_mov_ps((__m512)F(splat)(-INFINITE), between, (__m512)x);
 }
-
-#define OWN_UPPER_HALVES
-INLINE words upper_halves(halves x)
-{
-    return (words)_mm512_cvtepu16_epi32((__m256i)x) << 16;
-}
-
-#define OWN_WIDEN_FLOAT16
-INLINE vector widen_float16(halves x)
-{
-    return (vector)_mm512_cvtph_ps((__m256i)x);
-}
-
-#define NARROWS
-INLINE halves narrow_float16(vector x)
-{
-    return (halves)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
-}
 #else
 INLINE vector F(load_quads)(const REAL *const *from)
 {
@@ -78,11 +56,6 @@ INLINE vector F(load_quads)(const REAL *const *from)
     x = _mm512_insertf64x2(x, _mm_loadu_pd(from[1]), 1);
     x = _mm512_insertf64x2(x, _mm_loadu_pd(from[2]), 2);
     return (vector)_mm512_insertf64x2(x, _mm_loadu_pd(from[3]), 3);
-}
-
-INLINE integers F(spread_bytes)(bytes_16 x)
-{
-    return (integers)_mm512_cvtepi8_epi64((__m128i)x);
 }
 #endif
 

@@ -1,5 +1,6 @@
-/* What all vectors on x86 have. The file of each width defines INTRINSIC and INTRINSIC_TYPE, and includes this one at its
- * end. vectors_generic.h says what each function does. */
+/* What vectors on x86 have, whatever their width. The file of each width defines INTRINSIC and INTRINSIC_TYPE, and
+ * above 16 bytes also CONVERSION and HALF_A_VECTOR. It includes this file at its end. vectors_generic.h says what each
+ * function does. */
 
 /* VMAXPS returns b where a or b is NaN, as `larger` must. */
 #define OWN_LARGER
@@ -16,5 +17,39 @@ INLINE vector F(muladd)(vector a, vector b, vector c)
 }
 #endif
 
+#if VECTOR_BYTES > 16
+#define OWN_SPREAD_BYTES
+INLINE integers F(spread_bytes)(bytes_16 x)
+{
+#if REAL_BITS == 32
+    return (integers)CONVERSION(cvtepi8_epi32)((__m128i)x);
+#else
+    return (integers)CONVERSION(cvtepi8_epi64)((__m128i)x);
+#endif
+}
+
+#if REAL_BITS == 32
+#define OWN_UPPER_HALVES
+INLINE words upper_halves(halves x)
+{
+    return (words)CONVERSION(cvtepu16_epi32)((HALF_A_VECTOR)x) << 16;
+}
+
+#define OWN_WIDEN_FLOAT16
+INLINE vector widen_float16(halves x)
+{
+    return (vector)CONVERSION(cvtph_ps)((HALF_A_VECTOR)x);
+}
+
+#define NARROWS
+INLINE halves narrow_float16(vector x)
+{
+    return (halves)CONVERSION(cvtps_ph)((INTRINSIC_TYPE)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#endif
+#endif
+
 #undef INTRINSIC
 #undef INTRINSIC_TYPE
+#undef CONVERSION
+#undef HALF_A_VECTOR
