@@ -1,5 +1,6 @@
 # The kernel table in typed loops: it is complete and portable, and the other tables are tested against the same
-# formulas. tiles.h says what each kernel does; here each is written once, for float and double.
+# formulas. tiles.h says what each kernel does; here each is written once for one type, `real`. portable_float.pxd and
+# portable_double.pxd say which that is, and include this file and portable_few.pxd.
 #
 # The innermost loops run over the lanes, a constant number of them, without a branch: compilers turn each into a few
 # vector instructions and keep the small accumulator arrays in registers.
@@ -25,10 +26,6 @@ from convert cimport to_float
 from tiles.tiles cimport (
     CATTN_ALIGNED, CATTN_FEW, CATTN_LOG2E, CATTN_MANY, CATTN_MAX_LANES, cattn_key_block, cattn_prefetch_next,
     cattn_row_tile, cattn_score_mod, cattn_softmax, cattn_total)
-
-ctypedef fused real:
-    float
-    double
 
 cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc
@@ -62,7 +59,7 @@ cdef inline real reduce(real x, real *power) noexcept nogil:
     cdef FloatBits float_power
     cdef DoubleBits double_power
     cdef real n, shift
-    if real is float:
+    if sizeof(real) == sizeof(float):
         shift = 12583039    # 1.5·2^23 + 127
         float_power.value = x + shift
         n = float_power.value - shift
@@ -85,7 +82,7 @@ cdef inline real expand(real x, real f, real power) noexcept nogil:
     and odd terms are two chains of half the length.
     """
     cdef real even, odd, lowest, g = f * f
-    if real is float:
+    if sizeof(real) == sizeof(float):
         lowest = -126.5
         even = (<real>0.0013390867 * g + <real>0.05550357) * g + <real>0.6931472
         odd = (<real>0.00015469735 * g + <real>0.009618031) * g + <real>0.2402265
@@ -118,8 +115,8 @@ cdef inline void round_to_float(void *to, const void *source, Py_ssize_t count) 
         (<float *>to)[i] = to_float((<const double *>source)[i])
 
 
-cdef inline real to_real(double value, real *unused) noexcept nogil:
-    return to_float(value) if real is float else value
+cdef inline real to_real(double value) noexcept nogil:
+    return to_float(value) if sizeof(real) == sizeof(float) else value
 
 
 cdef struct Matrix:
@@ -135,8 +132,9 @@ cdef inline Matrix score_matrix(const cattn_row_tile *tile, const cattn_key_bloc
 # Many rows: one row a lane.
 
 
-cdef inline void load(real *queries, const cattn_row_tile *tile, const char **source, Py_ssize_t size) noexcept nogil:
+cdef inline void load(void *array, const cattn_row_tile *tile, const char **source, Py_ssize_t size) noexcept nogil:
     """Load the queries of a tile of either layout."""
+    cdef real *queries = <real *>array
     cdef bint few = tile.layout == CATTN_FEW
     cdef Py_ssize_t row_pitch = size if few else 1, column_pitch = 1 if few else <Py_ssize_t>PORTABLE_LANES, c, r
     cdef real scale = <real>tile.scale
@@ -145,9 +143,9 @@ cdef inline void load(real *queries, const cattn_row_tile *tile, const char **so
             queries[r * row_pitch + c * column_pitch] = scale * (<const real *>source[r])[c] if r < tile.rows else 0
 
 
-cdef inline void reset(real *row_max, const cattn_softmax *softmax, const cattn_row_tile *tile,
-                       const double *sinks) noexcept nogil:
+cdef inline void reset(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks) noexcept nogil:
     """Reset the softmax of a tile of either layout."""
+    cdef real *row_max = <real *>softmax.row_max
     cdef real *row_sum = <real *>softmax.row_sum
     cdef real *lse_sum = <real *>softmax.lse_sum
     cdef Py_ssize_t r
@@ -156,7 +154,7 @@ cdef inline void reset(real *row_max, const cattn_softmax *softmax, const cattn_
         row_sum[r] = lse_sum[r] = 0
     for r in range(tile.rows if sinks != NULL else 0):
         if sinks[r] != -INFINITY:
-            row_max[r] = to_real(sinks[r], row_max)
+            row_max[r] = to_real(sinks[r])
             row_sum[r] = lse_sum[r] = 1
 
 
@@ -289,12 +287,13 @@ cdef inline int modify_scores(real *scores, const cattn_row_tile *tile, const ca
     return True
 
 
-cdef inline int scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int scores(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Step 3 of attention, for a tile of rows and a block of keys: scores[j][r] = Σ_c queries[c][r] · key_j[c].
 
     Step 4 has been done by `load`, which multiplies the queries by the scale. `add_products` takes up to `chain` of
     the numbers c at a time, for all rows r of the tile at once. Softcap, bias and masks follow in `modify_scores`.
     """
+    cdef real *scores = <real *>array
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] one
     cdef const real *joined
@@ -312,8 +311,9 @@ cdef inline int scores(real *scores, const cattn_row_tile *tile, const cattn_key
     return modify_scores(scores, tile, block)
 
 
-cdef inline int mark_attended(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int mark_attended(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Mark what the rows of a tile of either layout attend to."""
+    cdef real *scores = <real *>array
     cdef const real *added = <const real *>tile.attn_bias
     # With few rows, `scores` has already made -infinity of what is masked.
     cdef bint selects = tile.layout == CATTN_MANY and tile.score_mod != NULL and tile.score_mod.adds
@@ -358,12 +358,13 @@ cdef inline void exponentiate(real *score, Py_ssize_t width, const real *referen
         run[r] += score[r]
 
 
-cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cattn_key_block *keys) noexcept nogil:
+cdef inline int exponentials(void *array, const cattn_row_tile *tile, const cattn_key_block *keys) noexcept nogil:
     """Step 5, for a tile of rows and a block of keys: scores[j][r] becomes exp(scores[j][r] - maximum of row r).
 
     The maximum is that of all keys so far. Where this block raises it, `row_scale` is what everything before has to be
     multiplied by (the online softmax). `row_sum` collects the sum over keys, by which `store` divides at the end.
     """
+    cdef real *scores = <real *>array
     cdef real *row_sum = <real *>tile.softmax.row_sum
     cdef real *row_scale = <real *>tile.row_scale
     cdef Py_ssize_t lanes = PORTABLE_LANES
@@ -389,13 +390,14 @@ cdef inline int exponentials(real *scores, const cattn_row_tile *tile, const cat
     return True
 
 
-cdef inline int values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int values(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
     """Steps 6 and 7, for a tile of rows and a block of values: output[c][r] = Σ_j weights[j][r] · value_j[c], added to
     what the output holds, times `row_scale`.
 
     `add_products` takes up to PORTABLE_RUN keys j at a time, for all rows r of the tile at once. The weights are not
     divided by their sum yet.
     """
+    cdef real *output = <real *>array
     cdef const real *weights = <const real *>tile.scores
     cdef real *row_scale = NULL if tile.is_new else <real *>tile.row_scale
     cdef real *block_output = <real *>tile.block_output
@@ -432,13 +434,14 @@ cdef inline void add_carrying(real *total, real *carry, real scale, real x) noex
     carry[0] = lost - (all - sum) if finite else 0
 
 
-cdef inline void merge_rows(real *output, const cattn_total *total, const cattn_softmax *part, Py_ssize_t rows,
-                            Py_ssize_t size, Py_ssize_t row_pitch, Py_ssize_t column_pitch) noexcept nogil:
+cdef inline void merge_rows(const cattn_total *total, const cattn_softmax *part, Py_ssize_t rows, Py_ssize_t size,
+                            Py_ssize_t row_pitch, Py_ssize_t column_pitch) noexcept nogil:
     """Merge the part into the total, element by element: rows and columns lie as far apart as the pitches say."""
     cdef const real *x_max = <const real *>part.row_max
     cdef const real *x_sum = <const real *>part.row_sum
     cdef const real *x_output = <const real *>part.output
     cdef real[CATTN_MAX_LANES] reference, scale, x_scale
+    cdef real *output = <real *>total.softmax.output
     cdef real *carry = <real *>total.output_carry
     cdef Py_ssize_t r, c, at
     advance_maximum(<real *>total.softmax.row_max, reference, scale, x_max, rows)
@@ -452,13 +455,13 @@ cdef inline void merge_rows(real *output, const cattn_total *total, const cattn_
             add_carrying(output + at, carry + at, scale[r], rescale(x_output[at], x_scale[r]))
 
 
-cdef inline void merge(real *output, const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile,
-                       Py_ssize_t size) noexcept nogil:
+cdef inline void merge(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, Py_ssize_t size,
+                       int selecting) noexcept nogil:
     """Merge the softmax of a tile of either layout into a total."""
     if tile.layout == CATTN_FEW:
-        merge_rows(output, total, part, tile.rows, size, tile.output_pitch, 1)
+        merge_rows(total, part, tile.rows, size, tile.output_pitch, 1)
     else:
-        merge_rows(output, total, part, PORTABLE_LANES, size, 1, PORTABLE_LANES)
+        merge_rows(total, part, PORTABLE_LANES, size, 1, PORTABLE_LANES)
 
 
 cdef inline real divisor_of(const real *row_sum, Py_ssize_t row) noexcept nogil:
@@ -466,14 +469,15 @@ cdef inline real divisor_of(const real *row_sum, Py_ssize_t row) noexcept nogil:
     return 1 if row_sum == NULL or row_sum[row] == 0 else row_sum[row]
 
 
-cdef inline int store(const real *output, const real *row_sum, const cattn_row_tile *tile, char **destination,
+cdef inline int store(const void *array, const void *row_sum, const cattn_row_tile *tile, char **destination,
                       Py_ssize_t size) noexcept nogil:
+    cdef const real *output = <const real *>array
     cdef Py_ssize_t lanes = PORTABLE_LANES
     cdef real[PORTABLE_LANES] divisor, quotient, residue
     cdef Py_ssize_t c, r
     cdef real residues = 0
     for r in range(lanes):
-        divisor[r] = divisor_of(row_sum, r)
+        divisor[r] = divisor_of(<const real *>row_sum, r)
         residue[r] = divisor[r] - divisor[r]
     for c in range(size):
         for r in range(lanes):
@@ -486,9 +490,10 @@ cdef inline int store(const real *output, const real *row_sum, const cattn_row_t
     return residues == 0
 
 
-cdef inline void logsumexp(const real *row_max, const real *lse_sum, const cattn_row_tile *tile,
-                           char **destination) noexcept nogil:
+cdef inline void logsumexp(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination) noexcept nogil:
     """Store the logarithms of the sums of a tile of either layout."""
+    cdef const real *row_max = <const real *>softmax.row_max
+    cdef const real *lse_sum = <const real *>softmax.lse_sum
     cdef Py_ssize_t r
     for r in range(tile.rows):
         (<real *>destination[r])[0] = <real>(-INFINITY if lse_sum[r] == 0 else <double>row_max[r]

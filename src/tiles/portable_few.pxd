@@ -1,9 +1,7 @@
-# Few rows in typed loops: the head size, or the keys, in the lanes.
+# Few rows in typed loops: the head size, or the keys, in the lanes. The file is included behind portable.pxd.
 
 from libc.math cimport INFINITY
 
-from tiles.portable cimport (
-    PORTABLE_CHAIN, advance_maximum, alibi, behind, divisor_of, exponential, is_masked, real, softcapped)
 from tiles.tiles cimport (
     CATTN_FEW_ROWS, CATTN_LOG2E, CATTN_PREFETCH_L2, cattn_key_block, cattn_row_tile, cattn_score_mod)
 
@@ -111,7 +109,8 @@ cdef inline int few_modify_scores(real *scores, const cattn_row_tile *tile,
     return True
 
 
-cdef inline int few_scores(real *scores, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int few_scores(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef real *scores = <real *>array
     # Two keys from each of four places of the block in turn: processors read four streams faster than one. Sums of
     # lanes wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
     cdef real[8 * PORTABLE_FEW_LANES] lanes
@@ -163,7 +162,8 @@ cdef inline real few_total(const real *total, Py_ssize_t apart) noexcept nogil:
     return (total[0] + total[apart]) + (total[2 * apart] + total[3 * apart])
 
 
-cdef inline int few_exponentials(real *scores, const cattn_row_tile *tile, const cattn_key_block *keys) noexcept nogil:
+cdef inline int few_exponentials(void *array, const cattn_row_tile *tile, const cattn_key_block *keys) noexcept nogil:
+    cdef real *scores = <real *>array
     cdef real *row_sum = <real *>tile.softmax.row_sum
     cdef real *row_scale = <real *>tile.row_scale
     cdef Py_ssize_t number, start, j, r, count = keys.count
@@ -243,7 +243,8 @@ cdef inline void add_rest(real *total, const real *weights, const char *values, 
         total[c] += sum[c]
 
 
-cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+cdef inline int few_values(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:
+    cdef real *output = <real *>array
     # Runs join one of four totals of their row in turn: in one chain equal sums round alike.
     cdef real[CATTN_FEW_ROWS * 4 * PORTABLE_COLUMNS] total
     cdef const real *row_scale = <const real *>tile.row_scale
@@ -277,14 +278,15 @@ cdef inline int few_values(real *output, const cattn_row_tile *tile, const cattn
     return True
 
 
-cdef inline int few_store(const real *output, const real *row_sum, const cattn_row_tile *tile, char **destination,
+cdef inline int few_store(const void *array, const void *row_sum, const cattn_row_tile *tile, char **destination,
                           Py_ssize_t size) noexcept nogil:
+    cdef const real *output = <const real *>array
     cdef real divisor, quotient, residue = 0
     cdef real *row
     cdef Py_ssize_t r, c
     for r in range(tile.rows):
         row = <real *>destination[r]
-        divisor = divisor_of(row_sum, r)
+        divisor = divisor_of(<const real *>row_sum, r)
         residue += divisor - divisor
         for c in range(size):
             quotient = output[r * tile.output_pitch + c] / divisor

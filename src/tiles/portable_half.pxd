@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t
 
 from problem cimport cattn_type, CATTN_FLOAT16
-from tiles.portable cimport FloatBits
+from tiles.portable_float cimport FloatBits
 
 
 cdef inline float widen_half(int32_t half) noexcept nogil:

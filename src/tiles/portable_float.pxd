@@ -1,0 +1,7 @@
+# The portable kernels of float.
+
+ctypedef float real
+
+include "portable.pxd"
+include "portable_few.pxd"
+include "portable_kernels.pxd"
