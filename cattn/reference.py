@@ -7,6 +7,8 @@ zero, so that nothing they hold can reach a result.
 
 import numpy as np
 
+from ._calls import forwarding
+
 __all__ = ["attention", "attention_varlen", "attention_weights", "error_bound"]
 
 # The numbers of the promise, which `error_bound` explains.
@@ -240,11 +242,8 @@ def attention_varlen(
     return (out, lse) if return_lse else out
 
 
-def error_bound(
-    query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None, query_lengths=None,
-    key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None, layout="bhld",
-    return_lse=False,
-):  # fmt: skip
+@forwarding(attention, without=("dtype",))
+def error_bound(query, key, value, *, return_lse=False, **modifiers):
     r"""Compute how far each output of `cattn.attention` may be from that of `attention`.
 
     Parameters
@@ -305,11 +304,6 @@ def error_bound(
     >>> bool(np.all(np.abs(error) <= cattn.reference.error_bound(query, key, value)))
     True
     """
-    modifiers = dict(
-        scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
-        query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
-        softcap=softcap, sinks=sinks, layout=layout,
-    )  # fmt: skip
     with np.errstate(all="ignore"):
         yardstick = _Yardstick(query, key, value, **modifiers)
         numpy = attention(query, key, value, **modifiers, return_lse=True, dtype=yardstick.arithmetic)

@@ -8,13 +8,7 @@
 #define TILE_WIDE 6      /* keys, or value columns, of a register tile */
 #define TILE_SUMS 12     /* accumulators */
 #define TILE_IN_A_ROW 1  /* whether the steps of a whole run stand in a row */
-#include "target_begin.h"
-#define REAL_BITS 32
-#include "tiles_template.h"
-#undef REAL_BITS
-#define REAL_BITS 64
-#include "tiles_template.h"
-#include "target_end.h"
+#include "tiles_of_both_types.h"
 #endif
 
 void cattn_override_avx2(cattn_table *table)

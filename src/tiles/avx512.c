@@ -10,13 +10,7 @@
 #define TILE_WIDE 12     /* keys, or value columns, of a register tile of one or two vectors */
 #define TILE_SUMS 24     /* accumulators */
 #define TILE_IN_A_ROW 0  /* whether the steps of a whole run stand in a row */
-#include "target_begin.h"
-#define REAL_BITS 32
-#include "tiles_template.h"
-#undef REAL_BITS
-#define REAL_BITS 64
-#include "tiles_template.h"
-#include "target_end.h"
+#include "tiles_of_both_types.h"
 #endif
 
 void cattn_override_avx512(cattn_table *table)

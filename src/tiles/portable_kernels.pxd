@@ -2,7 +2,8 @@
 
 from problem cimport CATTN_FLOAT32, CATTN_FLOAT64
 from tiles.tiles cimport (
-    CATTN_BY_HALVES, CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_kernels)
+    CATTN_BY_HALVES, CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, CATTN_MAX_KEYS, PY_SSIZE_T_MAX, cattn_blocking,
+    cattn_kernels)
 
 
 cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few) noexcept nogil:
@@ -12,26 +13,17 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few) noexcept 
     many.run = PORTABLE_RUN
     # A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile. Merging chunks takes as
     # long as 5 keys or so.
-    many.blocking.most = 2 * PORTABLE_RUN
-    many.blocking.least = PORTABLE_RUN // 4
-    many.blocking.step = CATTN_BY_HALVES
-    many.blocking.bytes = 25600
-    many.blocking.chunk_blocks = 5
-    many.blocking.least_chunk = 100
-    many.blocking.most_chunk = PY_SSIZE_T_MAX
+    many.blocking = cattn_blocking(
+        most=2 * PORTABLE_RUN, least=PORTABLE_RUN // 4, step=CATTN_BY_HALVES, bytes=25600, chunk_blocks=5,
+        least_chunk=100, most_chunk=PY_SSIZE_T_MAX)
 
     few.layout = CATTN_FEW
     few.lanes = few.half = CATTN_FEW_ROWS
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
     # Streams are long, and one of them stays in L2. Each chunk leaves a partial result, which takes less than 1% of the
     # bytes of its keys and values.
-    few.blocking.most = CATTN_MAX_KEYS
-    few.blocking.least = 64
-    few.blocking.step = 64
-    few.blocking.bytes = 262144
-    few.blocking.chunk_blocks = 8
-    few.blocking.least_chunk = 64
-    few.blocking.most_chunk = 2048
+    few.blocking = cattn_blocking(
+        most=CATTN_MAX_KEYS, least=64, step=64, bytes=262144, chunk_blocks=8, least_chunk=64, most_chunk=2048)
 
     many.itemsize = few.itemsize = sizeof(real)
     many.type = few.type = CATTN_FLOAT32 if sizeof(real) == sizeof(float) else CATTN_FLOAT64

@@ -1,6 +1,7 @@
 /* The kernel table in GCC and Clang vector extensions, written once.
  *
- * vec128.c, avx2.c and avx512.c include it once with REAL_BITS 32 and once with 64. They define:
+ * tiles_of_both_types.h includes it once with REAL_BITS 32 and once with 64, for vec128.c, avx2.c and avx512.c. They
+ * define:
  *
  *   TILES_VEC128, TILES_AVX2 or TILES_AVX512   the target; only vectors_template.h asks
  *   VECTOR_BYTES    16, 32 or 64
