@@ -55,24 +55,21 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
 #undef PAIR_STEP
         OPAQUE(scores);   /* or its loads move up before the branches, into spilled registers */
         if (start != 0) {
-            UNROLL for (int j = 0; j < wide; j++)
-                UNROLL for (int v = 0; v < vectors; v++)
-                    sum[j][v] += scores[j * TILE_VECTORS + v];
+            EACH_SUM(j, v)
+                sum[j][v] += scores[j * TILE_VECTORS + v];
         }
         if (!last) {
-            UNROLL for (int j = 0; j < wide; j++)
-                UNROLL for (int v = 0; v < vectors; v++)
-                    scores[j * TILE_VECTORS + v] = sum[j][v];
+            EACH_SUM(j, v)
+                scores[j * TILE_VECTORS + v] = sum[j][v];
             continue;
         }
-        UNROLL for (int j = 0; j < wide; j++)
-            UNROLL for (int v = 0; v < vectors; v++) {
-                vector score = sum[j][v] * scale;
-                if (added != NULL)
-                    score = F(muladd)(sum[j][v], F(splat)(scale), added[j * TILE_VECTORS + v]);
-                scores[j * TILE_VECTORS + v] = score;
-                maximum[v] = F(larger)(score, maximum[v]);
-            }
+        EACH_SUM(j, v) {
+            vector score = sum[j][v] * scale;
+            if (added != NULL)
+                score = F(muladd)(sum[j][v], F(splat)(scale), added[j * TILE_VECTORS + v]);
+            scores[j * TILE_VECTORS + v] = score;
+            maximum[v] = F(larger)(score, maximum[v]);
+        }
         break;
     }
 }
@@ -102,13 +99,11 @@ INLINE void pair_values_tile(vector *output, const vector *row_scale, const word
 #undef PAIR_STEP
     OPAQUE(output);   /* or loads move up before the branches, into spilled registers */
     if (row_scale == NULL) {
-        UNROLL for (int c = 0; c < wide; c++)
-            UNROLL for (int v = 0; v < vectors; v++)
-                output[c * TILE_VECTORS + v] = sum[c][v];
+        EACH_SUM(c, v)
+            output[c * TILE_VECTORS + v] = sum[c][v];
     } else {
-        UNROLL for (int c = 0; c < wide; c++)
-            UNROLL for (int v = 0; v < vectors; v++)
-                output[c * TILE_VECTORS + v] = F(muladd)(row_scale[v], output[c * TILE_VECTORS + v], sum[c][v]);
+        EACH_SUM(c, v)
+            output[c * TILE_VECTORS + v] = F(muladd)(row_scale[v], output[c * TILE_VECTORS + v], sum[c][v]);
     }
 }
 

@@ -85,6 +85,11 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
         }                                                                                                           \
     }
 
+/* Goes over the sums of a register tile, sum[i][v], of which it has `wide` times `vectors`. */
+#define EACH_SUM(i, v)                      \
+    UNROLL for (int i = 0; i < wide; i++)   \
+        UNROLL for (int v = 0; v < vectors; v++)
+
 /* Returns how wide a register tile of so many vectors can be. */
 INLINE int F(widest)(const int vectors)
 {
@@ -93,9 +98,8 @@ INLINE int F(widest)(const int vectors)
 
 INLINE void F(clear)(vector sum[TILE_WIDE][TILE_VECTORS], const int wide, const int vectors)
 {
-    UNROLL for (int w = 0; w < wide; w++)
-        UNROLL for (int v = 0; v < vectors; v++)
-            sum[w][v] = (vector){0};
+    EACH_SUM(w, v)
+        sum[w][v] = (vector){0};
 }
 
 /* Goes from one maximum to the next. Returns what to subtract from scores, and sets the scale of what was summed

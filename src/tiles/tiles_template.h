@@ -86,34 +86,29 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
         ptrdiff_t c = start;
         F(clear)(sum, wide, vectors);
 #define SCORES_STEP                                                                                                  \
-        UNROLL for (int j = 0; j < wide; j++)                                                                        \
-            UNROLL for (int v = 0; v < vectors; v++)                                                                 \
-                sum[j][v] = F(muladd)(queries[c * TILE_VECTORS + v], F(splat)(key[j][c]), sum[j][v]);                \
+        EACH_SUM(j, v)                                                                                               \
+            sum[j][v] = F(muladd)(queries[c * TILE_VECTORS + v], F(splat)(key[j][c]), sum[j][v]);                    \
         c++;
         STEPS(SCORES_STEP, columns, COLUMN_RUN)
 #undef SCORES_STEP
         OPAQUE(scores);   /* or its loads move up before the branches, into spilled registers */
         if (start != 0) {
-            UNROLL for (int j = 0; j < wide; j++)
-                UNROLL for (int v = 0; v < vectors; v++)
-                    sum[j][v] += scores[j * TILE_VECTORS + v];
+            EACH_SUM(j, v)
+                sum[j][v] += scores[j * TILE_VECTORS + v];
         }
         if (start + COLUMN_RUN < size) {
-            UNROLL for (int j = 0; j < wide; j++)
-                UNROLL for (int v = 0; v < vectors; v++)
-                    scores[j * TILE_VECTORS + v] = sum[j][v];
+            EACH_SUM(j, v)
+                scores[j * TILE_VECTORS + v] = sum[j][v];
             continue;
         }
         if (added != NULL) {
-            UNROLL for (int j = 0; j < wide; j++)
-                UNROLL for (int v = 0; v < vectors; v++)
-                    sum[j][v] += added[j * TILE_VECTORS + v];
+            EACH_SUM(j, v)
+                sum[j][v] += added[j * TILE_VECTORS + v];
         }
-        UNROLL for (int j = 0; j < wide; j++)
-            UNROLL for (int v = 0; v < vectors; v++) {
-                scores[j * TILE_VECTORS + v] = sum[j][v];
-                maximum[v] = F(larger)(sum[j][v], maximum[v]);
-            }
+        EACH_SUM(j, v) {
+            scores[j * TILE_VECTORS + v] = sum[j][v];
+            maximum[v] = F(larger)(sum[j][v], maximum[v]);
+        }
     }
 }
 
@@ -182,9 +177,8 @@ INLINE void F(values_tile)(vector *output, vector *block_output, const vector *r
     OPAQUE(block_output);
     F(clear)(sum, wide, vectors);
 #define VALUES_STEP                                                                                                 \
-    UNROLL for (int c = 0; c < wide; c++)                                                                           \
-        UNROLL for (int v = 0; v < vectors; v++)                                                                    \
-            sum[c][v] = F(muladd)(weights[v], F(splat)(((const REAL *)values)[c]), sum[c][v]);                      \
+    EACH_SUM(c, v)                                                                                                  \
+        sum[c][v] = F(muladd)(weights[v], F(splat)(((const REAL *)values)[c]), sum[c][v]);                          \
     weights += TILE_VECTORS;                                                                                        \
     values += stride;
     STEPS(VALUES_STEP, count, RUN)
@@ -192,22 +186,18 @@ INLINE void F(values_tile)(vector *output, vector *block_output, const vector *r
     OPAQUE(output);   /* or loads move up before the branches, into spilled registers */
     OPAQUE(block_output);
     if (!first) {
-        UNROLL for (int c = 0; c < wide; c++)
-            UNROLL for (int v = 0; v < vectors; v++)
-                sum[c][v] += block_output[c * TILE_VECTORS + v];
+        EACH_SUM(c, v)
+            sum[c][v] += block_output[c * TILE_VECTORS + v];
     }
     if (!last) {
-        UNROLL for (int c = 0; c < wide; c++)
-            UNROLL for (int v = 0; v < vectors; v++)
-                block_output[c * TILE_VECTORS + v] = sum[c][v];
+        EACH_SUM(c, v)
+            block_output[c * TILE_VECTORS + v] = sum[c][v];
     } else if (row_scale == NULL) {
-        UNROLL for (int c = 0; c < wide; c++)
-            UNROLL for (int v = 0; v < vectors; v++)
-                output[c * TILE_VECTORS + v] = sum[c][v];
+        EACH_SUM(c, v)
+            output[c * TILE_VECTORS + v] = sum[c][v];
     } else {
-        UNROLL for (int c = 0; c < wide; c++)
-            UNROLL for (int v = 0; v < vectors; v++)
-                output[c * TILE_VECTORS + v] = F(muladd)(row_scale[v], output[c * TILE_VECTORS + v], sum[c][v]);
+        EACH_SUM(c, v)
+            output[c * TILE_VECTORS + v] = F(muladd)(row_scale[v], output[c * TILE_VECTORS + v], sum[c][v]);
     }
 }
 
