@@ -21,6 +21,7 @@ from ._calls import explain_call as explain_call
 from ._modifiers import FAR, Modifiers, Sizes, modifiers
 from ._read import (
     HALF_TYPES,
+    KEY_TYPES_BESIDE,
     arithmetic,
     as_array,
     as_flag,
@@ -231,7 +232,7 @@ def _inputs(layout, **given):
 
 
 def _check_types(came):
-    """Raise TypeError unless key and value share one type: that of query, or a half type beside float32 queries.
+    """Raise TypeError unless key and value share one type, which may stand beside that of query.
 
     The types are those of the arguments as they came.
     """
@@ -239,10 +240,10 @@ def _check_types(came):
     if query is key and (value is None or value is key):
         return
     first, expected = "key", key
-    if type_name(query) != "float32" or type_name(key) not in HALF_TYPES:
+    others = KEY_TYPES_BESIDE.get(type_name(query), ())
+    if type_name(key) not in others:
         first, expected = "query", query
-        or_else = ", float16 or bfloat16" if type_name(query) == "float32" else ""
-        check_same_type("key", key, "query", query, or_else)
+        check_same_type("key", key, "query", query, f", {' or '.join(others)}" if others else "")
     if value is not None:
         check_same_type("value", value, first, expected)
 

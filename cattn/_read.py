@@ -11,6 +11,9 @@ import numpy as np
 
 TYPES = "float16, bfloat16, float32 or float64"
 HALF_TYPES = ("float16", "bfloat16")
+# Keys and values share one type: that of the queries, or one of these beside queries of the type named first. C's own
+# table, in c_arguments.h, says the same.
+KEY_TYPES_BESIDE = {"float32": HALF_TYPES}
 _PIECE = 2**17  # the elements of a long list that are converted at a time
 _NUMBERS = {int, float, np.int32, np.int64, np.float32, np.float64}
 # The keys are NumPy's characters, because longdouble has its own even where it is no wider than float64.

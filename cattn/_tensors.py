@@ -13,12 +13,11 @@ except ModuleNotFoundError as error:
         f"cattn: tensors need PyTorch and ml_dtypes, and {error.name} is not installed: pip install 'cattn[torch]'"
     ) from None
 
-from ._read import TYPES, class_shown
+from ._read import KEY_TYPES_BESIDE, TYPES, class_shown
 from ._threads import own_num_threads
 
 _BFLOAT16 = np.dtype(bfloat16)  # NumPy has none of its own
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_HALVES = (torch.bfloat16, torch.float16)
 
 
 def to_numpy(tensor):
@@ -62,7 +61,7 @@ def uncompiled(function, *given):
 def read_inputs(names, query, key, value, may_mix=False):
     """Return query, key and value as arrays, which share one of the four types. `names` are what the caller calls them.
 
-    If they `may_mix`, key and value may share a half type beside a query of float32.
+    If they `may_mix`, key and value may share another type than query, as in `cattn.attention`.
     """
     arrays = None
     try:  # PyTorch itself refuses a tensor that is not plain, so a plain one needs no other check
@@ -113,9 +112,10 @@ def _check_types(names, query, key, value, may_mix):
     first, expected, or_else = names[0], query, ""
     if query not in _FLOATS:
         raise TypeError(f"{first}: expected type {TYPES}, got {query}; write {first}.to(torch.float32)")
-    if may_mix and query is torch.float32:
-        or_else = ", torch.float16 or torch.bfloat16"
-        if key in _HALVES:
+    others = [getattr(torch, name) for name in KEY_TYPES_BESIDE.get(str(query).removeprefix("torch."), ())]
+    if may_mix and others:
+        or_else = f", {' or '.join(map(str, others))}"
+        if key in others:
             first, expected, or_else = names[1], key, ""
     for name, dtype in zip(names[1:], (key, value), strict=True):
         if dtype is not expected:

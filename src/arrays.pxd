@@ -97,7 +97,7 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     return 0
 
 
-cdef inline bint is_half(int number) except -1:
+cdef inline bint names_half_type(int number) except -1:
     """Return whether NumPy's type of this number is float16 or bfloat16. NumPy does not know bfloat16, and gives a
     number to whoever defines it."""
     return (number == cnp.NPY_FLOAT16
@@ -107,25 +107,25 @@ cdef inline bint is_half(int number) except -1:
 cdef inline bint are_types(int query, int key) except -1:
     """Return whether queries may have the type of the one number, and keys and values that of the other."""
     if query == cnp.NPY_FLOAT:
-        return key == query or is_half(key)
-    return key == query and (query == cnp.NPY_DOUBLE or is_half(query))
+        return key == query or names_half_type(key)
+    return key == query and (query == cnp.NPY_DOUBLE or names_half_type(query))
 
 
 cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type type, int batch_ndim,
-                           bint heads_inside) noexcept:
+                           bint is_blhd) noexcept:
     cdef int axis, ndim = cnp.PyArray_NDIM(given)
     array.data = cnp.PyArray_BYTES(given)
     array.type = type
     array.swapped = False
     for axis in range(batch_ndim):
         array.batch[axis] = cnp.PyArray_STRIDE(given, axis)
-    array.head = cnp.PyArray_STRIDE(given, batch_ndim + heads_inside) if ndim > 2 else 0
-    array.row = cnp.PyArray_STRIDE(given, ndim - 2 - heads_inside)
+    array.head = cnp.PyArray_STRIDE(given, batch_ndim + is_blhd) if ndim > 2 else 0
+    array.row = cnp.PyArray_STRIDE(given, ndim - 2 - is_blhd)
     array.column = cnp.PyArray_STRIDE(given, ndim - 1)
 
 
 cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
-                                  bint heads_inside) except -1:
+                                  bint is_blhd) except -1:
     """Set the inputs from three arrays of the usual kind and of matching shapes. Return False where there is anything
     to look at more closely."""
     cdef int number, key_number, ndim, axis, batch_ndim, head_axis, row_axis
@@ -145,10 +145,10 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
             or cnp.PyArray_TYPE(query) != number or cnp.PyArray_TYPE(key) != key_number
             or cnp.PyArray_TYPE(value) != key_number):
         return False
-    heads_inside = heads_inside and ndim > 2
+    is_blhd = is_blhd and ndim > 2
     batch_ndim = ndim - 3 if ndim > 2 else 0
-    head_axis = batch_ndim + heads_inside
-    row_axis = ndim - 2 - heads_inside
+    head_axis = batch_ndim + is_blhd
+    row_axis = ndim - 2 - is_blhd
     query_shape = cnp.PyArray_DIMS(query)
     key_shape = cnp.PyArray_DIMS(key)
     value_shape = cnp.PyArray_DIMS(value)
@@ -171,9 +171,9 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
         return False
     type = storage_type(query)
     key_type = type if key_number == number else storage_type(key)
-    set_plain(&problem.query, query, type, batch_ndim, heads_inside)
-    set_plain(&problem.key, key, key_type, batch_ndim, heads_inside)
-    set_plain(&problem.value, value, key_type, batch_ndim, heads_inside)
+    set_plain(&problem.query, query, type, batch_ndim, is_blhd)
+    set_plain(&problem.key, key, key_type, batch_ndim, is_blhd)
+    set_plain(&problem.value, value, key_type, batch_ndim, is_blhd)
     problem.query_indptr = problem.key_indptr = NULL
     return True
 
@@ -207,7 +207,7 @@ cdef inline bint is_plain_out(object out, cnp.ndarray query, cnp.ndarray key, cn
 
 
 cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
-                                 bint heads_inside, object given):
+                                 bint is_blhd, object given):
     """Return the output for plain inputs, which is `given` or a new array. Return None where there is anything to look
     at more closely."""
     cdef int ndim = cnp.PyArray_NDIM(query)
@@ -224,17 +224,17 @@ cdef inline object set_plain_out(cattn_problem *problem, cnp.ndarray query, cnp.
         return None
     elif cnp.PyArray_TYPE(<cnp.ndarray>given) == cnp.NPY_FLOAT:   # beside half types, too
         type = CATTN_FLOAT32
-    set_plain(&problem.out, <cnp.ndarray>given, type, problem.batch_ndim, heads_inside and ndim > 2)
+    set_plain(&problem.out, <cnp.ndarray>given, type, problem.batch_ndim, is_blhd and ndim > 2)
     return given
 
 
-cdef inline object set_plain_lse(cattn_problem *problem, cnp.ndarray out, bint heads_inside):
+cdef inline object set_plain_lse(cattn_problem *problem, cnp.ndarray out, bint is_blhd):
     """Return a new array for the logarithms, of a plain output's shape without its last axis."""
     cdef int ndim = cnp.PyArray_NDIM(out) - 1
     cdef cnp.ndarray lse = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(out),
                                              cnp.NPY_DOUBLE if problem.out.type == CATTN_FLOAT64
                                              else cnp.NPY_FLOAT, 0)
     set_array(&problem.lse, lse, problem.batch_ndim, ndim - problem.batch_ndim)
-    if heads_inside or ndim == 1:
+    if is_blhd or ndim == 1:
         problem.lse.head, problem.lse.row = problem.lse.row, problem.lse.head
     return lse

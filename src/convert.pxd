@@ -128,23 +128,24 @@ cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *ar
 
 cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row,
                                  Py_ssize_t rows, Py_ssize_t count, const cattn_table *table) noexcept nogil:
-    """Gather rows of bfloat16 in groups, as the table's kernels take values of that type."""
+    """Gather rows of bfloat16 in bundles, as the table's kernels take values of that type."""
     cdef uint16_t[MOST_INTERLEAVED * PIECE] gathered
-    cdef Py_ssize_t group = table.kernels[<int>to_type][<int>CATTN_MANY].interleaves, size = group * item_size(to_type)
-    cdef Py_ssize_t block, first, number, start, piece, i
+    cdef Py_ssize_t bundle = table.kernels[<int>to_type][<int>CATTN_MANY].interleaves
+    cdef Py_ssize_t size = bundle * item_size(to_type)
+    cdef Py_ssize_t index, first, number, start, piece, i
     if is_direct(array, row) and is_multiple(array.row, item_size(to_type)):
         table.interleave(to, row, array.row, rows, count)
         return
-    for block in range((rows + group - 1) // group):
-        first = block * group
+    for index in range((rows + bundle - 1) // bundle):
+        first = index * bundle
         for number in range((count + PIECE - 1) // PIECE):
             start = number * PIECE
             piece = min(<Py_ssize_t>PIECE, count - start)
-            for i in range(min(group, rows - first)):
+            for i in range(min(bundle, rows - first)):
                 gather_row(<char *>&gathered[i * PIECE], to_type, array,
                            row + (first + i) * array.row + start * array.column, piece, table)
             table.interleave(to + first * count * item_size(to_type) + start * size, <const char *>gathered,
-                             PIECE * sizeof(uint16_t), min(group, rows - first), piece)
+                             PIECE * sizeof(uint16_t), min(bundle, rows - first), piece)
 
 
 cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type,

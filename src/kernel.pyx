@@ -116,7 +116,7 @@ cdef inline bint is_plain_scale(object scale) noexcept:
 
 
 cdef object attend_plain(cattn_problem *problem, object query, object key, object value, object scale, bint causal,
-                         dict modifiers, bint heads_inside, object given_out, bint return_lse, object num_threads):
+                         dict modifiers, bint is_blhd, object given_out, bint return_lse, object num_threads):
     """Return what `attention` returns for three plain arrays of matching shapes. Return None where there is anything to
     look at more closely. Without modifiers nothing is asked of _arguments."""
     cdef Py_ssize_t threads = 0
@@ -124,16 +124,16 @@ cdef object attend_plain(cattn_problem *problem, object query, object key, objec
         return None
     # To convert other arguments may run anyone's code, which may reshape these arrays: they are looked at only before.
     if not (cnp.PyArray_CheckExact(query) and cnp.PyArray_CheckExact(key) and cnp.PyArray_CheckExact(value)
-            and set_plain_inputs(problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside)):
+            and set_plain_inputs(problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, is_blhd)):
         return None
     if modifiers is None and causal and problem.query_length != problem.key_length:
         return None
     out = set_plain_out(
-        problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, heads_inside, given_out)
+        problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, is_blhd, given_out)
     if out is None:
         return None
     problem.lse.data = NULL
-    lse = set_plain_lse(problem, <cnp.ndarray>out, heads_inside) if return_lse else None
+    lse = set_plain_lse(problem, <cnp.ndarray>out, is_blhd) if return_lse else None
     if modifiers is None:
         set_unmodified(problem, 1 / sqrt(<double>problem.head_size) if scale is None else <double>scale, causal)
     else:   # out is new, and nobody else's

@@ -60,8 +60,8 @@ cdef inline bint is_zero(const char *item, const cattn_kernels *kernels) noexcep
 
 cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
                                  Py_ssize_t c) noexcept nogil:
-    cdef Py_ssize_t item = item_size(block.type), group = kernels.interleaves
-    return block.data + (j - j % group) * block.stride + (c * group + j % group) * item
+    cdef Py_ssize_t item = item_size(block.type), bundle = kernels.interleaves
+    return block.data + (j - j % bundle) * block.stride + (c * bundle + j % bundle) * item
 
 
 cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *tile, void *output, Py_ssize_t row,
@@ -75,9 +75,9 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
     """Return whether a block's values and the sums so far are finite."""
     cdef bint few = kernels.layout == CATTN_FEW, lost = False
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
-    cdef Py_ssize_t together = kernels.interleaves, i
-    for i in range((block.count + together - 1) // together):
-        if not are_finite(block.data + i * together * block.stride, together * block.size, block.type):
+    cdef Py_ssize_t bundle = kernels.interleaves, i
+    for i in range((block.count + bundle - 1) // bundle):
+        if not are_finite(block.data + i * bundle * block.stride, bundle * block.size, block.type):
             return False
     # Where the scale is not 0, a sum that is not finite stays so in the kernel.
     for i in range(0 if tile.is_new else tile.rows):
@@ -113,7 +113,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
             for row in range(tile.rows):
                 if tile.attended[row * tile.pitch + j if few else j * tile.lanes + row]:
                     rest[row] += value
-    memset(column + block.count * item, 0, (kernels.interleaves - 1) * item)   # the rest of the last group
+    memset(column + block.count * item, 0, (kernels.interleaves - 1) * item)   # the rest of the last bundle
     finite.data = column
     finite.stride = item
     finite.size = 1

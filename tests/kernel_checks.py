@@ -197,18 +197,18 @@ def random_values(tile, case, memory, random):
 
 def value_block(memory, case, values):
     """Return the values as the kernels take them: interleaved groups of keys lie one behind the other."""
-    group = case.kernels.interleaves
-    if group == 1:
+    bundle = case.kernels.interleaves
+    if bundle == 1:
         return memory.block(values, case.type, case.placement, case.at_end)
-    padded = np.pad(values, ((0, -len(values) % group), (0, 0)), mode="edge")
-    block = memory.block(interleaved(padded, group), case.type, "contiguous", case.at_end)
-    block.count, block.stride, block.size = len(values), block.stride // group, values.shape[1]
+    padded = np.pad(values, ((0, -len(values) % bundle), (0, 0)), mode="edge")
+    block = memory.block(interleaved(padded, bundle), case.type, "contiguous", case.at_end)
+    block.count, block.stride, block.size = len(values), block.stride // bundle, values.shape[1]
     return block
 
 
-def interleaved(rows, group):
-    """Return the rows with those of each group of keys as one, column by column."""
-    return rows.reshape(-1, group, rows.shape[1]).swapaxes(1, 2).reshape(len(rows) // group, -1)
+def interleaved(rows, bundle):
+    """Return the rows with those of each bundle of keys as one, column by column."""
+    return rows.reshape(-1, bundle, rows.shape[1]).swapaxes(1, 2).reshape(len(rows) // bundle, -1)
 
 
 def tile_with_gaps(memory, case, random):
@@ -302,9 +302,9 @@ def sum_of_merged(exponents, total, carry, part, real):
     return expected, tolerance
 
 
-def check_merged(what, got, carry, expected, tolerance, selecting):
-    """Check a sum and its carry. Unless selecting, an infinity may have become a NaN."""
-    if not selecting:
+def check_merged(what, got, carry, expected, tolerance, exact):
+    """Check a sum and its carry. Unless exact, an infinity may have become a NaN."""
+    if not exact:
         wild = ~np.isfinite(expected)
         assert not np.isfinite(got[wild]).any(), f"{what}: an infinity or NaN was lost"
         expected = np.where(wild, got, expected)
@@ -320,8 +320,8 @@ def check_merge(case, memory, random):
     carries = random_carries(case, total, random)
     set_total(tile, total, carries)
     place_softmax(tile, memory, *part)
-    selecting = case.few or bool(random.random() < 0.5)
-    tile.merge(selecting)
+    exact = case.few or bool(random.random() < 0.5)
+    tile.merge(exact)
     maximum = np.fmax(total[0], part[0])
     assert_same("row_max", tile.total_max, maximum)
     reference = np.where(maximum == -np.inf, 0, maximum).astype(wide(case.real))
@@ -334,7 +334,7 @@ def check_merge(case, memory, random):
         exponents = total[0] - reference, part[0] - reference
         for (what, got, carry), one, lost, two in zip(sums, total[1:], carries, part[1:], strict=True):
             expected, tolerance = sum_of_merged(exponents, one, lost, two, case.real)
-            check_merged(what, got, carry, expected, tolerance, selecting)
+            check_merged(what, got, carry, expected, tolerance, exact)
 
 
 def check_merges(case, memory, random):
@@ -611,12 +611,12 @@ def check_round_to_float(case, memory, random):
 
 def check_interleave(case, memory, random):
     """Rows, whose numbers are aligned to their own type only, become groups of interleaved keys."""
-    group = case.kernels.interleaves
+    bundle = case.kernels.interleaves
     rows = random.integers(0, 1 << 16, (case.count, case.size), dtype=np.uint16)
     block = memory.block(rows, case.type, case.placement, case.at_end)
     if case.placement == "repeated":
         rows = np.repeat(rows[-1:], case.count, axis=0)
-    expected = interleaved(np.pad(rows, ((0, -case.count % group), (0, 0))), group)
+    expected = interleaved(np.pad(rows, ((0, -case.count % bundle), (0, 0))), bundle)
     to = memory.converted.allocate(0, expected.shape, np.uint16, case.at_end)
     table_of(case.isa).interleave(address(to), block.data, block.stride, case.count, case.size)
     assert_same("numbers", to, expected)

@@ -285,9 +285,9 @@ class Tile:
         """Begin the softmax, with one sink for each row or without any."""
         self.call("reset", self.struct.softmax, self.struct, None if sinks is None else address(sinks))
 
-    def merge(self, selecting):
+    def merge(self, exact):
         """Merge the tile's softmax into its total."""
-        self.call("merge", self.total, self.struct.softmax, self.struct, self.output.shape[1], selecting)
+        self.call("merge", self.total, self.struct.softmax, self.struct, self.output.shape[1], exact)
 
     def store(self, softmax, destination, *, divided=True):
         """Store a softmax's output, and return what the kernel answers."""

@@ -1,13 +1,17 @@
 """Half types beside float32: queries of float32 over keys and values at half the bytes."""
 
+import itertools
+
 import cases
 import numpy as np
 import pytest
+from c_interface_calls import DONE, Call, capsule
 from helpers import assert_same_bits, normal, problem
 from kappa import Yardstick, assert_accurate
 
 import cattn
 from cattn import _arguments, reference
+from cattn._read import KEY_TYPES_BESIDE
 
 HALF_TYPE = pytest.mark.parametrize("half", [cases.TYPES["float16"], cases.TYPES["bfloat16"]], ids=str)
 MANY_AND_FEW = pytest.mark.parametrize("rows", [1, 2, 4, 20, 70])
@@ -206,3 +210,48 @@ def test_plain_float32_out(half, rows, layout, request):
     found, lse = cattn.attention(**case, layout=layout, out=out, return_lse=True)
     assert found is out
     assert_same_bits((out, lse), (expected, expected_lse))
+
+
+def taken(call, *types):
+    """Return the triples of types of query, key and value that a call does not refuse, by their names."""
+    found = set()
+    for names in itertools.product(types, repeat=3):
+        try:
+            call(*(normal(2, 3, 4).astype(cases.TYPES[name]) for name in names))
+        except (TypeError, AssertionError):
+            continue
+        found.add(names)
+    return found
+
+
+EXPECTED = {
+    (query, key, key)
+    for query, key in itertools.product(cases.TYPES, repeat=2)
+    if key == query or key in KEY_TYPES_BESIDE.get(query, ())
+}
+
+
+def test_types_that_may_meet():
+    assert taken(lambda *given: cattn.attention(*map(in_other_memory, given)), *cases.TYPES) == EXPECTED
+
+
+@pytest.mark.usefixtures("plain_only")
+def test_types_that_may_meet_in_plain_calls():
+    assert taken(cattn.attention, *cases.TYPES) == EXPECTED
+
+
+def test_types_that_may_meet_in_c():
+    def attend(query, key, value):
+        call = Call(query=query, key=key, value=value)
+        status, explanation = capsule(call.arguments)
+        if status != DONE:
+            raise TypeError(explanation)
+
+    assert taken(attend, *cases.TYPES) == EXPECTED
+
+
+def test_types_that_may_meet_as_tensors():
+    attention = pytest.importorskip("cattn.torch").scaled_dot_product_attention
+    from cattn._tensors import to_tensor
+
+    assert taken(lambda *given: attention(*map(to_tensor, given)), *cases.TYPES) == EXPECTED

@@ -2,13 +2,13 @@
  *
  *   product                      left tile                                     right tile
  *   scoresᵀ = keys · queries     16 keys, read where they lie, × 32 columns    16 pairs of columns × 16 lanes
- *   outputᵀ = valuesᵀ · weights  16 value columns × a group of 32 keys         16 pairs of keys × 16 lanes
+ *   outputᵀ = valuesᵀ · weights  16 value columns × a bundle of 32 keys        16 pairs of keys × 16 lanes
  *
  * Four products are computed together, so that each tile is loaded once for two of them: 32 keys (or value columns) ×
  * 32 lanes. One product sums 32 terms, so a run has 32 keys. Queries are padded with zeros to whole tiles, and values
- * come interleaved in groups of 32 keys. Rows that do not fill a tile are copied to one that is padded with zeros. */
+ * come interleaved in bundles of 32 keys. Rows that do not fill a tile are copied to one that is padded with zeros. */
 
-#define GROUP TILE_NUMBERS   /* keys of a group of interleaved values */
+#define BUNDLE TILE_NUMBERS   /* keys of a bundle of interleaved values */
 #define TALL (2 * TILE_ROWS)
 #define WIDE 2               /* vectors of lanes */
 
@@ -133,8 +133,8 @@ INLINE void amx_scores_of(vector *scores, const cattn_row_tile *tile, const catt
         maximum[v] = F(splat)(-INFINITE);
 #define FINISH                                                                                      \
     finish_scores(scores + before, maximum + before % TILE_VECTORS, added == NULL ? NULL : added + before, scale, \
-                  AT_MOST(GROUP, count - before / TILE_VECTORS), late)
-    for (ptrdiff_t j = 0; j < count; j += GROUP) {
+                  AT_MOST(BUNDLE, count - before / TILE_VECTORS), late)
+    for (ptrdiff_t j = 0; j < count; j += BUNDLE) {
         cattn_prefetch_next(block->prefetch);
         of.a = block->data + j * block->stride;
         of.count = count - j;
@@ -142,7 +142,7 @@ INLINE void amx_scores_of(vector *scores, const cattn_row_tile *tile, const catt
             const ptrdiff_t at = j * TILE_VECTORS + v;
             of.b = queries + v;
             of.last_b = of.b + (of.steps - 1) * TILE_PAIRS * TILE_VECTORS;
-            if (of.count >= GROUP) {
+            if (of.count >= BUNDLE) {
                 multiply(scores + at, TILE_VECTORS, &of);
             } else {
                 multiply(rest[0], WIDE, &of);
@@ -197,11 +197,11 @@ INLINE void finish_values(vector *output, const products sums, const vector *row
 static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     const ptrdiff_t size = block->size, vectors = tile->rows <= HALF ? WIDE : TILE_VECTORS;
-    const ptrdiff_t pairs = (block->count + 1) / 2, steps = (block->count + GROUP - 1) / GROUP;
+    const ptrdiff_t pairs = (block->count + 1) / 2, steps = (block->count + BUNDLE - 1) / BUNDLE;
     const vector *weights = tile->scores, *row_scale = tile->is_new ? NULL : tile->row_scale;
-    factors of = {.stride = TILE_BYTES, .below = TILE_ROWS * TILE_BYTES, .next = GROUP * block->stride, .steps = steps,
+    factors of = {.stride = TILE_BYTES, .below = TILE_ROWS * TILE_BYTES, .next = BUNDLE * block->stride, .steps = steps,
                   .last = TILE_NUMBERS};
-    vector *output = output_, last[TILE_PAIRS * TILE_VECTORS];   /* the weights of the last group, padded with zeros */
+    vector *output = output_, last[TILE_PAIRS * TILE_VECTORS];   /* the weights of the last bundle, padded with zeros */
     products sums[2];
     ptrdiff_t turn = 0, before = 0;   /* where the outputs of the turn before lie */
 #define FINISH                                                                                                         \
@@ -245,7 +245,7 @@ INLINE words gather_quads(const char *const from[4])
 /* Transposes 8 columns of 32 keys: y[c] holds the 32 numbers of column c. Part g of a vector holds columns of keys 8g +
  * 2m and 8g + 2m + 1. Their numbers become pairs first, and then the pairs of four vectors change places inside each
  * part. */
-INLINE void interleave_eight(vector y[8], const char *const rows[GROUP])
+INLINE void interleave_eight(vector y[8], const char *const rows[BUNDLE])
 {
     vector low[4], high[4];
     UNROLL for (int m = 0; m < 4; m++) {
@@ -268,22 +268,22 @@ static void amx_interleave(void *to, const char *from, ptrdiff_t stride, ptrdiff
     enum { EIGHT = 8 };
     const ptrdiff_t whole = columns / EIGHT * EIGHT;
     words *out = to;
-    for (ptrdiff_t j = 0; j < keys; j += GROUP, from += GROUP * stride) {
-        uint16_t rest[GROUP][EIGHT] = {{0}};
-        const char *rows[GROUP];
+    for (ptrdiff_t j = 0; j < keys; j += BUNDLE, from += BUNDLE * stride) {
+        uint16_t rest[BUNDLE][EIGHT] = {{0}};
+        const char *rows[BUNDLE];
         vector y[EIGHT];
-        if (keys - j >= GROUP)
+        if (keys - j >= BUNDLE)
             for (ptrdiff_t c = 0; c < whole; c += EIGHT, out += EIGHT) {
-                UNROLL for (int i = 0; i < GROUP; i++)
+                UNROLL for (int i = 0; i < BUNDLE; i++)
                     rows[i] = from + i * stride + c * 2;
                 interleave_eight(y, rows);
                 UNROLL for (int i = 0; i < EIGHT; i++)
                     __builtin_memcpy(out + i, &y[i], TILE_BYTES);
             }
         /* Columns and keys that do not fill a square are copied to one that is padded with zeros. */
-        for (ptrdiff_t c = keys - j >= GROUP ? whole : 0; c < columns; c += EIGHT) {
+        for (ptrdiff_t c = keys - j >= BUNDLE ? whole : 0; c < columns; c += EIGHT) {
             const ptrdiff_t n = AT_MOST(columns - c, EIGHT);
-            for (int i = 0; i < GROUP; i++) {
+            for (int i = 0; i < BUNDLE; i++) {
                 rows[i] = (const char *)rest[i];
                 if (i < keys - j)
                     __builtin_memcpy(rest[i], from + i * stride + c * 2, (size_t)n * 2);
@@ -300,9 +300,9 @@ static void override_amx(cattn_table *table)
     cattn_kernels *many = &table->kernels[CATTN_BFLOAT16][CATTN_MANY];
     many->run = RUN;
     many->scales_late = 1;
-    many->interleaves = GROUP;
+    many->interleaves = BUNDLE;
     /* Keys, values, scores and weights of a block stay in L2 beside the tiles of a task. */
-    many->blocking = (cattn_blocking){.most = 256, .least = GROUP, .step = CATTN_BY_HALVES, .bytes = 131072,
+    many->blocking = (cattn_blocking){.most = 256, .least = BUNDLE, .step = CATTN_BY_HALVES, .bytes = 131072,
                                       .chunk_blocks = 8, .least_chunk = 512, .most_chunk = PTRDIFF_MAX};
     many->load = amx_load;
     many->scores = amx_scores;

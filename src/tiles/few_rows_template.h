@@ -306,12 +306,12 @@ INLINE void F(few_merge_row)(REAL *output, REAL *carry, const REAL *x, ptrdiff_t
 }
 
 static void F(few_merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile,
-                         ptrdiff_t size, int selecting)
+                         ptrdiff_t size, int exact)
 {
     const ptrdiff_t rows = tile->rows, pitch = tile->output_pitch;
     const REAL *x_max = part->row_max, *x_sum = part->row_sum, *x_output = part->output;
     REAL *output = total->softmax.output, *carry = total->output_carry;
-    (void)selecting;   /* always: with few rows it costs nothing */
+    (void)exact;   /* always: with few rows it costs nothing */
     F(lanes) scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH], x_scale[(CATTN_FEW_ROWS + WIDTH - 1) / WIDTH];
     for (ptrdiff_t v = 0; v * WIDTH < rows; v++) {
         const ptrdiff_t at = v * WIDTH;

@@ -456,7 +456,7 @@ cdef inline void merge_rows(const cattn_total *total, const cattn_softmax *part,
 
 
 cdef inline void merge(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, Py_ssize_t size,
-                       int selecting) noexcept nogil:
+                       int exact) noexcept nogil:
     """Merge the softmax of a tile of either layout into a total."""
     if tile.layout == CATTN_FEW:
         merge_rows(total, part, tile.rows, size, tile.output_pitch, 1)

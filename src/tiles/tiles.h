@@ -203,9 +203,9 @@ typedef struct {
     /* Merges two softmaxes over disjoint keys (Dao et al. 2023, Flash-Decoding): `part` joins `total`. Outputs have
      * `size` columns. What rounding takes from the sums is carried along (Knuth, The Art of Computer Programming 2,
      * section 4.2.2, theorem B), so that they are as exact after thousands of joins as after one. What is not finite
-     * stays so; with `selecting`, an infinity stays one. Of few rows, `part` may lie anywhere in memory. */
+     * stays so; with `exact`, an infinity stays one. Of few rows, `part` may lie anywhere in memory. */
     void (*merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, ptrdiff_t size,
-                  int selecting);
+                  int exact);
 
     /* destination[row] = output / row_sum, or / 1 where that is 0, for each row, which has `size` columns. Without
      * sums (NULL) the output is stored as it is. Returns whether all that was written is finite, and the sums. */
@@ -232,8 +232,8 @@ typedef struct {
      * would mask. */
     void (*round_to_float)(void *to, const void *from, ptrdiff_t count);
 
-    /* Copies rows of bfloat16, which lie `stride` bytes apart, in groups of as many keys as the kernels interleave:
-     * to[group][column][key of the group]. Zeros stand behind the last key. NULL if no kernels take them. */
+    /* Copies rows of bfloat16, which lie `stride` bytes apart, in bundles of as many keys as the kernels interleave:
+     * to[bundle][column][key of the bundle]. Zeros stand behind the last key. NULL if no kernels take them. */
     void (*interleave)(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns);
 } cattn_table;
 

@@ -90,7 +90,7 @@ cdef extern from "tiles/tiles.h" nogil:
         void (*reset)(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks) noexcept nogil
         cattn_kernel scores, mark_attended, exponentials, values
         void (*merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, Py_ssize_t size,
-                      int selecting) noexcept nogil
+                      int exact) noexcept nogil
         int (*store)(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
                      Py_ssize_t size) noexcept nogil
         void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination) noexcept nogil

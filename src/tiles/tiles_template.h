@@ -235,9 +235,9 @@ static int F(values)(void *output, const cattn_row_tile *tile, const cattn_key_b
 /* ---- many rows: merge ---- */
 
 /* total + carry becomes scale · (total + carry) + x_scale · x, but for one rounding of the products with the scale. */
-INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x_scale, vector x, const int selecting)
+INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x_scale, vector x, const int exact)
 {
-    if (selecting) {
+    if (exact) {
         scale = F(lasting)(scale, *total);
         x_scale = F(lasting)(x_scale, x);
     }
@@ -245,7 +245,7 @@ INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x
     const vector lost = F(muladd)(scale, *carry, F(muladd)(x_scale, x, before - sum)), all = sum + lost;
     *total = all;
     *carry = lost - (all - sum);
-    if (selecting) {   /* what an infinity loses is NaN */
+    if (exact) {   /* what an infinity loses is NaN */
         const integers finite = sum - sum == 0;
         *total = F(select)(finite, *total, sum);
         *carry = F(select)(finite, *carry, (vector){0});
@@ -254,13 +254,13 @@ INLINE void F(add_carrying)(vector *total, vector *carry, vector scale, vector x
 
 /* Joins the sums, and finds the scales of the total and of what joins it. */
 INLINE void F(merge_sums)(const cattn_total *total, ptrdiff_t v, vector x_max, vector x_sum, vector *scale,
-                          vector *x_scale, const int selecting)
+                          vector *x_scale, const int exact)
 {
     const vector shift = F(advance)((vector *)total->softmax.row_max + v, scale, x_max);
     *x_scale = (x_max - shift) * (REAL)CATTN_LOG2E;
     F(exponential)(x_scale, 1);
     F(add_carrying)((vector *)total->softmax.row_sum + v, (vector *)total->row_sum_carry + v, *scale, *x_scale, x_sum,
-                    selecting);
+                    exact);
 }
 
 /* Joins the sums for logarithms, if they are others. */
@@ -274,26 +274,26 @@ INLINE void F(merge_lse_sums)(const cattn_total *total, const REAL *x, ptrdiff_t
 }
 
 INLINE void F(merge_of)(const cattn_total *total, const cattn_softmax *part, ptrdiff_t rows, ptrdiff_t size,
-                        const int selecting)
+                        const int exact)
 {
     const vector *x_max = part->row_max, *x_sum = part->row_sum, *x_output = part->output;
     vector *output = total->softmax.output, *carry = total->output_carry;
     vector scale[TILE_VECTORS], x_scale[TILE_VECTORS];
     for (int v = 0; v * WIDTH < rows; v++) {
-        F(merge_sums)(total, v, x_max[v], x_sum[v], &scale[v], &x_scale[v], selecting);
+        F(merge_sums)(total, v, x_max[v], x_sum[v], &scale[v], &x_scale[v], exact);
         F(merge_lse_sums)(total, part->lse_sum, v, rows, scale[v], x_scale[v]);
     }
     for (ptrdiff_t c = 0; c < size; c++)
         for (int v = 0; v * WIDTH < rows; v++) {
             const ptrdiff_t at = c * TILE_VECTORS + v;
-            F(add_carrying)(&output[at], &carry[at], scale[v], x_scale[v], x_output[at], selecting);
+            F(add_carrying)(&output[at], &carry[at], scale[v], x_scale[v], x_output[at], exact);
         }
 }
 
 static void F(merge)(const cattn_total *total, const cattn_softmax *part, const cattn_row_tile *tile, ptrdiff_t size,
-                     int selecting)
+                     int exact)
 {
-    if (selecting)
+    if (exact)
         F(merge_of)(total, part, tile->rows, size, 1);
     else
         F(merge_of)(total, part, tile->rows, size, 0);
