@@ -4,27 +4,20 @@ from libc.stdint cimport int64_t
 
 cdef extern from "problem.h" nogil:
     enum:
+        CATTN_FLOATS
         CATTN_MAX_BATCH_NDIM
         CATTN_UNLIMITED
     Py_ssize_t CATTN_LARGEST_HEAD
     Py_ssize_t CATTN_LARGEST_VALUE
     Py_ssize_t CATTN_LARGEST_COUNT
 
-    ctypedef enum cattn_type:
-        CATTN_FLOAT32
-        CATTN_FLOAT64
-        CATTN_FLOAT16
-        CATTN_BFLOAT16
-        CATTN_FLOATS
-        CATTN_BOOL
-        CATTN_INT64
+# The types of elements and the statuses, which callers from C share. They stand here because problem.h must be included
+# before cattn.h, from which it leaves out what only other modules need.
+from cattn cimport (
+    CATTN_BFLOAT16, CATTN_BOOL, CATTN_DONE, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_NO_MEMORY,
+    CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_status, cattn_type)
 
-    ctypedef enum cattn_status:
-        CATTN_DONE
-        CATTN_STOPPED
-        CATTN_NO_MEMORY
-        CATTN_TOO_MANY_TASKS
-
+cdef extern from "problem.h" nogil:
     ctypedef struct cattn_array:
         char *data
         cattn_type type
