@@ -25,7 +25,7 @@ class Plan:
     chunk : int
         The number of keys after which a new softmax begins, which is merged with that of the chunks before.
     split : int
-        The number of keys, a multiple of `chunk`, after which that softmax in turn is merged with that of the splits
+        The number of keys, a multiple of ``chunk``, after which that softmax in turn is merged with that of the splits
         before. Different threads can compute the splits of a row.
     tiles_per_task : int
         The number of tiles that take turns with each block of keys.
