@@ -15,6 +15,7 @@ except ImportError as error:
     end_command(error)
     raise
 from . import reference
+from ._cache import KVCache
 from ._config import show_config
 from ._merge import merge_attention
 from ._padding import pad, unpad
@@ -26,6 +27,7 @@ from ._version import __version__
 
 __all__ = [
     "AttentionTrace",
+    "KVCache",
     "Plan",
     "__version__",
     "attention",

@@ -1,0 +1,397 @@
+"""A cache of keys and values, to which each step of generating a text appends its own."""
+
+import operator
+from typing import NamedTuple
+
+import numpy as np
+
+from ._arithmetic import in_usual_arithmetic
+from ._kernel import attention
+from ._read import (
+    HALF_TYPES,
+    TYPES,
+    as_array,
+    as_count,
+    as_floats,
+    as_integers,
+    as_text,
+    is_flag,
+    native,
+    shown,
+    type_name,
+    type_shown,
+)
+
+__all__ = ["KVCache"]
+
+# What `attend` itself passes to `attention`.
+_OWN = ("causal", "query_offset", "key_lengths", "layout")
+
+
+class _State(NamedTuple):
+    """Hold what the cache knows. Each method replaces it as a whole at its end, so that a call that fails changes
+    nothing. Until then, a method writes only where no token lies."""
+
+    arrays: tuple  # keys and values, each (batch, heads, capacity, size)
+    starts: np.ndarray  # (batch,): the token in the first column of the arrays
+    lengths: np.ndarray  # (batch,): the tokens that were appended, also those in front of the first column
+    least: np.ndarray  # (batch,): from this token on, all tokens that a query may attend to are still there
+
+    @property
+    def capacity(self):
+        return self.arrays[0].shape[2]
+
+
+class KVCache:
+    """Keep the keys and values of the tokens so far, and attend to them.
+
+    Create one for each layer of a model. `append` the keys and values of new tokens, then `attend` with their queries.
+    Tokens are written in place, into arrays that double when they are full. The entries of the batch may have come
+    differently far.
+
+    Parameters
+    ----------
+    batch : int
+        The number of sequences.
+    num_kv_heads : int
+        The number of heads of keys and values. Queries may have a multiple of them.
+    head_size : int
+        The size of a key.
+    value_size : int, optional
+        The size of a value. By default it is `head_size`.
+    dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
+        The type in which keys and values are kept. Others are rounded to it. Half types may stand beside float32
+        queries. "bfloat16" needs the package ml_dtypes.
+    window : int, optional
+        The number of tokens that a query sees, itself included. The cache then keeps the newest append and the
+        ``window - 1`` tokens before it. Older tokens are dropped when the room is needed. By default, it keeps all.
+    capacity : int
+        The number of tokens of a sequence to make room for at once. If you know the longest sequence, nothing is ever
+        moved, and no memory is left over.
+
+    Attributes
+    ----------
+    lengths : ndarray of int64, shape (batch,)
+        The number of tokens of each sequence so far, also those that were dropped.
+    starts : ndarray of int64, shape (batch,)
+        The number of the token that `key` and `value` begin with. Without a window it is 0.
+    key, value : ndarray, shape (batch, num_kv_heads, length, size)
+        Views of the keys and values that are kept. They end with the longest sequence. Of sequence n, the first
+        ``lengths[n] - starts[n]`` rows count. They show what they show until the next call that changes the cache.
+    nbytes : int
+        The number of bytes that the arrays take, with the room for tokens to come.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        An argument is not what is described above, or the memory does not suffice.
+
+    See Also
+    --------
+    attention : What `attend` calls.
+
+    Notes
+    -----
+    A call that fails leaves the cache as it was. One thread may use a cache at a time.
+
+    Examples
+    --------
+    Read a prompt of five tokens, then a token more:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query = rng.standard_normal((1, 8, 6, 16), dtype=np.float32)
+    >>> key, value = rng.standard_normal((2, 1, 2, 6, 16), dtype=np.float32)
+    >>> cache = cattn.KVCache(1, 2, 16)
+    >>> cache.append(key[:, :, :5], value[:, :, :5])
+    >>> prompt = cache.attend(query[:, :, :5])
+    >>> cache.append(key[:, :, 5:], value[:, :, 5:])
+    >>> step = cache.attend(query[:, :, 5:])
+    >>> whole = cattn.attention(query, key, value, causal=True)
+    >>> np.allclose(np.concatenate([prompt, step], axis=2), whole, atol=1e-6)
+    True
+    """
+
+    def __init__(self, batch, num_kv_heads, head_size, *, value_size=None, dtype="float32", window=None, capacity=0):
+        batch, heads = as_count("batch", batch), as_count("num_kv_heads", num_kv_heads)
+        size = as_count("head_size", head_size)
+        value_size = size if value_size is None else as_count("value_size", value_size, optional=True)
+        self._window = None if window is None else as_count("window", window, optional=True)
+        self._capacity = _as_capacity(capacity)
+        arrays = _new_arrays((batch, heads), (size, value_size), _as_type(dtype), self._capacity)
+        self._state = _State(arrays, *_fixed(np.zeros((3, batch), np.int64)))
+
+    @property
+    def lengths(self):
+        return self._state.lengths
+
+    @property
+    def starts(self):
+        return self._state.starts
+
+    @property
+    def key(self):
+        return self._filled()[0]
+
+    @property
+    def value(self):
+        return self._filled()[1]
+
+    @property
+    def nbytes(self):
+        return sum(array.nbytes for array in self._state.arrays)
+
+    def _filled(self):
+        state = self._state
+        stop = int((state.lengths - state.starts).max(initial=0))
+        return [array[:, :, :stop] for array in state.arrays]
+
+    @in_usual_arithmetic  # numbers are rounded to nearest, whatever the caller's mode is
+    def append(self, key, value, lengths=None):
+        """Append the keys and values of new tokens.
+
+        Parameters
+        ----------
+        key : array_like, shape (batch, num_kv_heads, n, head_size)
+            The keys of up to n new tokens. They are converted to the type of the cache. Numbers beyond its range become
+            infinite.
+        value : array_like, shape (batch, num_kv_heads, n, value_size)
+            Their values.
+        lengths : int array_like, shape (batch,) or (), optional
+            The number of tokens that each sequence takes, its first ones, from 0 to n. By default, it takes all n.
+
+        Raises
+        ------
+        TypeError, ValueError, MemoryError
+            An argument is not of the type or shape above, or the memory for a larger array does not suffice. The cache
+            is then as it was.
+        """
+        state = self._state
+        given = as_floats("key", key), as_floats("value", value)
+        batch, heads, _, _ = state.arrays[0].shape
+        tokens = given[0].shape[2] if given[0].ndim == 4 else "n"
+        for name, new, array in zip(("key", "value"), given, state.arrays, strict=True):
+            expected = batch, heads, tokens, array.shape[3]
+            if new.shape != expected:
+                shape = str(expected).replace("'", "")
+                raise ValueError(f"{name}: expected shape {shape}, as the cache has it, got {new.shape}")
+        counts = _per_entry("lengths", lengths, batch, tokens, "the number of new tokens")
+
+        # The oldest token that a new one may attend to.
+        needed = state.starts if self._window is None else np.maximum(0, state.lengths - (self._window - 1))
+        if (state.lengths - state.starts + counts).max(initial=0) > state.capacity:
+            room = self._room((state.lengths - needed + counts).max(initial=0))
+            state = _moved(state, np.arange(batch), needed, room)
+        ends = state.lengths - state.starts
+        for new, array in zip(given, state.arrays, strict=True):
+            for n, (first, count) in enumerate(zip(ends.tolist(), counts.tolist(), strict=True)):
+                array[n, :, first : first + count] = new[n, :, :count]
+        least = np.where(needed > 0, state.lengths, 0)
+        self._state = state._replace(lengths=_fixed(state.lengths + counts), least=_fixed(least))
+
+    def attend(self, query, query_lengths=None, **modifiers):
+        """Compute the attention of the newest tokens over all that their sequence has, or over the window.
+
+        It is causal: the last query stands at the last token of its sequence, and the others before it. `append` the
+        keys and values of these tokens first. The result has the bits of ``cattn.attention`` on `key` and `value`, with
+        ``causal=True, query_offset="end", key_lengths=cache.lengths - cache.starts`` and the window.
+
+        Parameters
+        ----------
+        query : array_like, shape (batch, heads, n, head_size)
+            The queries of the newest n tokens. They have the type of the cache, or float32 beside a half type.
+        query_lengths : int array_like, shape (batch,) or (), optional
+            The number of queries of each sequence, its first ones: the `lengths` of the last append.
+        **modifiers
+            Further arguments of `attention`, such as `scale`, `alibi_slopes`, `softcap`, `sinks`, `out`, `return_lse`
+            and `num_threads`. Those with an element for each key count them as `key` shows them. `causal`,
+            `query_offset`, `key_lengths` and `layout` are set here, and so is `window` if the cache has one.
+
+        Returns
+        -------
+        out : ndarray, shape (batch, heads, n, value_size)
+            The output. It is a pair (out, lse) with ``return_lse=True``.
+
+        Raises
+        ------
+        TypeError, ValueError, MemoryError
+            An argument is not of the type or shape above, a query would stand before the first token or see tokens that
+            were dropped, or `attention` refuses a modifier.
+        """
+        state = self._state
+        own = _OWN if self._window is None else (*_OWN, "window")
+        for name in own:
+            if name in modifiers:
+                raise TypeError(f"{name}: expected no such argument, because the cache sets it, got one")
+        query = as_array("query", query)
+        batch = len(state.lengths)
+        if query.ndim != 4 or len(query) != batch:
+            raise ValueError(
+                f"query: expected shape ({batch}, heads, n, {state.arrays[0].shape[3]}), one entry for each of the "
+                f"cache, got {query.shape}"
+            )
+        key, value = self._filled()
+        _check_query_type(query.dtype, key.dtype)
+        counts = _per_entry("query_lengths", query_lengths, batch, query.shape[2], "the length of query")
+        first = state.lengths - counts
+        if (first < state.least).any():
+            n = int((first < state.least).argmax())
+            have = state.lengths[n] - state.least[n]
+            reason = "the newest append" if state.least[n] else "as many as it has tokens"
+            raise ValueError(
+                f"query: expected at most {have} queries of sequence {n}, {reason}, got {counts[n]}; append keys and "
+                "values first"
+            )
+        if query_lengths is not None:
+            modifiers["query_lengths"] = counts
+        stored = state.lengths - state.starts
+        if (stored != key.shape[2]).any():
+            modifiers["key_lengths"] = stored
+        if self._window is not None:
+            modifiers["window"] = (self._window - 1, 0)
+        return attention(query, key, value, causal=True, query_offset="end", **modifiers)
+
+    def truncate(self, lengths):
+        """Take back the last tokens of each sequence, as for a draft that was refused.
+
+        Parameters
+        ----------
+        lengths : int array_like, shape (batch,) or ()
+            The number of tokens that each sequence is to have, from 0 to what it has. With a window, tokens before the
+            newest append cannot be taken back once older ones were dropped.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A length is more than the sequence has, or so small that dropped tokens would be needed again.
+        """
+        state = self._state
+        if lengths is None:
+            raise TypeError("lengths: expected integers, got None")
+        new = _per_entry("lengths", lengths, len(state.lengths), state.lengths, "what the sequence has")
+        if (new < state.least).any():
+            n = int((new < state.least).argmax())
+            raise ValueError(
+                f"lengths: expected {state.least[n]} or more for sequence {n}, because the tokens that a shorter one "
+                f"would see were dropped, got {new[n]}"
+            )
+        self._state = state._replace(lengths=_fixed(new))
+
+    def reorder(self, index):
+        """Let each entry of the batch go on as a copy of another one, as beams do.
+
+        Parameters
+        ----------
+        index : int array_like, shape (new batch,)
+            The entries to go on with: entry n becomes what entry ``index[n]`` was. The batch may become smaller or
+            larger.
+
+        Raises
+        ------
+        TypeError, ValueError, MemoryError
+            An index is no entry of the batch, or the memory for another array does not suffice.
+        """
+        state = self._state
+        batch = len(state.lengths)
+        given = as_array("index", index)
+        if given.ndim != 1:
+            raise ValueError(f"index: expected shape (new batch,), got {given.shape}")
+        index = as_integers("index", given, -1, batch) if given.size else np.zeros(0, np.int64)
+        wrong = (index < 0) | (index >= batch)
+        if wrong.any():
+            raise ValueError(f"index: expected 0 to {batch - 1}, the entries of the batch, got {given[wrong][0]}")
+        if not np.array_equal(index, np.arange(batch)):
+            self._state = _moved(state, index, state.starts[index], state.capacity)
+
+    def _room(self, needed):
+        """Return how many tokens to make room for where so many must fit."""
+        if needed <= self._capacity:
+            return self._capacity
+        spare = needed if self._window is None else self._window // 8 + 16
+        return max(needed, min(2 * self._state.capacity, needed + spare))
+
+
+def _moved(state, index, first, capacity):
+    """Return a state with these entries, whose tokens from `first` on lie at the front of new arrays."""
+    lengths, starts = state.lengths[index], state.starts[index]
+    batch, heads, sizes = len(index), state.arrays[0].shape[1], [array.shape[3] for array in state.arrays]
+    arrays = _new_arrays((batch, heads), sizes, state.arrays[0].dtype, capacity)
+    spans = np.stack([index, first - starts, lengths - starts], axis=1).tolist()
+    for new, old in zip(arrays, state.arrays, strict=True):
+        for n, (entry, start, stop) in enumerate(spans):
+            for head in range(heads):  # signal handlers run in between
+                new[n, head, : stop - start] = old[entry, head, start:stop]
+    return _State(arrays, _fixed(first), _fixed(lengths), _fixed(state.least[index]))
+
+
+def _new_arrays(leading, sizes, dtype, capacity):
+    try:
+        return tuple(np.empty((*leading, capacity, size), dtype) for size in sizes)
+    except (MemoryError, ValueError, OverflowError):  # the last two mean more bytes than addresses can count
+        rows = " and ".join(str(size) for size in sizes)
+        raise MemoryError(
+            f"capacity: cannot allocate {shown(capacity)} tokens of {leading[0]} sequences, {leading[1]} heads and "
+            f"sizes {rows}, of type {dtype}"
+        ) from None
+
+
+def _fixed(array):
+    """Return an array that nobody changes any more, because callers see it."""
+    array.flags.writeable = False
+    return array
+
+
+# Arguments
+
+
+def _as_type(argument):
+    name = as_text(argument)
+    try:
+        if name == "bfloat16":
+            from ml_dtypes import bfloat16 as argument
+        dtype = native(np.dtype(argument))
+    except ModuleNotFoundError:
+        raise ImportError("dtype: bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
+    except Exception:  # whatever a foreign object or a name raises
+        raise TypeError(f"dtype: expected {TYPES}, got {shown(argument)}") from None
+    if argument is None or type_name(dtype) is None:
+        raise TypeError(f"dtype: expected {TYPES}, got {'None' if argument is None else type_shown(dtype)}")
+    return dtype
+
+
+def _as_capacity(argument):
+    expected = "capacity: expected an integer of 0 or more"
+    try:
+        if is_flag(argument):
+            raise TypeError
+        capacity = operator.index(argument)
+    except TypeError:
+        raise TypeError(f"{expected}, got {shown(argument)}") from None
+    if capacity < 0:
+        raise ValueError(f"{expected}, got {shown(capacity)}")
+    return capacity
+
+
+def _per_entry(name, argument, batch, most, what):
+    """Return one integer for each entry, from 0 to `most`, which is `what`. None stands for `most`."""
+    if argument is None:
+        return np.full(batch, most, np.int64)
+    given = as_array(name, argument)
+    if given.shape not in ((), (batch,)):
+        raise ValueError(f"{name}: expected shape {(batch,)} or (), one number for each sequence, got {given.shape}")
+    numbers = np.broadcast_to(as_integers(name, given, -1, 2**62), (batch,))
+    wrong = (numbers < 0) | (numbers > most)
+    if wrong.any():
+        n = int(wrong.argmax())
+        came, limit = np.broadcast_to(given, (batch,))[n], np.broadcast_to(most, (batch,))[n]
+        raise ValueError(f"{name}: expected 0 to {limit}, {what}, got {came} for sequence {n}")
+    return numbers
+
+
+def _check_query_type(came, kept):
+    query, cache = type_name(came) or "float64", type_name(kept)
+    if query == cache or (query == "float32" and cache in HALF_TYPES):
+        return
+    or_else = " or float32" if cache in HALF_TYPES else ""
+    raise TypeError(f"query: expected type {cache} like the cache{or_else}, got {type_shown(came)}")
