@@ -24,6 +24,7 @@ from ._read import (
 
 __all__ = ["KVCache"]
 
+_PIECE = 2**20  # the elements that are copied at a time, because signal handlers run in between
 # What `attend` itself passes to `attention`.
 _OWN = ("causal", "query_offset", "key_lengths", "layout")
 
@@ -118,7 +119,7 @@ class KVCache:
         size = as_count("head_size", head_size)
         value_size = size if value_size is None else as_count("value_size", value_size, optional=True)
         self._window = None if window is None else as_count("window", window, optional=True)
-        self._capacity = _as_capacity(capacity)
+        self._capacity = as_capacity(capacity)
         arrays = _new_arrays((batch, heads), (size, value_size), _as_type(dtype), self._capacity)
         self._state = _State(arrays, *_fixed(np.zeros((3, batch), np.int64)))
 
@@ -186,7 +187,7 @@ class KVCache:
         ends = state.lengths - state.starts
         for new, array in zip(given, state.arrays, strict=True):
             for n, (first, count) in enumerate(zip(ends.tolist(), counts.tolist(), strict=True)):
-                array[n, :, first : first + count] = new[n, :, :count]
+                _copy(array[n, :, first : first + count], new[n, :, :count])
         least = np.where(needed > 0, state.lengths, 0)
         self._state = state._replace(lengths=_fixed(state.lengths + counts), least=_fixed(least))
 
@@ -308,7 +309,7 @@ class KVCache:
         """Return how many tokens to make room for where so many must fit."""
         if needed <= self._capacity:
             return self._capacity
-        spare = needed if self._window is None else self._window // 8 + 16
+        spare = needed if self._window is None else needed // 8 + 16
         return max(needed, min(2 * self._state.capacity, needed + spare))
 
 
@@ -320,9 +321,16 @@ def _moved(state, index, first, capacity):
     spans = np.stack([index, first - starts, lengths - starts], axis=1).tolist()
     for new, old in zip(arrays, state.arrays, strict=True):
         for n, (entry, start, stop) in enumerate(spans):
-            for head in range(heads):  # signal handlers run in between
-                new[n, head, : stop - start] = old[entry, head, start:stop]
+            _copy(new[n, :, : stop - start], old[entry, :, start:stop])
     return _State(arrays, _fixed(first), _fixed(lengths), _fixed(state.least[index]))
+
+
+def _copy(target, source):
+    """Copy rows (heads, length, size)."""
+    heads, length, size = target.shape
+    step = max(1, _PIECE // max(1, heads * size))
+    for first in range(0, length, step):
+        target[:, first : first + step] = source[:, first : first + step]
 
 
 def _new_arrays(leading, sizes, dtype, capacity):
@@ -360,7 +368,7 @@ def _as_type(argument):
     return dtype
 
 
-def _as_capacity(argument):
+def as_capacity(argument):
     expected = "capacity: expected an integer of 0 or more"
     try:
         if is_flag(argument):

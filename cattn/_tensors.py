@@ -37,6 +37,11 @@ def to_tensor(array):
     return torch.from_numpy(array)
 
 
+def is_float(dtype):
+    """Return whether a type is one of PyTorch's four that cattn computes with."""
+    return dtype in _FLOATS
+
+
 def num_threads():
     """Return the number of threads of a call on tensors: PyTorch's own, unless cattn was given one.
 

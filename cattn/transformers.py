@@ -38,7 +38,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-__all__ = ["register"]
+from ._append_cache import AppendCache
+
+__all__ = ["AppendCache", "register"]
 
 _INSTEAD = 'write attn_implementation="eager"'
 
@@ -434,6 +436,7 @@ def _attention(
     if reason is not None:
         _warn(reason)
         named = {"softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
+        key, value = key.to(query.dtype), value.to(query.dtype)  # a cache may hold them in a half type
         return _pytorch(
             *(module, query, key, value, attention_mask, is_causal, output_attentions),
             **{name: given for name, given in named.items() if given is not None},
@@ -444,7 +447,8 @@ def _attention(
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     # The heads usually lie within the positions, both in the inputs and in the result.
-    arrays = [array.swapaxes(1, 2) for array in read_inputs(("query", "key", "value"), query, key, value)]
+    arrays = read_inputs(("query", "key", "value"), query, key, value, may_mix=True)
+    arrays = [array.swapaxes(1, 2) for array in arrays]
     if attention_mask is None:
         modifiers = {"causal": True, "query_offset": "start"} if is_causal else {}
     else:

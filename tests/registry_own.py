@@ -277,6 +277,40 @@ def check_pad(arguments, result):
         assert np.array_equal(entry[:length], packed[start : start + length]) and not np.any(entry[length:])
 
 
+SIZES = ("batch", "num_kv_heads", "head_size")
+OF_CACHE = (*SIZES, "value_size", "dtype", "cache_window")
+
+
+def draw_cache(seed, types=tuple(cases.TYPES), work=SMALL):
+    random = np.random.default_rng([seed, 9])
+    case = draw_case(seed, types, {"scale", "softcap", "sinks"}, work=work)
+    shapes = {name: (1, 1, 1, *case[name].shape)[-4:] for name in ("query", "key", "value")}
+    batch = max(1, min(shape[0] for shape in shapes.values()))
+    queries = min(shapes["query"][2], shapes["key"][2])
+    for name, (_, *rest) in shapes.items():
+        case[name] = np.resize(case[name], (batch, *rest))[:, :, : queries if name == "query" else None]
+    _, heads, _, size = case["key"].shape
+    case |= {"batch": batch, "num_kv_heads": heads, "head_size": size, "value_size": case["value"].shape[-1]}
+    case |= {"dtype": case["key"].dtype.name, "return_lse": True}
+    return case | ({"cache_window": int(random.integers(1, 20))} if seed % 2 else {})
+
+
+def call_cache(query, key, value, *, cache_window=None, **arguments):
+    sizes = [arguments.pop(name) for name in SIZES]
+    of_cache = {name: arguments.pop(name) for name in ("value_size", "dtype")}
+    cache = cattn.KVCache(*sizes, **of_cache, window=cache_window)
+    cache.append(key, value)
+    return cache.attend(query, **arguments)
+
+
+def check_cache(arguments, result):
+    case = {name: x for name, x in arguments.items() if name not in OF_CACHE}
+    case |= {"causal": True, "query_offset": "end"}
+    if "cache_window" in arguments:
+        case["window"] = (arguments["cache_window"] - 1, 0)
+    check_attention(case, result)
+
+
 def check_plan(arguments, plan):
     assert plan == cattn.plan(**arguments)
 

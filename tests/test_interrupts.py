@@ -239,6 +239,10 @@ def long_arguments(name):
         return {"x": np.broadcast_to(one, (4, 400_000, 1024)), "lengths": [400_000] * 4}
     if name == "pad":
         return {"packed": np.broadcast_to(one, (1_600_000, 1024)), "indptr": np.arange(0, 1_600_001, 400_000)}
+    if name == "KVCache":  # which copies its keys
+        sizes = {"batch": 1, "num_kv_heads": 8, "head_size": 64, "value_size": 64, "dtype": "float32"}
+        key = repeated(1, 8, KEYS // 10, 64)
+        return {"query": repeated(1, 8, 512, 64), "key": key, "value": key} | sizes
     batch = (1,) if name == "transformers.register" else ()
     return {
         "query": repeated(*batch, 8, 512, 64),
