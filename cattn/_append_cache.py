@@ -184,7 +184,7 @@ def _capacity(rows):
 
 def _room(rows):
     """Return how many rows fit between these and the end of their memory, 0 for tensors that were not made here."""
-    batch, heads, length, size = rows.shape
+    _, heads, length, size = rows.shape
     capacity = _capacity(rows)
     if rows.stride() != (heads * capacity * size, capacity * size, size, 1):
         return 0
