@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import reference as reference
 from ._kernel import (
@@ -26,6 +26,7 @@ from ._version import __version__ as __version__
 
 __all__ = [
     "AttentionTrace",
+    "KVCache",
     "Plan",
     "__version__",
     "attention",
@@ -62,6 +63,52 @@ class AttentionTrace:
     tokens: tuple[str, ...] | None = None
     modifiers: tuple[str, ...] = ()
     def plot(self, ax: Any = None) -> Any: ...
+
+class KVCache:
+    def __init__(
+        self,
+        batch: SupportsIndex,
+        num_kv_heads: SupportsIndex,
+        head_size: SupportsIndex,
+        *,
+        value_size: SupportsIndex | None = None,
+        dtype: DTypeLike = "float32",
+        window: SupportsIndex | None = None,
+        capacity: SupportsIndex = 0,
+    ) -> None: ...
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def starts(self) -> NDArray[np.int64]: ...
+    @property
+    def key(self) -> NDArray[Any]: ...
+    @property
+    def value(self) -> NDArray[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def append(self, key: _Array, value: _Array, lengths: _Integers | None = None) -> None: ...
+    @overload
+    def attend(
+        self,
+        query: NDArray[_T],
+        query_lengths: _Integers | None = None,
+        *,
+        return_lse: Literal[False] = False,
+        **modifiers: Any,
+    ) -> NDArray[_T]: ...
+    @overload
+    def attend(
+        self,
+        query: NDArray[_T],
+        query_lengths: _Integers | None = None,
+        *,
+        return_lse: Literal[True],
+        **modifiers: Any,
+    ) -> tuple[NDArray[_T], NDArray[np.floating[Any]]]: ...
+    @overload
+    def attend(self, query: _Array, query_lengths: _Integers | None = None, **modifiers: Any) -> Any: ...
+    def truncate(self, lengths: _Integers) -> None: ...
+    def reorder(self, index: _Integers) -> None: ...
 
 @overload
 def merge_attention(

@@ -15,7 +15,7 @@ from ._tensors import is_float, refuse_gradient
 class AppendCache(DynamicCache):
     """Keep the keys and values of a model of transformers, and append new ones in place.
 
-    Pass one as `past_key_values` to a model or to its `generate`. transformers' own DynamicCache copies all keys and
+    Pass one as `cache` to a model or to its `generate`. transformers' own DynamicCache copies all keys and
     values for each new token. Its StaticCache copies none, but its length is fixed, and each token attends to all of
     it. This cache copies nothing until its memory is full, and then makes memory for twice as many tokens.
 
@@ -58,7 +58,7 @@ class AppendCache(DynamicCache):
     >>> model = LlamaForCausalLM._from_config(config, attn_implementation="cattn").eval()
     >>> cache = cattn.transformers.AppendCache(config, capacity=32)
     >>> prompt = torch.arange(10)[None]
-    >>> tokens = model.generate(prompt, past_key_values=cache, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    >>> tokens = model.generate(prompt, cache=cache, max_new_tokens=8, do_sample=False, pad_token_id=0)
     >>> tokens.shape, cache.get_seq_length()
     (torch.Size([1, 18]), 17)
     """

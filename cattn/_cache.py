@@ -75,7 +75,7 @@ class KVCache:
     lengths : ndarray of int64, shape (batch,)
         The number of tokens of each sequence so far, also those that were dropped.
     starts : ndarray of int64, shape (batch,)
-        The number of the token that `key` and `value` begin with. Without a window it is 0.
+        The number of the token that ``key`` and ``value`` begin with. Without a window it is 0.
     key, value : ndarray, shape (batch, num_kv_heads, length, size)
         Views of the keys and values that are kept. They end with the longest sequence. Of sequence n, the first
         ``lengths[n] - starts[n]`` rows count. They show what they show until the next call that changes the cache.
@@ -150,7 +150,7 @@ class KVCache:
 
     @in_usual_arithmetic  # numbers are rounded to nearest, whatever the caller's mode is
     def append(self, key, value, lengths=None):
-        """Append the keys and values of new tokens.
+        """Append the keys and values of new tokens, one after the other.
 
         Parameters
         ----------
@@ -167,6 +167,23 @@ class KVCache:
         TypeError, ValueError, MemoryError
             An argument is not of the type or shape above, or the memory for a larger array does not suffice. The cache
             is then as it was.
+
+        See Also
+        --------
+        attend : Compute the attention of these tokens next.
+        truncate : Take tokens back.
+
+        Examples
+        --------
+        Two sequences, of three tokens and of one:
+
+        >>> import numpy as np
+        >>> import cattn
+        >>> cache = cattn.KVCache(2, 1, 4)
+        >>> key, value = np.ones((2, 2, 1, 3, 4), np.float32)
+        >>> cache.append(key, value, [3, 1])
+        >>> cache.lengths
+        array([3, 1])
         """
         state = self._state
         given = as_floats("key", key), as_floats("value", value)
@@ -195,7 +212,7 @@ class KVCache:
         """Compute the attention of the newest tokens over all that their sequence has, or over the window.
 
         It is causal: the last query stands at the last token of its sequence, and the others before it. `append` the
-        keys and values of these tokens first. The result has the bits of ``cattn.attention`` on `key` and `value`, with
+        keys and values of these tokens first. The result has the bits of ``cattn.attention`` on ``key`` and ``value``, with
         ``causal=True, query_offset="end", key_lengths=cache.lengths - cache.starts`` and the window.
 
         Parameters
@@ -203,22 +220,37 @@ class KVCache:
         query : array_like, shape (batch, heads, n, head_size)
             The queries of the newest n tokens. They have the type of the cache, or float32 beside a half type.
         query_lengths : int array_like, shape (batch,) or (), optional
-            The number of queries of each sequence, its first ones: the `lengths` of the last append.
+            The number of queries of each sequence, its first ones: the ``lengths`` of the last `append`.
         **modifiers
             Further arguments of `attention`, such as `scale`, `alibi_slopes`, `softcap`, `sinks`, `out`, `return_lse`
-            and `num_threads`. Those with an element for each key count them as `key` shows them. `causal`,
+            and `num_threads`. Those with an element for each key count them as ``key`` shows them. `causal`,
             `query_offset`, `key_lengths` and `layout` are set here, and so is `window` if the cache has one.
 
         Returns
         -------
-        out : ndarray, shape (batch, heads, n, value_size)
-            The output. It is a pair (out, lse) with ``return_lse=True``.
+        ndarray, shape (batch, heads, n, value_size)
+            The output, or (out, lse) with ``return_lse=True``.
 
         Raises
         ------
         TypeError, ValueError, MemoryError
             An argument is not of the type or shape above, a query would stand before the first token or see tokens that
             were dropped, or `attention` refuses a modifier.
+
+        See Also
+        --------
+        attention : The function that this calls.
+
+        Examples
+        --------
+        Four query heads, two of them for each key head, and ALiBi:
+
+        >>> import numpy as np
+        >>> import cattn
+        >>> cache = cattn.KVCache(1, 2, 8)
+        >>> cache.append(np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> cache.attend(np.ones((1, 4, 3, 8), np.float32), alibi_slopes=[0.5, 0.25, 0.125, 0.0625]).shape
+        (1, 4, 3, 8)
         """
         state = self._state
         own = _OWN if self._window is None else (*_OWN, "window")
@@ -266,6 +298,20 @@ class KVCache:
         ------
         TypeError, ValueError
             A length is more than the sequence has, or so small that dropped tokens would be needed again.
+
+        See Also
+        --------
+        append : Append others in their place.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cattn
+        >>> cache = cattn.KVCache(2, 1, 4)
+        >>> cache.append(np.ones((2, 1, 5, 4)), np.ones((2, 1, 5, 4)))
+        >>> cache.truncate([3, 4])
+        >>> cache.lengths
+        array([3, 4])
         """
         state = self._state
         if lengths is None:
@@ -292,6 +338,22 @@ class KVCache:
         ------
         TypeError, ValueError, MemoryError
             An index is no entry of the batch, or the memory for another array does not suffice.
+
+        See Also
+        --------
+        truncate : Take tokens back.
+
+        Examples
+        --------
+        The second beam goes on twice, and the first ends:
+
+        >>> import numpy as np
+        >>> import cattn
+        >>> cache = cattn.KVCache(2, 1, 4)
+        >>> cache.append(np.ones((2, 1, 5, 4)), np.ones((2, 1, 5, 4)), [5, 3])
+        >>> cache.reorder([1, 1])
+        >>> cache.lengths
+        array([3, 3])
         """
         state = self._state
         batch = len(state.lengths)

@@ -16,6 +16,7 @@ PUBLIC = {
     **{f"cattn.{name}": getattr(cattn, name) for name in cattn.__all__ if callable(getattr(cattn, name))},
     **{f"cattn.reference.{name}": getattr(reference, name) for name in reference.__all__},
     "cattn.AttentionTrace.plot": cattn.AttentionTrace.plot,
+    **{f"cattn.KVCache.{name}": vars(cattn.KVCache)[name] for name in ("append", "attend", "truncate", "reorder")},
 }
 
 

@@ -61,6 +61,15 @@ cattn.set_num_threads()
 cattn.num_threads(None)
 cattn.trace(x[0], weight, weight, weight, tokens=3)
 
+# A cache.
+cattn.KVCache(1, 2)
+cattn.KVCache(1, 2, 4, window=(3, 0))
+cattn.KVCache(1, 2, 4, size=4)
+cattn.KVCache(2, 1, 4).append(x)
+cattn.KVCache(2, 1, 4).append(x[:, None], x[:, None], "all")
+cattn.KVCache(2, 1, 4).truncate(0.5)
+cattn.KVCache(2, 1, 4).capacity
+
 # Results.
 cattn.attention(x, x, x, return_lse=True).shape
 cattn.attention(x, x, x).lse

@@ -142,6 +142,19 @@ assert_type(steps.scale, float)
 if typing.TYPE_CHECKING:  # without matplotlib it cannot run
     steps.plot(ax=None).figure.savefig("weights.png")
 
+cache = cattn.KVCache(2, np.int64(1), 4, value_size=4, dtype=np.float32, window=None, capacity=8)
+assert_type(cache.append(x32[:, None], x32[:, None], lengths=[3, 2]), None)
+assert_type(cache.lengths, NDArray[np.int64])
+assert_type(cache.starts, NDArray[np.int64])
+assert_type(cache.key, NDArray[Any])
+assert_type(cache.value, NDArray[Any])
+assert_type(cache.nbytes, int)
+heads = x32[:, None, -2:]
+assert_type(cache.attend(heads, query_lengths=[2, 2], softcap=3.0), NDArray[np.float32])
+assert_type(cache.attend(heads, return_lse=True), tuple[NDArray[np.float32], NDArray[Floating]])
+cache.truncate(2)
+cache.reorder([1, 1, 0])
+
 plan = cattn.plan(x32, x32, x32, return_lse=True, num_threads=1)
 assert_type(plan, cattn.Plan)
 assert_type(plan.strategy, str)
