@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ._cache import as_capacity
+from ._cache import as_capacity, with_spare_room
 from ._read import TYPES, shown
 from ._tensors import is_float, refuse_gradient
 
@@ -17,7 +17,7 @@ class AppendCache(DynamicCache):
 
     Pass one as `cache` to a model or to its `generate`. transformers' own DynamicCache copies all keys and
     values for each new token. Its StaticCache copies none, but its length is fixed, and each token attends to all of
-    it. This cache copies nothing until its memory is full, and then makes memory for twice as many tokens.
+    it. This cache copies nothing until its memory is full. Its contents then move to memory of twice the size.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class _Layer(_Appending, DynamicLayer):
         return self.keys, self.values
 
     def capacity_for(self, length, rows):
-        return self.capacity if length <= self.capacity else max(length, 2 * _capacity(rows))
+        return self.capacity if length <= self.capacity else max(with_spare_room(length), 2 * _capacity(rows))
 
 
 class _SlidingLayer(_Appending, DynamicSlidingWindowLayer):
@@ -168,7 +168,9 @@ class _SlidingLayer(_Appending, DynamicSlidingWindowLayer):
         return _last(keys, before + new), _last(values, before + new)
 
     def capacity_for(self, length, rows):
-        return length + length // 8 + 16
+        if self.record_past:
+            return with_spare_room(length)
+        return max(length, with_spare_room(self.sliding_window))
 
 
 def _memory(shape, capacity, dtype, device):

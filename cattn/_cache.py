@@ -47,8 +47,8 @@ class KVCache:
     """Keep the keys and values of the tokens so far, and attend to them.
 
     Create one for each layer of a model. `append` the keys and values of new tokens, then `attend` with their queries.
-    Tokens are written in place, into arrays that double when they are full. The entries of the batch may have come
-    differently far.
+    Tokens are written in place. When the arrays are full, their contents move to arrays of twice the size. The entries
+    of the batch may have come differently far.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class KVCache:
         The number of the token that ``key`` and ``value`` begin with. Without a window it is 0.
     key, value : ndarray, shape (batch, num_kv_heads, length, size)
         Views of the keys and values that are kept. They end with the longest sequence. Of sequence n, the first
-        ``lengths[n] - starts[n]`` rows count. They show what they show until the next call that changes the cache.
+        ``lengths[n] - starts[n]`` rows count. They hold until the next call that changes the cache.
     nbytes : int
         The number of bytes that the arrays take, with the room for tokens to come.
 
@@ -212,8 +212,8 @@ class KVCache:
         """Compute the attention of the newest tokens over all that their sequence has, or over the window.
 
         It is causal: the last query stands at the last token of its sequence, and the others before it. `append` the
-        keys and values of these tokens first. The result has the bits of ``cattn.attention`` on ``key`` and ``value``, with
-        ``causal=True, query_offset="end", key_lengths=cache.lengths - cache.starts`` and the window.
+        keys and values of these tokens first. The result has the bits of ``cattn.attention`` on ``key`` and ``value``
+        with ``causal=True, query_offset="end", key_lengths=cache.lengths - cache.starts`` and the window.
 
         Parameters
         ----------
@@ -371,8 +371,14 @@ class KVCache:
         """Return how many tokens to make room for where so many must fit."""
         if needed <= self._capacity:
             return self._capacity
-        spare = needed if self._window is None else needed // 8 + 16
-        return max(needed, min(2 * self._state.capacity, needed + spare))
+        if self._window is None:
+            return max(with_spare_room(needed), 2 * self._state.capacity)
+        return max(needed, with_spare_room(self._window))  # a long prompt gets no more than it needs for a moment
+
+
+def with_spare_room(needed):
+    """Return a number of tokens above `needed`, so that what is copied now is copied a few times at most."""
+    return needed + needed // 8 + 16
 
 
 def _moved(state, index, first, capacity):
