@@ -105,28 +105,20 @@ class _Appending:
 
     def extended(self, key_states, value_states):
         """Return keys and values with the new ones behind them. Until the caller assigns them, nothing has changed."""
+        _check("key_states", key_states, self.keys)
+        _check("value_states", value_states, self.values)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        for name, new, rows in (
-            ("key_states", key_states, self.keys),
-            ("value_states", value_states, self.values),
-        ):
-            refuse_gradient(name, new)
-            batch, heads, _, size = rows.shape
-            if new.ndim != 4 or (*new.shape[:2], new.shape[3]) != (batch, heads, size):
-                raise ValueError(
-                    f"{name}: expected shape ({batch}, {heads}, length, {size}), as the cache has it, "
-                    f"got {tuple(new.shape)}"
-                )
         return self._behind(self.keys, key_states), self._behind(self.values, value_states)
 
     def _behind(self, rows, new):
-        length = rows.shape[2] + new.shape[2]
+        batch, heads, before, size = rows.shape
+        length = before + new.shape[2]
         if new.shape[2] > _room(rows):
             memory = _memory(rows.shape, self.capacity_for(length, rows), rows.dtype, rows.device)
-            rows = memory[:, :, : rows.shape[2]].copy_(rows)
-        longer = rows.as_strided((*rows.shape[:2], length, rows.shape[3]), rows.stride(), rows.storage_offset())
-        longer[:, :, rows.shape[2] :] = new
+            rows = memory[:, :, :before].copy_(rows)
+        longer = rows.as_strided((batch, heads, length, size), rows.stride(), rows.storage_offset())
+        longer[:, :, before:] = new
         return longer
 
     def reorder_cache(self, beam_idx):
@@ -139,6 +131,7 @@ class _Layer(_Appending, DynamicLayer):
         super().__init__()
         self.capacity, self.dtype = capacity, dtype
 
+    @torch.compiler.disable
     def update(self, key_states, value_states, *args, **kwargs):
         self.keys, self.values = self.extended(key_states, value_states)
         return self.keys, self.values
@@ -158,6 +151,7 @@ class _SlidingLayer(_Appending, DynamicSlidingWindowLayer):
         super().lazy_initialization(key_states, value_states)
         self._sliding_window_tensor = self._sliding_window_tensor.to(self.device)
 
+    @torch.compiler.disable
     def update(self, key_states, value_states, *args, **kwargs):
         keys, values = self.extended(key_states, value_states)
         before = self.sliding_window - 1  # what a token sees before itself
@@ -171,6 +165,17 @@ class _SlidingLayer(_Appending, DynamicSlidingWindowLayer):
         if self.record_past:
             return with_spare_room(length)
         return max(length, with_spare_room(self.sliding_window))
+
+
+def _check(name, new, rows):
+    """Refuse keys or values that do not fit those of the cache, if it has any. Writing would broadcast them."""
+    refuse_gradient(name, new)
+    if new.ndim == 4 and (rows is None or (new.shape[:2] == rows.shape[:2] and new.shape[3] == rows.shape[3])):
+        return
+    batch, heads, _, size = ("batch", "heads", None, "size") if rows is None else rows.shape
+    raise ValueError(
+        f"{name}: expected shape ({batch}, {heads}, length, {size}), as the cache has it, got {tuple(new.shape)}"
+    )
 
 
 def _memory(shape, capacity, dtype, device):

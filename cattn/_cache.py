@@ -7,6 +7,7 @@ import numpy as np
 
 from ._arithmetic import in_usual_arithmetic
 from ._kernel import attention
+from ._modifiers import FAR
 from ._read import (
     HALF_TYPES,
     TYPES,
@@ -118,7 +119,7 @@ class KVCache:
         batch, heads = as_count("batch", batch), as_count("num_kv_heads", num_kv_heads)
         size = as_count("head_size", head_size)
         value_size = size if value_size is None else as_count("value_size", value_size, optional=True)
-        self._window = None if window is None else as_count("window", window, optional=True)
+        self._window = None if window is None else min(as_count("window", window, optional=True), FAR)
         self._capacity = as_capacity(capacity)
         arrays = _new_arrays((batch, heads), (size, value_size), _as_type(dtype), self._capacity)
         self._state = _State(arrays, *_fixed(np.zeros((3, batch), np.int64)))
@@ -456,7 +457,7 @@ def _per_entry(name, argument, batch, most, what):
     given = as_array(name, argument)
     if given.shape not in ((), (batch,)):
         raise ValueError(f"{name}: expected shape {(batch,)} or (), one number for each sequence, got {given.shape}")
-    numbers = np.broadcast_to(as_integers(name, given, -1, 2**62), (batch,))
+    numbers = np.broadcast_to(as_integers(name, given, -1, FAR), (batch,))
     wrong = (numbers < 0) | (numbers > most)
     if wrong.any():
         n = int(wrong.argmax())
