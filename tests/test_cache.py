@@ -363,6 +363,40 @@ def test_memory_that_does_not_suffice(window, monkeypatch):
     assert math.prod(cache.attend(QUERY).shape) == 2 * 4 * 1 * 4
 
 
+@pytest.mark.parametrize("method", ["append", "reorder"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_call_that_is_interrupted(window, method, monkeypatch):
+    """Wherever Ctrl-C ends it, the cache is what it was: it can be taken back, appended to, and attended to."""
+    copy, left = _cache._copy, 0
+
+    def interrupted(*arrays):
+        nonlocal left
+        copy(*arrays)
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    for step in range(1, 20):
+        cache = cattn.KVCache(**MADE, window=window, capacity=6)
+        for n in range(2):
+            cache.append(normal(2, 2, 3, 5, seed=n), normal(2, 2, 3, 4, seed=n))
+        before, left = snapshot(cache), step
+        monkeypatch.setattr(_cache, "_copy", interrupted)
+        try:
+            cache.append(KEY, VALUE) if method == "append" else cache.reorder([1, 0])
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            monkeypatch.undo()
+        assert snapshot(cache) == before
+        cache.truncate(3)
+        cache.append(KEY, VALUE)
+        assert cache.attend(QUERY).shape == (2, 4, 1, 4)
+    assert step > 4
+
+
 def test_bfloat16_by_name_and_by_type():
     for dtype in ("bfloat16", ml_dtypes.bfloat16, np.dtype(ml_dtypes.bfloat16)):
         assert cattn.KVCache(1, 1, 2, dtype=dtype).key.dtype == ml_dtypes.bfloat16
