@@ -235,6 +235,15 @@ def test_beams_keep_their_room():
     assert cache.update(*torch.zeros(2, 2, KEY_HEADS, 7, SIZE), 0)[0].data_ptr() == before
 
 
+def test_the_capacity_is_made_again():
+    """When the batch changes, each layer is a new tensor, and the next token makes room for the capacity."""
+    cache = AppendCache(capacity=10)
+    cache.update(*torch.zeros(2, 2, KEY_HEADS, 3, SIZE), 0)
+    cache.batch_select_indices(torch.tensor([1]))
+    cache.update(*torch.zeros(2, 1, KEY_HEADS, 1, SIZE), 0)
+    assert cache.layers[0].keys.untyped_storage().nbytes() == 10 * KEY_HEADS * SIZE * 4
+
+
 PEAK = """
 import json
 import sys
