@@ -508,7 +508,7 @@ def test_no_mask(module, given, queries):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"key": torch.zeros(1, 2, 3, 4).double()}, TypeError, "^key: expected type torch.float32 like query, torch.fl"),
+        ({"key": torch.zeros(1, 2, 3, 4).double()}, TypeError, "^key: expected type torch.float32 like query, "),
         ({"key": torch.zeros(1, 2, 3, 4).half()}, TypeError, "^value: expected type torch.float16 like key"),
         ({"query": torch.zeros(1, 3, 3, 4)}, ValueError, "^key: expected a number of heads that divides the 3"),
         ({"attention_mask": torch.zeros(1, 1, 3, 5)}, ValueError, "^attention_mask: expected a shape that broadcasts"),
