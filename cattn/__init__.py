@@ -1,7 +1,7 @@
 """cattn computes exact scaled dot-product attention on the CPU, on NumPy arrays."""
 
 try:
-    from ._kernel import attention, attention_varlen, attention_weights, plan
+    from ._kernel import attention, attention_varlen, attention_weights, maxsim, plan
 except ModuleNotFoundError as error:
     if error.name != "cattn._kernel":
         raise
@@ -35,6 +35,7 @@ __all__ = [
     "attention_weights",
     "get_include",
     "get_num_threads",
+    "maxsim",
     "merge_attention",
     "num_threads",
     "pad",

@@ -38,7 +38,7 @@ from ._read import (
 )
 from ._threads import resolve
 
-_LARGEST_HEAD, _LARGEST_VALUE = 16384, 2**40  # CATTN_LARGEST_HEAD and CATTN_LARGEST_VALUE in problem.h
+LARGEST_HEAD, _LARGEST_VALUE = 16384, 2**40  # CATTN_LARGEST_HEAD and CATTN_LARGEST_VALUE in problem.h
 
 _STAGES = ("scores", "softcapped", "biased", "weights")
 
@@ -106,7 +106,7 @@ def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads
         f"; go over the queries in pieces: query[..., {rows}] with query_offset=i (more where it is given), and the "
         "same rows of mask, bias and key_range"
     )
-    weights = _empty("out", shape, arithmetic(inputs["query"].dtype), advice)
+    weights = empty("out", shape, arithmetic(inputs["query"].dtype), advice)
     problem = Problem(
         **inputs,
         value=None,
@@ -189,9 +189,9 @@ def _inputs(layout, **given):
     key_heads, key_length, key_size = views["key"].shape[-3:]
     if head_size == 0:
         raise ValueError(f"query: expected a head size of 1 or more, got 0 (shape {query.shape})")
-    if head_size > _LARGEST_HEAD:
+    if head_size > LARGEST_HEAD:
         raise ValueError(
-            f"query: expected a head size of at most {_LARGEST_HEAD}, got {head_size} (shape {query.shape}); "
+            f"query: expected a head size of at most {LARGEST_HEAD}, got {head_size} (shape {query.shape}); "
             "pass the scores of the other columns as bias="
         )
     if value is not None and views["value"].shape[-1] > _LARGEST_VALUE:
@@ -291,19 +291,25 @@ def as_indptr(name, argument, of, total):
 
 def _results(out, shape, dtype, return_lse, read):
     """Return out (the caller's or a new one), the view of it that is written to, and a new lse or None."""
-    if out is None:
-        out = written = _empty("out", shape, native(dtype))
-    else:
-        if not issubclass(type(out), np.ndarray) or issubclass(type(out), np.ma.MaskedArray):
-            advice = "; write out.numpy()" if hasattr(type(out), "numpy") else ""
-            raise TypeError(f"out: expected a NumPy array, got {class_shown(out)}{advice}")
-        written = as_array("out", out)
-        _check_out(written, shape, native(dtype), read)
-    lse = _empty("lse", shape[:-1], arithmetic(dtype)) if return_lse else None
+    out, written = result(out, shape, native(dtype), read)
+    lse = empty("lse", shape[:-1], arithmetic(dtype)) if return_lse else None
     return out, written, lse
 
 
-def _empty(name, shape, dtype, advice=""):
+def result(out, shape, dtype, read):
+    """Return out (the caller's or a new one) and the view of it that is written to."""
+    if out is None:
+        out = empty("out", shape, dtype)
+        return out, out
+    if not issubclass(type(out), np.ndarray) or issubclass(type(out), np.ma.MaskedArray):
+        advice = "; write out.numpy()" if hasattr(type(out), "numpy") else ""
+        raise TypeError(f"out: expected a NumPy array, got {class_shown(out)}{advice}")
+    written = as_array("out", out)
+    _check_out(written, shape, dtype, read)
+    return out, written
+
+
+def empty(name, shape, dtype, advice=""):
     try:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError):  # NumPy raises ValueError for more bytes than addresses can count

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy
 cimport numpy as cnp
 
+from maxsim cimport Maxsim
 from problem cimport (
     CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_LARGEST_HEAD,
     CATTN_LARGEST_VALUE,
@@ -94,6 +95,42 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     *_, problem.key_heads, problem.key_length, _ = given.key.shape
     *_, problem.value_size = (0,) if given.value is None else given.value.shape
     set_modifiers(problem, given.modifiers)
+    return 0
+
+
+cdef inline int set_maxsim(Maxsim *problem, object given) except -1:
+    """Copy what _maxsim.Problem says into the problem."""
+    cdef bint packed = given.document_indptr is not None
+    problem.document_indptr = <const int64_t *>cnp.PyArray_DATA(given.document_indptr) if packed else NULL
+    set_axes(&problem.query, given.query, 1, 1, 1)
+    set_axes(&problem.document, given.document, 0 if packed else 1, 1, 1)
+    set_axes(&problem.out, given.out, 1, 1, 0)
+    set_axes(&problem.index, given.index, 1, 1, 1)
+    set_axes(&problem.query_lengths, given.query_lengths, 1, 0, 0)
+    set_axes(&problem.document_lengths, given.document_lengths, 1, 0, 0)
+    problem.queries, problem.query_length, problem.size = given.query.shape
+    _, problem.documents = given.out.shape
+    problem.document_length = given.document.shape[0 if packed else 1]
+    return 0
+
+
+cdef inline int set_axes(cattn_array *array, object given, int batch, int row, int column) except -1:
+    """Describe `given`, whose axes are those of (batch, row, column) that are there."""
+    cdef cnp.ndarray view
+    array.data = NULL
+    array.head = array.row = array.column = array.batch[0] = 0
+    if given is None:
+        return 0
+    view = given
+    array.data = cnp.PyArray_BYTES(view)
+    array.type = storage_type(view)
+    array.swapped = not cnp.PyArray_ISNOTSWAPPED(view)
+    if batch:
+        array.batch[0] = cnp.PyArray_STRIDE(view, 0)
+    if row:
+        array.row = cnp.PyArray_STRIDE(view, batch)
+    if column:
+        array.column = cnp.PyArray_STRIDE(view, batch + row)
     return 0
 
 

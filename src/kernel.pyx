@@ -3,7 +3,7 @@
 import atexit
 import os
 
-from . import _arguments
+from . import _arguments, _maxsim
 from ._threads import get_num_threads, most_threads
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
@@ -12,15 +12,16 @@ from libc.math cimport sqrt
 from libc.stdint cimport int64_t
 cimport numpy as cnp
 
-from arrays cimport set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
+from arrays cimport set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
 from c_api cimport attend_for_c, explain_for_c
 from c_arguments cimport cattn_status_message
 from caller cimport Caller
 from calls cimport explain_calls
 from execute cimport Cost, execute, prepare, Prepared
+from maxsim cimport Maxsim
 from plan cimport STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Machine, Plan, Strategy
 from problem cimport CATTN_LARGEST_HEAD, cattn_problem
-from python_api cimport check, compute, note_ending_thread, wants_to_stop
+from python_api cimport check, compute, compute_maxsim, note_ending_thread, wants_to_stop
 from system.system cimport (
     CATTN_USUAL_MODE, cattn_best_isa, cattn_change_float_mode, cattn_float_mode, cattn_isa_name, cattn_l2_bytes,
     cattn_override, cattn_prefetches_rows)
@@ -413,6 +414,82 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
     return result
 
 
+def maxsim(query, document, *, document_lengths=None, document_indptr=None, query_lengths=None, return_index=False,
+           out=None, num_threads=None):
+    """Score documents for queries by late interaction: the sum of each query token's largest dot product.
+
+    Parameters
+    ----------
+    query : array_like, shape (Lq, D) or (Q, Lq, D)
+        The token embeddings of one query, or of several. Nothing is normalised or scaled.
+    document : array_like, shape (N, Ld, D) or (all tokens, D)
+        The token embeddings of N documents: padded to one length, or packed one after the other. Their type is that of
+        `query`. Beside a query of float32 they may also be float16 or bfloat16.
+    document_lengths : int array_like, shape (N,), optional
+        The number of tokens of each padded document. What lies past it is never read. By default it is Ld.
+    document_indptr : int array_like, shape (N + 1,), optional
+        The row at which each packed document begins, and then the total number of tokens. The numbers ascend from 0.
+        Packed documents need it.
+    query_lengths : int array_like, shape (Q,), optional
+        The number of tokens of each query. By default it is Lq.
+    return_index : bool
+        Also return which token of a document had the largest product.
+    out : ndarray, optional
+        The array to write the scores to. It must have the shape and type of the scores, and must not overlap with an
+        input or with itself.
+    num_threads : int, optional
+        As in `attention`.
+
+    Returns
+    -------
+    scores : ndarray, shape (N,) or (Q, N)
+        float64 for float64 inputs, else float32. An empty document scores -inf, and an empty query scores 0. A NaN that
+        is not padding shows.
+    index : ndarray of int64, shape (N, Lq) or (Q, N, Lq)
+        It is returned only with `return_index`. The first of equal tokens wins, and so does the first NaN. It is -1
+        where a document has no tokens, and past the length of a query.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        They have the same causes as in `attention`.
+
+    See Also
+    --------
+    attention : With values of size 0 and `return_lse`, a sum of exponentials takes the place of the maximum.
+    unpad : Pack padded documents.
+
+    Notes
+    -----
+    This is the late interaction of ColBERT (Khattab and Zaharia 2020, section 3.2). The products of all tokens are
+    never held at once. A score has the same bits whatever the other queries and documents are, whether documents are
+    padded or packed, and for any number of threads. The notes of `cattn.reference.maxsim` say how accurate it is.
+
+    Examples
+    --------
+    A query of two tokens, and two documents, of which the second has a single token:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> query = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> documents = np.array([[[0.5, 0.0], [0.0, 0.25]], [[1.0, -1.0], [9.0, 9.0]]])
+    >>> cattn.maxsim(query, documents, document_lengths=[2, 1])
+    array([0.75, 0.  ])
+    >>> packed, indptr = cattn.unpad(documents, [2, 1])
+    >>> scores, index = cattn.maxsim(query, packed, document_indptr=indptr, return_index=True)
+    >>> index
+    array([[0, 1],
+           [0, 0]])
+    """
+    cdef Maxsim problem
+    given, scores, index = _maxsim.maxsim(
+        query, document, document_lengths=document_lengths, document_indptr=document_indptr,
+        query_lengths=query_lengths, return_index=return_index, out=out, num_threads=num_threads)
+    set_maxsim(&problem, given)
+    compute_maxsim(&problem, given.num_threads, &machine, default_threads)
+    return (scores, index) if return_index else scores
+
+
 from . import _plan
 
 
@@ -510,7 +587,7 @@ def task_times(query, key, value, *, num_threads, **modifiers):
     return result[:tasks], result[tasks:]
 
 
-for _function in (attention, attention_varlen, attention_weights, plan):
+for _function in (attention, attention_varlen, attention_weights, maxsim, plan):
     explain_calls(_function, _arguments.explain_call)
 
 

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 
 from caller cimport Caller
 from execute cimport Cost, run
+from maxsim cimport Maxsim, maxsim_work, run_maxsim
 from plan cimport Machine
 from problem cimport (
     CATTN_LARGEST_COUNT, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem,
@@ -107,6 +108,21 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     if work >= GIL_WORK:
         caller.context = PyEval_SaveThread()
     status = run(problem, stage, machine, &caller, &cost)
+    if caller.context != NULL:
+        PyEval_RestoreThread(<PyThreadState *>caller.context)
+    return check(status, &cost)
+
+
+cdef inline int compute_maxsim(const Maxsim *problem, Py_ssize_t threads, const Machine *machine,
+                               default_threads_function default_threads) except -1:
+    """Compute the scores that Python asked for. If `threads` is 0, as many take part as are usual."""
+    cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
+    cdef cattn_status status
+    cdef Cost cost
+    cost.threads = min(threads or default_threads(), machine.most_threads)
+    if maxsim_work(problem) >= GIL_WORK:
+        caller.context = PyEval_SaveThread()
+    status = run_maxsim(problem, machine, &caller, &cost.threads, &cost.bytes)
     if caller.context != NULL:
         PyEval_RestoreThread(<PyThreadState *>caller.context)
     return check(status, &cost)

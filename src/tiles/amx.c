@@ -17,6 +17,7 @@
 #include "vectors_template.h"
 #include "register_tile_template.h"
 #include "score_mod_template.h"
+#include "maxima_template.h"
 #define PAIR_SCALES_LATE 1
 #include "amx_tiles.h"
 #define PAIR_EXPONENTIAL amx_exponential

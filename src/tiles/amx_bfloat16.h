@@ -180,6 +180,14 @@ static int amx_scores(void *scores, const cattn_row_tile *tile, const cattn_key_
     return 1;
 }
 
+/* ---- maxima ---- */
+
+static void amx_maxima(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    amx_scores(tile->scores, tile, block);
+    F(join_block)(maxima, tile, block->count);
+}
+
 /* ---- values ---- */
 
 INLINE void finish_values(vector *output, const products sums, const vector *row_scale, ptrdiff_t columns)
@@ -306,6 +314,7 @@ static void override_amx(cattn_table *table)
                                       .chunk_blocks = 8, .least_chunk = 512, .most_chunk = PTRDIFF_MAX};
     many->load = amx_load;
     many->scores = amx_scores;
+    many->maxima = amx_maxima;
     many->exponentials = pair_exponentials;
     many->values = amx_values;
     table->interleave = amx_interleave;

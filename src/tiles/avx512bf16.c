@@ -18,6 +18,7 @@
 #include "register_tile_template.h"
 #include "score_mod_template.h"
 #include "few_score_mod_template.h"
+#include "maxima_template.h"
 #define PAIR_SCALES_LATE 0
 #define PAIR_EXPONENTIAL F(exponential)
 #include "pairs_template.h"

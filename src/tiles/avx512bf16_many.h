@@ -26,8 +26,8 @@ INLINE words splat_last(const char *last)
 
 /* Computes the scores of `wide` keys and the lanes in use. */
 INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *queries, const vector *added,
-                             const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale, const int wide,
-                             const int vectors)
+                             const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale,
+                             const rows_ahead *ahead, const int wide, const int vectors)
 {
     const ptrdiff_t pairs = size / 2;
     const char *key[TILE_WIDE];
@@ -41,6 +41,7 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
         const int last = start + PAIR_RUN >= pairs;
         ptrdiff_t c = start;
         F(clear)(sum, wide, vectors);
+        ask_ahead(ahead, 2 * start, 2 * PAIR_RUN, wide);
 #define PAIR_STEP(key_word)                                                                  \
         UNROLL for (int j = 0; j < wide; j++) {                                              \
             const words word = key_word(key[j] + c * 4);                                     \
@@ -76,6 +77,7 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
 
 #define SCORES_TILE pair_scores_tile
 #define SCORES pair_scores
+#define MAXIMA pair_maxima
 #include "scores_template.h"
 
 /* ---- values ---- */
@@ -153,6 +155,7 @@ static void override_pairs(cattn_table *table)
     many->blocking.bytes *= 2;   /* of numbers of half the size */
     many->load = load_pairs;
     many->scores = pair_scores;
+    many->maxima = pair_maxima;
     many->exponentials = pair_exponentials;
     many->values = pair_values;
     table->interleave = interleave;

@@ -24,8 +24,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from convert cimport to_float
 from tiles.tiles cimport (
-    CATTN_ALIGNED, CATTN_FEW, CATTN_LOG2E, CATTN_MANY, CATTN_MAX_LANES, cattn_key_block, cattn_prefetch_next,
-    cattn_row_tile, cattn_score_mod, cattn_softmax, cattn_total)
+    CATTN_ALIGNED, CATTN_FEW, CATTN_LOG2E, CATTN_MANY, CATTN_MAX_LANES, cattn_key_block, cattn_maxima,
+    cattn_prefetch_next, cattn_row_tile, cattn_score_mod, cattn_softmax, cattn_total)
 
 cdef enum:
     # Eight SSE2 registers of floats, which leaves as many for operands. Not fewer: a loop of 16 steps or less gcc
@@ -309,6 +309,57 @@ cdef inline int scores(void *array, const cattn_row_tile *tile, const cattn_key_
                          <const real *>(block.data + j * block.stride) + c, sizeof(real), min(size - c, chain))
             joined = one
     return modify_scores(scores, tile, block)
+
+
+cdef inline bint adds_up_to_nan(const real *array, const cattn_row_tile *tile, Py_ssize_t count) noexcept nogil:
+    """Return whether the scores of some row add up to NaN. A NaN among them does that, and so do infinities of both
+    signs."""
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real[PORTABLE_LANES] sum
+    cdef bint found = False
+    cdef Py_ssize_t j, r
+    clear(sum)
+    for j in range(count):
+        for r in range(lanes):
+            sum[r] += array[j * lanes + r]
+    for r in range(tile.rows):
+        found |= sum[r] != sum[r]
+    return found
+
+
+cdef inline void join_row(const cattn_maxima *joined, Py_ssize_t row, real score, Py_ssize_t key) noexcept nogil:
+    """Let the largest score of a row in a block, which `key` is the first to have, join the maximum so far. A NaN is
+    larger than all else."""
+    cdef real *largest = <real *>joined.largest
+    cdef real before = largest[row]
+    cdef bint is_first = joined.index != NULL and joined.index[row] < 0
+    if is_first or score > before or (score != score and before == before):
+        largest[row] = score
+        if joined.index != NULL:
+            joined.index[row] = joined.first + key
+
+
+cdef inline void maxima(const cattn_maxima *joined, const cattn_row_tile *tile,
+                        const cattn_key_block *block) noexcept nogil:
+    """Let the scores of a block join the maxima so far."""
+    cdef real *array = <real *>tile.scores
+    cdef Py_ssize_t lanes = PORTABLE_LANES
+    cdef real most, score
+    cdef Py_ssize_t key, j, r
+    scores(array, tile, block)
+    if joined.index == NULL and not adds_up_to_nan(array, tile, block.count):
+        for r in range(tile.rows):
+            join_row(joined, r, (<const real *>tile.block_max)[r], 0)
+        return
+    for r in range(tile.rows):
+        most = array[r]
+        key = 0
+        for j in range(1, block.count):
+            score = array[j * lanes + r]
+            if score > most or (score != score and most == most):
+                most = score
+                key = j
+        join_row(joined, r, most, key)
 
 
 cdef inline int mark_attended(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil:

@@ -36,6 +36,8 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few) noexcept 
     many.merge = few.merge = merge
     many.logsumexp = few.logsumexp = logsumexp
     many.scores = scores
+    many.maxima = maxima
+    few.maxima = NULL
     few.scores = few_scores
     many.exponentials = exponentials
     few.exponentials = few_exponentials

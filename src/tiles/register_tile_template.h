@@ -90,6 +90,28 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
     UNROLL for (int i = 0; i < wide; i++)   \
         UNROLL for (int v = 0; v < vectors; v++)
 
+#ifndef TILES_ROWS_AHEAD
+#define TILES_ROWS_AHEAD
+/* Rows of memory that will be read soon. Each beside one key of a register tile. */
+typedef struct {
+    const char *first;
+    ptrdiff_t stride, item;   /* bytes from row to row, and from column to column */
+} rows_ahead;
+
+/* Asks for the columns [start, start + run) of `wide` rows, if there are any. */
+INLINE void ask_ahead(const rows_ahead *ahead, ptrdiff_t start, const ptrdiff_t run, const int wide)
+{
+    enum { LINE = 64 };
+    if (ahead == NULL)
+        return;
+    for (ptrdiff_t at = start * ahead->item, end = at + run * ahead->item; at < end; at += LINE) {
+        const char *row = ahead->first + at;
+        for (int j = 0; j < wide; j++, row += ahead->stride)
+            CATTN_PREFETCH(row);
+    }
+}
+#endif
+
 /* Returns how wide a register tile of so many vectors can be. */
 INLINE int F(widest)(const int vectors)
 {

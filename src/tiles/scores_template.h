@@ -1,7 +1,8 @@
-/* The kernel `scores` of many rows. SCORES is its name. It goes over the keys of a block in register tiles, which
- * SCORES_TILE computes. */
+/* The kernels `scores` and `maxima` of many rows. SCORES and MAXIMA are their names. They go over the keys of a block in
+ * register tiles, which SCORES_TILE computes. */
 
 #define SCORES_OF TILES_PASTE(SCORES, of)
+#define MAXIMA_OF TILES_PASTE(MAXIMA, of)
 
 INLINE void SCORES_OF(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block, const vector *added,
                       const int vectors)
@@ -21,7 +22,7 @@ INLINE void SCORES_OF(vector *scores, const cattn_row_tile *tile, const cattn_ke
         cattn_prefetch_next(prefetch);
 #define TILE_OF(n)                                                                                               \
         SCORES_TILE(scores + j * TILE_VECTORS, maximum, queries, added != NULL ? added + j * TILE_VECTORS : NULL, \
-                    keys + j * stride, stride, size, scale, n, vectors)
+                    keys + j * stride, stride, size, scale, NULL, n, vectors)
         WITH_WIDTH(wide, widest, TILE_OF)
 #undef TILE_OF
     }
@@ -42,6 +43,63 @@ static int SCORES(void *scores, const cattn_row_tile *tile, const cattn_key_bloc
     return 1;
 }
 
+/* The scores of a register tile are looked at before they leave the nearest cache. Returns whether all maxima are
+ * right, and stores them only then. A block has a NaN only if its scores add up to NaN, which costs a sum beside each
+ * maximum. Infinities of both signs add up to NaN, too. */
+INLINE int MAXIMA_OF(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block,
+                     const int vectors)
+{
+    const vector *queries = tile->queries;
+    vector *largest = maxima->largest;
+    const char *keys = block->data;
+    const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
+    const int widest = F(widest)(vectors), within = maxima->asks_within;
+    vector scores[TILE_WIDE * TILE_VECTORS], maximum[TILE_VECTORS], sum[TILE_VECTORS];
+    rows_ahead ahead = {maxima->ahead, maxima->ahead_stride, maxima->ahead_item};
+    UNROLL for (int v = 0; v < vectors; v++) {
+        maximum[v] = largest[v];
+        sum[v] = (vector){0};
+    }
+    for (ptrdiff_t j = 0, wide; j < count; j += wide) {
+        const rows_ahead *asked = maxima->ahead == NULL ? NULL : &ahead;
+        wide = F(next_width)(count - j, widest);
+        if (within && j + wide < count) {
+            ahead.first = keys + (j + wide) * stride;
+            asked = &ahead;
+        } else if (asked != NULL) {
+            ahead.first = within ? maxima->ahead : maxima->ahead + j * maxima->ahead_stride;
+        }
+#define TILE_OF(n)                                                                                              \
+        SCORES_TILE(scores, maximum, queries, NULL, keys + j * stride, stride, size, (REAL)1, asked, n, vectors); \
+        UNROLL for (int i = 0; i < n; i++)                                                                      \
+            UNROLL for (int v = 0; v < vectors; v++)                                                            \
+                sum[v] += scores[i * TILE_VECTORS + v]
+        WITH_WIDTH(wide, widest, TILE_OF)
+#undef TILE_OF
+    }
+    if (F(has_nan)(sum, tile->rows))
+        return 0;
+    UNROLL for (int v = 0; v < vectors; v++)
+        largest[v] = maximum[v];
+    return 1;
+}
+
+static void MAXIMA(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    int done = 0;
+    if (maxima->index == NULL) {
+#define MANY(vectors) done = MAXIMA_OF(maxima, tile, block, vectors)
+        WITH_VECTORS(tile->rows, MANY)
+#undef MANY
+    }
+    if (done)
+        return;
+    SCORES(tile->scores, tile, block);
+    F(join_scores)(maxima, tile, block->count);
+}
+
+#undef MAXIMA_OF
+#undef MAXIMA
 #undef SCORES_OF
 #undef SCORES_TILE
 #undef SCORES

@@ -142,6 +142,21 @@ static inline void cattn_prefetch_next(cattn_prefetch *prefetch)
  * over rows that its comment names. Only the answer of mark_attended has a meaning. */
 typedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block);
 
+/* The largest score of each row over some keys, and the first key that has it. A NaN is larger than all else. */
+typedef struct {
+    void *largest;               /* over the rows of the tile; -infinity before the first key */
+    int64_t *index;              /* -1 before the first key; NULL: nobody asks which key it is */
+    int64_t first;               /* what the first key of the block counts as */
+
+    /* Rows of memory that will be read soon, of as many columns as the keys. The kernel asks for them line by line
+     * between its products, because they come from far away. */
+    const char *ahead;           /* NULL: there are none */
+    ptrdiff_t ahead_stride, ahead_item;   /* bytes from row to row, and from column to column */
+    int asks_within;             /* the keys of the block themselves come from far away: each is asked for while the
+                                  * ones before it are computed, and `ahead` beside the last ones. Otherwise row j of
+                                  * `ahead` is asked for beside key j */
+} cattn_maxima;
+
 /* How many keys a block and a chunk have. */
 typedef struct {
     ptrdiff_t most, least;               /* keys of a block */
@@ -214,6 +229,11 @@ typedef struct {
 
     /* destination[row] = row_max + log(lse_sum), -infinity where that is 0, one real for each row. */
     void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination);
+
+    /* Many rows only, and no score_mod. The scores of a block are those of `scores`, bit for bit. They join the maxima
+     * so far: largest[r] = max(largest[r], max_j scores[j][r]). The tile's scores and block_max may hold anything
+     * afterwards. NULL with few rows. */
+    void (*maxima)(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block);
 } cattn_kernels;
 
 /* A call takes the kernels of the type of its query, key and value if that is one type. Otherwise, and for scores and

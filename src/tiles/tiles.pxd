@@ -1,5 +1,7 @@
 # What tiles.h declares, for Cython.
 
+from libc.stdint cimport int64_t
+
 from problem cimport cattn_type, CATTN_FLOATS
 
 cdef extern from "Python.h":
@@ -74,6 +76,14 @@ cdef extern from "tiles/tiles.h" nogil:
 
     ctypedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil
 
+    ctypedef struct cattn_maxima:
+        void *largest
+        int64_t *index
+        int64_t first
+        const char *ahead
+        Py_ssize_t ahead_stride, ahead_item
+        int asks_within
+
     ctypedef struct cattn_blocking:
         Py_ssize_t most, least, step, bytes
         Py_ssize_t chunk_blocks, least_chunk, most_chunk
@@ -94,6 +104,8 @@ cdef extern from "tiles/tiles.h" nogil:
         int (*store)(const void *output, const void *row_sum, const cattn_row_tile *tile, char **destination,
                      Py_ssize_t size) noexcept nogil
         void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination) noexcept nogil
+        void (*maxima)(const cattn_maxima *maxima, const cattn_row_tile *tile,
+                       const cattn_key_block *block) noexcept nogil
 
     ctypedef struct cattn_table:
         const char *name

@@ -71,8 +71,8 @@ static void F(load_queries)(void *queries_, const cattn_row_tile *tile, const ch
 /* Computes the scores of `wide` keys and the lanes in use. Each step multiplies a column of queries, which `load` has
  * scaled, by one broadcast element of each key. */
 INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
-                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const REAL scale, const int wide,
-                           const int vectors)
+                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const REAL scale,
+                           const rows_ahead *ahead, const int wide, const int vectors)
 {
     (void)scale;
     const REAL *key[TILE_WIDE];
@@ -85,6 +85,7 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
         const ptrdiff_t columns = AT_MOST(size - start, COLUMN_RUN);
         ptrdiff_t c = start;
         F(clear)(sum, wide, vectors);
+        ask_ahead(ahead, start, COLUMN_RUN, wide);
 #define SCORES_STEP                                                                                                  \
         EACH_SUM(j, v)                                                                                               \
             sum[j][v] = F(muladd)(queries[c * TILE_VECTORS + v], F(splat)(key[j][c]), sum[j][v]);                    \
@@ -114,9 +115,11 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
 
 #include "score_mod_template.h"
 #include "few_score_mod_template.h"
+#include "maxima_template.h"
 
 #define SCORES_TILE F(scores_tile)
 #define SCORES F(scores)
+#define MAXIMA F(maxima)
 #include "scores_template.h"
 
 /* ---- many rows: softmax, values ---- */
@@ -422,6 +425,7 @@ static void F(override)(cattn_table *table)
     many->blocking = F(many_blocking);
     many->load = F(load_queries);
     many->scores = F(scores);
+    many->maxima = F(maxima);
     many->exponentials = F(exponentials);
     many->values = F(values);
     many->merge = F(merge);
