@@ -20,6 +20,7 @@ from ._kernel import (
 from ._kernel import attention as attention
 from ._kernel import attention_varlen as attention_varlen
 from ._kernel import attention_weights as attention_weights
+from ._kernel import maxsim as maxsim
 from ._kernel import plan as plan
 from ._plan import Plan as Plan
 from ._version import __version__ as __version__
@@ -34,6 +35,7 @@ __all__ = [
     "attention_weights",
     "get_include",
     "get_num_threads",
+    "maxsim",
     "merge_attention",
     "num_threads",
     "pad",

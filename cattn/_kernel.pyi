@@ -514,6 +514,141 @@ def attention_varlen(
     return_lse: _Flag,
     num_threads: SupportsIndex | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
+@overload
+def maxsim(
+    query: _Array,
+    document: _Array,
+    *,
+    document_lengths: _Integers | None = None,
+    document_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_index: Literal[False] = False,
+    out: NDArray[np.floating[Any]] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> NDArray[np.floating[Any]]:
+    """Score documents for queries by late interaction: the sum of each query token's largest dot product.
+
+    Parameters
+    ----------
+    query : array_like, shape (Lq, D) or (Q, Lq, D)
+        The token embeddings of one query, or of several. Nothing is normalised or scaled.
+    document : array_like, shape (N, Ld, D) or (all tokens, D)
+        The token embeddings of N documents: padded to one length, or packed one after the other. Their type is that of
+        `query`. Beside a query of float32 they may also be float16 or bfloat16.
+    document_lengths : int array_like, shape (N,), optional
+        The number of tokens of each padded document. What lies past it is never read. By default it is Ld.
+    document_indptr : int array_like, shape (N + 1,), optional
+        The row at which each packed document begins, and then the total number of tokens. The numbers ascend from 0.
+        Packed documents need it.
+    query_lengths : int array_like, shape (Q,), optional
+        The number of tokens of each query. By default it is Lq.
+    return_index : bool
+        Also return which token of a document had the largest product.
+    out : ndarray, optional
+        The array to write the scores to. It must have the shape and type of the scores, and must not overlap with an
+        input or with itself.
+    num_threads : int, optional
+        As in `attention`.
+
+    Returns
+    -------
+    scores : ndarray, shape (N,) or (Q, N)
+        float64 for float64 inputs, else float32. An empty document scores -inf, and an empty query scores 0. A NaN that
+        is not padding shows.
+    index : ndarray of int64, shape (N, Lq) or (Q, N, Lq)
+        It is returned only with `return_index`. The first of equal tokens wins, and so does the first NaN. It is -1
+        where a document has no tokens, and past the length of a query.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        They have the same causes as in `attention`.
+
+    See Also
+    --------
+    attention : With values of size 0 and `return_lse`, a sum of exponentials takes the place of the maximum.
+    unpad : Pack padded documents.
+
+    Notes
+    -----
+    This is the late interaction of ColBERT (Khattab and Zaharia 2020, section 3.2). The products of all tokens are
+    never held at once. A score has the same bits whatever the other queries and documents are, whether documents are
+    padded or packed, and for any number of threads. The notes of `cattn.reference.maxsim` say how accurate it is.
+
+    Examples
+    --------
+    A query of two tokens, and two documents, of which the second has a single token:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> query = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> documents = np.array([[[0.5, 0.0], [0.0, 0.25]], [[1.0, -1.0], [9.0, 9.0]]])
+    >>> cattn.maxsim(query, documents, document_lengths=[2, 1])
+    array([0.75, 0.  ])
+    >>> packed, indptr = cattn.unpad(documents, [2, 1])
+    >>> scores, index = cattn.maxsim(query, packed, document_indptr=indptr, return_index=True)
+    >>> index
+    array([[0, 1],
+           [0, 0]])
+    """
+
+@overload
+def maxsim(
+    query: _Array,
+    document: _Array,
+    *,
+    document_lengths: _Integers | None = None,
+    document_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_index: Literal[True],
+    out: NDArray[np.floating[Any]] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]: ...
+@overload
+def maxsim(
+    query: _Array,
+    document: _Array,
+    *,
+    document_lengths: _Integers | None = None,
+    document_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_index: _Flag,
+    out: NDArray[np.floating[Any]] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> NDArray[np.floating[Any]] | tuple[NDArray[np.floating[Any]], NDArray[np.int64]]: ...
 def plan(
     query: _Array,
     key: _Array,

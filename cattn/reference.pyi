@@ -15,7 +15,7 @@ from ._kernel import (
     _Window,
 )
 
-__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound"]
+__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound", "maxsim"]
 
 _Result: TypeAlias = NDArray[np.floating[Any]]  # float64, or longdouble
 
@@ -222,3 +222,69 @@ def error_bound(
     layout: _Layout = "bhld",
     return_lse: _Flag,
 ) -> _Result | tuple[_Result, _Result]: ...
+@overload
+def maxsim(
+    query: _Array,
+    document: _Array,
+    *,
+    document_lengths: _Integers | None = None,
+    document_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_index: Literal[False] = False,
+    dtype: DTypeLike | None = None,
+) -> _Result: ...
+@overload
+def maxsim(
+    query: _Array,
+    document: _Array,
+    *,
+    document_lengths: _Integers | None = None,
+    document_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_index: Literal[True],
+    dtype: DTypeLike | None = None,
+) -> tuple[_Result, NDArray[np.int64]]: ...
+@overload
+def maxsim(
+    query: _Array,
+    document: _Array,
+    *,
+    document_lengths: _Integers | None = None,
+    document_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_index: _Flag,
+    dtype: DTypeLike | None = None,
+) -> _Result | tuple[_Result, NDArray[np.int64]]: ...

@@ -78,6 +78,7 @@ AXES = {
     "load": "rows size",
     "reset": "rows",
     "scores": "rows count size",
+    "maxima": "rows count size",
     "mark_attended": "rows count",
     "exponentials": "rows count",
     "values": "rows count size",
@@ -91,7 +92,7 @@ AXES = {
     "round_to_float": "size",
     "interleave": "count size",
 }
-STORED = {"scores", "mark_attended", "values", "rows"}  # read half types, too
+STORED = {"scores", "maxima", "mark_attended", "values", "rows"}  # read half types, too
 HALVES = {"scores", "mark_attended", "exponentials", "values"}
 MOST_WORK = 1 << 17  # rows · keys · columns
 MODIFIERS = ["softcap", "bias", "alibi", "mask", "interval"]
@@ -108,6 +109,8 @@ def kernel_sets(function, isa):
     """Return the sets of kernels that have a function, as pairs (type, few)."""
     every = list(itertools.product(own_types(isa), [False, True]))
     interleaves = [(own, few) for own, few in every if table_of(isa).kernels[own][FEW if few else MANY].interleaves > 1]
+    if function == "maxima":
+        return [(own, few) for own, few in every if not few]
     return interleaves if function == "interleave" else every
 
 

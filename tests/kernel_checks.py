@@ -40,8 +40,10 @@ from kernel_tables import (
     ALIGNMENT,
     BFLOAT16,
     FLOAT16,
+    MAX_LANES,
     TYPES,
     KeyBlock,
+    Maxima,
     Softmax,
     table_of,
 )
@@ -110,6 +112,35 @@ def check_scores(case, memory, random):
     tile.step("scores", block)
     check_modified("scores", tile.scores, raw, modifiers, tolerance)
     assert_same("block_max", tile.block_max, late_scale(case, tile) * largest(tile.scores))
+
+
+def check_maxima(case, memory, random):
+    """The maxima are those of the same kernels' scores, whose bits they must have."""
+    tile = Tile(memory, case)
+    _, _, block = compute_scores(tile, case, memory, random)
+    tile.struct.scale = 1
+    largest_before = np.where(random.random(case.rows) < 0.5, -np.inf, random.standard_normal(case.rows))
+    if case.special:
+        largest_before[random.random(case.rows) < 0.2] = np.nan
+    index_before = np.where(largest_before == -np.inf, -1, 3)
+    with_index = random.random() < 0.5
+    found, index = np.full(MAX_LANES + 16, 7, case.real), np.full(MAX_LANES, 7)
+    found = found[-address(found) % ALIGNMENT // found.itemsize :][:MAX_LANES]
+    found[: case.rows], index[: case.rows] = largest_before, index_before
+    maxima = Maxima(address(found), address(index) if with_index else None, 100)
+    if random.random() < 0.5:
+        maxima.ahead, maxima.ahead_stride, maxima.ahead_item = block.data, block.stride, TYPES[case.type].itemsize
+        maxima.asks_within = int(random.integers(2))
+    tile.call("maxima", maxima, tile.struct, block)
+    tile.step("scores", block)
+    first = tile.scores.argmax(axis=1)
+    most = tile.scores[np.arange(case.rows), first]
+    with np.errstate(invalid="ignore"):
+        better = (most > largest_before) | (np.isnan(most) & ~np.isnan(largest_before))
+    if with_index:
+        joins = better | (index_before < 0)
+        np.testing.assert_array_equal(index[: case.rows], np.where(joins, 100 + first, index_before))
+    assert_same("largest", found[: case.rows], np.where(better, most, largest_before).astype(case.real))
 
 
 def late_scale(case, tile):
@@ -626,6 +657,7 @@ CHECKS = {
     "load": check_load,
     "reset": check_reset,
     "scores": check_scores,
+    "maxima": check_maxima,
     "mark_attended": check_mark_attended,
     "exponentials": check_exponentials,
     "values": check_values,

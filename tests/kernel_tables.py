@@ -54,6 +54,16 @@ class KeyBlock(ctypes.Structure):
     _fields_ = [("data", pointer), *fields(count_of, "stride count size"), ("type", integer), ("prefetch", pointer)]
 
 
+class Maxima(ctypes.Structure):
+    _fields_ = [
+        *fields(pointer, "largest index"),
+        ("first", ctypes.c_int64),
+        ("ahead", pointer),
+        *fields(count_of, "ahead_stride ahead_item"),
+        ("asks_within", integer),
+    ]
+
+
 tile_pointer, softmax_pointer, rows_pointer = map(ctypes.POINTER, (RowTile, Softmax, pointer))
 Step = ctypes.CFUNCTYPE(integer, pointer, tile_pointer, ctypes.POINTER(KeyBlock))
 FUNCTIONS = {
@@ -63,6 +73,7 @@ FUNCTIONS = {
     "merge": ctypes.CFUNCTYPE(None, ctypes.POINTER(Total), softmax_pointer, tile_pointer, count_of, integer),
     "store": ctypes.CFUNCTYPE(integer, pointer, pointer, tile_pointer, rows_pointer, count_of),
     "logsumexp": ctypes.CFUNCTYPE(None, softmax_pointer, tile_pointer, rows_pointer),
+    "maxima": ctypes.CFUNCTYPE(None, ctypes.POINTER(Maxima), tile_pointer, ctypes.POINTER(KeyBlock)),
 }
 
 

@@ -311,6 +311,70 @@ def check_cache(arguments, result):
     check_attention(case, result)
 
 
+def draw_maxsim(seed, types=tuple(cases.TYPES), work=SMALL):
+    random = np.random.default_rng([seed, 29])
+    name = str(random.choice(list(types)))
+    dtype, of_document = cases.TYPES[name], cases.TYPES[name]
+    if name == "float32" and "float16" in types and random.random() < 0.3:
+        of_document = cases.TYPES["float16"]
+    queries, length = int(random.integers(1, 4)), int(random.choice([0, 1, 2, 7, 8, 16, 17, 32, 33, 70]))
+    size, count = int(random.choice(cases.HEAD_SIZES)), int(random.integers(0, 6))
+    tokens = int(random.integers(0, 40))
+    while queries * length * size * count * tokens > work[1] and tokens > 1:
+        tokens //= 2
+    if queries * length * size * count * tokens < work[0]:
+        queries, length, size, count = 2, 32, 64, 4
+        tokens = work[0] // (queries * length * size * count) + 1
+    query = random.standard_normal((queries, length, size)).astype(dtype)
+    document = random.standard_normal((count, tokens, size)).astype(of_document)
+    case = {"query": query, "document": document}
+    if seed % 2:
+        case["document_lengths"] = random.integers(tokens // 2, tokens + 1, count)
+        if seed % 4 == 3:
+            lengths = case.pop("document_lengths")
+            case["document"], case["document_indptr"] = cattn.unpad(document, lengths)
+    if seed % 3 == 1:
+        case["query_lengths"] = random.integers(length // 2, length + 1, queries)
+    elif seed % 3 == 2:
+        case["query"] = query[0]
+    if seed % 5 == 0:
+        case["return_index"] = True
+    if seed % 7 == 0:
+        shape = (*case["query"].shape[:-2], count)
+        case["out"] = np.full(shape, 7, np.float64 if name == "float64" else np.float32)
+    return case
+
+
+def check_maxsim(arguments, result):
+    case = {name: x for name, x in arguments.items() if name not in ("out", "num_threads")}
+    with_index = case.pop("return_index", False)
+    scores, index = result if with_index else (result, None)
+    arithmetic = np.dtype(np.float64 if case["query"].dtype.newbyteorder("=") == np.float64 else np.float32)
+    if arguments.get("out") is not None:
+        assert scores is arguments["out"]
+    assert scores.dtype == arithmetic
+    assert maxsim_kappa(scores, case) <= allowed(maxsim_kappa(reference.maxsim(**case, dtype=arithmetic), case))
+    if with_index:
+        expected, expected_index = reference.maxsim(**case, return_index=True)
+        assert index.dtype == np.int64 and index.shape == expected_index.shape
+        assert np.array_equal(index < 0, expected_index < 0)
+
+
+def maxsim_kappa(scores, case):
+    """Return the largest error of scores, in the units that the notes of `reference.maxsim` state."""
+    wide = np.longdouble if case["query"].dtype.newbyteorder("=") == np.float64 else np.float64
+    info = np.finfo(np.float32 if wide == np.float64 else np.float64)
+    sizes = {name: np.abs(case[name].astype(wide)) for name in ("query", "document")}
+    expected = reference.maxsim(**case, dtype=wide)
+    unit = reference.maxsim(**(case | sizes), dtype=wide) * info.eps
+    tokens = np.prod(case["query"].shape[-2:])
+    assert scores.shape == expected.shape
+    with np.errstate(all="ignore"):
+        same = (scores == expected) | (np.isnan(scores) & np.isnan(expected))
+        kappas = np.where(same, 0, np.abs(scores - expected) / (unit + tokens * info.smallest_normal))
+    return np.inf if np.isnan(kappas).any() else kappas.max(initial=0)
+
+
 def check_plan(arguments, plan):
     assert plan == cattn.plan(**arguments)
 

@@ -230,7 +230,7 @@ typedef struct {
     /* destination[row] = row_max + log(lse_sum), -infinity where that is 0, one real for each row. */
     void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination);
 
-    /* Many rows only, and no score_mod. The scores of a block are those of `scores`, bit for bit. They join the maxima
+    /* Many rows only, a scale of 1, and no score_mod. The scores of a block are those of `scores`, bit for bit. They join the maxima
      * so far: largest[r] = max(largest[r], max_j scores[j][r]). The tile's scores and block_max may hold anything
      * afterwards. NULL with few rows. */
     void (*maxima)(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block);
