@@ -37,6 +37,14 @@ cdef extern from "cattn.h" nogil:
         bint (*wants_to_stop)(void *context) noexcept nogil
         void *context
 
+    ctypedef struct cattn_maxsim_args:
+        size_t struct_size
+        int num_threads
+        cattn_ndarray query, document, out
+        cattn_ndarray query_lengths, document_lengths, document_indptr, index
+        bint (*wants_to_stop)(void *context) noexcept nogil
+        void *context
+
     ctypedef enum cattn_status:
         CATTN_DONE
         CATTN_STOPPED
@@ -70,6 +78,18 @@ cdef extern from "cattn.h" nogil:
         CATTN_ARGUMENT_SINKS
 
     enum:
+        CATTN_MAXSIM_ARGS
+        CATTN_MAXSIM_NUM_THREADS
+        CATTN_MAXSIM_QUERY
+        CATTN_MAXSIM_DOCUMENT
+        CATTN_MAXSIM_OUT
+        CATTN_MAXSIM_QUERY_LENGTHS
+        CATTN_MAXSIM_DOCUMENT_LENGTHS
+        CATTN_MAXSIM_DOCUMENT_INDPTR
+        CATTN_MAXSIM_INDEX
+        CATTN_MAXSIM_END
+
+    enum:
         CATTN_IS_NULL
         CATTN_WRONG_SHAPE
         CATTN_WRONG_TYPE
@@ -88,11 +108,14 @@ cdef extern from "cattn.h" nogil:
         int (*attention)(const cattn_attention_args *args) noexcept
         const char *(*message)(int status) noexcept
         size_t (*explain)(const cattn_attention_args *args, int status, char *text, size_t size) noexcept
+        int (*maxsim)(const cattn_maxsim_args *args) noexcept
 
     cattn_attention_args cattn_attention_defaults() noexcept
     cattn_ndarray cattn_ndarray_of(const void *data, int type, int ndim, const Py_ssize_t *shape,
                                    const Py_ssize_t *strides) noexcept
+    cattn_maxsim_args cattn_maxsim_defaults() noexcept
     int cattn_attention(const cattn_attention_args *args) noexcept
+    int cattn_maxsim(const cattn_maxsim_args *args) noexcept
     const char *cattn_message(int status) noexcept
     size_t cattn_explain(const cattn_attention_args *args, int status, char *text, size_t size) noexcept
 

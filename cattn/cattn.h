@@ -1,6 +1,7 @@
 /* cattn from C, C++ and Cython: exact attention, softmax(scale * query * key^T) * value.
  *
- * There is one function, cattn_attention(&args). Its struct says what to read, where to write and which keys each query
+ * There are two functions. cattn_maxsim(&args) is Python's cattn.maxsim, in the same way as what follows.
+ * The other one is cattn_attention(&args). Its struct says what to read, where to write and which keys each query
  * may attend to. It is Python's cattn.attention without Python: it has the same semantics and, on the same numbers, the
  * same bits. It returns a status. cattn_message(status) is a sentence about it, to which cattn_explain adds the shapes
  * and numbers of the call. Nothing is written unless all arguments have been accepted.
@@ -186,6 +187,26 @@ typedef struct {
     void *context;
 } cattn_attention_args;
 
+/* The arguments of Python's cattn.maxsim. Start from cattn_maxsim_defaults(). Arrays may have any strides. */
+typedef struct {
+    size_t struct_size;              /* set by cattn_maxsim_defaults() */
+    int num_threads;                 /* 0 means 1 */
+
+    cattn_ndarray query;             /* (Lq, D) or (Q, Lq, D), any of the four types. D is 1 to 16384. */
+    cattn_ndarray document;          /* (N, Ld, D), or with document_indptr (all tokens, D). It has the type of query, or
+                                      * CATTN_FLOAT16 or CATTN_BFLOAT16 beside CATTN_FLOAT32. */
+    cattn_ndarray out;               /* (N), or (Q, N): CATTN_FLOAT64 if query is, else CATTN_FLOAT32 */
+
+    /* Optional arrays, which are CATTN_INT64. The first three are aligned. */
+    cattn_ndarray query_lengths;     /* (Q): 0 to Lq. One query has 1 length. */
+    cattn_ndarray document_lengths;  /* (N): 0 to Ld */
+    cattn_ndarray document_indptr;   /* (N + 1), contiguous: ascending from 0 to the number of all tokens */
+    cattn_ndarray index;             /* (N, Lq), or (Q, N, Lq): where to write which token of a document won, or -1 */
+
+    int (*wants_to_stop)(void *context);   /* as above */
+    void *context;
+} cattn_maxsim_args;
+
 /* A status is one of these, or it says which argument is wrong, and what is wrong with it. CATTN_ARGUMENT_OF(status)
  * and CATTN_REASON_OF(status) are then constants of the two lists that follow. */
 typedef enum {
@@ -226,6 +247,20 @@ enum {
     CATTN_ARGUMENT_SINKS
 };
 
+/* Those of cattn_maxsim. */
+enum {
+    CATTN_MAXSIM_ARGS = 64,   /* the struct itself */
+    CATTN_MAXSIM_NUM_THREADS,
+    CATTN_MAXSIM_QUERY,
+    CATTN_MAXSIM_DOCUMENT,
+    CATTN_MAXSIM_OUT,
+    CATTN_MAXSIM_QUERY_LENGTHS,
+    CATTN_MAXSIM_DOCUMENT_LENGTHS,
+    CATTN_MAXSIM_DOCUMENT_INDPTR,
+    CATTN_MAXSIM_INDEX,
+    CATTN_MAXSIM_END          /* one more than the last */
+};
+
 enum {
     CATTN_IS_NULL = 1,   /* the struct, an array that must be given, or its shape is NULL */
     CATTN_WRONG_SHAPE,   /* the shape is wrong by itself, or beside the other arguments */
@@ -241,19 +276,29 @@ enum {
  * compiled again. `version` is raised when a function is added. cattn serves callers of the same abi whose version is
  * not later than its own. */
 #define CATTN_C_ABI 1
-#define CATTN_C_VERSION 2
+#define CATTN_C_VERSION 3
 
 typedef struct {
     int abi, version;
     int (*attention)(const cattn_attention_args *args);
     const char *(*message)(int status);
     size_t (*explain)(const cattn_attention_args *args, int status, char *text, size_t size);
+    int (*maxsim)(const cattn_maxsim_args *args);
 } cattn_c_api;
 
 /* Return the defaults: all fields are 0 except struct_size. query, key, value and out have no default. */
 static inline cattn_attention_args cattn_attention_defaults(void)
 {
     cattn_attention_args args;
+    memset(&args, 0, sizeof args);
+    args.struct_size = sizeof args;
+    return args;
+}
+
+/* Return the defaults: all fields are 0 except struct_size. query, document and out have no default. */
+static inline cattn_maxsim_args cattn_maxsim_defaults(void)
+{
+    cattn_maxsim_args args;
     memset(&args, 0, sizeof args);
     args.struct_size = sizeof args;
     return args;
@@ -301,6 +346,12 @@ static inline int cattn_import(void)
 static inline int cattn_attention(const cattn_attention_args *args)
 {
     return cattn_c == NULL ? (int)CATTN_NOT_IMPORTED : cattn_c->attention(args);
+}
+
+/* Score documents for queries, and write the scores. Return CATTN_DONE, or a status that says why there are none. */
+static inline int cattn_maxsim(const cattn_maxsim_args *args)
+{
+    return cattn_c == NULL ? (int)CATTN_NOT_IMPORTED : cattn_c->maxsim(args);
 }
 
 /* Return a sentence about a status: it names the argument, what was expected of it, and what to write instead. The text

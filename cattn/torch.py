@@ -1,4 +1,4 @@
-"""Attention on PyTorch's CPU tensors, with PyTorch's own names and semantics, without copying them.
+"""Attention and MaxSim on PyTorch's CPU tensors, without copying them. Attention has PyTorch's names and semantics.
 
 `scaled_dot_product_attention` replaces the function of that name in `torch.nn.functional`. It calls the operator
 `torch.ops.cattn.attention`, which torch.compile and torch.export keep whole. Within `sdpa()`, calls of PyTorch's own
@@ -27,7 +27,7 @@ from ._calls import raised_here, renamed
 from ._modifiers import names_in
 from ._read import as_flag, as_number, class_shown
 
-__all__ = ["scaled_dot_product_attention", "sdpa"]
+__all__ = ["maxsim", "scaled_dot_product_attention", "sdpa"]
 
 _INPUTS = ("query", "key", "value")
 _TENSORS = (*_INPUTS, "attn_mask")
@@ -130,6 +130,66 @@ def scaled_dot_product_attention(
     as_flag("is_causal", is_causal)
     as_flag("enable_gqa", enable_gqa)
     raise refusal
+
+
+def maxsim(query, document, *, document_lengths=None, document_indptr=None, query_lengths=None, return_index=False):
+    """Score documents for queries by late interaction, as `cattn.maxsim` does, on PyTorch's CPU tensors.
+
+    Parameters
+    ----------
+    query : Tensor, shape (Lq, D) or (Q, Lq, D)
+        The token embeddings of one query, or of several, of float16, bfloat16, float32 or float64.
+    document : Tensor, shape (N, Ld, D) or (all tokens, D)
+        The token embeddings of N documents, padded or packed. It has the type of query. Beside a query of float32, it
+        may also be float16 or bfloat16.
+    document_lengths : Tensor or array_like of int, shape (N,), optional
+        The number of tokens of each padded document. For a mask of what is a token, pass ``mask.sum(1)``.
+    document_indptr : Tensor or array_like of int, shape (N + 1,), optional
+        Packed document n owns rows ``document_indptr[n]:document_indptr[n + 1]``.
+    query_lengths : Tensor or array_like of int, shape (Q,), optional
+        The number of tokens of each query.
+    return_index : bool
+        Also return which token of a document had the largest product.
+
+    Returns
+    -------
+    scores : Tensor, shape (N,) or (Q, N)
+        float64 for float64 tensors, else float32.
+    index : Tensor of int64, shape (N, Lq) or (Q, N, Lq)
+        It is returned only with `return_index`.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        They have the same causes as in `cattn.maxsim`.
+    NotImplementedError
+        A gradient is needed. cattn computes none.
+
+    Notes
+    -----
+    The number of threads is that of `torch.get_num_threads`, as in `scaled_dot_product_attention`. torch.compile does
+    not look into the function.
+
+    Examples
+    --------
+    >>> import torch, cattn.torch
+    >>> query, documents = torch.randn(32, 128), torch.randn(10, 200, 128)
+    >>> cattn.torch.maxsim(query, documents).shape
+    torch.Size([10])
+    """
+    integers = {
+        "document_lengths": document_lengths,
+        "document_indptr": document_indptr,
+        "query_lengths": query_lengths,
+    }
+    return uncompiled(_maxsim, query, document, integers, return_index)
+
+
+def _maxsim(query, document, integers, return_index):
+    arrays = read("query", query), read("document", document)
+    integers = {name: read(name, x) if isinstance(x, Tensor) else x for name, x in integers.items()}
+    result = cattn.maxsim(*arrays, **integers, return_index=return_index, num_threads=num_threads())
+    return tuple(map(to_tensor, result)) if isinstance(result, tuple) else to_tensor(result)
 
 
 def _refuse_others(**given):

@@ -16,6 +16,22 @@ static const cattn_argument *cattn_wrong_argument(int status)
     return &cattn_arguments[argument];
 }
 
+/* What is expected of each argument of cattn_maxsim, in the order of their numbers. */
+static const char *const cattn_maxsim_messages[CATTN_MAXSIM_END - CATTN_MAXSIM_ARGS] = {
+    "args: expected a struct that begins as cattn_maxsim_defaults() and that this version of cattn knows",
+    "num_threads: expected 0 or more",
+    "query: expected (Lq, D) or (Q, Lq, D) of CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOAT16 or CATTN_BFLOAT16, with D from "
+    "1 to 16384",
+    "document: expected (N, Ld, D), or (all tokens, D) with document_indptr, of the type of query, or of CATTN_FLOAT16 or "
+    "CATTN_BFLOAT16 beside CATTN_FLOAT32",
+    "out: expected (N), or (Q, N) if query has 3 axes, of CATTN_FLOAT64 if query has it, else CATTN_FLOAT32, in memory of "
+    "its own",
+    "query_lengths: expected (Q) aligned CATTN_INT64 from 0 to Lq",
+    "document_lengths: expected (N) aligned CATTN_INT64 from 0 to Ld, and none beside document_indptr",
+    "document_indptr: expected (N + 1) contiguous, aligned CATTN_INT64 that ascend from 0 to the number of all tokens, "
+    "beside a document of 2 axes and only there",
+    "index: expected (N, Lq), or (Q, N, Lq) if query has 3 axes, of CATTN_INT64, in memory of its own"};
+
 static const char *cattn_status_message(int status)
 {
     const cattn_argument *argument = cattn_wrong_argument(status);
@@ -26,6 +42,8 @@ static const char *cattn_status_message(int status)
     case CATTN_TOO_MANY_TASKS: return "query, key: expected a batch of at most 2^48 tasks";
     case CATTN_NOT_IMPORTED: return "cattn_import() has not been called in this source file";
     }
+    if (status >> 8 >= CATTN_MAXSIM_ARGS && status >> 8 < CATTN_MAXSIM_END)
+        return cattn_maxsim_messages[(status >> 8) - CATTN_MAXSIM_ARGS];
     return argument == NULL ? "this is not a status of cattn" : argument->messages[CATTN_REASON_OF(status)];
 }
 

@@ -14,6 +14,7 @@ cimport numpy as cnp
 
 from arrays cimport set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
 from c_api cimport attend_for_c, explain_for_c
+from c_maxsim cimport compare_for_c
 from c_arguments cimport cattn_status_message
 from caller cimport Caller
 from calls cimport explain_calls
@@ -28,7 +29,7 @@ from system.system cimport (
 from tiles.portable_table cimport fill_portable
 from tiles.tiles cimport cattn_table
 from work cimport gains_by_threads, work_of
-from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api
+from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api, cattn_maxsim_args
 
 cdef extern from *:
     """
@@ -599,10 +600,15 @@ cdef size_t explanation_for_c(const cattn_attention_args *args, int status, char
     return explain_for_c(args, status, text, size)
 
 
+cdef int maxsim_for_c(const cattn_maxsim_args *args) noexcept nogil:
+    return compare_for_c(args, &machine)
+
+
 cdef cattn_c_api c_functions
 c_functions.abi = CATTN_C_ABI
 c_functions.version = CATTN_C_VERSION
 c_functions.attention = attention_for_c
 c_functions.message = cattn_status_message
 c_functions.explain = explanation_for_c
+c_functions.maxsim = maxsim_for_c
 c_api = PyCapsule_New(&c_functions, "cattn._kernel.c_api", NULL)   # what cattn_import() of cattn.h looks for

@@ -72,6 +72,7 @@ class Functions(ctypes.Structure):
         ("attention", ctypes.c_void_p),
         ("message", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)),
         ("explain", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)),
+        ("maxsim", ctypes.c_void_p),
     ]
 
 

@@ -150,6 +150,7 @@ FUNCTIONS = _all(
         integrations.check_torch,
         "torch",
     ),
+    Function("torch.maxsim", integrations.draw_torch_maxsim, integrations.call_torch_maxsim, own.check_maxsim, "torch"),
     Function(
         "transformers.register",
         integrations.draw_transformers,

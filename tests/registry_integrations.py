@@ -6,7 +6,15 @@ import types
 import cases
 import numpy as np
 from kappa import assert_accurate
-from registry_own import SMALL, SMALLER, check_attention, check_attention_varlen, draw_attention_varlen, draw_case
+from registry_own import (
+    SMALL,
+    SMALLER,
+    check_attention,
+    check_attention_varlen,
+    draw_attention_varlen,
+    draw_case,
+    draw_maxsim,
+)
 
 from cattn._modifiers import names_in
 
@@ -201,3 +209,16 @@ def call_dask(num_threads=1, **arguments):
         chunks = [max(1, -(-n // 2)) if axis == x.ndim - 2 else -1 for axis, n in enumerate(x.shape)]
         arguments[name] = da.from_array(x, chunks)
     return cattn.dask.attention(**arguments, num_threads=num_threads).compute(scheduler="sync")
+
+
+def draw_torch_maxsim(seed, types=tuple(cases.TYPES), work=SMALL):
+    case = draw_maxsim(seed, types, work)
+    return {name: x for name, x in case.items() if name != "out"}
+
+
+def call_torch_maxsim(num_threads=None, **arguments):
+    import cattn.torch
+
+    tensors = {name: to_tensor(x) if isinstance(x, np.ndarray) else x for name, x in arguments.items()}
+    result = cattn.torch.maxsim(**tensors)
+    return tuple(map(to_array, result)) if isinstance(result, tuple) else to_array(result)

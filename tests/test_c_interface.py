@@ -384,7 +384,7 @@ import sys
 import cattn._kernel
 
 class Functions(ctypes.Structure):
-    _fields_ = [("abi", ctypes.c_int), ("version", ctypes.c_int), ("others", ctypes.c_void_p * 3)]
+    _fields_ = [("abi", ctypes.c_int), ("version", ctypes.c_int), ("others", ctypes.c_void_p * 4)]
 
 abi, version = map(int, sys.argv[1:3])
 functions, name = Functions(abi, version), sys.argv[3].encode()
@@ -400,7 +400,7 @@ except ImportError as error:
     print(error)
 """
 NAME = "cattn._kernel.c_api"
-FOR = "cattn: expected version 1.2 of the interface for C, for which this module was compiled, found"
+FOR = "cattn: expected version 1.3 of the interface for C, for which this module was compiled, found"
 WITHOUT = "cattn: expected a version with an interface for C, found one without it; update cattn"
 
 
@@ -409,9 +409,9 @@ WITHOUT = "cattn: expected a version with an interface for C, found one without 
 @pytest.mark.parametrize(
     "abi, version, name, expected",
     [
-        (1, 2, NAME, ""),
         (1, 3, NAME, ""),
-        (1, 1, NAME, f"{FOR} 1.1; update cattn"),
+        (1, 4, NAME, ""),
+        (1, 2, NAME, f"{FOR} 1.2; update cattn"),
         (2, 1, NAME, f"{FOR} 2.1; compile this module again"),
         (0, 0, NAME, WITHOUT),
         (1, 1, "another", WITHOUT),
