@@ -1,4 +1,4 @@
-"""Time MaxSim beside NumPy, PyTorch's einsum, sentence-transformers, JAX and NumKong: `python benchmarks/maxsim.py --help`.
+"""Time MaxSim beside NumPy, PyTorch's einsum, sentence-transformers, JAX and NumKong.
 
     pip install 'cattn[bench]' sentence-transformers jax numkong && python benchmarks/maxsim.py --write
 
@@ -222,7 +222,33 @@ def main():
                 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
             os.execv(sys.executable, [sys.executable, *sys.argv])
     names = [name for name in ENGINES if name not in MODULES or importlib.util.find_spec(MODULES[name])]
-    print(table(options, names))
+    page = PAGE.format(table=table(options, names), threads=options.threads, isa=isa(), month=time.strftime("%B %Y"))
+    print(page)
+    if options.write:
+        (HERE / "MAXSIM.md").write_text(page, encoding="utf-8")
+
+
+def isa():
+    from cattn import _kernel
+
+    return _kernel.isa()
+
+
+PAGE = """\
+# MaxSim
+
+`python benchmarks/maxsim.py --write` wrote this page in {month}, with {threads} thread(s) and the kernel table {isa}. A
+figure is the median time of a call, and in parentheses the largest error of a score. All engines take turns in one
+process. Vectors have 128 numbers and length 1. *limit* is the time that the machine's multiply-adds or its memory
+leave. NumKong quantises vectors when it packs them, which is not timed. The cases are
+
+- `colpali`: a query of 32 tokens, 1,000 documents of 666 tokens; `colpali-bfloat16` is the same in bfloat16;
+- `packed`: the same query, 2,000 documents of 20 to 300 tokens; packed for cattn, NumPy and NumKong, else padded;
+- `queries`: 32 queries of 32 tokens at once, 50 documents of 666 tokens;
+- `neighbour`: one query token, 1,000 documents of 666 tokens.
+
+{table}
+"""
 
 
 def table(options, names):

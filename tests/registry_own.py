@@ -355,7 +355,7 @@ def check_maxsim(arguments, result):
     assert scores.dtype == arithmetic
     assert maxsim_kappa(scores, case) <= allowed(maxsim_kappa(reference.maxsim(**case, dtype=arithmetic), case))
     if with_index:
-        expected, expected_index = reference.maxsim(**case, return_index=True)
+        _, expected_index = reference.maxsim(**case, return_index=True)
         assert index.dtype == np.int64 and index.shape == expected_index.shape
         assert np.array_equal(index < 0, expected_index < 0)
 

@@ -35,6 +35,7 @@ from c_interface_calls import (
     capsule,
     capsule_with_gil,
     check,
+    described,
     functions,
     load,
     message,
@@ -518,3 +519,65 @@ def test_declarations_for_cython_are_those_of_the_header():
 
 def test_get_include():
     assert [path.name for path in Path(cattn.get_include()).glob("*.h")] == ["cattn.h"]
+
+
+# MaxSim
+
+
+class MaxsimArgs(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("num_threads", ctypes.c_int),
+        *((name, Array) for name in ("query", "document", "out")),
+        *((name, Array) for name in ("query_lengths", "document_lengths", "document_indptr", "index")),
+        ("wants_to_stop", WantsToStop),
+        ("context", ctypes.c_void_p),
+    ]
+
+
+def maxsim(num_threads=0, struct_size=None, **arrays):
+    """Call cattn_maxsim, and return its message."""
+    args, alive = MaxsimArgs(struct_size=struct_size or ctypes.sizeof(MaxsimArgs), num_threads=num_threads), []
+    for name, array in arrays.items():
+        field, memory = described(array)
+        setattr(args, name, Array(*field))
+        alive.append(memory)
+    call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(functions().maxsim)
+    return functions().message(call(ctypes.addressof(args))).decode()
+
+
+@EVERY_TYPE
+def test_maxsim(dtype):
+    query, document = normal(2, 9, 20, dtype=dtype), normal(5, 30, 20, dtype=dtype)
+    lengths = np.array([30, 0, 7, 12, 1])
+    expected = cattn.maxsim(query, document, document_lengths=lengths, return_index=True)
+    out, index = np.zeros_like(expected[0]), np.zeros_like(expected[1])
+    assert maxsim(query=query, document=document, document_lengths=lengths, out=out, index=index) == "done"
+    assert_same_bits((out, index), expected)
+    packed, indptr = cattn.unpad(document, lengths)
+    alone = np.zeros_like(out[0])
+    case = {"document": packed, "document_indptr": indptr, "out": alone}
+    assert maxsim(query=np.asfortranarray(query[0]), **case, num_threads=2) == "done"
+    assert_same_bits(alone, expected[0][0])
+
+
+def test_errors_of_maxsim():
+    query, document, out = normal(9, 20), normal(5, 30, 20), np.zeros(5, np.float32)
+    right = {"query": query, "document": document, "out": out}
+    packed = right | {"document": document[0], "document_indptr": np.array([0, 4, 9, 9, 20, 30])}
+    assert maxsim(**right) == maxsim(**packed) == "done"
+    for name, wrong in {
+        "query": right | {"query": query[:, :3]},
+        "document": right | {"document": document.astype(np.float64)},
+        "out": right | {"out": np.zeros(4, np.float32)},
+        "out ": right | {"out": query[0, :5]},
+        "document_lengths": right | {"document_lengths": np.array([31, 0, 0, 0, 0])},
+        "query_lengths": right | {"query_lengths": np.array([10])},
+        "document_indptr": right | {"document": document[0]},
+        "document_indptr ": packed | {"document_indptr": np.array([0, 4, 3, 9, 20, 30])},
+        "index": right | {"index": np.zeros((5, 8), np.int64)},
+        "num_threads": right | {"num_threads": -1},
+        "args": right | {"struct_size": 8},
+    }.items():
+        message = maxsim(**wrong)
+        assert message.startswith({"query": "document"}.get(name, name.strip()) + ": expected"), message

@@ -243,6 +243,8 @@ def long_arguments(name):
         sizes = {"batch": 1, "num_kv_heads": 8, "head_size": 64, "value_size": 64, "dtype": "float32"}
         key = repeated(1, 8, KEYS // 10, 64)
         return {"query": repeated(1, 8, 512, 64), "key": key, "value": key} | sizes
+    if name in ("maxsim", "torch.maxsim"):
+        return {"query": repeated(8, 512, 64), "document": repeated(KEYS // 100, 100, 64)}
     batch = (1,) if name == "transformers.register" else ()
     return {
         "query": repeated(*batch, 8, 512, 64),

@@ -41,7 +41,7 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
         const int last = start + PAIR_RUN >= pairs;
         ptrdiff_t c = start;
         F(clear)(sum, wide, vectors);
-        ask_ahead(ahead, 2 * start, 2 * PAIR_RUN, wide);
+        ask_ahead(ahead, 2 * start, 4 * PAIR_RUN / 64, 0, wide);
 #define PAIR_STEP(key_word)                                                                  \
         UNROLL for (int j = 0; j < wide; j++) {                                              \
             const words word = key_word(key[j] + c * 4);                                     \

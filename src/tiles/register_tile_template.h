@@ -98,17 +98,16 @@ typedef struct {
     ptrdiff_t stride, item;   /* bytes from row to row, and from column to column */
 } rows_ahead;
 
-/* Asks for the columns [start, start + run) of `wide` rows, if there are any. */
-INLINE void ask_ahead(const rows_ahead *ahead, ptrdiff_t start, const ptrdiff_t run, const int wide)
+/* Asks for `lines` lines of each of `count` rows, from column `start` and row `row` on, if there are any rows. */
+INLINE void ask_ahead(const rows_ahead *ahead, ptrdiff_t start, const int lines, const int row, const int count)
 {
     enum { LINE = 64 };
     if (ahead == NULL)
         return;
-    for (ptrdiff_t at = start * ahead->item, end = at + run * ahead->item; at < end; at += LINE) {
-        const char *row = ahead->first + at;
-        for (int j = 0; j < wide; j++, row += ahead->stride)
-            CATTN_PREFETCH(row);
-    }
+    const char *first = ahead->first + start * ahead->item + row * ahead->stride;
+    UNROLL for (int j = 0; j < count; j++)
+        UNROLL for (int line = 0; line < lines; line++)
+            CATTN_PREFETCH(first + j * ahead->stride + line * LINE);
 }
 #endif
 

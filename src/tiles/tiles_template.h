@@ -75,6 +75,7 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
                            const rows_ahead *ahead, const int wide, const int vectors)
 {
     (void)scale;
+    enum { lines = COLUMN_RUN * sizeof(REAL) / 64 };   /* of a row of memory, for each run */
     const REAL *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
     UNROLL for (int j = 0; j < wide; j++) {
@@ -85,12 +86,25 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
         const ptrdiff_t columns = AT_MOST(size - start, COLUMN_RUN);
         ptrdiff_t c = start;
         F(clear)(sum, wide, vectors);
-        ask_ahead(ahead, start, COLUMN_RUN, wide);
 #define SCORES_STEP                                                                                                  \
         EACH_SUM(j, v)                                                                                               \
             sum[j][v] = F(muladd)(queries[c * TILE_VECTORS + v], F(splat)(key[j][c]), sum[j][v]);                    \
         c++;
-        STEPS(SCORES_STEP, columns, COLUMN_RUN)
+        if (ahead != NULL && vectors <= 2 && columns == COLUMN_RUN) {
+            /* What lies far away is asked for a few lines at a time. Beside more vectors there is time enough, and a
+             * loop of its own would cost them registers. */
+            enum { PARTS = 4 };
+            const int share = (wide + PARTS - 1) / PARTS;
+            for (int part = 0; part < PARTS; part++) {
+                ask_ahead(ahead, start, lines, part * share, share);
+                UNROLL for (int i = 0; i < COLUMN_RUN / PARTS; i++) {
+                    SCORES_STEP
+                }
+            }
+        } else {
+            ask_ahead(ahead, start, lines, 0, wide);
+            STEPS(SCORES_STEP, columns, COLUMN_RUN)
+        }
 #undef SCORES_STEP
         OPAQUE(scores);   /* or its loads move up before the branches, into spilled registers */
         if (start != 0) {
