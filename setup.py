@@ -21,7 +21,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-TABLES = ["vec128", "avx2", "avx512", "avx512bf16", "amx"]
+TABLES = ["vec128", "neon", "avx2", "avx512", "avx512bf16", "amx"]
 SOURCES = ["kernel.pyx", "system/pool.c", "system/cpu.c", *(f"tiles/{table}.c" for table in TABLES)]
 SOURCES = [f"src/{name}" for name in SOURCES]
 # What they include or cimport.

@@ -107,6 +107,11 @@ static int runs_amx(void)
 #endif
 }
 
+static int runs_neon(void)
+{
+    return CATTN_HAS_NEON;   /* the baseline has it */
+}
+
 static int runs_vec128(void)
 {
     return CATTN_HAS_VEC128;   /* 128 bits are the baseline wherever this table compiles */
@@ -123,6 +128,7 @@ static const struct {
     {"avx512bf16", runs_avx512bf16, cattn_override_avx512bf16, 1},
     {"avx512", runs_avx512, cattn_override_avx512, 0},
     {"avx2", runs_avx2, cattn_override_avx2, 0},
+    {"neon", runs_neon, cattn_override_neon, 0},
     {"vec128", runs_vec128, cattn_override_vec128, 0},
 };
 

@@ -13,6 +13,13 @@
 #define CATTN_HAS_VEC128 0
 #endif
 
+/* Its numbers lie in lanes as they lie in memory, which big-endian processors would swap. */
+#if CATTN_HAS_VEC128 && defined(__aarch64__) && !defined(__AARCH64EB__)
+#define CATTN_HAS_NEON 1
+#else
+#define CATTN_HAS_NEON 0
+#endif
+
 /* gcc on 64-bit Windows aligns the stack to 16 bytes only and spills wider vectors to it all the same (its bug 54412).
  * Before version 19, clang-cl's <immintrin.h> leaves out what the command line does not enable. */
 #if !CATTN_HAS_VEC128 || !defined(__x86_64__)
@@ -44,6 +51,7 @@
 
 /* Each replaces the entries that it improves. Entries that depend on `lanes` are replaced together. */
 void cattn_override_vec128(cattn_table *table);
+void cattn_override_neon(cattn_table *table);
 void cattn_override_avx2(cattn_table *table);
 void cattn_override_avx512(cattn_table *table);
 void cattn_override_avx512bf16(cattn_table *table);

@@ -49,6 +49,11 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
             step                                                   \
         }                                                          \
     }
+#elif defined(MULTIPLIES_BY_LANE)   /* a step is long enough */
+#define STEPS(step, count, run)                                    \
+    for (ptrdiff_t i = 0; i < (count); i++) {                      \
+        step                                                       \
+    }
 #else
 #define STEPS(step, count, run)                                    \
     UNROLL_EIGHT for (ptrdiff_t i = 0; i < (count); i++) {         \

@@ -38,4 +38,8 @@ TILES_PRAGMA(GCC target(TILES_TARGET))
 /* Python's flags let signed numbers wrap. gcc then orders FMAs and broadcasts so that the units wait. */
 #pragma GCC optimize("no-wrapv")
 #endif
+#elif defined(TILES_NEON) && !defined(__clang__)
+#pragma GCC push_options
+/* gcc would move loads and FMAs apart before it assigns registers, and then have too few of those. */
+#pragma GCC optimize("no-schedule-insns")
 #endif

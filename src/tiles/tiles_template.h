@@ -86,6 +86,20 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
         const ptrdiff_t columns = AT_MOST(size - start, COLUMN_RUN);
         ptrdiff_t c = start;
         F(clear)(sum, wide, vectors);
+#if defined(MULTIPLIES_BY_LANE)
+#define SCORES_STEP(n)                                                                                               \
+        UNROLL for (int j = 0; j < wide; j++)                                                                        \
+            factors[j] = F(load_factors)(key[j] + c, n);                                                             \
+        UNROLL for (int i = 0; i < n; i++)                                                                           \
+            UNROLL for (int v = 0; v < vectors; v++)                                                                 \
+                UNROLL for (int j = 0; j < wide; j++)                                                                \
+                    sum[j][v] = F(muladd_by)(queries[(c + i) * TILE_VECTORS + v], factors[j], i, sum[j][v]);         \
+        c += n;
+        vector factors[TILE_WIDE];
+        ask_ahead(ahead, start, lines, 0, wide);
+        STEPS(SCORES_STEP(QUAD), columns / QUAD, COLUMN_RUN / QUAD)
+        STEPS(SCORES_STEP(1), columns % QUAD, 1)
+#else
 #define SCORES_STEP                                                                                                  \
         EACH_SUM(j, v)                                                                                               \
             sum[j][v] = F(muladd)(queries[c * TILE_VECTORS + v], F(splat)(key[j][c]), sum[j][v]);                    \
@@ -105,6 +119,7 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
             ask_ahead(ahead, start, lines, 0, wide);
             STEPS(SCORES_STEP, columns, COLUMN_RUN)
         }
+#endif
 #undef SCORES_STEP
         OPAQUE(scores);   /* or its loads move up before the branches, into spilled registers */
         if (start != 0) {
@@ -193,11 +208,23 @@ INLINE void F(values_tile)(vector *output, vector *block_output, const vector *r
     OPAQUE(output);
     OPAQUE(block_output);
     F(clear)(sum, wide, vectors);
+#if defined(MULTIPLIES_BY_LANE)
+#define VALUES_STEP                                                                                                 \
+    UNROLL for (int c = 0; c < wide; c += QUAD)                                                                     \
+        factors[c / QUAD] = F(load_factors)((const REAL *)values + c, AT_MOST(wide - c, QUAD));                     \
+    UNROLL for (int v = 0; v < vectors; v++)                                                                        \
+        UNROLL for (int c = 0; c < wide; c++)                                                                       \
+            sum[c][v] = F(muladd_by)(weights[v], factors[c / QUAD], c % QUAD, sum[c][v]);                           \
+    weights += TILE_VECTORS;                                                                                        \
+    values += stride;
+    vector factors[(TILE_WIDE + QUAD - 1) / QUAD];
+#else
 #define VALUES_STEP                                                                                                 \
     EACH_SUM(c, v)                                                                                                  \
         sum[c][v] = F(muladd)(weights[v], F(splat)(((const REAL *)values)[c]), sum[c][v]);                          \
     weights += TILE_VECTORS;                                                                                        \
     values += stride;
+#endif
     STEPS(VALUES_STEP, count, RUN)
 #undef VALUES_STEP
     OPAQUE(output);   /* or loads move up before the branches, into spilled registers */
@@ -469,4 +496,6 @@ static void F(override)(cattn_table *table)
 #undef HIGH_PAIRS
 #undef EVEN
 #undef ODD
+#undef LOADS_QUADS
+#undef MULTIPLIES_BY_LANE
 #undef WITH_TYPE

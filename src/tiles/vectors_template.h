@@ -55,7 +55,9 @@ enum { MANTISSA_32 = 23, MANTISSA_64 = 52, EXPONENT_BIAS_32 = 127, EXPONENT_BIAS
 #define LANES (TILE_VECTORS * WIDTH)           /* rows of a many-row tile */
 #define HALF (2 * WIDTH)                       /* and of a half of one */
 #define QUAD (16 / (REAL_BITS / 8))            /* reals in 128 bits: what most shuffles stay inside */
+#if !defined(FEW_SUMS)
 #define FEW_SUMS (WIDTH > 8 ? WIDTH : 8)       /* accumulators of the few-row tiles: 2 FMAs a cycle · latency 4 */
+#endif
 
 /* They may alias, because tiles are plain reals to everyone else. */
 typedef REAL F(vector) __attribute__((vector_size(VECTOR_BYTES), may_alias));
@@ -113,7 +115,7 @@ INLINE vector F(select)(integers condition, vector yes, vector no)
 #include "vectors_avx2.h"
 #elif defined(__SSE2__) && VECTOR_BYTES == 16
 #include "vectors_sse2.h"
-#elif defined(__aarch64__) && VECTOR_BYTES == 16
+#elif defined(__aarch64__) && VECTOR_BYTES == 16   /* vec128 takes a part of it */
 #include "vectors_neon.h"
 #endif
 #include "vectors_generic.h"

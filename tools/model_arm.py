@@ -1,0 +1,182 @@
+"""Model the inner loops of a kernel table on ARM processors that nobody here has: `python tools/model_arm.py`.
+
+The script compiles the tables for aarch64 with gcc and Clang, cuts the inner loops out of the assembly, and lets llvm-mca
+compute how many cycles a turn takes on a model of the processor's pipes. The model knows no caches, no branches and no
+memory: all loads hit L1. It shows what limits a loop, and what a change of it brings. It measures nothing.
+
+A line has, for each processor:
+
+    scores, values        the share of the peak, which is the rate of multiply-adds that do not depend on each other
+    exponentials          cycles per score
+    few rows              cycles per vector of keys or values, and of those how many its loads or its multiply-adds
+                          would take alone, whichever is more
+
+and, of the code, instructions per multiply-add (per score), and how many instructions of the loop touch the stack: spilled
+registers. Debian's packages: gcc-12-aarch64-linux-gnu, libc6-dev-arm64-cross, clang-19, llvm-19.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILERS = {
+    "gcc 12": ["aarch64-linux-gnu-gcc-12"],
+    "clang 19": ["clang-19", "--target=aarch64-linux-gnu", "-I/usr/aarch64-linux-gnu/include"],
+}
+# As setup.py compiles it.
+FLAGS = "-O3 -std=gnu11 -ffp-contract=fast -fno-trapping-math -fno-math-errno -fPIC -g0 -S".split()
+# A name of llvm-mca's, and how many multiply-adds of 128 bits the processor begins in a cycle.
+PROCESSORS = {
+    "N1": ("neoverse-n1", 2),
+    "V1": ("neoverse-v1", 4),
+    "V2": ("neoverse-v2", 4),
+    "M1": ("apple-m1", 4),
+}
+# What is cut out: a name, the function that has the loop, and the kind of figure.
+LOOPS = [
+    ("scores", "scores_{bits}", "tile"),
+    ("values", "values_{bits}", "tile"),
+    ("exponentials", "exponentials_{bits}", "exponentials"),
+    *((f"few rows: scores of {n}", f"few_scores_of_{n}_{{bits}}", "few") for n in (1, 2, 4)),
+    *((f"few rows: values of {n}", f"few_values_of_{n}_{{bits}}", "few") for n in (1, 2, 4)),
+]
+FMA = re.compile(r"fml[as]\s+v")
+BRANCH = re.compile(r"(?:b|b\.?[a-z][a-z]|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
+VECTOR_LOAD = re.compile(r"ldp?r?u?r?\s+(q\d+)(?:, (q\d+))?, \[(\w+)")
+VECTOR_STORE = re.compile(r"stp?r?u?r?\s+(q\d+)(?:, (q\d+))?, \[(\w+)")
+
+
+def assembly(compiler, table):
+    """Return the lines of each function of a table, as the compiler writes them for aarch64."""
+    with tempfile.NamedTemporaryFile(suffix=".s") as file:
+        includes = [f"-I{ROOT / name}" for name in ("src", "cattn")]
+        source = ROOT / "src" / "tiles" / f"{table}.c"
+        subprocess.run([*COMPILERS[compiler], *FLAGS, *includes, source, "-o", file.name], check=True)
+        text = Path(file.name).read_text()
+    functions, lines = {}, []
+    for line in text.splitlines():
+        line = re.split(r"//|\s#\s", line)[0].strip()
+        if name := re.fullmatch(r"([A-Za-z_]\w*)(?:\.\w+)*:", line):
+            lines = functions.setdefault(name[1], [])
+        elif line and (not line.startswith(".") or line.endswith(":")):
+            lines.append(re.sub(r"\s+", " ", line))
+    return functions
+
+
+def inner_loops(lines):
+    """Return the instructions of each innermost loop: what lies between a label and a branch back to it."""
+    place = {line[:-1]: number for number, line in enumerate(lines) if line.endswith(":")}
+    back = []   # (label, branch)
+    for number, line in enumerate(lines):
+        branch = BRANCH.match(line)
+        if branch and place.get(branch[1], number) < number:
+            back.append((place[branch[1]], number))
+    return [lines[start + 1 : end + 1] for start, end in back if is_loop(lines, start, end)]
+
+
+def is_loop(lines, start, end):
+    """Return whether the lines from a label to a branch back to it are passed from top to bottom in every turn, but for
+    branches over a few of them."""
+    inside = {line[:-1] for line in lines[start + 1 : end] if line.endswith(":")}
+    for number, line in enumerate(lines):
+        branch = BRANCH.match(line)
+        if not branch or number == end:
+            continue
+        if start < number < end and (branch[1] not in inside or lines.index(branch[1] + ":") < number):
+            return False
+    return True
+
+
+def cycles(loop, processor):
+    """Return the cycles that llvm-mca computes for one turn of a loop."""
+    total = []
+    for turns in (100, 300):
+        command = ["llvm-mca-19", "-mtriple=aarch64", f"-mcpu={PROCESSORS[processor][0]}", f"-iterations={turns}"]
+        text = "\n".join(line for line in loop if not line.endswith(":"))
+        result = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+        total.append(int(re.search(r"Total Cycles: +(\d+)", result.stdout)[1]))
+    return (total[1] - total[0]) / 200
+
+
+def independent(name, operands, count):
+    return [f"{name} {operands.format(n % 24)}" for n in range(count)]
+
+
+def registers(pattern, loop):
+    """Return how many vector registers the loop loads or stores, without those of the stack."""
+    found = [match for line in loop if (match := pattern.match(line)) and match[3] != "sp"]
+    return sum(2 if match[2] else 1 for match in found)
+
+
+def spills(loop):
+    return sum(bool(re.search(r"\[(sp|x29)\b", line)) for line in loop)
+
+
+def accumulators(loop):
+    return len({line.split(" ")[1].rstrip(",") for line in loop if FMA.match(line)})
+
+
+def count_fmas(loop):
+    return sum(bool(FMA.match(line)) for line in loop)
+
+
+def chosen(functions, name, kind):
+    """Return the loop that a long block spends its time in: of the widest tile, and its longest."""
+    loops = [loop for key in functions if re.fullmatch(rf"{name}(?:_isra_\d+|_part_\d+)?", key)
+             for loop in inner_loops(functions[key])]
+    if kind == "exponentials":
+        loops = [loop for loop in loops if registers(VECTOR_STORE, loop) and any("shl" in line for line in loop)]
+    if kind == "few":   # float32, not the types that are widened
+        loops = [loop for loop in loops if registers(VECTOR_LOAD, loop) and not any(re.match("u?s?shll|fcvtl|zip", line) for line in loop)]
+        return max(loops, key=lambda loop: (count_fmas(loop), -len(loop)))
+    return max(loops, key=lambda loop: (accumulators(loop), count_fmas(loop)))
+
+
+def line_of(loop, kind, bits):
+    """Return the figures of a loop for each processor, and those of its code."""
+    fmas, cells = count_fmas(loop), []
+    if kind == "exponentials":
+        unit = registers(VECTOR_STORE, loop) * 128 // bits
+    elif kind == "few":
+        unit = registers(VECTOR_LOAD, loop)
+    else:
+        unit = fmas
+    for processor in PROCESSORS:
+        turn = cycles(loop, processor)
+        alone = 1 / PROCESSORS[processor][1]
+        if kind == "tile":
+            cells.append(f"{100 * fmas * alone / turn:.0f}%")
+        elif kind == "exponentials":
+            cells.append(f"{turn / unit:.2f}")
+        else:
+            loads = cycles(independent("ldr", "q{}, [x1]", 240), processor) / 240 * registers(VECTOR_LOAD, loop)
+            cells.append(f"{turn:.1f} (loads {loads:.1f}, multiply-adds {fmas * alone:.1f})")
+    return [*cells, f"{len(loop) / unit:.2f}", f"{accumulators(loop)}", f"{spills(loop)}"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tables", default="vec128,neon", help="the tables, with commas between them")
+    parser.add_argument("--compilers", default=",".join(COMPILERS))
+    parser.add_argument("--bits", default="32", help="32, 64 or both: float32 and float64")
+    parser.add_argument("--loops", default="", help="only those whose names contain this")
+    parser.add_argument("--show", help="print the loop of this name")
+    arguments = parser.parse_args()
+    print("| loop | table | compiler |", " | ".join(PROCESSORS), "| instructions | accumulators | spills |")
+    print("|---" * (6 + len(PROCESSORS)) + "|")
+    for compiler in arguments.compilers.split(","):
+        for table in arguments.tables.split(","):
+            functions = assembly(compiler, table)
+            for bits in map(int, arguments.bits.split(",")):
+                for title, name, kind in (loop for loop in LOOPS if re.search(arguments.loops, loop[0])):
+                    loop = chosen(functions, name.format(bits=bits), kind)
+                    if title == arguments.show:
+                        print("\n".join(loop))
+                    print("|", " | ".join([f"{title}, {bits}", table, compiler, *line_of(loop, kind, bits)]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
