@@ -16,7 +16,7 @@ class Plan:
     strategy : {"many rows", "few rows"}
         "many rows" has rows in the lanes of vectors. "few rows" has the head size there; it is used where at most 8
         rows share a key head, as in decoding. A row is one query of one head.
-    isa : {"portable", "vec128", "avx2", "avx512", "avx512bf16", "amx"}
+    isa : {"portable", "vec128", "neon", "avx2", "avx512", "avx512bf16", "amx"}
         The kernel table in use.
     lanes : int
         The number of rows of a tile. They are computed side by side, and share each load of a key.

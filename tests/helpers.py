@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 PACKAGE = Path(cattn.__file__).parent
 
 EVERY_TYPE = pytest.mark.parametrize("dtype", list(cases.TYPES.values()), ids=str)
-TABLES = ("portable", "vec128", "avx2", "avx512", "avx512bf16", "amx")
+TABLES = ("portable", "vec128", "neon", "avx2", "avx512", "avx512bf16", "amx")
 NOT_HERE = pytest.mark.skip(reason="this kernel table does not run here")
 EVERY_TABLE = pytest.mark.parametrize(
     "isa", [isa if isa in _kernel.runnable_isas() else pytest.param(isa, marks=NOT_HERE) for isa in TABLES]

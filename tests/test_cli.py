@@ -107,7 +107,7 @@ def test_an_environment_that_cannot_be_used_takes_one_line(command, tmp_path):
     (tmp_path / "cattn").write_text("import sys\nfrom cattn._cli import main\nsys.exit(main())\n")
     result = run_python("-W", "error", *command, "info", cwd=tmp_path, CATTN_ISA="nope")
     assert (result.returncode, result.stdout) == (2, "")
-    expected = "cattn: error: CATTN_ISA: expected portable, vec128, avx2, avx512, avx512bf16 or amx, got 'nope'\n"
+    expected = "cattn: error: CATTN_ISA: expected portable, vec128, neon, avx2, avx512, avx512bf16 or amx, got 'nope'\n"
     assert result.stderr == expected
 
 

@@ -181,7 +181,7 @@ def test_an_unknown_kernel_table(name):
     done = run_python("-c", "import cattn", CATTN_ISA=os.fsdecode(name))
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
-    names = "portable, vec128, avx2, avx512, avx512bf16 or amx"
+    names = "portable, vec128, neon, avx2, avx512, avx512bf16 or amx"
     expected = f"ImportError: CATTN_ISA: expected {names}, got {os.fsdecode(name)!r}"
     assert done.stderr.splitlines()[-1] == expected
 

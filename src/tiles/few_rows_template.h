@@ -134,7 +134,7 @@ INLINE vector F(few_weights)(REAL *scores, ptrdiff_t j, ptrdiff_t count, const R
     vector sum = {0};
     for (const ptrdiff_t end = F(run_end)(j, count, FEW_WEIGHTS * WIDTH); j < end; j += WIDTH) {
         const ptrdiff_t keys = count - j;
-        vector weight = (F(load_up_to)(scores + j, keys) - shift) * (REAL)CATTN_LOG2E;
+        vector weight = EXPONENT(F(load_up_to)(scores + j, keys) - shift);
         F(exponential)(&weight, 1);
         F(store_up_to)(scores + j, weight, keys);
         if (keys < WIDTH)   /* lanes behind the last key add 0, as masked keys there do */

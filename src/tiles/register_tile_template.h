@@ -134,7 +134,7 @@ INLINE vector F(advance)(vector *row_max, vector *row_scale, vector block_max)
 {
     vector next = F(larger)(block_max, *row_max);
     vector shift = F(select)(next == -INFINITE, (vector){0}, next);   /* -inf - -inf would be NaN */
-    *row_scale = (*row_max - shift) * (REAL)CATTN_LOG2E;
+    *row_scale = EXPONENT(*row_max - shift);
     F(exponential)(row_scale, 1);
     *row_max = next;
     return shift;

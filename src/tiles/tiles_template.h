@@ -173,7 +173,7 @@ INLINE void F(exponentials_of)(vector *scores, const cattn_row_tile *tile, ptrdi
             for (ptrdiff_t stop = F(run_end)(j, end, LINK); j < stop; j++) {
                 vector weight[TILE_VECTORS];
                 UNROLL for (int v = 0; v < vectors; v++)
-                    weight[v] = (scores[j * TILE_VECTORS + v] - shift[v]) * (REAL)CATTN_LOG2E;
+                    weight[v] = EXPONENT(scores[j * TILE_VECTORS + v] - shift[v]);
                 F(exponential)(weight, vectors);
                 UNROLL for (int v = 0; v < vectors; v++) {
                     scores[j * TILE_VECTORS + v] = weight[v];
@@ -301,7 +301,7 @@ INLINE void F(merge_sums)(const cattn_total *total, ptrdiff_t v, vector x_max, v
                           vector *x_scale, const int exact)
 {
     const vector shift = F(advance)((vector *)total->softmax.row_max + v, scale, x_max);
-    *x_scale = (x_max - shift) * (REAL)CATTN_LOG2E;
+    *x_scale = EXPONENT(x_max - shift);
     F(exponential)(x_scale, 1);
     F(add_carrying)((vector *)total->softmax.row_sum + v, (vector *)total->row_sum_carry + v, *scale, *x_scale, x_sum,
                     exact);
@@ -498,4 +498,5 @@ static void F(override)(cattn_table *table)
 #undef ODD
 #undef LOADS_QUADS
 #undef MULTIPLIES_BY_LANE
+#undef EXPONENT
 #undef WITH_TYPE

@@ -343,7 +343,7 @@ static const REAL F(for_difference)[] = {
     0.05550410866482166, 0.24022650695910097, 0.6931471805599453};
 #define for_exponential_64 for_difference_64
 #endif
-#define TERMS(coefficients) ((int)(sizeof F(coefficients) / sizeof(REAL)))
+#define TERMS(coefficients) ((int)(sizeof F(coefficients) / sizeof *F(coefficients)))
 
 /* The steps of an exponential are each taken for n vectors, so that what depends on one another stands n instructions
  * apart. */
@@ -368,6 +368,12 @@ INLINE void F(polynomial)(vector *q, const vector *f, const int n, const REAL *c
             q[i] = F(muladd)(q[i], f[i], F(splat)(coefficients[k]));
 }
 
+#if defined(TILES_NEON)
+#include "exponential_neon.h"
+#else
+/* What F(exponential) takes, so that e^difference comes out. */
+#define EXPONENT(difference) ((difference) * (REAL)CATTN_LOG2E)
+
 /* 2^x for x <= 0: 0 from LOWEST down, NaN for NaN. */
 INLINE void F(exponential)(vector *x, const int n)
 {
@@ -380,6 +386,7 @@ INLINE void F(exponential)(vector *x, const int n)
     UNROLL for (int i = 0; i < n; i++)
         x[i] = F(muladd)(q[i], x[i], F(splat)(1)) * power[i];
 }
+#endif
 
 /* cap · tanh(x / cap), from e = exp(-2|x| / cap) - 1: tanh = -e / (2 + e), which loses nothing near 0 because e does
  * not. `factor` is -2·log2(e) / cap. Below -60, e is -1 in both types. */
