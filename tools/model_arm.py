@@ -80,14 +80,13 @@ def inner_loops(lines):
 
 
 def is_loop(lines, start, end):
-    """Return whether the lines from a label to a branch back to it are passed from top to bottom in every turn, but for
-    branches over a few of them."""
-    inside = {line[:-1] for line in lines[start + 1 : end] if line.endswith(":")}
-    for number, line in enumerate(lines):
+    """Return whether no other loop lies between a label and a branch back to it."""
+    passed = set()
+    for line in lines[start:end]:
         branch = BRANCH.match(line)
-        if not branch or number == end:
-            continue
-        if start < number < end and (branch[1] not in inside or lines.index(branch[1] + ":") < number):
+        if line.endswith(":"):
+            passed.add(line[:-1])
+        elif branch and branch[1] in passed:
             return False
     return True
 
@@ -140,7 +139,7 @@ def chosen(functions, name, kind):
         loops = [loop for loop in loops if registers(VECTOR_STORE, loop) and any("shl" in line for line in loop)]
     if kind == "few":   # float32, not the types that are widened
         loops = [loop for loop in loops if registers(VECTOR_LOAD, loop) and not any(re.match("u?s?shll|fcvtl|zip", line) for line in loop)]
-        return max(loops, key=lambda loop: (count_fmas(loop), -len(loop)))
+        return max(loops, key=lambda loop: (count_fmas(loop) / len(loop) > 0.2, count_fmas(loop), -len(loop)))
     return max(loops, key=lambda loop: (accumulators(loop), count_fmas(loop)))
 
 

@@ -56,6 +56,20 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
         vector sum[FEW_SUMS];
         UNROLL for (int i = 0; i < FEW_SUMS; i++)
             sum[i] = (vector){0};
+#if defined(MULTIPLIES_BY_LANE)   /* all steps at once: four pipes want so many sums */
+#define FEW_SCORES_STEPS(n)                                                                                           \
+        UNROLL for (int i = 0; i < steps; i++)                                                                        \
+            F(few_scores_step)(sum + i * rows * wide, queries, size, keys + i * stride, streams_apart * stride, ahead, \
+                               c, n, type, rows, wide);
+        ptrdiff_t c = start;
+        for (; c + WIDTH <= end; c += WIDTH) {
+            FEW_SCORES_STEPS(WIDTH)
+        }
+        if (c < end) {
+            FEW_SCORES_STEPS(size - c)
+        }
+#undef FEW_SCORES_STEPS
+#else
         UNROLL for (int i = 0; i < steps; i++) {
             vector *step = sum + i * rows * wide;
             const char *key = keys + i * stride;
@@ -66,6 +80,7 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
                 F(few_scores_step)(step, queries, size, key, streams_apart * stride, ahead, c, size - c, type, rows,
                                    wide);
         }
+#endif
         UNROLL for (int i = 0; i < FEW_SUMS; i++)
             total[i] += sum[i];
     }
