@@ -69,7 +69,7 @@ INLINE void F(alibi_pass)(vector *attn_bias, ptrdiff_t count, const double *slop
 static void F(mask_pass)(vector *attn_bias, ptrdiff_t rows, ptrdiff_t count, const unsigned char *const *mask,
                          int first)
 {
-    enum { ROWS = LANES < 16 ? LANES : 16 };
+    enum { ROWS = HALF < 16 ? HALF : 16 };   /* the rows of a half end with its vectors */
     for (int row = 0; row < rows; row += ROWS)
         for (ptrdiff_t j = 0; j < count; j += 16) {
             const ptrdiff_t keys = count - j < 16 ? count - j : 16;
