@@ -162,8 +162,8 @@ check() {   # name, and the compiler with its flags
     echo "$name: compiles without a warning, with the tables ${vectors[$name]}"
 }
 declare -A vectors=(
-    [x86_64-pc-windows-msvc]="vec128:xmm avx2:ymm avx512:zmm avx512bf16:zmm" [aarch64-pc-windows-msvc]="vec128:v"
-    [x86_64-apple-macos10.13]="vec128:xmm avx2:ymm avx512:zmm avx512bf16:zmm" [arm64-apple-macos11]="vec128:v"
+    [x86_64-pc-windows-msvc]="vec128:xmm avx2:ymm avx512:zmm avx512bf16:zmm" [aarch64-pc-windows-msvc]="vec128:v neon:v"
+    [x86_64-apple-macos10.13]="vec128:xmm avx2:ymm avx512:zmm avx512bf16:zmm" [arm64-apple-macos11]="vec128:v neon:v"
 )
 for target in x86_64-pc-windows-msvc aarch64-pc-windows-msvc; do
     # clang-cl, with the flags that setuptools gives to MSVC's compiler.

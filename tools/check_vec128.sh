@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The vec128 table on processors that nobody here has, against plain C loops, under emulation: `tools/check_vec128.sh`, or with the
+# The tables vec128 and neon on processors that nobody here has, against plain C loops, under emulation: `tools/check_vec128.sh`, or with the
 # names of some of aarch64, riscv64, s390x and x86_64. s390x is big-endian. Debian's packages:
 #
 #     qemu-user gcc-aarch64-linux-gnu gcc-riscv64-linux-gnu gcc-s390x-linux-gnu and libc6-dev-*-cross
