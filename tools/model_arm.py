@@ -1,18 +1,19 @@
 """Model the inner loops of a kernel table on ARM processors that nobody here has: `python tools/model_arm.py`.
 
-The script compiles the tables for aarch64 with gcc and Clang, cuts the inner loops out of the assembly, and lets llvm-mca
-compute how many cycles a turn takes on a model of the processor's pipes. The model knows no caches, no branches and no
-memory: all loads hit L1. It shows what limits a loop, and what a change of it brings. It measures nothing.
+The script compiles the tables for aarch64 with gcc and Clang, cuts the inner loops out of the assembly, and lets
+llvm-mca compute how many cycles a turn takes on a model of the processor's pipes. The model knows no caches, no
+branches and no memory: all loads hit L1. It shows what limits a loop, and what a change of it brings. It measures
+nothing.
 
 A line has, for each processor:
 
-    scores, values        the share of the peak, which is the rate of multiply-adds that do not depend on each other
+    scores, values        the share of the peak, which is the rate at which the processor begins multiply-adds
     exponentials          cycles per score
-    few rows              cycles per vector of keys or values, and of those how many its loads or its multiply-adds
-                          would take alone, whichever is more
+    few rows              cycles per turn, and how many its loads and its multiply-adds would take alone
 
-and, of the code, instructions per multiply-add (per score), and how many instructions of the loop touch the stack: spilled
-registers. Debian's packages: gcc-12-aarch64-linux-gnu, libc6-dev-arm64-cross, clang-19, llvm-19.
+and, of the code, the instructions per multiply-add (per score, per vector that is loaded), how many registers hold
+sums, and how many instructions of the loop touch the stack, where spilled registers are. Debian's packages:
+gcc-12-aarch64-linux-gnu, libc6-dev-arm64-cross, clang-19, llvm-19.
 """
 
 import argparse
@@ -27,7 +28,7 @@ COMPILERS = {
     "clang 19": ["clang-19", "--target=aarch64-linux-gnu", "-I/usr/aarch64-linux-gnu/include"],
 }
 # As setup.py compiles it.
-FLAGS = "-O3 -std=gnu11 -ffp-contract=fast -fno-trapping-math -fno-math-errno -fPIC -g0 -S".split()
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-g0", "-S"]
 # A name of llvm-mca's, and how many multiply-adds of 128 bits the processor begins in a cycle.
 PROCESSORS = {
     "N1": ("neoverse-n1", 2),
@@ -44,6 +45,7 @@ LOOPS = [
     *((f"few rows: values of {n}", f"few_values_of_{n}_{{bits}}", "few") for n in (1, 2, 4)),
 ]
 FMA = re.compile(r"fml[as]\s+v")
+WIDENS = re.compile(r"u?s?shll|fcvtl|zip")
 BRANCH = re.compile(r"(?:b|b\.?[a-z][a-z]|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
 VECTOR_LOAD = re.compile(r"ldp?r?u?r?\s+(q\d+)(?:, (q\d+))?, \[(\w+)")
 VECTOR_STORE = re.compile(r"stp?r?u?r?\s+(q\d+)(?:, (q\d+))?, \[(\w+)")
@@ -71,7 +73,7 @@ def assembly(compiler, table):
 def inner_loops(lines):
     """Return the instructions of each innermost loop: what lies between a label and a branch back to it."""
     place = {line[:-1]: number for number, line in enumerate(lines) if line.endswith(":")}
-    back = []   # (label, branch)
+    back = []  # (label, branch)
     for number, line in enumerate(lines):
         branch = BRANCH.match(line)
         if branch and place.get(branch[1], number) < number:
@@ -109,10 +111,6 @@ def cycles(loop, processor):
     return (total[1] - total[0]) / 200
 
 
-def independent(name, operands, count):
-    return [f"{name} {operands.format(n % 24)}" for n in range(count)]
-
-
 def registers(pattern, loop):
     """Return how many vector registers the loop loads or stores, without those of the stack."""
     found = [match for line in loop if (match := pattern.match(line)) and match[3] != "sp"]
@@ -120,25 +118,31 @@ def registers(pattern, loop):
 
 
 def spills(loop):
+    """Return how many instructions of the loop touch the stack."""
     return sum(bool(re.search(r"\[(sp|x29)\b", line)) for line in loop)
 
 
 def accumulators(loop):
+    """Return how many registers multiply-adds of the loop write."""
     return len({line.split(" ")[1].rstrip(",") for line in loop if FMA.match(line)})
 
 
 def count_fmas(loop):
+    """Return how many multiply-adds of vectors the loop has."""
     return sum(bool(FMA.match(line)) for line in loop)
 
 
 def chosen(functions, name, kind):
-    """Return the loop that a long block spends its time in: of the widest tile, and its longest."""
-    loops = [loop for key in functions if re.fullmatch(rf"{name}(?:_isra_\d+|_part_\d+)?", key)
-             for loop in inner_loops(functions[key])]
+    """Return the loop that a long block spends its time in: that of the most sums, for float32 itself where a function
+    also widens half types."""
+    loops = []
+    for key in functions:
+        if re.fullmatch(rf"{name}(?:_isra_\d+|_part_\d+)?", key):
+            loops += inner_loops(functions[key])
     if kind == "exponentials":
         loops = [loop for loop in loops if registers(VECTOR_STORE, loop) and any("shl" in line for line in loop)]
-    if kind == "few":   # float32, not the types that are widened
-        loops = [loop for loop in loops if registers(VECTOR_LOAD, loop) and not any(re.match("u?s?shll|fcvtl|zip", line) for line in loop)]
+    if kind == "few":
+        loops = [loop for loop in loops if registers(VECTOR_LOAD, loop) and not any(map(WIDENS.match, loop))]
         return max(loops, key=lambda loop: (count_fmas(loop) / len(loop) > 0.2, count_fmas(loop), -len(loop)))
     return max(loops, key=lambda loop: (accumulators(loop), count_fmas(loop)))
 
@@ -160,7 +164,7 @@ def line_of(loop, kind, bits):
         elif kind == "exponentials":
             cells.append(f"{turn / unit:.2f}")
         else:
-            loads = cycles(independent("ldr", "q{}, [x1]", 240), processor) / 240 * registers(VECTOR_LOAD, loop)
+            loads = cycles([f"ldr q{n % 24}, [x1]" for n in range(240)], processor) / 240 * registers(VECTOR_LOAD, loop)
             cells.append(f"{turn:.1f} (loads {loads:.1f}, multiply-adds {fmas * alone:.1f})")
     return [*cells, f"{len(loop) / unit:.2f}", f"{accumulators(loop)}", f"{spills(loop)}"]
 
@@ -170,7 +174,7 @@ def main():
     parser.add_argument("--tables", default="vec128,neon", help="the tables, with commas between them")
     parser.add_argument("--compilers", default=",".join(COMPILERS))
     parser.add_argument("--bits", default="32", help="32, 64 or both: float32 and float64")
-    parser.add_argument("--loops", default="", help="only those whose names contain this")
+    parser.add_argument("--loops", default="", help="only those whose names match this")
     parser.add_argument("--show", help="print the loop of this name")
     arguments = parser.parse_args()
     print("| loop | table | compiler |", " | ".join(PROCESSORS), "| instructions | accumulators | spills |")
@@ -179,11 +183,14 @@ def main():
         for table in arguments.tables.split(","):
             functions = assembly(compiler, table)
             for bits in map(int, arguments.bits.split(",")):
-                for title, name, kind in (loop for loop in LOOPS if re.search(arguments.loops, loop[0])):
+                for title, name, kind in LOOPS:
+                    if not re.search(arguments.loops, title):
+                        continue
                     loop = chosen(functions, name.format(bits=bits), kind)
                     if title == arguments.show:
                         print("\n".join(loop))
-                    print("|", " | ".join([f"{title}, {bits}", table, compiler, *line_of(loop, kind, bits)]), "|", flush=True)
+                    cells = [f"{title}, {bits}", table, compiler, *line_of(loop, kind, bits)]
+                    print("|", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":
