@@ -272,7 +272,7 @@ print(json.dumps([(memory(name) - x) / contents for name, x in zip(("VmPeak", "V
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
-@pytest.mark.parametrize("capacity, most", [(9000, 1.15), (0, 2)])
+@pytest.mark.parametrize("capacity, most", [(9000, 1.15), pytest.param(0, 2, marks=pytest.mark.slow)])
 def test_peak_of_memory(capacity, most):
     """While 110 MB of keys and values are appended, in 90 steps: what is allocated, and what is in use."""
     allocated, resident = json.loads(python(PEAK, str(capacity), "90", "100"))
