@@ -122,6 +122,8 @@ def as_number(name, argument, positive=False):
 
 
 def as_count(name, argument, optional=False):
+    if type(argument) is int and argument >= 1:  # num_threads of a short call, where each step shows
+        return argument
     return as_index(f"{name}: expected an integer of 1 or more{', or None' if optional else ''}", argument, 1)
 
 
