@@ -222,7 +222,8 @@ def main():
                 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
             os.execv(sys.executable, [sys.executable, *sys.argv])
     names = [name for name in ENGINES if name not in MODULES or importlib.util.find_spec(MODULES[name])]
-    page = PAGE.format(table=table(options, names), threads=options.threads, isa=isa(), month=time.strftime("%B %Y"))
+    threads = "one thread" if options.threads == 1 else f"{options.threads} threads"
+    page = PAGE.format(table=table(options, names), threads=threads, isa=isa(), month=time.strftime("%B %Y"))
     print(page)
     if options.write:
         (HERE / "MAXSIM.md").write_text(page, encoding="utf-8")
@@ -237,7 +238,7 @@ def isa():
 PAGE = """\
 # MaxSim
 
-`python benchmarks/maxsim.py --write` wrote this page in {month}, with {threads} thread(s) and the kernel table {isa}. A
+`python benchmarks/maxsim.py --write` wrote this page in {month}, with {threads} and the kernel table {isa}. A
 figure is the median time of a call, and in parentheses the largest error of a score. All engines take turns in one
 process. Vectors have 128 numbers and length 1. *limit* is the time that the machine's multiply-adds or its memory
 leave. NumKong quantises vectors when it packs them, which is not timed. The cases are

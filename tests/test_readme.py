@@ -57,11 +57,9 @@ def range_of(ratios):
 
 
 def kind_of(case):
-    queries = int(case["shape"].split(",")[2])
-    if queries == 1:
-        return "one query over a cache of keys"
+    queries, keys = map(int, case["shape"].split(",")[2:4])
     if queries <= 16:
-        return "calls of 3 to 16 tokens"
+        return "calls of 3 to 16 tokens" if keys <= 16 else "up to 16 queries over a cache of keys"
     return "causal attention" if case["causal"] else "dense attention"
 
 
