@@ -1,4 +1,4 @@
-# The running softmax of a tile as a value: begin, join, finish.
+# The running softmax of a tile as a value: begin, join, finish. The kernel `merge` has the arithmetic of joining.
 #
 # A tile computes one chunk of keys at a time into `arrays.softmax`. The first chunk of a split begins in the buffers of
 # the split's total. Each chunk after it begins in buffers of its own, and is then joined to that total. In the same way

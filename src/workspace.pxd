@@ -1,5 +1,5 @@
-# Plan → Workspace: the size and the address of every buffer that a worker computes in. Each stands once in the table of
-# make_workspace.
+# Plan → Workspace: the size and the address of every buffer that a worker computes in. Sizes stand in make_workspace
+# alone. Tiles get the addresses of theirs by place_tile. MaxSim has a workspace of its own, in maxsim.pxd.
 
 from plan cimport Plan, Strategy
 from problem cimport cattn_problem

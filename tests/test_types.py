@@ -251,7 +251,11 @@ def test_types_that_may_meet_in_c():
 
 
 def test_types_that_may_meet_as_tensors():
-    attention = pytest.importorskip("cattn.torch").scaled_dot_product_attention
+    pytest.importorskip("torch")
+    import cattn.torch
     from cattn._tensors import to_tensor
 
-    assert taken(lambda *given: attention(*map(to_tensor, given)), *cases.TYPES) == EXPECTED
+    def attend(*given):
+        return cattn.torch.scaled_dot_product_attention(*map(to_tensor, given))
+
+    assert taken(attend, *cases.TYPES) == EXPECTED

@@ -2,7 +2,8 @@
  * not, in vector extensions alone. */
 
 #if !defined(OWN_LARGER)
-/* Returns a where a > b, else b. It therefore returns b where a or b is NaN. */
+/* Returns a where a > b, else b. It therefore returns b where a or b is NaN: a running maximum that is passed as b does
+ * not count a NaN. */
 INLINE vector F(larger)(vector a, vector b)
 {
     integers greater = (integers)(a > b);

@@ -282,7 +282,7 @@ INLINE void F(load_square)(vector x[WIDTH], const void *const *rows, ptrdiff_t a
     F(transpose)(x);
 }
 
-INLINE vector F(join)(vector a, vector b, const int largest)
+INLINE vector F(fold_two)(vector a, vector b, const int largest)
 {
     if (largest)
         return F(larger)(a, b);
@@ -297,21 +297,21 @@ INLINE vector F(fold)(const vector x[WIDTH], const int largest)
     UNROLL for (int i = 0; i < WIDTH / QUAD; i++) {
         const vector *z = x + i * QUAD;
 #if REAL_BITS == 32
-        vector a = F(join)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest), b = F(join)(LOW(z[2], z[3]), HIGH(z[2], z[3]),
-                                                                                    largest);
-        y[i] = F(join)(LOW_PAIRS(a, b), HIGH_PAIRS(a, b), largest);
+        vector a = F(fold_two)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest);
+        vector b = F(fold_two)(LOW(z[2], z[3]), HIGH(z[2], z[3]), largest);
+        y[i] = F(fold_two)(LOW_PAIRS(a, b), HIGH_PAIRS(a, b), largest);
 #else
-        y[i] = F(join)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest);
+        y[i] = F(fold_two)(LOW(z[0], z[1]), HIGH(z[0], z[1]), largest);
 #endif
     }
 #if VECTOR_BYTES == 16
     return y[0];
 #elif VECTOR_BYTES == 32
-    return F(join)(EVEN(y[0], y[1]), ODD(y[0], y[1]), largest);
+    return F(fold_two)(EVEN(y[0], y[1]), ODD(y[0], y[1]), largest);
 #else
-    vector a = F(join)(EVEN(y[0], y[1]), ODD(y[0], y[1]), largest), b = F(join)(EVEN(y[2], y[3]), ODD(y[2], y[3]),
-                                                                                largest);
-    return F(join)(EVEN(a, b), ODD(a, b), largest);
+    vector a = F(fold_two)(EVEN(y[0], y[1]), ODD(y[0], y[1]), largest);
+    vector b = F(fold_two)(EVEN(y[2], y[3]), ODD(y[2], y[3]), largest);
+    return F(fold_two)(EVEN(a, b), ODD(a, b), largest);
 #endif
 }
 
