@@ -49,7 +49,7 @@ def test_strides():
     assert_same_bits(out.copy(), expected)
 
 
-@pytest.mark.parametrize("rows", [3, 12])
+@pytest.mark.parametrize("rows", [pytest.param(3, marks=pytest.mark.slow), 12])
 def test_chunks(rows):
     """So many keys that each part of the rows is merged from partial results."""
     check(problem(rows, 2100, 3, WIDE[0]))
