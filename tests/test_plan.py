@@ -129,7 +129,7 @@ print(call(keys, values))
 @pytest.mark.parametrize("rows", [1, 30])
 def test_no_partials_where_one_split_is_enough(rows):
     def partial_bytes(keys):
-        return cattn.plan(*problem(4, 4, rows, keys, 64, 64, np.float32), num_threads=4).partial_bytes
+        return cattn.plan(*problem(4, 4, rows, keys, 64, 64, np.float32), num_threads=16).partial_bytes
 
     split = cattn.plan(*problem(4, 4, rows, 1, 64, 64, np.float32)).split
     assert split >= 2048
