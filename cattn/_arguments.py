@@ -21,7 +21,6 @@ from ._calls import explain_call as explain_call
 from ._modifiers import FAR, Modifiers, Sizes, modifiers
 from ._read import (
     HALF_TYPES,
-    KEY_TYPES_BESIDE,
     arithmetic,
     as_array,
     as_flag,
@@ -30,6 +29,7 @@ from ._read import (
     as_text,
     broadcast,
     check_same_type,
+    check_type_beside,
     class_shown,
     native,
     shown,
@@ -239,11 +239,7 @@ def _check_types(came):
     query, key, value = came["query"], came["key"], came.get("value")
     if query is key and (value is None or value is key):
         return
-    first, expected = "key", key
-    others = KEY_TYPES_BESIDE.get(type_name(query), ())
-    if type_name(key) not in others:
-        first, expected = "query", query
-        check_same_type("key", key, "query", query, f", {' or '.join(others)}" if others else "")
+    first, expected = ("key", key) if check_type_beside("key", key, "query", query) else ("query", query)
     if value is not None:
         check_same_type("value", value, first, expected)
 
@@ -267,6 +263,21 @@ def _canonical_lse(lse, layout):
     if lse.ndim == 1:
         return lse[None]
     return lse if layout == "bhld" else lse.swapaxes(-2, -1)
+
+
+def as_lengths(name, argument, batch, longest, each, array):
+    """Return checked lengths as an int64 array of shape (batch,): one for each `each`, up to the length of `array`."""
+    given = as_array(name, argument)
+    if given.shape != (batch,):
+        advice = "; for a mask of what is a token, pass its sum(axis=1)" if given.shape == (batch, longest) else ""
+        raise ValueError(f"{name}: expected shape {(batch,)}, one length for each {each}, got {given.shape}{advice}")
+    if batch == 0:  # an empty list has no type of its own
+        return np.zeros(0, np.int64)
+    lengths = as_integers(name, given, -1, longest + 1)
+    wrong = (lengths < 0) | (lengths > longest)
+    if wrong.any():
+        raise ValueError(f"{name}: expected 0 to {longest}, the length of {array}, got {given[wrong][0]}")
+    return lengths
 
 
 def as_indptr(name, argument, of, total):

@@ -1,6 +1,5 @@
 """A cache of keys and values, to which each step of generating a text appends its own."""
 
-import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,14 +8,14 @@ from ._arithmetic import in_usual_arithmetic
 from ._kernel import attention
 from ._modifiers import FAR
 from ._read import (
-    HALF_TYPES,
+    KEY_TYPES_BESIDE,
     TYPES,
     as_array,
     as_count,
     as_floats,
+    as_index,
     as_integers,
     as_text,
-    is_flag,
     native,
     shown,
     type_name,
@@ -438,16 +437,7 @@ def _as_type(argument):
 
 
 def as_capacity(argument):
-    expected = "capacity: expected an integer of 0 or more"
-    try:
-        if is_flag(argument):
-            raise TypeError
-        capacity = operator.index(argument)
-    except TypeError:
-        raise TypeError(f"{expected}, got {shown(argument)}") from None
-    if capacity < 0:
-        raise ValueError(f"{expected}, got {shown(capacity)}")
-    return capacity
+    return as_index("capacity: expected an integer of 0 or more", argument, 0)
 
 
 def _per_entry(name, argument, batch, most, what):
@@ -468,7 +458,7 @@ def _per_entry(name, argument, batch, most, what):
 
 def _check_query_type(came, kept):
     query, cache = type_name(came) or "float64", type_name(kept)
-    if query == cache or (query == "float32" and cache in HALF_TYPES):
+    if query == cache or cache in KEY_TYPES_BESIDE.get(query, ()):
         return
-    or_else = " or float32" if cache in HALF_TYPES else ""
+    or_else = "".join(f" or {name}" for name, others in KEY_TYPES_BESIDE.items() if cache in others)
     raise TypeError(f"query: expected type {cache} like the cache{or_else}, got {type_shown(came)}")

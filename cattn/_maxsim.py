@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import LARGEST_HEAD, as_indptr, empty, result, threads
-from ._read import HALF_TYPES, arithmetic, as_array, as_flag, as_floats, as_integers, check_same_type, type_name
+from ._arguments import LARGEST_HEAD, as_indptr, as_lengths, empty, result, threads
+from ._read import arithmetic, as_array, as_flag, as_floats, check_type_beside
 
 
 class Problem(NamedTuple):
@@ -34,7 +34,7 @@ def maxsim(query, document, *, document_lengths, document_indptr, query_lengths,
             "document: expected axes (documents, tokens, size), or (all tokens, size) with document_indptr, "
             f"got shape {document.shape}"
         )
-    _check_types(*came)
+    check_type_beside("document", came[1], "query", came[0])
     _check_sizes(query, document)
     queries = query if query.ndim == 3 else query[None]
     query_lengths = _lengths("query_lengths", query_lengths, queries, "query")
@@ -74,13 +74,6 @@ def maxsim(query, document, *, document_lengths, document_indptr, query_lengths,
     return problem, out, index
 
 
-def _check_types(query, document):
-    """Raise TypeError unless documents have the type of the query, or a half type beside a float32 query."""
-    if type_name(query) != "float32" or type_name(document) not in HALF_TYPES:
-        or_else = ", float16 or bfloat16" if type_name(query) == "float32" else ""
-        check_same_type("document", document, "query", query, or_else)
-
-
 def _check_sizes(query, document):
     size = query.shape[-1]
     if size == 0:
@@ -94,21 +87,13 @@ def _check_sizes(query, document):
 
 
 def _lengths(name, argument, array, of):
-    """Return checked lengths, one for each entry of the array, or None."""
+    """Return checked lengths, one for each entry of the array, or None. A single number is that of all."""
     if argument is None:
         return None
-    count, longest = array.shape[:2]
     given = as_array(name, argument)
-    if given.shape not in ((), (count,)):
-        advice = "; for a mask of what is a token, pass its sum(axis=1)" if given.shape == (count, longest) else ""
-        raise ValueError(f"{name}: expected shape {(count,)}, a length for each {of}, got {given.shape}{advice}")
-    if count == 0:  # an empty list has no type of its own
-        return np.zeros(0, np.int64)
-    lengths = as_integers(name, given, -1, longest + 1)
-    wrong = (lengths < 0) | (lengths > longest)
-    if wrong.any():
-        raise ValueError(f"{name}: expected 0 to {longest}, the tokens of {of}, got {given[wrong][0]}")
-    return np.broadcast_to(lengths, (count,))
+    if given.ndim == 0:
+        given = np.broadcast_to(given, len(array))
+    return as_lengths(name, given, *array.shape[:2], of, of)
 
 
 def _indptr(indptr, lengths, document):

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from ._arguments import as_indptr
-from ._read import as_array, as_index, as_integers, shown
+from ._arguments import as_indptr, as_lengths
+from ._read import as_array, as_index, shown
 
 __all__ = ["pad", "unpad"]
 
@@ -55,7 +55,7 @@ def unpad(x, lengths):
     x = as_array("x", x)
     if x.ndim < 2:
         raise ValueError(f"x: expected axes (batch, length, ...), got shape {x.shape}")
-    lengths = _lengths(lengths, *x.shape[:2])
+    lengths = as_lengths("lengths", lengths, *x.shape[:2], "sequence of x", "x")
     indptr = np.zeros(len(lengths) + 1, np.int64)
     lengths.cumsum(out=indptr[1:])
     packed = np.empty((indptr[-1], *x.shape[2:]), x.dtype)
@@ -124,23 +124,6 @@ def _pieces(indptr, row_shape):
         for first in range(start, stop, step):
             last = min(first + step, stop)
             yield n, slice(first, last), slice(first - start, last - start)
-
-
-def _lengths(argument, batch, longest):
-    """Return the checked lengths as an int64 array of shape (batch,)."""
-    given = as_array("lengths", argument)
-    if given.shape != (batch,):
-        advice = "; for a mask of what is a token, pass its sum(axis=1)" if given.shape == (batch, longest) else ""
-        raise ValueError(
-            f"lengths: expected shape {(batch,)}, one length for each sequence of x, got {given.shape}{advice}"
-        )
-    if batch == 0:  # an empty list has no type of its own
-        return np.zeros(0, np.int64)
-    lengths = as_integers("lengths", given, -1, longest + 1)
-    wrong = (lengths < 0) | (lengths > longest)
-    if wrong.any():
-        raise ValueError(f"lengths: expected 0 to {longest}, the length of x, got {given[wrong][0]}")
-    return lengths
 
 
 def _padded_length(argument, longest):

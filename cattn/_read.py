@@ -198,6 +198,16 @@ def arithmetic(dtype):
     return np.dtype(np.float64 if dtype.char == "d" else np.float32)
 
 
+def check_type_beside(name, dtype, first, of_first):
+    """Raise TypeError unless an array has the type of the first one, or one that may stand beside it. Return whether it
+    is another type."""
+    others = KEY_TYPES_BESIDE.get(type_name(of_first), ())
+    if type_name(dtype) in others:
+        return True
+    check_same_type(name, dtype, first, of_first, f", {' or '.join(others)}" if others else "")
+    return False
+
+
 def check_same_type(name, dtype, first, expected, or_else=""):
     """Raise TypeError unless an array has the type of the first one.
 

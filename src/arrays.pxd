@@ -102,35 +102,15 @@ cdef inline int set_maxsim(Maxsim *problem, object given) except -1:
     """Copy what _maxsim.Problem says into the problem."""
     cdef bint packed = given.document_indptr is not None
     problem.document_indptr = <const int64_t *>cnp.PyArray_DATA(given.document_indptr) if packed else NULL
-    set_axes(&problem.query, given.query, 1, 1, 1)
-    set_axes(&problem.document, given.document, 0 if packed else 1, 1, 1)
-    set_axes(&problem.out, given.out, 1, 1, 0)
-    set_axes(&problem.index, given.index, 1, 1, 1)
-    set_axes(&problem.query_lengths, given.query_lengths, 1, 0, 0)
-    set_axes(&problem.document_lengths, given.document_lengths, 1, 0, 0)
+    set_array(&problem.query, given.query[:, None], 1, 3)
+    set_array(&problem.document, given.document[None] if packed else given.document[:, None], 1, 3)
+    set_array(&problem.out, given.out[:, None], 1, 2)
+    set_array(&problem.index, None if given.index is None else given.index[:, None], 1, 3)
+    set_array(&problem.query_lengths, given.query_lengths, 1, 0)
+    set_array(&problem.document_lengths, given.document_lengths, 1, 0)
     problem.queries, problem.query_length, problem.size = given.query.shape
     _, problem.documents = given.out.shape
     problem.document_length = given.document.shape[0 if packed else 1]
-    return 0
-
-
-cdef inline int set_axes(cattn_array *array, object given, int batch, int row, int column) except -1:
-    """Describe `given`, whose axes are those of (batch, row, column) that are there."""
-    cdef cnp.ndarray view
-    array.data = NULL
-    array.head = array.row = array.column = array.batch[0] = 0
-    if given is None:
-        return 0
-    view = given
-    array.data = cnp.PyArray_BYTES(view)
-    array.type = storage_type(view)
-    array.swapped = not cnp.PyArray_ISNOTSWAPPED(view)
-    if batch:
-        array.batch[0] = cnp.PyArray_STRIDE(view, 0)
-    if row:
-        array.row = cnp.PyArray_STRIDE(view, batch)
-    if column:
-        array.column = cnp.PyArray_STRIDE(view, batch + row)
     return 0
 
 

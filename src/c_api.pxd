@@ -8,7 +8,7 @@ from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from cattn cimport (
     CATTN_ARGUMENT_ARGS, CATTN_ARGUMENT_FLAGS, CATTN_ARGUMENT_KEY, CATTN_ARGUMENT_NUM_THREADS, CATTN_ARGUMENT_QUERY,
@@ -20,8 +20,9 @@ from c_arguments cimport (
     CATTN_ARGUMENTS, CATTN_AXES, CATTN_BROADCAST_ALL, CATTN_BROADCAST_NONE, CATTN_FAR, CATTN_KIND_ARRAY,
     CATTN_KNOWN_FLAGS, CATTN_LEAST_ARGS, CATTN_MOST_ARGS, CATTN_NUMBERS_LENGTHS, CATTN_NUMBERS_LOGITS,
     CATTN_NUMBERS_POSITIONS, cattn_argument, cattn_arguments, cattn_explain_status, cattn_given)
+from c_arrays cimport check_given, copy_known, GivenArray, has_type, is_aligned, item_at, measure, overlap, wrong
 from caller cimport ask, Caller, POLL_ENTRIES
-from convert cimport gather_row, is_multiple, item_size
+from convert cimport gather_row
 from execute cimport Cost, run
 from plan cimport STAGE_OUTPUT, Machine
 from problem cimport (
@@ -30,21 +31,9 @@ from problem cimport (
 from sizes cimport reserve, times
 from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_now
 from tile cimport entry_integer
-from tiles.tiles cimport PY_SSIZE_T_MAX, cattn_table
+from tiles.tiles cimport cattn_table
 from work cimport gains_by_threads, work_of
 from worker cimport POLL_NANOSECONDS
-
-
-# An array that the caller gives.
-cdef struct GivenArray:
-    int number                        # a CATTN_ARGUMENT_...
-    const cattn_argument *argument    # its row in the table
-    cattn_ndarray *ndarray
-    Py_ssize_t count                  # how many elements it has
-    Py_ssize_t strides[CATTN_AXES]    # the caller's, or those of a contiguous array if the caller gives none
-    Py_ssize_t low_bits               # its elements are aligned to all powers of two that divide this number
-    bint is_contiguous
-    bint repeats                      # it has a stride of 0, so that several of its elements are one
 
 
 # A call while its arguments become a problem.
@@ -59,11 +48,6 @@ cdef struct CallFromC:
     Caller caller
     int64_t polled                      # when the caller was last asked whether to stop, in ns; 0 before the first time
     Py_ssize_t entries                  # how many have been read since the last look at the clock
-
-
-cdef inline int wrong(int number, int reason) noexcept nogil:
-    """Return the status of an argument that is refused for a reason."""
-    return number << 8 | reason
 
 
 cdef inline bint wants_to_end(CallFromC *call, Py_ssize_t entries) noexcept nogil:
@@ -84,81 +68,18 @@ cdef inline bint wants_to_end(CallFromC *call, Py_ssize_t entries) noexcept nogi
 
 cdef inline int read_args(cattn_attention_args *args, const cattn_attention_args *given) noexcept nogil:
     """Copy what this version knows of a struct that may be shorter or longer."""
-    cdef size_t at
     if given == NULL:
         return wrong(CATTN_ARGUMENT_ARGS, CATTN_IS_NULL)
     if not CATTN_LEAST_ARGS <= given.struct_size <= CATTN_MOST_ARGS or (
             given.struct_size < sizeof(cattn_attention_args)
             and (given.struct_size - CATTN_LEAST_ARGS) % sizeof(size_t)):   # it ends within a number or a pointer
         return wrong(CATTN_ARGUMENT_ARGS, CATTN_WRONG_VALUE)
-    for at in range(sizeof(cattn_attention_args), given.struct_size):
-        if (<const char *>given)[at] != 0:
-            return wrong(CATTN_ARGUMENT_ARGS, CATTN_IS_UNKNOWN)
-    memset(args, 0, sizeof(cattn_attention_args))
-    memcpy(args, given, min(given.struct_size, sizeof(cattn_attention_args)))
+    if not copy_known(args, sizeof(cattn_attention_args), given, given.struct_size):
+        return wrong(CATTN_ARGUMENT_ARGS, CATTN_IS_UNKNOWN)
     return CATTN_DONE
 
 
 # Each array by itself
-
-
-cdef inline bint measure(GivenArray *array) noexcept nogil:
-    """Find out about an array what its shape and strides say. Return whether its sizes are possible."""
-    cdef const cattn_ndarray *ndarray = array.ndarray
-    cdef Py_ssize_t size, contiguous = item_size(<cattn_type>ndarray.type)
-    cdef int axis
-    array.count = 1
-    array.low_bits = <Py_ssize_t>ndarray.data
-    array.is_contiguous = True
-    array.repeats = False
-    for axis in range(ndarray.ndim - 1, -1, -1):
-        size = ndarray.shape[axis]
-        array.strides[axis] = contiguous if ndarray.strides == NULL else ndarray.strides[axis]
-        if size < 0 or (size > 0 and contiguous > PY_SSIZE_T_MAX // size):
-            return False
-        if size > 1:
-            array.low_bits |= array.strides[axis]
-            array.is_contiguous &= array.strides[axis] == contiguous
-            array.repeats |= array.strides[axis] == 0
-        array.count *= size
-        contiguous *= max(size, <Py_ssize_t>1)   # as in NumPy: no product overflows where another size is 0
-    return True
-
-
-cdef inline bint is_aligned(const GivenArray *array) noexcept nogil:
-    return is_multiple(array.low_bits, item_size(<cattn_type>array.ndarray.type))
-
-
-cdef inline const char *item_at(const GivenArray *array, Py_ssize_t number) noexcept nogil:
-    """Return the address of the element of this number, counted in C's order."""
-    cdef const char *item = <const char *>array.ndarray.data
-    cdef int axis
-    for axis in range(array.ndarray.ndim - 1, -1, -1):
-        item += number % array.ndarray.shape[axis] * array.strides[axis]
-        number //= array.ndarray.shape[axis]
-    return item
-
-
-cdef inline bint has_type(unsigned int types, int type) noexcept nogil:
-    return 0 <= type < 32 and types >> type & 1
-
-
-cdef inline int check_array(GivenArray *array) noexcept nogil:
-    """Check what can be said of an array without the others."""
-    cdef const cattn_ndarray *ndarray = array.ndarray
-    if not 0 <= ndarray.ndim <= CATTN_AXES:
-        return wrong(array.number, CATTN_WRONG_SHAPE)
-    if ndarray.ndim > 0 and ndarray.shape == NULL:
-        return wrong(array.number, CATTN_IS_NULL)
-    if not has_type(array.argument.types, ndarray.type):
-        return wrong(array.number, CATTN_WRONG_TYPE)
-    if not measure(array):
-        return wrong(array.number, CATTN_WRONG_SHAPE)
-    if ndarray.data == NULL and array.count > 0:
-        return wrong(array.number, CATTN_IS_NULL)
-    if array.argument.is_aligned and array.argument.beside == 0 and not is_aligned(array):
-        return wrong(array.number, CATTN_MISALIGNED)
-    return CATTN_DONE
 
 
 cdef inline cattn_array *place_of(cattn_problem *problem, const cattn_argument *argument) noexcept nogil:
@@ -184,7 +105,10 @@ cdef inline int check_arrays(CallFromC *call) noexcept nogil:
         array.ndarray = <cattn_ndarray *>cattn_given(&call.args, number)
         place_of(&call.problem, array.argument).data = NULL
         if array.argument.is_required or array.ndarray.data != NULL:
-            status = check_array(array)
+            status = check_given(array, array.argument.types)
+            if (status == CATTN_DONE and array.argument.is_aligned and array.argument.beside == 0
+                    and not is_aligned(array)):
+                status = wrong(array.number, CATTN_MISALIGNED)
             if status != CATTN_DONE:
                 return status
             call.given_count += 1
@@ -301,18 +225,6 @@ cdef inline int place_arrays(CallFromC *call) noexcept nogil:
         if status != CATTN_DONE:
             return status
     return CATTN_DONE
-
-
-cdef inline bint overlap(const GivenArray *one, const GivenArray *other) noexcept nogil:
-    """Return whether two arrays share memory, as far as this is easily seen."""
-    cdef const char *begin = <const char *>one.ndarray.data
-    cdef const char *end = begin + one.count * item_size(<cattn_type>one.ndarray.type)
-    cdef const char *other_begin = <const char *>other.ndarray.data
-    cdef const char *other_end = other_begin + other.count * item_size(<cattn_type>other.ndarray.type)
-    if begin == end or other_begin == other_end:
-        return False
-    return begin == other_begin or (
-        one.is_contiguous and other.is_contiguous and begin < other_end and other_begin < end)
 
 
 cdef inline int check_results(const CallFromC *call) noexcept nogil:
@@ -493,7 +405,7 @@ cdef inline int set_problem_of(CallFromC *call) noexcept nogil:
 cdef inline int run_for_c(const CallFromC *call, const Machine *machine) noexcept nogil:
     """Compute the problem of a call whose arguments are right."""
     cdef Cost cost
-    cost.times = NULL
+    cost.task_times = NULL
     cost.threads = min(max(call.args.num_threads, 1), machine.most_threads)
     if not gains_by_threads(&call.problem, work_of(&call.problem)):
         cost.threads = 1

@@ -5,16 +5,16 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 
 from caller cimport Caller
+from partials cimport join_partials
 from plan cimport STAGE_OUTPUT, Machine, make_plan, Plan
 from problem cimport CATTN_DONE, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
-from partials cimport join_partials
 from reductions.attend cimport attend
 from reductions.weights cimport find_weights
 from schedule cimport count_packed, find_task, make_schedule, Schedule, Start, Task
 from sizes cimport reserve, times
-from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_now, cattn_pool_run
+from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_now, cattn_pool_run, cattn_task
 from tiles.tiles cimport CATTN_ALIGNMENT
-from worker cimport ROW_WORK, TASK_WORK, Call, open_worker, poll, stopped, Worker
+from worker cimport ROW_WORK, TASK_WORK, Call, open_worker, poll, stopped, TaskTimes, Worker
 from workspace cimport make_workspace, Workspace
 
 cdef extern from *:
@@ -43,8 +43,7 @@ cdef struct Prepared:
 cdef struct Cost:
     Py_ssize_t threads      # before the call, as many as it may have
     Py_ssize_t bytes
-    int64_t *times          # of each task in ns, and behind them of each joining of partial results; NULL: not measured
-    Py_ssize_t seats        # so many threads' tasks are then done in turn, those of the first one first
+    TaskTimes *task_times   # NULL: nobody asks for them
 
 
 # What is used by more threads than the caller, in memory that does not end with the caller's stack.
@@ -88,13 +87,9 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
     """Compute one task of a call. Return whether the call was stopped."""
     cdef Call *call = <Call *>context
     cdef unsigned int mode
-    cdef int64_t begin = 0
     cdef Worker worker
     cdef Task task
     open_worker(&worker, call, worker_number)
-    if call.times != NULL:
-        number = in_turn(number, call.schedule.tasks, call.seats)
-        begin = cattn_now()
     if (find_task(&task, call.schedule, call.plan, call.problem, call.starts, number) == NULL
             or stopped(&worker, TASK_WORK + task.rows * (ROW_WORK + call.problem.head_size + call.problem.value_size))):
         return True
@@ -106,18 +101,29 @@ cdef inline int do_task(void *context, Py_ssize_t number, int worker_number) noe
     elif task.partial_step > 0:
         join_partials(&worker, &task)
     cattn_change_float_mode(mode)
-    if call.times != NULL:
-        call.times[number + (call.schedule.tasks if call.joining else 0)] = cattn_now() - begin
     return call.stopped
+
+
+cdef inline int do_task_in_turn(void *context, Py_ssize_t number, int worker_number) noexcept nogil:
+    """Compute the task that comes at this place in turn, and note how long it took. Return whether to stop."""
+    cdef Call *call = <Call *>context
+    cdef Py_ssize_t tasks = call.schedule.tasks
+    cdef int64_t begin = cattn_now()
+    cdef bint stops
+    number = in_turn(number, tasks, call.task_times.seats)
+    stops = do_task(context, number, worker_number)
+    call.task_times.nanoseconds[number + (tasks if call.joining else 0)] = cattn_now() - begin
+    return stops
 
 
 cdef inline cattn_status run_tasks(Call *call) noexcept nogil:
     """Compute all tasks, and then join their partial results."""
+    cdef cattn_task task = do_task if call.task_times == NULL else do_task_in_turn
     call.joining = False
-    cattn_pool_run(do_task, call, call.schedule.tasks, call.threads, poll)
+    cattn_pool_run(task, call, call.schedule.tasks, call.threads, poll)
     if call.schedule.partial_rows > 0 and not call.stopped:
         call.joining = True
-        cattn_pool_run(do_task, call, call.schedule.tasks, call.threads, poll)
+        cattn_pool_run(task, call, call.schedule.tasks, call.threads, poll)
     return CATTN_STOPPED if call.stopped else CATTN_DONE
 
 
@@ -155,8 +161,7 @@ cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *
     own.partials = aligned + partials_at
     own.memory = aligned + workspaces_at
     own.threads = <int>threads
-    own.times = cost.times
-    own.seats = cost.seats
+    own.task_times = cost.task_times
     own.work = 0
     own.polled = 0
     own.caller = caller[0]

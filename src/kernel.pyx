@@ -12,7 +12,8 @@ from libc.math cimport sqrt
 from libc.stdint cimport int64_t
 cimport numpy as cnp
 
-from arrays cimport set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified
+from arrays cimport (
+    set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified)
 from c_api cimport attend_for_c, explain_for_c
 from c_maxsim cimport compare_for_c
 from c_arguments cimport cattn_status_message
@@ -29,6 +30,7 @@ from system.system cimport (
 from tiles.portable_table cimport fill_portable
 from tiles.tiles cimport cattn_table
 from work cimport gains_by_threads, work_of
+from worker cimport TaskTimes
 from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api, cattn_maxsim_args
 
 cdef extern from *:
@@ -540,7 +542,7 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
     cdef Prepared prepared
     cdef const Plan *found = &prepared.plan
-    cdef Cost none = Cost(0, 0, NULL, 0)
+    cdef Cost none = Cost(0, 0, NULL)
     cdef Py_ssize_t threads
     given, _, _ = _arguments.attention(
         query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
@@ -555,8 +557,8 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     return _plan.Plan(
         strategy="many rows" if found.has_many else "few rows", isa=isa(),
         lanes=lanes if found.has_many else min(problem.query_length * found.group, lanes),
-        key_block=strategy.key_block, chunk=strategy.chunk, split=strategy.split, tiles_per_task=strategy.tiles_per_task,
-        tasks=prepared.schedule.tasks, workspace_bytes=prepared.workspace.bytes,
+        key_block=strategy.key_block, chunk=strategy.chunk, split=strategy.split,
+        tiles_per_task=strategy.tiles_per_task, tasks=prepared.schedule.tasks, workspace_bytes=prepared.workspace.bytes,
         partial_bytes=<object>prepared.schedule.partial_rows * found.partial_row_bytes)
 
 
@@ -570,7 +572,8 @@ def task_times(query, key, value, *, num_threads, **modifiers):
     cdef cattn_problem problem
     cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
     cdef Prepared prepared
-    cdef Cost cost = Cost(1, 0, NULL, 0)
+    cdef Cost cost = Cost(1, 0, NULL)
+    cdef TaskTimes times
     cdef cnp.npy_intp tasks, joins, items
     cdef cnp.ndarray result
     given, _, _ = _arguments.attention(query, key, value, num_threads=num_threads, **modifiers)
@@ -582,8 +585,8 @@ def task_times(query, key, value, *, num_threads, **modifiers):
     items = tasks + joins
     result = cnp.PyArray_ZEROS(1, &items, cnp.NPY_INT64, 0)
     if tasks > 0:
-        cost.seats = min(<Py_ssize_t>given.num_threads, tasks)
-        cost.times = <int64_t *>cnp.PyArray_DATA(result)
+        times = TaskTimes(<int64_t *>cnp.PyArray_DATA(result), min(<Py_ssize_t>given.num_threads, tasks))
+        cost.task_times = &times
         check(execute(&prepared, &problem, &caller, &cost), &cost)
     return result[:tasks], result[tasks:]
 

@@ -104,7 +104,7 @@ cdef inline int compute(const cattn_problem *problem, int stage, Py_ssize_t thre
     elif threads == 0:
         threads = default_threads()
     cost.threads = min(threads, machine.most_threads)
-    cost.times = NULL
+    cost.task_times = NULL
     if work >= GIL_WORK:
         caller.context = PyEval_SaveThread()
     status = run(problem, stage, machine, &caller, &cost)

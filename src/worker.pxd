@@ -20,6 +20,12 @@ cdef enum:
     POLL_NANOSECONDS = 20000000
 
 
+# How long the tasks of a call take that one thread does in turn: what each of `seats` threads would begin with.
+cdef struct TaskTimes:
+    int64_t *nanoseconds         # of each task, and behind them of each joining of partial results
+    Py_ssize_t seats
+
+
 # One call while it is computed: what was decided about it, and its memory.
 cdef struct Call:
     const cattn_problem *problem
@@ -30,8 +36,7 @@ cdef struct Call:
     char *memory                 # the workspaces of all workers
     char *partials
     int threads
-    int64_t *times               # where each task notes how long it took, in ns; NULL: nobody asks
-    Py_ssize_t seats             # then
+    TaskTimes *task_times        # NULL: nobody asks for them
     bint joining                 # partial results; before that, tasks leave them
     cattn_shared stopped         # the caller wants no more
     Py_ssize_t work              # of the caller, since it last looked at the clock
