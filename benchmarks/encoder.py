@@ -35,6 +35,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModel
 
 import cattn.transformers
+from cattn._bench.record import processor_name
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
@@ -246,11 +247,6 @@ def assert_equal(apart):
         raise SystemExit(f"vectors that are not equal within float32: {wrong}")
 
 
-def processor():
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    return found[1] if found else platform.processor()
-
-
 def table(figures, apart, texts, options):
     tokenizer = Tokenizer.from_file(f"{FOLDER}/tokenizer.json")
     tokenizer.enable_truncation(256)
@@ -277,7 +273,7 @@ padded batches hold texts sorted by length, unless the table says otherwise. The
 
 {chr(10).join(lines)}
 
-The processor is {processor()} (kernel table {cattn._kernel.isa()}). The versions are Python
+The processor is {processor_name()} (kernel table {cattn._kernel.isa()}). The versions are Python
 {platform.python_version()}, cattn {cattn.__version__}, {packages}.
 """
 

@@ -28,7 +28,7 @@ def unit_vectors(*shape):
 
 
 class Case:
-    """A query or several, documents of certain lengths, and how many of them every engine gets."""
+    """Hold a query or several, documents of certain lengths, and how many of them every engine gets."""
 
     def __init__(self, name, queries, tokens, lengths, type="float32"):
         import ml_dtypes
@@ -223,25 +223,29 @@ def main():
             os.execv(sys.executable, [sys.executable, *sys.argv])
     names = [name for name in ENGINES if name not in MODULES or importlib.util.find_spec(MODULES[name])]
     threads = "one thread" if options.threads == 1 else f"{options.threads} threads"
-    page = PAGE.format(table=table(options, names), threads=threads, isa=isa(), month=time.strftime("%B %Y"))
+    from cattn import _kernel
+    from cattn._bench.record import processor_name
+
+    page = PAGE.format(
+        table=table(options, names),
+        processor=processor_name(),
+        threads=threads,
+        isa=_kernel.isa(),
+        month=time.strftime("%B %Y"),
+    )
     print(page)
     if options.write:
         (HERE / "MAXSIM.md").write_text(page, encoding="utf-8")
 
 
-def isa():
-    from cattn import _kernel
-
-    return _kernel.isa()
-
-
 PAGE = """\
 # MaxSim
 
-`python benchmarks/maxsim.py --write` wrote this page in {month}, with {threads} and the kernel table {isa}. A
-figure is the median time of a call, and in parentheses the largest error of a score. All engines take turns in one
-process. Vectors have 128 numbers and length 1. *limit* is the time that the machine's multiply-adds or its memory
-leave. NumKong quantises vectors when it packs them, which is not timed. The cases are
+`python benchmarks/maxsim.py --write` wrote this page in {month}, with {threads}. The processor is
+{processor} (kernel table {isa}). A figure is the median time of a call, and in parentheses the largest error of a
+score. All engines take turns in one process. Vectors have 128 numbers and length 1. *limit* is the time that the
+machine's multiply-adds or its memory leave. NumKong quantises vectors when it packs them, which is not timed. The cases
+are
 
 - `colpali`: a query of 32 tokens, 1,000 documents of 666 tokens; `colpali-bfloat16` is the same in bfloat16;
 - `packed`: the same query, 2,000 documents of 20 to 300 tokens; packed for cattn, NumPy and NumKong, else padded;

@@ -27,8 +27,8 @@ cdef inline int wrong(int number, int reason) noexcept nogil:
 
 
 cdef inline bint copy_known(void *args, size_t size, const void *given, size_t given_size) noexcept nogil:
-    """Copy the `size` bytes that this version knows of a struct that may be shorter or longer. Return whether all others
-    are 0."""
+    """Copy the `size` bytes that this version knows of a struct that may be shorter or longer. Return whether all
+    others are 0."""
     cdef size_t at
     for at in range(size, given_size):
         if (<const char *>given)[at] != 0:

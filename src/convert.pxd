@@ -1,6 +1,6 @@
 # Storage types and strange strides: rows of any type, stride, alignment and byte order → contiguous rows of the
-# arithmetic type, and back. Only what the tiles cannot read in place passes through here, a block at a time: set_storage
-# in rows.pxd decides. The kernel table's `widen` and `narrow` convert half types.
+# arithmetic type, and back. Only what the tiles cannot read in place passes through here, a block at a time, as
+# set_storage in rows.pxd decides. The kernel table's `widen` and `narrow` convert half types.
 
 from libc.float cimport FLT_MAX
 from libc.math cimport isfinite

@@ -198,7 +198,8 @@ cdef inline void plan_maxsim(MaxsimPlan *plan, const Maxsim *problem, const Mach
 # One task
 
 
-cdef inline void load_tile(Comparison *comparison, Py_ssize_t number, const char **sources, Py_ssize_t rows) noexcept nogil:
+cdef inline void load_tile(Comparison *comparison, Py_ssize_t number, const char **sources,
+                           Py_ssize_t rows) noexcept nogil:
     """Load the query tokens of tile number `number`, from the rows in `sources`."""
     cdef const MaxsimPlan *plan = comparison.plan
     cdef const Maxsim *problem = comparison.problem

@@ -1,5 +1,5 @@
-# Partial results: the softmax of a tile's rows over one split of their keys, saved for the threads that join all splits.
-# A row's partial result is row_max, two sums and the output, for the rows there are, in the layout of the tile.
+# Partial results: the softmax of a tile's rows over one split of their keys, saved for the threads that join all
+# splits. It is row_max, two sums and the output, for the rows there are, in the layout of the tile.
 
 from libc.string cimport memcpy
 
@@ -56,7 +56,8 @@ cdef inline void save_partial(const Tile *tile, const Sweep *sweep, Py_ssize_t n
         copy_output(<char *>partial.output, bytes, <const char *>softmax.output, tile.arrays.lanes * item, bytes, size)
 
 
-cdef inline void load_partial(cattn_softmax *partial, const Tile *tile, Py_ssize_t column, Py_ssize_t size) noexcept nogil:
+cdef inline void load_partial(cattn_softmax *partial, const Tile *tile, Py_ssize_t column,
+                              Py_ssize_t size) noexcept nogil:
     """Bring columns [column, column + size) of a partial result to where the kernels can read them. With few rows, they
     read them where they lie; with many, in the buffers of a chunk."""
     cdef Py_ssize_t item = tile.kernels.itemsize, bytes = tile.arrays.rows * item, step = tile.arrays.lanes * item

@@ -1,5 +1,5 @@
-# What happens to the scores of a block: this file fills cattn_score_mod, whose comment in tiles.h says in which order the
-# kernels apply softcap, bias, ALiBi, masks and intervals.
+# What happens to the scores of a block: this file fills cattn_score_mod, whose comment in tiles.h says in which order
+# the kernels apply softcap, bias, ALiBi, masks and intervals.
 
 from libc.math cimport INFINITY
 

@@ -90,7 +90,7 @@ def test_without_a_configuration():
 
 
 class RoundedLayer(DynamicLayer):
-    """A layer of transformers that keeps bfloat16."""
+    """Round keys and values to bfloat16, in a layer of transformers."""
 
     def update(self, key_states, value_states, *args, **kwargs):
         return super().update(key_states.bfloat16(), value_states.bfloat16())
@@ -210,7 +210,7 @@ def appended(cache, count, new=1, layer=0):
 
 @pytest.mark.parametrize("capacity, most", [(0, 2), (100, 2), (4000, 0)])
 def test_appending_copies_each_token_once_or_twice(capacity, most):
-    """Not all of them for each new one, which would be 2,000 times as many."""
+    """Few tokens are moved for a new one. If all were, it would be 2,000 times as many."""
     cache = AppendCache(capacity=capacity)
     assert appended(cache, 4000) <= most * 4000
     assert cache.get_seq_length() == 4000
@@ -274,8 +274,8 @@ print(json.dumps([(memory(name) - x) / contents for name, x in zip(("VmPeak", "V
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize("capacity, most", [(10_000, 1.15), pytest.param(0, 2, marks=pytest.mark.slow)])
 def test_peak_of_memory(capacity, most):
-    """While 120 MB of keys and values are appended, in 100 steps: what is allocated, and what is in use. Where the room
-    doubles, there is then room for 16,384 tokens, 10,000 of which are filled."""
+    """Memory stays within the bound, both what is allocated and what is in use, while 120 MB of keys and values are
+    appended in 100 steps. Where the room doubles, it holds 16,384 tokens at the end, of which 10,000 are filled."""
     allocated, resident = json.loads(python(PEAK, str(capacity), "100", "100"))
     assert 0.99 < allocated <= most and 0.99 < resident <= most
 

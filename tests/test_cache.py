@@ -22,7 +22,7 @@ MODIFIERS = [{}, {"alibi_slopes": SLOPES, "return_lse": True}, {"softcap": 3.0, 
 
 
 class Model:
-    """A cache as lists: for each sequence its keys and values, all of them, and the shortest it may become."""
+    """Model a cache by lists: each sequence has all its keys and values, and the shortest length it may be cut to."""
 
     def __init__(self, batch, dtype, window):
         self.dtype, self.window = cases.TYPES[dtype], window
@@ -63,7 +63,7 @@ class Model:
 
 
 def check_contents(cache, model):
-    """What the cache shows are the newest tokens of each sequence, as they were appended."""
+    """The cache shows the newest tokens of each sequence, as they were appended."""
     assert cache.lengths.tolist() == model.lengths
     starts, longest = cache.starts.tolist(), int((cache.lengths - cache.starts).max(initial=0))
     assert cache.key.shape == (len(model.keys), KEY_HEADS, longest, SIZE)
@@ -96,7 +96,8 @@ def check_attention(cache, model, query, counts, modifiers):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_program(data):
-    """Append, truncate, reorder, attend, in any order. Calls that must be refused are, and change nothing."""
+    """Appending, truncating, reordering and attending in any order agrees with the model. Calls that must be refused
+    are refused, and change nothing."""
     batch, (dtype, query_type) = data.draw(st.integers(1, 3)), data.draw(st.sampled_from(TYPES))
     window = data.draw(st.none() | st.integers(1, 12))
     random = np.random.default_rng(data.draw(st.integers(0, 9)))
@@ -172,7 +173,7 @@ def copies(cache, steps, new, read=lambda cache: cache.key):
 
 @pytest.mark.parametrize("capacity", [0, 100])
 def test_appending_copies_each_token_once_or_twice(capacity):
-    """Not all of them for each new one, which would be 2,000 times as many."""
+    """Few tokens are moved for a new one. If all were, it would be 2,000 times as many."""
     assert copies(cattn.KVCache(1, 1, 8, capacity=capacity), 4000, 1) <= 2 * 4000
 
 

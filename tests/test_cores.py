@@ -1,4 +1,4 @@
-"""The measure of how well tasks keep many cores busy: benchmarks/cores.py."""
+"""benchmarks/cores.py plays the pool's order through, and measures each task of a call."""
 
 import numpy as np
 import pytest

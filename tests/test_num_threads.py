@@ -27,7 +27,7 @@ def nothing_set(monkeypatch):
 
 @pytest.fixture
 def system(monkeypatch, tmp_path):
-    """A system of 64 CPUs with these files: what find_default says there."""
+    """Return what find_default says on a system of 64 CPUs with these files."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
 
     def number(files):

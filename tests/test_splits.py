@@ -1,4 +1,4 @@
-"""Keys beyond one split: the same bits for any number of threads and any padding, and as exact as promised.
+"""Keys beyond one split give the same bits for any number of threads and any padding, and results as exact as promised.
 
 A split of many rows is a constant number of keys. Whether one thread computes all splits of a row, or each split is a
 task and leaves a partial result, must not show.

@@ -52,7 +52,7 @@ from cattn._bench.timing import Timings
 def run_record(threads: int, engines: Sequence[Engine], limits: Any = None) -> dict:
     """Return the record of a run that has no cases yet. The machine is called by its processor. The command is not
     known here, nor is the code."""
-    processor, memory = _processor(), memory_bytes()
+    processor, memory = processor_name(), memory_bytes()
     versions = {engine.package: engine.version for engine in engines}
     return {
         "machine": processor,
@@ -126,7 +126,7 @@ def _short(number: float) -> float:
     return float(f"{number:.4g}")
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Return what the processor is called."""
     with contextlib.suppress(OSError):
         if named := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):

@@ -103,7 +103,8 @@ cdef inline void sweep_again(const Sweep *sweep, Py_ssize_t number, Py_ssize_t s
 
 
 cdef inline void attend_splits(const Sweep *sweep, Py_ssize_t split, Py_ssize_t stop) noexcept nogil:
-    """Compute splits [split, stop) of a task's keys. Save them as partial results, or join them and store the output."""
+    """Compute splits [split, stop) of a task's keys. Save them as partial results, or join them and store the
+    output."""
     cdef Py_ssize_t size = sweep.worker.call.problem.value_size, first = PY_SSIZE_T_MAX, t
     cdef bint saves = sweep.task.partial_step > 0
     cdef Tile *tile

@@ -49,7 +49,7 @@ static void F(join_scores)(const cattn_maxima *maxima, const cattn_row_tile *til
     }
 }
 
-/* Joins the scores of a block, whose maxima without NaN are in block_max. They hold a NaN only if they add up to NaN. */
+/* Joins the scores of a block, whose maxima without NaN are in block_max. There is a NaN only if they add up to NaN. */
 INLINE void F(join_block)(const cattn_maxima *maxima, const cattn_row_tile *tile, ptrdiff_t count)
 {
     const vector *scores = tile->scores, *block_max = tile->block_max;

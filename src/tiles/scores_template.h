@@ -1,5 +1,5 @@
-/* The kernels `scores` and `maxima` of many rows. SCORES and MAXIMA are their names. They go over the keys of a block in
- * register tiles, which SCORES_TILE computes. */
+/* The kernels `scores` and `maxima` of many rows, which the including file names SCORES and MAXIMA. They go over the
+ * keys of a block in register tiles, which SCORES_TILE computes. */
 
 #define SCORES_OF TILES_PASTE(SCORES, of)
 #define MAXIMA_OF TILES_PASTE(MAXIMA, of)

@@ -230,9 +230,9 @@ typedef struct {
     /* destination[row] = row_max + log(lse_sum), -infinity where that is 0, one real for each row. */
     void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination);
 
-    /* Many rows only, a scale of 1, and no score_mod. The scores of a block are those of `scores`, bit for bit. They join the maxima
-     * so far: largest[r] = max(largest[r], max_j scores[j][r]). The tile's scores and block_max may hold anything
-     * afterwards. NULL with few rows. */
+    /* largest[r] = max(largest[r], max_j scores[j][r]), so that the scores of a block join the maxima so far. They are
+     * those of `scores`, bit for bit, with a scale of 1 and without a score_mod. The tile's scores and block_max may
+     * hold anything afterwards. Few rows have no such kernel: NULL. */
     void (*maxima)(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block);
 } cattn_kernels;
 

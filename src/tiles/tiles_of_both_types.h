@@ -1,4 +1,5 @@
-/* The kernels of both types that are computed in, for the target and the register tile that the including file names. */
+/* The kernels of both types that are computed in, for the target and the register tile that the including file
+ * names. */
 #include "target_begin.h"
 #define REAL_BITS 32
 #include "tiles_template.h"
