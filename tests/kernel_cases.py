@@ -22,6 +22,7 @@ from kernel_tables import (
     MAX_LANES,
     TYPES,
     ScoreMod,
+    contents,
     own_types,
     table_of,
 )
@@ -105,20 +106,32 @@ def edges(most, *units):
     return sorted(number for number in numbers if 0 < number <= most)
 
 
-def kernel_sets(function, isa):
-    """Return the sets of kernels that have a function, as pairs (type, few)."""
-    every = list(itertools.product(own_types(isa), [False, True]))
+def kernel_sets(function, isa, others=()):
+    """Return the sets of kernels that have a function, as pairs (type, few), without those that another table has."""
+    every = [
+        pair
+        for pair in itertools.product(own_types(isa), [False, True])
+        if all(identity(function, isa, *pair) != identity(function, other, *pair) for other in others)
+    ]
     interleaves = [(own, few) for own, few in every if table_of(isa).kernels[own][FEW if few else MANY].interleaves > 1]
     if function == "maxima":
         return [(own, few) for own, few in every if not few]
     return interleaves if function == "interleave" else every
 
 
-def cases(function, isa, rounds):
+def identity(function, isa, own, few):
+    """Return what is equal for two tables where a function and all that it works with are the same."""
+    table = table_of(isa)
+    if hasattr(table, function):  # it is one for all types
+        return ctypes.cast(getattr(table, function), ctypes.c_void_p).value
+    return contents(table.kernels[own][FEW if few else MANY])
+
+
+def cases(function, isa, rounds, others=()):
     """Yield every awkward number of rows, of keys and of columns, each with some number of the others."""
     random = np.random.default_rng(zlib.crc32(f"{function} {isa}".encode()))
     number = itertools.count()
-    for _, (own, few) in itertools.product(range(rounds), kernel_sets(function, isa)):
+    for _, (own, few) in itertools.product(range(rounds), kernel_sets(function, isa, others)):
         kernels = table_of(isa).kernels[own][FEW if few else MANY]
         width = ALIGNMENT // TYPES[own].itemsize
         axes = {

@@ -1,7 +1,8 @@
 """Compares each function of a kernel table with the formula of src/tiles/tiles.h, computed in a wider type. What is
 exact by its nature (loads, marks, conversions, stores) is compared exactly.
 
-test_kernels.py runs this file in a process of its own. By hand: `python tests/kernel_checks.py avx2 1 values merge`."""
+test_kernels.py runs this file in a process of its own. By hand: `python tests/kernel_checks.py avx2 1 values merge`.
+With `amx,avx512`, it leaves out what the first table shares with the others."""
 
 import dataclasses
 import functools
@@ -673,18 +674,19 @@ CHECKS = {
 }
 
 
-def checks(isa):
+def checks(isa, others=()):
     """Return the functions of a table that are checked."""
-    return [function for function in CHECKS if kernel_sets(function, isa)]
+    return [function for function in CHECKS if kernel_sets(function, isa, others)]
 
 
-def run(isa, rounds, functions):
-    """Run the checks of a table. Print each case beforehand, and what fails. Ten failures of a function are enough."""
+def run(isa, others, rounds, functions):
+    """Run the checks of a table, without those of kernels that it shares with other tables. Print each case beforehand,
+    and what fails. Ten failures of a function are enough."""
     memory = Memory()
     for function in functions:
         print(json.dumps(["begin", function]), flush=True)
         failures = 0
-        for case in cases(function, isa, rounds):
+        for case in cases(function, isa, rounds, others):
             print(json.dumps(["case", str(case)]), flush=True)
             try:
                 CHECKS[function](case, memory, np.random.default_rng(zlib.crc32(str(case).encode())))
@@ -699,5 +701,6 @@ def run(isa, rounds, functions):
 
 
 if __name__ == "__main__":
-    isa, rounds, *functions = sys.argv[1:]
-    run(isa, int(rounds), functions or checks(isa))
+    tables, rounds, *functions = sys.argv[1:]
+    isa, *others = tables.split(",")
+    run(isa, others, int(rounds), functions or checks(isa, others))
