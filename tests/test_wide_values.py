@@ -49,9 +49,10 @@ def test_strides():
     assert_same_bits(out.copy(), expected)
 
 
-@pytest.mark.parametrize("rows", [pytest.param(3, marks=pytest.mark.slow), 12])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [3, 12])
 def test_chunks(rows):
-    """So many keys that each part of the rows is merged from partial results."""
+    """There are so many keys that each part of the rows is joined from several splits."""
     check(problem(rows, 2100, 3, WIDE[0]))
 
 
