@@ -10,6 +10,7 @@ cdef extern from "cattn.h" nogil:
         CATTN_BFLOAT16
         CATTN_BOOL
         CATTN_INT64
+        CATTN_INT8
 
     ctypedef struct cattn_ndarray:
         void *data
@@ -36,6 +37,7 @@ cdef extern from "cattn.h" nogil:
         cattn_ndarray key_start, key_stop, mask, bias, alibi_slopes, sinks
         bint (*wants_to_stop)(void *context) noexcept nogil
         void *context
+        cattn_ndarray key_scale, value_scale
 
     ctypedef struct cattn_maxsim_args:
         size_t struct_size
@@ -76,6 +78,8 @@ cdef extern from "cattn.h" nogil:
         CATTN_ARGUMENT_BIAS
         CATTN_ARGUMENT_ALIBI_SLOPES
         CATTN_ARGUMENT_SINKS
+        CATTN_ARGUMENT_KEY_SCALE
+        CATTN_ARGUMENT_VALUE_SCALE
 
     enum:
         CATTN_MAXSIM_ARGS

@@ -68,13 +68,19 @@ class Problem(NamedTuple):
     # axis: they are (heads, total, size), and lse is (Hq, total).
     query_indptr: np.ndarray | None = None
     key_indptr: np.ndarray | None = None
+    # Only int8 keys and values have these: (*batch, Hkv, Lk or 1, D or 1) and (*batch, Hkv, Lk or 1, Dv or 1).
+    key_scale: np.ndarray | None = None
+    value_scale: np.ndarray | None = None
 
 
-def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, num_threads=None, **given):
+def attention(
+    query, key, value, *, key_scale=None, value_scale=None, layout="bhld", out=None, return_lse=False, num_threads=None,
+    **given,
+):  # fmt: skip
     """Return (Problem, out, lse or None) for a call of `cattn.attention`."""
     return_lse = as_flag("return_lse", return_lse)
     layout = _layout(layout)
-    inputs, sizes = _inputs(layout, query=query, key=key, value=value)
+    inputs, sizes = _inputs(layout, (key_scale, value_scale), query=query, key=key, value=value)
     checked = modifiers(sizes, **given)
     count = threads(num_threads)
 
@@ -90,13 +96,15 @@ def attention(query, key, value, *, layout="bhld", out=None, return_lse=False, n
     return problem, out, lse
 
 
-def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads=None, **given):
+def attention_weights(
+    query, key, *, stage="weights", key_scale=None, layout="bhld", num_threads=None, **given
+):  # fmt: skip
     """Return (Problem, stage, out) for a call of `cattn.attention_weights`. The layout does not concern out."""
     name = as_text(stage)
     if name not in _STAGES:
         raise ValueError(f"stage: expected one of {', '.join(map(repr, _STAGES))}, got {shown(stage)}")
     layout = _layout(layout)
-    inputs, sizes = _inputs(layout, query=query, key=key)
+    inputs, sizes = _inputs(layout, (key_scale,), query=query, key=key)
     checked = modifiers(sizes, **given)
     count = threads(num_threads)
 
@@ -119,11 +127,12 @@ def attention_weights(query, key, *, stage="weights", layout="bhld", num_threads
 
 
 def attention_varlen(
-    query, key, value, query_indptr, key_indptr, *, out=None, return_lse=False, num_threads=None, **given
-):
+    query, key, value, query_indptr, key_indptr, *, key_scale=None, value_scale=None, out=None, return_lse=False,
+    num_threads=None, **given,
+):  # fmt: skip
     """Return (Problem, out, lse or None) for a call of `cattn.attention_varlen`."""
     return_lse = as_flag("return_lse", return_lse)
-    inputs, sizes = _inputs("packed", query=query, key=key, value=value)
+    inputs, sizes = _inputs("packed", (key_scale, value_scale), query=query, key=key, value=value)
     query_indptr = as_indptr("query_indptr", query_indptr, "query", sizes.query_length)
     key_indptr = as_indptr("key_indptr", key_indptr, "key", sizes.key_length)
     if len(key_indptr) != len(query_indptr):
@@ -164,10 +173,15 @@ def threads(num_threads):
 # Inputs
 
 
-def _inputs(layout, **given):
-    """Return query, key and, if it was given, value as canonical views, broadcast over the batch; and their sizes."""
+def _inputs(layout, scales, **given):
+    """Return query, key and, if it was given, value as canonical views, broadcast over the batch; and their sizes.
+
+    `scales` are those of key and value. They join the views if they are given.
+    """
     given = {name: as_array(name, argument) for name, argument in given.items()}
-    arrays = {name: as_floats(name, array) for name, array in given.items()}
+    scales = {f"{name}_scale": scale for name, scale in zip(("key", "value"), scales, strict=False)}
+    quantised = {name for name in given if _is_quantised(name, given[name].dtype, scales.get(f"{name}_scale"))}
+    arrays = {name: array if name in quantised else as_floats(name, array) for name, array in given.items()}
     query, key, value = arrays["query"], arrays["key"], arrays.get("value")
     axes = {"bhld": "(..., heads, length, size)", "blhd": "(..., length, heads, size)"}.get(layout)
     for name, array in arrays.items():
@@ -226,9 +240,43 @@ def _inputs(layout, **given):
             batch = tuple(other if one == 1 else one for one, other in reversed(pairs))
     for name, view in views.items():
         views[name] = broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
+    for name in quantised:
+        scale = _as_scale(f"{name}_scale", scales[f"{name}_scale"], name, arrays[name].shape, layout)
+        views[f"{name}_scale"] = np.broadcast_to(scale, (*batch, key_heads, *scale.shape[-2:]))
     return views, Sizes(
         batch, query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2
     )
+
+
+def _is_quantised(name, dtype, scale):
+    """Return whether these are int8 keys or values, which need a scale. Nothing else has one."""
+    if dtype != np.int8 or name == "query":
+        if scale is None:
+            return False
+        if type_name(dtype):
+            raise TypeError(f"{name}_scale: expected None beside {name} of type {type_shown(dtype)}, got {shown(scale)}")
+        raise TypeError(f"{name}: expected type int8 beside {name}_scale, got {type_shown(dtype)}")
+    if scale is None:
+        raise TypeError(
+            f"{name}_scale: expected an array beside {name} of type int8, got None; "
+            f"write {name}.astype(np.float32) for integers without a scale"
+        )
+    return True
+
+
+def _as_scale(name, scale, of, shape, layout):
+    """Return a scale as a canonical view. Its axes of length and size are as they came, or 1."""
+    scale = as_floats(name, scale)
+    keys = -2 if layout == "bhld" or len(shape) == 2 else -3
+    given = (1,) * (len(shape) - scale.ndim) + scale.shape
+    if len(given) != len(shape) or any(one not in (1, size) for one, size in zip(given, shape, strict=True)):
+        raise ValueError(f"{name}: expected a shape that broadcasts to {shape}, that of {of}, got {scale.shape}")
+    if given[keys] != 1 and given[-1] != 1:
+        raise ValueError(
+            f"{name}: expected size 1 along the keys (a scale for each column) or along the last axis (a scale for "
+            f"each key), got shape {scale.shape}"
+        )
+    return _canonical(scale.reshape(given), layout)
 
 
 def _check_types(came):
@@ -238,6 +286,16 @@ def _check_types(came):
     """
     query, key, value = came["query"], came["key"], came.get("value")
     if query is key and (value is None or value is key):
+        return
+    if key == np.int8 or value == np.int8:
+        if type_name(query) not in ("float32", *HALF_TYPES):
+            raise TypeError(
+                f"query: expected type float32, float16 or bfloat16 beside int8 keys, got {type_shown(query)}; "
+                "write query.astype(np.float32)"
+            )
+        if value is not None and value != key:
+            name, dtype, other = ("value", value, "key") if key == np.int8 else ("key", key, "value")
+            raise TypeError(f"{name}: expected type int8 like {other}, got {type_shown(dtype)}")
         return
     first, expected = ("key", key) if check_type_beside("key", key, "query", query) else ("query", query)
     if value is not None:

@@ -100,7 +100,8 @@ typedef enum {
     CATTN_FLOAT16 = 2,
     CATTN_BFLOAT16 = 3,
     CATTN_BOOL = 4,  /* one byte: 0 is false, anything else is true */
-    CATTN_INT64 = 5
+    CATTN_INT64 = 5,
+    CATTN_INT8 = 6   /* keys and values that stand for their products with a scale */
 } cattn_type;
 
 /* An array, described as in NumPy, DLPack and Py_buffer. If all fields are 0, the array is not given. */
@@ -132,7 +133,7 @@ enum {
  * and strides in the order above.
  *
  * Types. query is float32, float64, float16 or bfloat16. key and value have the type of query. With a float32 query,
- * they may also be float16 or bfloat16. out has the type of query. With a float16 or bfloat16 query, it may also be
+ * they may also be float16 or bfloat16. Unless query is float64, they may be int8, and then have scales. out has the type of query. With a float16 or bfloat16 query, it may also be
  * float32, and is then not rounded.
  *
  * Scores. The score of row i and key j is scale * dot(q, k). With a softcap it becomes softcap * tanh(score / softcap).
@@ -185,6 +186,11 @@ typedef struct {
      * call gives up. It may take the GIL, and must return. If it is NULL, the call runs to its end. */
     int (*wants_to_stop)(void *context);
     void *context;
+
+    /* int8 keys and values need these: the keys are key * key_scale, and the values value * value_scale. Each is any of
+     * the four types, and broadcasts to (..., Hkv, Lk, D) or (..., Hkv, Lk, Dv), with size 1 along Lk (a scale for each
+     * column) or along the last axis (a scale for each key). */
+    cattn_ndarray key_scale, value_scale;
 } cattn_attention_args;
 
 /* The arguments of Python's cattn.maxsim. Start from cattn_maxsim_defaults(). Arrays may have any strides. */
@@ -244,7 +250,9 @@ enum {
     CATTN_ARGUMENT_MASK,
     CATTN_ARGUMENT_BIAS,
     CATTN_ARGUMENT_ALIBI_SLOPES,
-    CATTN_ARGUMENT_SINKS
+    CATTN_ARGUMENT_SINKS,
+    CATTN_ARGUMENT_KEY_SCALE,
+    CATTN_ARGUMENT_VALUE_SCALE
 };
 
 /* Those of cattn_maxsim. */

@@ -21,8 +21,8 @@ _ROUNDED_WEIGHTS = (1 + 2.0**-6) * 2.0**-8
 
 def attention(
     query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None, query_lengths=None,
-    key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None, layout="bhld",
-    return_lse=False, dtype=None,
+    key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None, key_scale=None,
+    value_scale=None, layout="bhld", return_lse=False, dtype=None,
 ):  # fmt: skip
     r"""Compute scaled dot-product attention, :math:`\mathrm{softmax}(QK^\top / \sqrt{d})\,V`.
 
@@ -63,6 +63,8 @@ def attention(
         A score ``s`` becomes ``softcap * tanh(s / softcap)`` [3]_.
     sinks : array_like, (Hq,), optional
         One more logit in each row of a head. It takes weight and carries no value [4]_ [5]_.
+    key_scale, value_scale : array_like, optional
+        They broadcast to key and to value, in their layout. The keys are ``key * key_scale``, and likewise the values.
     layout : {"bhld", "blhd"}
         With "blhd", query, key, value and the output are (..., L, H, D).
     return_lse : bool
@@ -110,6 +112,7 @@ def attention(
     >>> np.allclose(cattn.attention(query, key, value), expected, atol=1e-5)
     True
     """
+    key, value = _times(key, key_scale), _times(value, value_scale)
     dtype = _arithmetic(dtype, query, key, value)
     query, key, value, without_heads = _heads_first(dtype, layout, query, key, value)
     with np.errstate(all="ignore"):
@@ -128,7 +131,7 @@ def attention(
 def attention_weights(
     query, key, *, stage="weights", scale=None, causal=False, window=None, query_offset=None, key_range=None,
     query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
-    layout="bhld", dtype=None,
+    key_scale=None, layout="bhld", dtype=None,
 ):  # fmt: skip
     """Compute the matrix of attention weights, or of the scores that lead to it.
 
@@ -144,7 +147,7 @@ def attention_weights(
         masked.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`.
-    mask, bias, alibi_slopes, softcap, sinks, layout, dtype : optional
+    mask, bias, alibi_slopes, softcap, sinks, key_scale, layout, dtype : optional
         As in `attention`.
 
     Returns
@@ -166,6 +169,7 @@ def attention_weights(
            [0.056, 0.944, 0.   ],
            [0.198, 0.401, 0.401]])
     """
+    key = _times(key, key_scale)
     dtype = _arithmetic(dtype, query, key)
     query, key, without_heads = _heads_first(dtype, layout, query, key)
     with np.errstate(all="ignore"):
@@ -179,8 +183,8 @@ def attention_weights(
 
 
 def attention_varlen(
-    query, key, value, query_indptr, key_indptr, *, query_offset=None, alibi_slopes=None, return_lse=False, dtype=None,
-    **modifiers,
+    query, key, value, query_indptr, key_indptr, *, query_offset=None, alibi_slopes=None, key_scale=None,
+    value_scale=None, return_lse=False, dtype=None, **modifiers,
 ):  # fmt: skip
     """Compute `attention` on packed sequences: sequence ``n`` owns rows ``indptr[n]`` to ``indptr[n + 1]``.
 
@@ -198,7 +202,7 @@ def attention_varlen(
         The position of the first query of each sequence among its keys, as in `attention`.
     alibi_slopes : array_like, (Hq,) or (sequences, Hq), optional
         As in `attention`.
-    return_lse, dtype : optional
+    key_scale, value_scale, return_lse, dtype : optional
         As in `attention`.
     **modifiers
         As in `attention`: scale, causal, window, softcap, sinks.
@@ -223,7 +227,7 @@ def attention_varlen(
     >>> cattn.reference.attention_varlen(query, key, value, [0, 2, 6], [0, 2, 6]).shape
     (6, 4, 8)
     """
-    query, key, value = np.asarray(query), np.asarray(key), np.asarray(value)
+    query, key, value = np.asarray(query), _times(key, key_scale), _times(value, value_scale)
     dtype = _arithmetic(dtype, query, key, value)
     sequences = len(query_indptr) - 1
     if query_offset is None or isinstance(query_offset, str):
@@ -245,7 +249,7 @@ def attention_varlen(
 
 
 @forwarding(attention, without=("dtype",))
-def error_bound(query, key, value, *, return_lse=False, **modifiers):
+def error_bound(query, key, value, *, key_scale=None, value_scale=None, return_lse=False, **modifiers):
     r"""Compute how far each output of `cattn.attention` may be from that of `attention`.
 
     Parameters
@@ -258,7 +262,7 @@ def error_bound(query, key, value, *, return_lse=False, **modifiers):
         As in `attention`.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`.
-    mask, bias, alibi_slopes, softcap, sinks, layout : optional
+    mask, bias, alibi_slopes, softcap, sinks, key_scale, value_scale, layout : optional
         As in `attention`.
     return_lse : bool
         Also return the bound of lse.
@@ -306,6 +310,7 @@ def error_bound(query, key, value, *, return_lse=False, **modifiers):
     >>> bool(np.all(np.abs(error) <= cattn.reference.error_bound(query, key, value)))
     True
     """
+    key, value = _times(key, key_scale), _times(value, value_scale)
     with np.errstate(all="ignore"):
         yardstick = _Yardstick(query, key, value, **modifiers)
         numpy = attention(query, key, value, **modifiers, return_lse=True, dtype=yardstick.arithmetic)
@@ -416,6 +421,7 @@ class _Yardstick:
         self.stored = np.asarray(query).dtype.newbyteorder("=")
         self.arithmetic = np.dtype(np.float64 if self.stored == np.float64 else np.float32)
         wide = np.longdouble if self.stored == np.float64 else np.float64
+        rounds_weights = {np.asarray(x).dtype.name for x in (query, key)} == {"bfloat16"}
         eps, tiny = np.finfo(self.arithmetic).eps, np.finfo(self.arithmetic).smallest_normal
         query, key, value, without_heads = _heads_first(wide, layout, query, key, value)
         modifiers = dict(scale=scale, bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, **masks)
@@ -439,7 +445,7 @@ class _Yardstick:
         unit = eps * (1 + largest[..., None]) * magnitude + tiny
         lse_unit = eps * (1 + largest + np.where(np.isfinite(lse), np.abs(lse), 0))
         rounded = lost = np.zeros_like(out)
-        if self.stored.name == "bfloat16":
+        if rounds_weights:
             rounded = _ROUNDED_WEIGHTS * _over_keys(lambda p, v, o: p * np.abs(v - o), weights, value, out)
         most = weights.shape[-1] * tiny * np.abs(value).max(initial=1, where=np.isfinite(value))
         if not np.all((unit > most) | (unit == tiny)):  # otherwise there is next to nothing to lose
@@ -491,6 +497,11 @@ def _over_keys(term, weights, value, out):
 
 def _arithmetic(dtype, *arrays):
     return np.dtype(dtype) if dtype is not None else np.result_type(np.float64, *(np.asarray(x).dtype for x in arrays))
+
+
+def _times(x, scale):
+    """Return what int8 keys or values stand for, or those of floating types as they are."""
+    return np.asarray(x) if scale is None else np.asarray(x, np.float64) * np.asarray(scale).astype(np.float64)
 
 
 def _heads_first(dtype, layout, *arrays):

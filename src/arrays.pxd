@@ -8,9 +8,10 @@ cimport numpy as cnp
 
 from maxsim cimport Maxsim
 from problem cimport (
-    CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_LARGEST_HEAD,
-    CATTN_LARGEST_VALUE,
-    CATTN_MAX_BATCH_NDIM, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_type)
+    CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_INT8,
+    CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_MAX_BATCH_NDIM, CATTN_UNLIMITED, cattn_array, cattn_problem,
+    cattn_type)
+from scales cimport settle_scale
 
 
 cdef inline cattn_type storage_type(cnp.ndarray array) except *:
@@ -25,6 +26,8 @@ cdef inline cattn_type storage_type(cnp.ndarray array) except *:
         return CATTN_BOOL
     if cnp.PyTypeNum_ISUSERDEF(number):
         return CATTN_BFLOAT16
+    if number == cnp.NPY_INT8:
+        return CATTN_INT8
     if array.dtype.kind == "i":
         return CATTN_INT64
     raise TypeError(f"expected an array of floats, booleans or integers, got one of {array.dtype}")
@@ -74,6 +77,15 @@ cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
     return 0
 
 
+cdef inline int set_scale(cattn_array *array, object given, int batch_ndim) except -1:
+    """Describe the scale of int8 keys or values, whose last two axes may have 1 element each."""
+    set_array(array, given, batch_ndim, 3)
+    if given is not None:
+        *_, rows, columns = given.shape
+        settle_scale(array, rows, columns)
+    return 0
+
+
 cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     """Copy what _arguments.Problem says into the problem."""
     cdef int axis, batch_ndim
@@ -91,6 +103,8 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     set_array(&problem.value, given.value, batch_ndim, 3)
     set_array(&problem.out, given.out, batch_ndim, 3)
     set_array(&problem.lse, given.lse, batch_ndim, 2)
+    set_scale(&problem.key_scale, given.key_scale, batch_ndim)
+    set_scale(&problem.value_scale, given.value_scale, batch_ndim)
     *_, problem.query_heads, problem.query_length, problem.head_size = given.query.shape
     *_, problem.key_heads, problem.key_length, _ = given.key.shape
     *_, problem.value_size = (0,) if given.value is None else given.value.shape
@@ -192,6 +206,7 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
     set_plain(&problem.key, key, key_type, batch_ndim, is_blhd)
     set_plain(&problem.value, value, key_type, batch_ndim, is_blhd)
     problem.query_indptr = problem.key_indptr = NULL
+    problem.key_scale.data = problem.value_scale.data = NULL
     return True
 
 

@@ -11,9 +11,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from cattn cimport (
-    CATTN_ARGUMENT_ARGS, CATTN_ARGUMENT_FLAGS, CATTN_ARGUMENT_KEY, CATTN_ARGUMENT_NUM_THREADS, CATTN_ARGUMENT_QUERY,
-    CATTN_ARGUMENT_QUERY_OFFSET, CATTN_ARGUMENT_SCALE, CATTN_ARGUMENT_SOFTCAP, CATTN_ARGUMENT_VALUE,
-    CATTN_ARGUMENT_WINDOW, CATTN_CAUSAL, CATTN_HAS_SCALE, CATTN_HAS_WINDOW, CATTN_IS_MISSING, CATTN_IS_NULL,
+    CATTN_ARGUMENT_ARGS, CATTN_ARGUMENT_FLAGS, CATTN_ARGUMENT_KEY, CATTN_ARGUMENT_KEY_SCALE, CATTN_ARGUMENT_NUM_THREADS,
+    CATTN_ARGUMENT_QUERY, CATTN_ARGUMENT_QUERY_OFFSET, CATTN_ARGUMENT_SCALE, CATTN_ARGUMENT_SOFTCAP,
+    CATTN_ARGUMENT_VALUE, CATTN_ARGUMENT_VALUE_SCALE, CATTN_ARGUMENT_WINDOW, CATTN_CAUSAL, CATTN_HAS_SCALE, CATTN_HAS_WINDOW, CATTN_IS_MISSING, CATTN_IS_NULL,
     CATTN_IS_UNKNOWN, CATTN_MISALIGNED, CATTN_OFFSET_END, CATTN_OFFSET_START, CATTN_OVERLAPS, CATTN_WRONG_SHAPE,
     CATTN_WRONG_TYPE, CATTN_WRONG_VALUE, cattn_attention_args, cattn_ndarray)
 from c_arguments cimport (
@@ -26,8 +26,9 @@ from convert cimport gather_row
 from execute cimport Cost, run
 from plan cimport STAGE_OUTPUT, Machine
 from problem cimport (
-    CATTN_DONE, CATTN_FLOAT64, CATTN_INT64, CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY,
+    CATTN_DONE, CATTN_FLOAT64, CATTN_INT64, CATTN_INT8, CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY,
     CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status, cattn_type)
+from scales cimport settle_scale
 from sizes cimport reserve, times
 from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_now
 from tile cimport entry_integer
@@ -214,12 +215,28 @@ cdef inline bint place_array(CallFromC *call, const GivenArray *array) noexcept 
     return left == 0
 
 
+cdef inline bint settle(CallFromC *call, const cattn_argument *scale) noexcept nogil:
+    """Return whether a scale varies along the keys or along the columns, and not along both."""
+    return settle_scale(place_of(&call.problem, scale), size_in(&call.problem, scale.axes[1])[0],
+                        size_in(&call.problem, scale.axes[2])[0])
+
+
+cdef inline int check_scales(const CallFromC *call) noexcept nogil:
+    """Check that int8 keys and values have scales. That nothing else has, the types say."""
+    if call.problem.key.type == CATTN_INT8 and call.problem.key_scale.data == NULL:
+        return wrong(CATTN_ARGUMENT_KEY_SCALE, CATTN_IS_MISSING)
+    if call.problem.value.type == CATTN_INT8 and call.problem.value_scale.data == NULL:
+        return wrong(CATTN_ARGUMENT_VALUE_SCALE, CATTN_IS_MISSING)
+    return CATTN_DONE
+
+
 cdef inline int place_arrays(CallFromC *call) noexcept nogil:
     """Describe all arrays as those of the problem."""
     cdef int i, status
     set_sizes(call)
     for i in range(call.given_count):
-        if not place_array(call, &call.given[i]):
+        if not place_array(call, &call.given[i]) or (call.given[i].argument.is_scale
+                                                     and not settle(call, call.given[i].argument)):
             return wrong(call.given[i].number, CATTN_WRONG_SHAPE)
         status = check_sizes(&call.problem, call.given[i].number)
         if status != CATTN_DONE:
@@ -398,7 +415,8 @@ cdef inline int add_copies(CallFromC *call) noexcept nogil:
 cdef inline int set_problem_of(CallFromC *call) noexcept nogil:
     """Fill the problem from the arguments. Return the first status that is not CATTN_DONE, which is 0."""
     call.problem.query_indptr = call.problem.key_indptr = NULL
-    return (check_arrays(call) or check_types(call) or place_arrays(call) or check_results(call)
+    return (check_arrays(call) or check_types(call) or place_arrays(call) or check_scales(call)
+            or check_results(call)
             or set_numbers(call) or check_offset(call) or check_integers(call) or add_copies(call))
 
 

@@ -36,7 +36,8 @@ enum {
     CATTN_BF16 = 1 << CATTN_BFLOAT16,
     CATTN_ANY_FLOAT = (1 << CATTN_FLOATS) - 1,
     CATTN_BOOLS = 1 << CATTN_BOOL,
-    CATTN_INTEGERS = 1 << CATTN_INT64
+    CATTN_INTEGERS = 1 << CATTN_INT64,
+    CATTN_BYTES = 1 << CATTN_INT8
 };
 
 /* The sizes of axes, as cattn.h calls them: where cattn_problem holds each. None of them is its first field. */
@@ -61,10 +62,11 @@ typedef struct {
     int is_input;                          /* its axes decide the sizes of the problem */
     int is_result;                         /* it is written, and may overlap no other array */
     int is_copied;                         /* the problem holds it as float64 */
+    int is_scale;                          /* it varies along the keys or along the columns, and int8 needs it */
     int is_aligned;
     unsigned types;                        /* the set of types that it may have */
     int beside;                            /* the number of the array on whose type its own type depends, or 0 */
-    unsigned types_beside[CATTN_FLOATS];   /* the set of types that it may have, for each floating type of that array */
+    unsigned types_beside[CATTN_TYPES];    /* the set of types that it may have, for each type of that array */
     size_t axes[3];                        /* the sizes of head, row and column; 0 for an axis that it does not have */
     int broadcast;                         /* a CATTN_BROADCAST_... */
     int has_no_batch;                      /* all entries of the batch share it */
@@ -83,12 +85,12 @@ typedef struct {
     CATTN_SAYS(WRONG_TYPE, #field ": expected type " type), \
     CATTN_SAYS(WRONG_SHAPE, #field ": expected " shape ", of 64 axes at most, each of 0 or more elements")
 
-#define CATTN_REQUIRED(field, type, shape) \
-    CATTN_ARRAY(field, CATTN_ANY_FLOAT, type, shape), .is_required = 1, \
+#define CATTN_REQUIRED(field, its_types, type, shape) \
+    CATTN_ARRAY(field, its_types, type, shape), .is_required = 1, \
     CATTN_SAYS(IS_NULL, #field ": expected data and a shape, got NULL")
 
-#define CATTN_INPUT(field, type, shape) \
-    CATTN_REQUIRED(field, type, shape), .is_input = 1, .broadcast = CATTN_BROADCAST_BATCH
+#define CATTN_INPUT(field, its_types, type, shape) \
+    CATTN_REQUIRED(field, its_types, type, shape), .is_input = 1, .broadcast = CATTN_BROADCAST_BATCH
 
 #define CATTN_OPTIONAL(field, its_types, type, shape) \
     CATTN_ARRAY(field, its_types, type, shape), \
@@ -105,6 +107,15 @@ typedef struct {
 /* The types that an array may have beside each type of another one. */
 #define CATTN_BESIDE(argument, float32, float64, float16, bfloat16) \
     .beside = CATTN_ARGUMENT_##argument, .types_beside = {float32, float64, float16, bfloat16}
+
+/* The scale of int8 keys or values. */
+#define CATTN_SCALE_OF(argument, field) \
+    CATTN_OPTIONAL(field##_scale, CATTN_ANY_FLOAT, \
+                   CATTN_FLOATS_EXPECTED " beside " #field " of CATTN_INT8, and no data beside other types", \
+                   "a shape that broadcasts to that of " #field ", with size 1 along the keys or along the last axis"), \
+    .beside = CATTN_ARGUMENT_##argument, .types_beside = {[CATTN_INT8] = CATTN_ANY_FLOAT}, .is_scale = 1, \
+    .broadcast = CATTN_BROADCAST_ALL, \
+    CATTN_SAYS(IS_MISSING, #field "_scale: expected an array beside " #field " of CATTN_INT8, got NULL")
 
 #define CATTN_FLOATS_EXPECTED "CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOAT16 or CATTN_BFLOAT16"
 #define CATTN_ENTRIES "a shape that broadcasts to the leading axes of query, key and value, or 0 axes"
@@ -137,22 +148,26 @@ static const cattn_argument cattn_arguments[] = {
         CATTN_SAYS(WRONG_VALUE, "window_left, window_right: expected 0 or more, or -1 for no limit on that side"),
         CATTN_SAYS(IS_MISSING, "window_left, window_right: expected CATTN_HAS_WINDOW among the flags beside a window")},
     [CATTN_ARGUMENT_QUERY] = {
-        CATTN_INPUT(query, CATTN_FLOATS_EXPECTED, "shape (..., Hq, Lq, D) or (Lq, D), with D from 1 to 16384"),
+        CATTN_INPUT(query, CATTN_ANY_FLOAT, CATTN_FLOATS_EXPECTED, "shape (..., Hq, Lq, D) or (Lq, D), with D from 1 to 16384"),
         .axes = {CATTN_HQ, CATTN_LQ, CATTN_D}},
     [CATTN_ARGUMENT_KEY] = {
-        CATTN_INPUT(key, "of query, or CATTN_FLOAT16 or CATTN_BFLOAT16 beside CATTN_FLOAT32",
+        CATTN_INPUT(key, CATTN_ANY_FLOAT | CATTN_BYTES,
+                    "of query, or CATTN_FLOAT16 or CATTN_BFLOAT16 beside CATTN_FLOAT32, or CATTN_INT8 unless query is "
+                    "CATTN_FLOAT64",
                     "shape (..., Hkv, Lk, D) or (Lk, D) like query, with its D, an Hkv that divides its Hq, and "
                     "leading axes that broadcast"),
-        CATTN_BESIDE(QUERY, CATTN_F32 | CATTN_F16 | CATTN_BF16, CATTN_F64, CATTN_F16, CATTN_BF16),
+        CATTN_BESIDE(QUERY, CATTN_F32 | CATTN_F16 | CATTN_BF16 | CATTN_BYTES, CATTN_F64, CATTN_F16 | CATTN_BYTES,
+                     CATTN_BF16 | CATTN_BYTES),
         .axes = {CATTN_HKV, CATTN_LK, CATTN_D}},
     [CATTN_ARGUMENT_VALUE] = {
-        CATTN_INPUT(value, "of key",
+        CATTN_INPUT(value, CATTN_ANY_FLOAT | CATTN_BYTES, "of key",
                     "shape (..., Hkv, Lk, Dv) or (Lk, Dv) like key, with its Hkv and Lk, and leading axes that "
                     "broadcast"),
-        CATTN_BESIDE(KEY, CATTN_F32, CATTN_F64, CATTN_F16, CATTN_BF16),
+        .beside = CATTN_ARGUMENT_KEY,
+        .types_beside = {CATTN_F32, CATTN_F64, CATTN_F16, CATTN_BF16, [CATTN_INT8] = CATTN_BYTES},
         .axes = {CATTN_HKV, CATTN_LK, CATTN_DV}},
     [CATTN_ARGUMENT_OUT] = {
-        CATTN_REQUIRED(out, "of query, or CATTN_FLOAT32 beside CATTN_FLOAT16 and CATTN_BFLOAT16",
+        CATTN_REQUIRED(out, CATTN_ANY_FLOAT, "of query, or CATTN_FLOAT32 beside CATTN_FLOAT16 and CATTN_BFLOAT16",
                        "shape (..., Hq, Lq, Dv) or (Lq, Dv) like query, with the leading axes of all inputs, "
                        "broadcast"),
         CATTN_IS_RESULT(out),
@@ -195,6 +210,8 @@ static const cattn_argument cattn_arguments[] = {
         CATTN_OPTIONAL(sinks, CATTN_ANY_FLOAT, CATTN_FLOATS_EXPECTED, "shape (Hq,)"),
         .axes = {CATTN_HQ}, .has_no_batch = 1, .is_copied = 1, .numbers = CATTN_NUMBERS_LOGITS,
         CATTN_SAYS(WRONG_VALUE, "sinks: expected finite numbers, or -infinity for none")},
+    [CATTN_ARGUMENT_KEY_SCALE] = {CATTN_SCALE_OF(KEY, key), .axes = {CATTN_HKV, CATTN_LK, CATTN_D}},
+    [CATTN_ARGUMENT_VALUE_SCALE] = {CATTN_SCALE_OF(VALUE, value), .axes = {CATTN_HKV, CATTN_LK, CATTN_DV}},
 };
 
 enum { CATTN_ARGUMENTS = sizeof cattn_arguments / sizeof *cattn_arguments };

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 
 from cattn cimport cattn_attention_args, cattn_ndarray
-from problem cimport CATTN_FLOATS
+from problem cimport CATTN_TYPES
 
 cdef extern from "c_arguments.h" nogil:
     enum: CATTN_AXES, CATTN_ARGUMENTS, CATTN_KNOWN_FLAGS, CATTN_KIND_ARRAY
@@ -16,10 +16,10 @@ cdef extern from "c_arguments.h" nogil:
     ctypedef struct cattn_argument:
         int kind
         size_t given, placed
-        bint is_required, is_input, is_result, is_copied, is_aligned
+        bint is_required, is_input, is_result, is_copied, is_scale, is_aligned
         unsigned int types
         int beside
-        unsigned int types_beside[CATTN_FLOATS]
+        unsigned int types_beside[CATTN_TYPES]
         size_t axes[3]
         int broadcast
         bint has_no_batch

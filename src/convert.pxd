@@ -8,7 +8,8 @@ from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
 from problem cimport (
-    CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, cattn_array, cattn_type)
+    CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_INT8, cattn_array,
+    cattn_type)
 from tiles.tiles cimport CATTN_MANY, cattn_table
 
 cdef enum:
@@ -29,7 +30,7 @@ cdef inline Py_ssize_t item_size(cattn_type type) noexcept nogil:
         return 8
     if is_half_type(type):
         return 2
-    return 1 if type == CATTN_BOOL else 0
+    return 1 if type == CATTN_BOOL or type == CATTN_INT8 else 0
 
 
 cdef inline bint is_multiple(Py_ssize_t number, Py_ssize_t power_of_two) noexcept nogil:
@@ -56,8 +57,8 @@ cdef inline float to_float(double value) noexcept nogil:
 
 cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn_type type, Py_ssize_t count,
                          const cattn_table *table) noexcept nogil:
-    """Convert contiguous, aligned elements of one floating type to another. Half types go through float. Doubles never
-    become halves, and an unknown type becomes nothing."""
+    """Convert contiguous, aligned elements to another floating type. Half types go through float. Doubles never become
+    halves, int8 becomes float alone, and an unknown type becomes nothing."""
     cdef float[PIECE] middle
     cdef Py_ssize_t i, number, start, size
     if to_type == type:
@@ -67,7 +68,7 @@ cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn
     elif to_type == CATTN_FLOAT64 and type == CATTN_FLOAT32:
         for i in range(count):
             (<double *>to)[i] = (<const float *>source)[i]
-    elif to_type == CATTN_FLOAT32 and is_half_type(type):
+    elif to_type == CATTN_FLOAT32 and (is_half_type(type) or type == CATTN_INT8):
         table.widen(to, source, type, count)
     elif type == CATTN_FLOAT32 and is_half_type(to_type):
         table.narrow(to, source, to_type, count)

@@ -188,6 +188,8 @@ cdef inline void take_columns(cattn_problem *part, const cattn_problem *problem,
     part.value_size = min(problem.value_size - start, CATTN_LARGEST_HEAD)
     part.value.data += start * problem.value.column
     part.out.data += start * problem.out.column
+    if problem.value_scale.data != NULL:
+        part.value_scale.data += start * problem.value_scale.column
     if start > 0:
         part.lse.data = NULL   # it has been written
 

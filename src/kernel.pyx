@@ -153,7 +153,7 @@ cdef object attend_plain(cattn_problem *problem, object query, object key, objec
 
 def attention(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
               query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
-              layout="bhld", out=None, return_lse=False, num_threads=None):
+              key_scale=None, value_scale=None, layout="bhld", out=None, return_lse=False, num_threads=None):
     """Compute exact scaled dot-product attention: softmax(scale · query · keyᵀ) · value, in one fused and stable pass.
 
     Parameters
@@ -165,9 +165,10 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
         count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
         Hq must be a multiple of Hkv. Query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
-        Keys have the type of the queries. With float32 queries, they may also be float16 or bfloat16.
+        Keys have the type of the queries. With float32 queries, they may also be float16 or bfloat16. With float32,
+        float16 and bfloat16 queries, they may be int8 with a `key_scale`.
     value : array_like, shape (..., Hkv, Lk, Dv)
-        Values have the type of the keys.
+        Values have the type of the keys. int8 values need a `value_scale`.
     scale : float, optional
         The factor of each product q·k. The default is ``1 / sqrt(D)``.
     causal : bool
@@ -192,6 +193,10 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
         Each score becomes ``softcap · tanh(score / softcap)``, before bias and ALiBi are added (Gemma 2, section 2).
     sinks : array_like, shape (Hq,), optional
         One more logit for each head. It takes weight and carries no value. -inf means that there is none.
+    key_scale, value_scale : array_like, optional
+        int8 keys stand for ``key * key_scale``, and int8 values for ``value * value_scale``. A scale is of one of the
+        four floating types, broadcasts to `key` or `value` as it is passed, and has size 1 along the keys (a scale for
+        each column) or along the last axis (a scale for each key), or both. `quantize` makes such numbers.
     layout : {"bhld", "blhd"}
         With "blhd", query, key, value and out are (..., L, H, D), and lse is (..., L, H). Modifiers keep their shapes.
     out : ndarray, optional
@@ -269,7 +274,8 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
             scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
             query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
             softcap=softcap, sinks=sinks)
-    if type(layout) is str and layout in ("bhld", "blhd") and (return_lse is False or return_lse is True):
+    if (key_scale is None and value_scale is None and type(layout) is str and layout in ("bhld", "blhd")
+            and (return_lse is False or return_lse is True)):
         result = attend_plain(&problem, query, key, value, scale, causal is True, modifiers, layout == "blhd", out,
                               return_lse,
                               num_threads)
@@ -278,15 +284,16 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
     if modifiers is None:
         modifiers = dict(scale=scale, causal=causal)
     given, result, lse = _arguments.attention(
-        query, key, value, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads, **modifiers)
+        query, key, value, key_scale=key_scale, value_scale=value_scale, layout=layout, out=out, return_lse=return_lse,
+        num_threads=num_threads, **modifiers)
     set_problem(&problem, given)
     compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, default_threads)
     return (result, lse) if return_lse else result
 
 
 def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None, causal=False, window=None,
-                     query_offset=None, alibi_slopes=None, softcap=None, sinks=None, out=None, return_lse=False,
-                     num_threads=None):
+                     query_offset=None, alibi_slopes=None, softcap=None, sinks=None, key_scale=None, value_scale=None,
+                     out=None, return_lse=False, num_threads=None):
     """Attend over packed sequences: sequence n owns rows ``indptr[n]:indptr[n + 1]`` of each array.
 
     Parameters
@@ -307,6 +314,8 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
         As in `attention`.
     softcap, sinks, out, return_lse, num_threads : optional
         As in `attention`.
+    key_scale, value_scale : array_like, optional
+        As in `attention`. They broadcast to (total keys, Hkv, D) and (total keys, Hkv, Dv).
 
     Returns
     -------
@@ -343,8 +352,8 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
     cdef cattn_problem problem
     given, result, lse = _arguments.attention_varlen(
         query, key, value, query_indptr, key_indptr, scale=scale, causal=causal, window=window,
-        query_offset=query_offset, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, out=out,
-        return_lse=return_lse, num_threads=num_threads)
+        query_offset=query_offset, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, key_scale=key_scale,
+        value_scale=value_scale, out=out, return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
     compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, default_threads)
     return (result, lse) if return_lse else result
@@ -356,7 +365,7 @@ cdef dict STAGES = {"scores": STAGE_SCORES, "softcapped": STAGE_SOFTCAPPED, "bia
 
 def attention_weights(query, key, *, stage="weights", scale=None, causal=False, window=None, query_offset=None,
                       key_range=None, query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None,
-                      softcap=None, sinks=None, layout="bhld", num_threads=None):
+                      softcap=None, sinks=None, key_scale=None, layout="bhld", num_threads=None):
     """Compute the matrix of attention weights, or of scores at one stage, which `attention` never holds at once.
 
     Parameters
@@ -370,7 +379,7 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
         are -inf where masked. "weights" are the softmax of each row of these.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`. A stage does not need the modifiers that come after it.
-    mask, bias, alibi_slopes, softcap, sinks : optional
+    mask, bias, alibi_slopes, softcap, sinks, key_scale : optional
         As in `attention`.
     layout : {"bhld", "blhd"}
         The layout of query and key.
@@ -411,7 +420,8 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
     given, stage, result = _arguments.attention_weights(
         query, key, stage=stage, scale=scale, causal=causal, window=window, query_offset=query_offset,
         key_range=key_range, query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias,
-        alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, layout=layout, num_threads=num_threads)
+        alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, key_scale=key_scale, layout=layout,
+        num_threads=num_threads)
     set_problem(&problem, given)
     compute(&problem, STAGES[stage], given.num_threads, &machine, default_threads)
     return result
@@ -498,7 +508,7 @@ from . import _plan
 
 def plan(query, key, value, *, scale=None, causal=False, window=None, query_offset=None, key_range=None,
          query_lengths=None, key_lengths=None, mask=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
-         layout="bhld", out=None, return_lse=False, num_threads=None):
+         key_scale=None, value_scale=None, layout="bhld", out=None, return_lse=False, num_threads=None):
     """Return how `attention` would go about a call with the same arguments: strategy, tiles, tasks, workspace.
 
     Parameters
@@ -507,7 +517,7 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
         As in `attention`.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`.
-    mask, bias, alibi_slopes, softcap, sinks, layout, out, return_lse : optional
+    mask, bias, alibi_slopes, softcap, sinks, key_scale, value_scale, layout, out, return_lse : optional
         As in `attention`. Nothing is computed, and `out` is not written.
     num_threads : int, optional
         As in `attention`, but it may be more than this machine would run.
@@ -547,7 +557,8 @@ def plan(query, key, value, *, scale=None, causal=False, window=None, query_offs
     given, _, _ = _arguments.attention(
         query, key, value, scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
         query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
-        softcap=softcap, sinks=sinks, layout=layout, out=out, return_lse=return_lse, num_threads=num_threads)
+        softcap=softcap, sinks=sinks, key_scale=key_scale, value_scale=value_scale, layout=layout, out=out,
+        return_lse=return_lse, num_threads=num_threads)
     set_problem(&problem, given)
     problem.value_size = min(problem.value_size, CATTN_LARGEST_HEAD)   # so many columns are computed at a time
     threads = (given.num_threads or default_threads()) if gains_by_threads(&problem, work_of(&problem)) else 1

@@ -11,6 +11,7 @@ from problem cimport (
     CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
     cattn_type)
 from rows cimport entry_key_length, entry_query_length, set_storage, Storage
+from scales cimport folds_columns
 from sizes cimport count_pieces, round_up, times
 from tiles.tiles cimport (
     CATTN_BY_HALVES, CATTN_FEW, CATTN_FEW_ROWS, CATTN_MANY, cattn_blocking, cattn_kernels, cattn_table)
@@ -51,6 +52,7 @@ cdef struct Strategy:
     bint prefetches                  # keys, values, queries and outputs: they come from beyond L2, unforeseen
     Storage key, value
     bint query_in_place
+    bint folds_columns, folds_value_columns   # the scales of int8 columns go into the queries, and into the output
 
 
 cdef struct Plan:
@@ -97,6 +99,7 @@ cdef inline void open_strategy(Strategy *strategy, const cattn_kernels *kernels)
     strategy.prefetches = False
     strategy.key.gather = strategy.value.gather = NULL
     strategy.query_in_place = True
+    strategy.folds_columns = strategy.folds_value_columns = False
 
 
 cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, Py_ssize_t depth) noexcept nogil:
@@ -117,6 +120,9 @@ cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, 
     if problem.value.data != NULL:
         set_storage(&strategy.value, &problem.value, strategy.kernels, strategy.kernels.interleaves > 1,
                     problem.batch_ndim)
+        strategy.folds_value_columns = folds_columns(&problem.value_scale, &strategy.value)
+    strategy.folds_columns = folds_columns(&problem.key_scale, &strategy.key)
+    strategy.query_in_place = strategy.query_in_place and not strategy.folds_columns
 
 
 cdef inline cattn_status count_rows(Plan *plan, const cattn_problem *problem, const Caller *caller,

@@ -16,8 +16,9 @@
 /* NumPy's 64 axes less head, length and size, rounded up. */
 #define CATTN_MAX_BATCH_NDIM 62
 
-/* Of the types in cattn.h, so many are floating types: the first ones. */
+/* Of the types in cattn.h, so many are floating types: the first ones. So many there are in all. */
 #define CATTN_FLOATS 4
+#define CATTN_TYPES 7
 
 /* An array seen along (batch..., head, row, column). An axis that the argument lacks, or along which it is
  * broadcast, has stride 0; any stride may be negative. */
@@ -48,6 +49,11 @@ typedef struct {
     cattn_array value;   /* (batch..., key_heads, key_length, value_size) */
     cattn_array out;     /* (batch..., query_heads, query_length, value_size) */
     cattn_array lse;     /* (batch..., query_heads, query_length); NULL where nobody asked for it */
+
+    /* int8 keys and values stand for their products with these: (batch..., key_heads, key_length, head_size) and
+     * (..., value_size), any floating type. They vary along the keys or along the columns, not along both: the stride
+     * of the other axis is 0. NULL beside floating types. */
+    cattn_array key_scale, value_scale;
 
     int batch_ndim;
     ptrdiff_t batch_shape[CATTN_MAX_BATCH_NDIM];

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t
 cdef extern from "problem.h" nogil:
     enum:
         CATTN_FLOATS
+        CATTN_TYPES
         CATTN_MAX_BATCH_NDIM
         CATTN_UNLIMITED
     Py_ssize_t CATTN_LARGEST_HEAD
@@ -14,8 +15,8 @@ cdef extern from "problem.h" nogil:
 # The types of elements and the statuses, which callers from C share. They stand here because problem.h must be included
 # before cattn.h, from which it leaves out what only other modules need.
 from cattn cimport (
-    CATTN_BFLOAT16, CATTN_BOOL, CATTN_DONE, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_NO_MEMORY,
-    CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_status, cattn_type)
+    CATTN_BFLOAT16, CATTN_BOOL, CATTN_DONE, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_INT8,
+    CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_status, cattn_type)
 
 cdef extern from "problem.h" nogil:
     ctypedef struct cattn_array:
@@ -26,7 +27,7 @@ cdef extern from "problem.h" nogil:
         Py_ssize_t batch[CATTN_MAX_BATCH_NDIM]
 
     ctypedef struct cattn_problem:
-        cattn_array query, key, value, out, lse
+        cattn_array query, key, value, out, lse, key_scale, value_scale
         int batch_ndim
         Py_ssize_t batch_shape[CATTN_MAX_BATCH_NDIM]
         Py_ssize_t query_heads, key_heads

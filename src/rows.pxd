@@ -76,6 +76,7 @@ cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Stor
     cdef const char *first = rows.first + low * rows.array.row
     block.type = storage.type
     block.prefetch = NULL
+    block.scales = NULL
     if storage.gather == NULL:
         block.data = first
         block.stride = rows.array.row

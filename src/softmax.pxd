@@ -11,6 +11,7 @@ from convert cimport scatter_row
 from non_finite cimport are_finite, arithmetic_of
 from plan cimport Plan
 from problem cimport cattn_problem, cattn_type
+from scales cimport column_scales, multiply_output
 from tile cimport HeadGroup, Tile, tile_row
 from tiles.tiles cimport CATTN_FEW, CATTN_HALVES, CATTN_MAX_LANES, cattn_softmax, cattn_total
 from worker cimport Worker
@@ -125,10 +126,17 @@ cdef inline bint store_output(Tile *tile, const Worker *worker, const HeadGroup 
     cdef Py_ssize_t row, bytes = size * plan.itemsize, at = column * heads.out.array.column
     cdef char *room = worker.memory + worker.call.workspace.row
     cdef char *rows[CATTN_MAX_LANES]
+    cdef const float *scales
     cdef bint finite
     for row in range(tile.arrays.rows):
         rows[row] = tile_row(&heads.out, tile, row) + at if plan.out_in_place else room + row * bytes
     finite = tile.kernels.store(tile.arrays.softmax.output, tile.arrays.softmax.row_sum, &tile.arrays, rows, size)
+    if tile.kernels.layout == CATTN_FEW and plan.few.folds_value_columns:
+        scales = column_scales(&heads.value_scale, column, size,
+                               worker.memory + worker.call.workspace.value_scale, plan.table)
+        for row in range(tile.arrays.rows):
+            multiply_output(<float *>rows[row], scales, size, (<const float *>tile.arrays.softmax.row_sum)[row],
+                            worker.call.problem.sinks.data != NULL, plan.table)
     for row in range(0 if plan.out_in_place else tile.arrays.rows):
         scatter_row(heads.out.array, tile_row(&heads.out, tile, row) + at, rows[row], plan.arithmetic, size, plan.table)
     return finite

@@ -10,6 +10,7 @@ from plan cimport Strategy
 from prefetch cimport look_ahead, open_prefetch, Prefetch, prefetch_beside
 from problem cimport cattn_problem
 from rows cimport read_block
+from scales cimport read_scales
 from schedule cimport Task
 from score_mod cimport Region
 from tile cimport find_intervals, find_rows, halves_differ, HeadGroup, load_queries, open_heads, Tile
@@ -79,7 +80,7 @@ cdef inline void open_sweep(Sweep *sweep, const Worker *worker, const Task *task
     for t in range(sweep.tile_count):
         find_intervals(&sweep.tiles[t], worker.call.problem, &sweep.heads, task.key_start, task.key_stop)
         load_queries(&sweep.tiles[t], worker.call.plan, task.strategy, &sweep.heads, worker.call.problem.head_size,
-                     worker.memory + worker.call.workspace.row)
+                     worker.memory + worker.call.workspace.row, worker.memory + worker.call.workspace.key_scale)
 
 
 cdef inline bint read_keys(Block *block, const Sweep *sweep, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -98,9 +99,13 @@ cdef inline bint read_keys(Block *block, const Sweep *sweep, Py_ssize_t start, P
     block.values.size = problem.value_size
     read_block(&block.keys, &sweep.heads.key, &strategy.key, start,
                worker.memory + worker.call.workspace.key, worker.call.plan.table)
+    read_scales(&block.keys, &sweep.heads.key_scale, &strategy.key, start,
+                worker.memory + worker.call.workspace.key_scale, worker.call.plan.table)
     if sweep.heads.value.first != NULL:
         read_block(&block.values, &sweep.heads.value, &strategy.value, start,
                    worker.memory + worker.call.workspace.value, worker.call.plan.table)
+        read_scales(&block.values, &sweep.heads.value_scale, &strategy.value, start,
+                    worker.memory + worker.call.workspace.value_scale, worker.call.plan.table)
     return True
 
 
@@ -169,6 +174,8 @@ cdef inline void take_rows(cattn_key_block *rows, const cattn_key_block *block, 
     rows.data += first * block.stride
     rows.count = count
     rows.prefetch = ahead
+    if block.scales != NULL:
+        rows.scales += first
 
 
 cdef inline const cattn_row_tile *region_arrays(cattn_row_tile *half, const Tile *tile,

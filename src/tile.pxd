@@ -6,6 +6,7 @@ from convert cimport gather_row
 from plan cimport Plan, Strategy
 from problem cimport CATTN_UNLIMITED, cattn_array, cattn_problem
 from rows cimport entry_key_length, entry_query_length, open_rows, row_at, Rows
+from scales cimport column_scales
 from schedule cimport Task
 from tiles.tiles cimport (
     CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_row_tile, cattn_softmax, cattn_total)
@@ -17,7 +18,7 @@ cdef struct HeadGroup:
     Py_ssize_t first_head            # the first query head of the group
     Py_ssize_t query_limit, key_limit
     int64_t offset
-    Rows query, key, value, out, lse, mask, bias, key_start, key_stop
+    Rows query, key, value, key_scale, value_scale, out, lse, mask, bias, key_start, key_stop
 
 
 # The rows that are computed side by side, and their running softmax, which is `arrays.softmax`.
@@ -62,6 +63,8 @@ cdef inline void open_heads(HeadGroup *heads, const cattn_problem *problem, cons
     open_rows(&heads.query, problem, &problem.query, entry, first, problem.query_indptr)
     open_rows(&heads.key, problem, &problem.key, entry, task.key_head, problem.key_indptr)
     open_rows(&heads.value, problem, &problem.value, entry, task.key_head, problem.key_indptr)
+    open_rows(&heads.key_scale, problem, &problem.key_scale, entry, task.key_head, problem.key_indptr)
+    open_rows(&heads.value_scale, problem, &problem.value_scale, entry, task.key_head, problem.key_indptr)
     open_rows(&heads.out, problem, &problem.out, entry, first, problem.query_indptr)
     open_rows(&heads.lse, problem, &problem.lse, entry, first, problem.query_indptr)
     open_rows(&heads.mask, problem, &problem.mask, entry, first, NULL)
@@ -163,13 +166,19 @@ cdef inline bint halves_differ(const Tile *tile, Py_ssize_t start, Py_ssize_t st
 
 
 cdef inline void load_queries(Tile *tile, const Plan *plan, const Strategy *strategy, const HeadGroup *heads,
-                              Py_ssize_t size, char *room) noexcept nogil:
-    """Load the tile's queries, of `size` numbers each. `room` is for those that cannot be read where they lie."""
+                              Py_ssize_t size, char *room, char *scales_room) noexcept nogil:
+    """Load the tile's queries, of `size` numbers each. `room` is for those that cannot be read where they lie, or are
+    multiplied by the scales of the keys' columns."""
     cdef const char *sources[CATTN_MAX_LANES]
     cdef Py_ssize_t row, bytes = size * plan.itemsize
+    cdef const float *scales = NULL
+    if strategy.folds_columns:
+        scales = column_scales(&heads.key_scale, 0, size, scales_room, plan.table)
     for row in range(tile.arrays.rows):
         sources[row] = tile_row(&heads.query, tile, row)
         if not strategy.query_in_place:
             gather_row(room + row * bytes, tile.kernels.type, heads.query.array, sources[row], size, plan.table)
             sources[row] = room + row * bytes
+            if scales != NULL:
+                plan.table.multiply(room + row * bytes, scales, 1, size)
     tile.kernels.load(tile.arrays.queries, &tile.arrays, sources, size)

@@ -2,7 +2,7 @@
 # alone. Tiles get the addresses of theirs by place_tile. MaxSim has a workspace of its own, in maxsim.pxd.
 
 from plan cimport Plan, Strategy
-from problem cimport cattn_problem
+from problem cimport cattn_array, cattn_problem
 from rows cimport gathered_bytes, Storage
 from sizes cimport reserve, round_up
 from tile cimport Tile
@@ -32,7 +32,7 @@ cdef struct Workspace:
     bint has_splits, has_chunks                   # a row has several of them, so that `total` or `chunk` exists
     # Where those begin that all tiles use in turn.
     Py_ssize_t tiles, row_scale, block_max, divisor, scores, attn_bias, attended, block_output
-    Py_ssize_t key, value, row, bias, mask        # what cannot be read where it lies
+    Py_ssize_t key, value, key_scale, value_scale, row, bias, mask   # what cannot be read where it lies
     Py_ssize_t bytes
 
 
@@ -70,6 +70,11 @@ cdef inline Py_ssize_t block_bytes(const Strategy *strategy, const Storage *stor
     return gathered_bytes(storage, strategy.key_block, size)
 
 
+cdef inline Py_ssize_t scale_bytes(const cattn_array *scale, Py_ssize_t block, Py_ssize_t columns) noexcept nogil:
+    """Return the room for the scales of a block of keys or of all columns, if there are any."""
+    return 0 if scale.data == NULL else max(block, columns) * sizeof(float)
+
+
 cdef inline void make_workspace(Workspace *space, const Plan *plan, const cattn_problem *problem) noexcept nogil:
     """Place every buffer of a worker, one behind the other."""
     cdef const Strategy *many = &plan.many
@@ -101,6 +106,8 @@ cdef inline void make_workspace(Workspace *space, const Plan *plan, const cattn_
                                   block_bytes(few, &few.key, problem.head_size)))
     space.value = reserve(&bytes, max(block_bytes(many, &many.value, problem.value_size),
                                     block_bytes(few, &few.value, problem.value_size)))
+    space.key_scale = reserve(&bytes, scale_bytes(&problem.key_scale, block, problem.head_size))
+    space.value_scale = reserve(&bytes, scale_bytes(&problem.value_scale, block, problem.value_size))
     space.row = reserve(&bytes, 0 if many.query_in_place and few.query_in_place and plan.out_in_place else
           rows * max(problem.head_size, problem.value_size, block) * item)
     space.bias = reserve(&bytes, 0 if plan.bias_in_place else rows * block * item)

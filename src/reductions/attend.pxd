@@ -15,6 +15,7 @@
 from non_finite cimport select_values
 from partials cimport save_partial
 from plan cimport Strategy
+from scales cimport multiply_weights
 from schedule cimport Task
 from score_mod cimport Region, set_score_mod
 from sizes cimport count_pieces, divided
@@ -50,6 +51,8 @@ cdef inline void attend_region(const Sweep *sweep, Tile *tile, const Block *bloc
         kernels.mark_attended(arrays.scores, arrays, &keys)
     kernels.exponentials(arrays.scores, arrays, &keys)
     take_rows(&values, &block.values, skipped, region.high - region.low, block.ahead)
+    if values.scales != NULL:
+        multiply_weights(arrays, &values, exact != NULL, sweep.worker.call.plan.table)
     if exact != NULL:
         select_values(kernels, arrays.softmax.output, arrays, &values)
     else:

@@ -100,10 +100,11 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
     switch (type) {                                              \
     case CATTN_FLOAT16: few(CATTN_FLOAT16); break;               \
     case CATTN_BFLOAT16: few(CATTN_BFLOAT16); break;             \
+    case CATTN_INT8: few(CATTN_INT8); break;                     \
     default: few(CATTN_FLOAT32); break;                          \
     }
 #else
-#define WITH_TYPE(type, few) (void)(type), few(CATTN_FLOAT32);   /* or 64: no half type */
+#define WITH_TYPE(type, few) (void)(type), few(CATTN_FLOAT32);   /* or 64: no other type */
 #endif
 
 INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
@@ -129,6 +130,11 @@ FEW_FUNCTIONS(few_scores, WITH_TYPE(block->type, FEW_SCORES))
 static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     F(few_scores_of_all)(scores, tile, block, tile->pitch);
+#if REAL_BITS == 32
+    if (block->scales != NULL)
+        for (ptrdiff_t r = 0; r < tile->rows; r++)
+            multiply((float *)scores + r * tile->pitch, block->scales, 1, block->count);
+#endif
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else
@@ -353,6 +359,6 @@ static void F(override_few)(cattn_kernels *few)
     few->values = F(few_values);
     few->merge = F(few_merge);
 #if REAL_BITS == 32
-    few->reads |= 1u << CATTN_FLOAT16 | 1u << CATTN_BFLOAT16;
+    few->reads |= 1u << CATTN_FLOAT16 | 1u << CATTN_BFLOAT16 | 1u << CATTN_INT8;
 #endif
 }

@@ -3,7 +3,7 @@
 from problem cimport CATTN_FLOAT64, CATTN_FLOATS
 from tiles.portable_double cimport fill_kernels as fill_doubles
 from tiles.portable_float cimport fill_kernels as fill_floats, round_to_float
-from tiles.portable_half cimport narrow, widen
+from tiles.portable_storage cimport multiply, narrow, widen
 from tiles.tiles cimport CATTN_FEW, CATTN_MANY, cattn_table
 
 
@@ -18,4 +18,5 @@ cdef inline void fill_portable(cattn_table *table) noexcept nogil:
     table.interleave = NULL
     table.widen = widen
     table.narrow = narrow
+    table.multiply = multiply
     table.round_to_float = round_to_float

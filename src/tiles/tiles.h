@@ -116,6 +116,7 @@ typedef struct {
     ptrdiff_t stride, count, size;  /* bytes from key to key, keys, columns */
     cattn_type type;                /* one of those that the kernels read */
     cattn_prefetch *prefetch;       /* NULL: there is nothing to ask for */
+    const float *scales;            /* of int8 keys, one for each: their scores are multiplied by it. NULL: by nothing */
 } cattn_key_block;
 
 /* Kept out of line: inlining it would cost the hot loops registers, and they rarely call it. */
@@ -191,7 +192,7 @@ typedef struct {
      * sums. `sinks` has one for each row, -infinity where a row has none; NULL where no row has one. */
     void (*reset)(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks);
 
-    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], then score_mod. block_max[r] = max_j scores[j][r], where a NaN does
+    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], times the key's scale if there is one, then score_mod. block_max[r] = max_j scores[j][r], where a NaN does
      * not count. A masked NaN or +infinity may come out as NaN. If the kernels scale late, scores come without the
      * scale, and block_max has it. */
     cattn_kernel scores;
@@ -243,14 +244,17 @@ typedef struct {
     const char *name;
     cattn_kernels kernels[CATTN_FLOATS][CATTN_LAYOUTS];
 
-    /* These turn `count` contiguous elements of CATTN_FLOAT16 or CATTN_BFLOAT16 into floats, and floats into those.
-     * They round to nearest, ties to even, and NaN stays NaN. */
+    /* These turn `count` contiguous elements of CATTN_FLOAT16, CATTN_BFLOAT16 or CATTN_INT8 into floats, and floats into
+     * the first two. They round to nearest, ties to even, and NaN stays NaN. */
     void (*widen)(void *to, const char *from, cattn_type type, ptrdiff_t count);
     void (*narrow)(char *to, const void *from, cattn_type type, ptrdiff_t count);
 
     /* Rounds `count` contiguous doubles to floats. A finite number stays finite, because a bias that became -infinity
      * would mask. */
     void (*round_to_float)(void *to, const void *from, ptrdiff_t count);
+
+    /* Multiplies `count` contiguous floats by as many factors, or all of them by the first one if `step` is 0. */
+    void (*multiply)(void *x, const float *factors, ptrdiff_t step, ptrdiff_t count);
 
     /* Copies rows of bfloat16, which lie `stride` bytes apart, in bundles of as many keys as the kernels interleave:
      * to[bundle][column][key of the bundle]. Zeros stand behind the last key. NULL if no kernels take them. */

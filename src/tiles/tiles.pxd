@@ -73,6 +73,7 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t stride, count, size
         cattn_type type
         cattn_prefetch *prefetch
+        const float *scales
 
     ctypedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil
 
@@ -113,5 +114,6 @@ cdef extern from "tiles/tiles.h" nogil:
         void (*widen)(void *to, const char *source, cattn_type type, Py_ssize_t count) noexcept nogil
         void (*narrow)(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil
         void (*round_to_float)(void *to, const void *source, Py_ssize_t count) noexcept nogil
+        void (*multiply)(void *x, const float *factors, Py_ssize_t step, Py_ssize_t count) noexcept nogil
         void (*interleave)(void *to, const char *source, Py_ssize_t stride, Py_ssize_t keys,
                            Py_ssize_t columns) noexcept nogil

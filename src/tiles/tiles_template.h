@@ -406,8 +406,6 @@ static int F(store_rows)(const void *output, const void *row_sum, const cattn_ro
     return 0;
 }
 
-#include "few_rows_template.h"
-
 /* ---- storage types ---- */
 
 #if REAL_BITS == 32
@@ -419,6 +417,16 @@ static void widen(void *to_, const char *from, cattn_type type, ptrdiff_t count)
         F(store)(to + i, F(load_stored)(from, i, WIDTH, type));
     if (i < count)
         F(store_part)(to + i, F(load_stored)(from, i, count - i, type), count - i);
+}
+
+static void multiply(void *x_, const float *factors, ptrdiff_t step, ptrdiff_t count)
+{
+    float *x = x_;
+    for (ptrdiff_t i = 0; i < count; i += WIDTH) {
+        const ptrdiff_t n = count - i;
+        const vector factor = step == 0 ? F(splat)(*factors) : F(load_up_to)(factors + i, n);
+        F(store_up_to)(x + i, F(load_up_to)(x + i, n) * factor, n);
+    }
 }
 
 #if defined(NARROWS)
@@ -451,6 +459,8 @@ static void round_to_float(void *to_, const void *from_, ptrdiff_t count)
 }
 #endif
 
+#include "few_rows_template.h"
+
 /* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or
  * half a run. Merging chunks takes as long as 5 keys or so. */
 static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 2, .bytes = 25600,
@@ -481,6 +491,7 @@ static void F(override)(cattn_table *table)
 #endif
 #if REAL_BITS == 32
     table->widen = widen;
+    table->multiply = multiply;
 #if defined(NARROWS)
     table->narrow = narrow;
 #endif

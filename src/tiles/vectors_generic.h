@@ -111,6 +111,14 @@ INLINE vector F(where_between)(integers low, integers key, integers high, vector
 #endif
 
 #if REAL_BITS == 32
+#if !defined(OWN_WIDEN_INT8)
+/* Each integer as a float. */
+INLINE vector widen_int8(quarters x)
+{
+    return __builtin_convertvector(__builtin_convertvector(x, integers), vector);
+}
+#endif
+
 #if !defined(OWN_UPPER_HALVES)
 /* Each half in the upper half of its word. */
 INLINE words upper_halves(halves x)

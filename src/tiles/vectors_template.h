@@ -73,6 +73,7 @@ typedef union {
 #if REAL_BITS == 32
 typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), may_alias, aligned(2)));
+typedef signed char quarters __attribute__((vector_size(VECTOR_BYTES / 4), may_alias, aligned(1)));
 #endif
 
 /* ---- what is the same on every processor ---- */
@@ -170,6 +171,14 @@ INLINE vector F(load_stored)(const char *row, ptrdiff_t c, ptrdiff_t n, const ca
             __builtin_memcpy(&x, row + c * 2, (size_t)n * 2);
         return widen_vector(x, type);
     }
+    if (type == CATTN_INT8) {
+        quarters x = {0};
+        if (n >= WIDTH)
+            x = *(const quarters *)(row + c);
+        else
+            __builtin_memcpy(&x, row + c, (size_t)n);
+        return widen_int8(x);
+    }
 #else
     (void)type;
 #endif
@@ -178,7 +187,7 @@ INLINE vector F(load_stored)(const char *row, ptrdiff_t c, ptrdiff_t n, const ca
 
 INLINE ptrdiff_t F(stored_size)(const cattn_type type)
 {
-    return type == CATTN_FLOAT16 || type == CATTN_BFLOAT16 ? 2 : (ptrdiff_t)sizeof(REAL);
+    return type == CATTN_INT8 ? 1 : type == CATTN_FLOAT16 || type == CATTN_BFLOAT16 ? 2 : (ptrdiff_t)sizeof(REAL);
 }
 
 /* ---- shuffles: transposes, and folds of many vectors into one ---- */

@@ -41,6 +41,17 @@ INLINE vector widen_float16(halves x)
     return (vector)CONVERSION(cvtph_ps)((HALF_A_VECTOR)x);
 }
 
+#define OWN_WIDEN_INT8
+INLINE vector widen_int8(quarters x)
+{
+#if VECTOR_BYTES == 64
+    const __m128i bytes = (__m128i)x;
+#else
+    const __m128i bytes = {(long long)x};
+#endif
+    return (vector)CONVERSION(cvtepi32_ps)(CONVERSION(cvtepi8_epi32)(bytes));
+}
+
 #define NARROWS
 INLINE halves narrow_float16(vector x)
 {

@@ -1,8 +1,8 @@
-# The half types in typed loops: widened to float32, and narrowed back.
+# Storage types in typed loops: widened to float32, and the half types narrowed back.
 
-from libc.stdint cimport int32_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, uint16_t, uint32_t
 
-from problem cimport cattn_type, CATTN_FLOAT16
+from problem cimport cattn_type, CATTN_FLOAT16, CATTN_INT8
 from tiles.portable_float cimport FloatBits
 
 
@@ -59,6 +59,9 @@ cdef inline void widen(void *to, const char *source, cattn_type type, Py_ssize_t
     if type == CATTN_FLOAT16:
         for i in range(count):
             wide[i] = widen_half(halves[i])
+    elif type == CATTN_INT8:
+        for i in range(count):
+            wide[i] = (<const int8_t *>source)[i]
     else:
         for i in range(count):
             x.bits = <uint32_t>halves[i] << 16
@@ -70,3 +73,14 @@ cdef inline void narrow(char *to, const void *source, cattn_type type, Py_ssize_
     cdef Py_ssize_t i
     for i in range(count):
         (<uint16_t *>to)[i] = narrow_half(values[i]) if type == CATTN_FLOAT16 else narrow_brain(values[i])
+
+
+cdef inline void multiply(void *x, const float *factors, Py_ssize_t step, Py_ssize_t count) noexcept nogil:
+    cdef float *numbers = <float *>x
+    cdef Py_ssize_t i
+    if step == 0:
+        for i in range(count):
+            numbers[i] *= factors[0]
+    else:
+        for i in range(count):
+            numbers[i] *= factors[i]
