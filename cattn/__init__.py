@@ -20,6 +20,7 @@ from ._config import show_config
 from ._merge import merge_attention
 from ._padding import pad, unpad
 from ._plan import Plan
+from ._quantize import quantize
 from ._self_attention import self_attention
 from ._threads import get_num_threads, num_threads, set_num_threads
 from ._trace import AttentionTrace, trace
@@ -40,6 +41,7 @@ __all__ = [
     "num_threads",
     "pad",
     "plan",
+    "quantize",
     "reference",
     "self_attention",
     "set_num_threads",

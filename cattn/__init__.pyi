@@ -40,6 +40,7 @@ __all__ = [
     "num_threads",
     "pad",
     "plan",
+    "quantize",
     "reference",
     "self_attention",
     "set_num_threads",
@@ -125,6 +126,7 @@ def pad(packed: NDArray[_S], indptr: _Integers, length: SupportsIndex | None = N
 @overload
 def pad(packed: _Array, indptr: _Integers, length: SupportsIndex | None = None) -> NDArray[Any]: ...
 @overload
+def quantize(x: _Array, *, axis: SupportsIndex) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
 def self_attention(
     x: NDArray[_T],
     w_query: _Array,

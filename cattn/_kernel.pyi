@@ -68,6 +68,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     out: NDArray[_T] | None = None,
     return_lse: Literal[False] = False,
@@ -84,9 +86,10 @@ def attention(
         count as float64.
     key : array_like, shape (..., Hkv, Lk, D)
         Hq must be a multiple of Hkv. Query head h reads key/value head ``h // (Hq // Hkv)``. Leading axes broadcast.
-        Keys have the type of the queries. With float32 queries, they may also be float16 or bfloat16.
+        Keys have the type of the queries. With float32 queries, they may also be float16 or bfloat16. With float32,
+        float16 and bfloat16 queries, they may be int8 with a `key_scale`.
     value : array_like, shape (..., Hkv, Lk, Dv)
-        Values have the type of the keys.
+        Values have the type of the keys. int8 values need a `value_scale`.
     scale : float, optional
         The factor of each product q·k. The default is ``1 / sqrt(D)``.
     causal : bool
@@ -111,6 +114,10 @@ def attention(
         Each score becomes ``softcap · tanh(score / softcap)``, before bias and ALiBi are added (Gemma 2, section 2).
     sinks : array_like, shape (Hq,), optional
         One more logit for each head. It takes weight and carries no value. -inf means that there is none.
+    key_scale, value_scale : array_like, optional
+        int8 keys stand for ``key * key_scale``, and int8 values for ``value * value_scale``. A scale is of one of the
+        four floating types, broadcasts to `key` or `value` as it is passed, and has size 1 along the keys (a scale for
+        each column) or along the last axis (a scale for each key), or both. `quantize` makes such numbers.
     layout : {"bhld", "blhd"}
         With "blhd", query, key, value and out are (..., L, H, D), and lse is (..., L, H). Modifiers keep their shapes.
     out : ndarray, optional
@@ -198,6 +205,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     out: NDArray[_T] | None = None,
     return_lse: Literal[True],
@@ -221,6 +230,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     out: NDArray[Any] | None = None,
     return_lse: Literal[False] = False,
@@ -244,6 +255,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     out: NDArray[Any] | None = None,
     return_lse: Literal[True],
@@ -267,6 +280,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     out: NDArray[Any] | None = None,
     return_lse: _Flag,
@@ -290,6 +305,7 @@ def attention_weights(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
     layout: _Layout = "bhld",
     num_threads: SupportsIndex | None = None,
 ) -> NDArray[_Exact]:
@@ -306,7 +322,7 @@ def attention_weights(
         are -inf where masked. "weights" are the softmax of each row of these.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`. A stage does not need the modifiers that come after it.
-    mask, bias, alibi_slopes, softcap, sinks : optional
+    mask, bias, alibi_slopes, softcap, sinks, key_scale : optional
         As in `attention`.
     layout : {"bhld", "blhd"}
         The layout of query and key.
@@ -362,6 +378,7 @@ def attention_weights(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
     layout: _Layout = "bhld",
     num_threads: SupportsIndex | None = None,
 ) -> NDArray[np.floating[Any]]: ...
@@ -380,6 +397,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[_T] | None = None,
     return_lse: Literal[False] = False,
     num_threads: SupportsIndex | None = None,
@@ -404,6 +423,8 @@ def attention_varlen(
         As in `attention`.
     softcap, sinks, out, return_lse, num_threads : optional
         As in `attention`.
+    key_scale, value_scale : array_like, optional
+        As in `attention`. They broadcast to (total keys, Hkv, D) and (total keys, Hkv, Dv).
 
     Returns
     -------
@@ -453,6 +474,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[_T] | None = None,
     return_lse: Literal[True],
     num_threads: SupportsIndex | None = None,
@@ -472,6 +495,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[Any] | None = None,
     return_lse: Literal[False] = False,
     num_threads: SupportsIndex | None = None,
@@ -491,6 +516,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[Any] | None = None,
     return_lse: Literal[True],
     num_threads: SupportsIndex | None = None,
@@ -510,6 +537,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[Any] | None = None,
     return_lse: _Flag,
     num_threads: SupportsIndex | None = None,
@@ -633,6 +662,8 @@ def plan(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     out: NDArray[Any] | None = None,
     return_lse: _Flag = False,
@@ -646,7 +677,7 @@ def plan(
         As in `attention`.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
         As in `attention`.
-    mask, bias, alibi_slopes, softcap, sinks, layout, out, return_lse : optional
+    mask, bias, alibi_slopes, softcap, sinks, key_scale, value_scale, layout, out, return_lse : optional
         As in `attention`. Nothing is computed, and `out` is not written.
     num_threads : int, optional
         As in `attention`, but it may be more than this machine would run.

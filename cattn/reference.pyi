@@ -37,6 +37,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     return_lse: Literal[False] = False,
     dtype: DTypeLike | None = None,
@@ -59,6 +61,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     return_lse: Literal[True],
     dtype: DTypeLike | None = None,
@@ -81,6 +85,8 @@ def attention(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     return_lse: _Flag,
     dtype: DTypeLike | None = None,
@@ -102,6 +108,7 @@ def attention_weights(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
     layout: _Layout = "bhld",
     dtype: DTypeLike | None = None,
 ) -> _Result: ...
@@ -120,6 +127,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     return_lse: Literal[False] = False,
     dtype: DTypeLike | None = None,
 ) -> _Result: ...
@@ -138,6 +147,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     return_lse: Literal[True],
     dtype: DTypeLike | None = None,
 ) -> tuple[_Result, _Result]: ...
@@ -156,6 +167,8 @@ def attention_varlen(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     return_lse: _Flag,
     dtype: DTypeLike | None = None,
 ) -> _Result | tuple[_Result, _Result]: ...
@@ -177,6 +190,8 @@ def error_bound(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     return_lse: Literal[False] = False,
 ) -> _Result: ...
@@ -198,6 +213,8 @@ def error_bound(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     return_lse: Literal[True],
 ) -> tuple[_Result, _Result]: ...
@@ -219,6 +236,8 @@ def error_bound(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     layout: _Layout = "bhld",
     return_lse: _Flag,
 ) -> _Result | tuple[_Result, _Result]: ...
