@@ -137,6 +137,8 @@ cdef inline bint names_half_type(int number) except -1:
 
 cdef inline bint are_types(int query, int key) except -1:
     """Return whether queries may have the type of the one number, and keys and values that of the other."""
+    if key == cnp.NPY_INT8:
+        return query == cnp.NPY_FLOAT or names_half_type(query)
     if query == cnp.NPY_FLOAT:
         return key == query or names_half_type(key)
     return key == query and (query == cnp.NPY_DOUBLE or names_half_type(query))
@@ -156,7 +158,7 @@ cdef inline void set_plain(cattn_array *array, cnp.ndarray given, cattn_type typ
 
 
 cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value,
-                                  bint is_blhd) except -1:
+                                  object key_scale, object value_scale, bint is_blhd) except -1:
     """Set the inputs from three arrays of the usual kind and of matching shapes. Return False where there is anything
     to look at more closely."""
     cdef int number, key_number, ndim, axis, batch_ndim, head_axis, row_axis
@@ -207,7 +209,32 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
     set_plain(&problem.value, value, key_type, batch_ndim, is_blhd)
     problem.query_indptr = problem.key_indptr = NULL
     problem.key_scale.data = problem.value_scale.data = NULL
-    return True
+    return (set_plain_scale(&problem.key_scale, key_scale, key, key_type, batch_ndim, is_blhd)
+            and set_plain_scale(&problem.value_scale, value_scale, value, key_type, batch_ndim, is_blhd))
+
+
+cdef inline bint set_plain_scale(cattn_array *array, object given, cnp.ndarray of, cattn_type type, int batch_ndim,
+                                 bint is_blhd) noexcept:
+    """Set the scale of plain keys or values, which is a plain array of float32 beside int8, or None beside other types.
+    Return False where there is anything to look at more closely."""
+    cdef cnp.ndarray scale
+    cdef int ndim = cnp.PyArray_NDIM(of), axis
+    if type != CATTN_INT8:
+        return given is None
+    if not cnp.PyArray_CheckExact(given):
+        return False
+    scale = <cnp.ndarray>given
+    if cnp.PyArray_TYPE(scale) != cnp.NPY_FLOAT or not cnp.PyArray_ISBEHAVED_RO(scale) or cnp.PyArray_NDIM(scale) != ndim:
+        return False
+    is_blhd = is_blhd and ndim > 2
+    for axis in range(ndim - 1):
+        if (axis != ndim - 2 - is_blhd or cnp.PyArray_DIM(scale, axis) != 1) and (
+                cnp.PyArray_DIM(scale, axis) != cnp.PyArray_DIM(of, axis)):
+            return False
+    if cnp.PyArray_DIM(scale, ndim - 1) not in (1, cnp.PyArray_DIM(of, ndim - 1)):
+        return False
+    set_plain(array, scale, CATTN_FLOAT32, batch_ndim, is_blhd)
+    return settle_scale(array, cnp.PyArray_DIM(scale, ndim - 2 - is_blhd), cnp.PyArray_DIM(scale, ndim - 1))
 
 
 cdef inline void set_unmodified(cattn_problem *problem, double scale, bint causal) noexcept:

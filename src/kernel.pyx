@@ -119,16 +119,18 @@ cdef inline bint is_plain_scale(object scale) noexcept:
     return scale is None or (type(scale) is float and 1e-37 < <double>scale < 1e38)
 
 
-cdef object attend_plain(cattn_problem *problem, object query, object key, object value, object scale, bint causal,
-                         dict modifiers, bint is_blhd, object given_out, bint return_lse, object num_threads):
+cdef object attend_plain(cattn_problem *problem, object query, object key, object value, object key_scale,
+                         object value_scale, object scale, bint causal, dict modifiers, bint is_blhd, object given_out,
+                         bint return_lse, object num_threads):
     """Return what `attention` returns for three plain arrays of matching shapes. Return None where there is anything to
     look at more closely. Without modifiers nothing is asked of _arguments."""
     cdef Py_ssize_t threads = 0
-    if modifiers is not None and given_out is not None:   # it may overlap one of them
-        return None
+    if given_out is not None and not (modifiers is None and key_scale is None and value_scale is None):
+        return None   # it may overlap one of them
     # To convert other arguments may run anyone's code, which may reshape these arrays: they are looked at only before.
     if not (cnp.PyArray_CheckExact(query) and cnp.PyArray_CheckExact(key) and cnp.PyArray_CheckExact(value)
-            and set_plain_inputs(problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, is_blhd)):
+            and set_plain_inputs(problem, <cnp.ndarray>query, <cnp.ndarray>key, <cnp.ndarray>value, key_scale,
+                                 value_scale, is_blhd)):
         return None
     if modifiers is None and causal and problem.query_length != problem.key_length:
         return None
@@ -274,11 +276,9 @@ def attention(query, key, value, *, scale=None, causal=False, window=None, query
             scale=scale, causal=causal, window=window, query_offset=query_offset, key_range=key_range,
             query_lengths=query_lengths, key_lengths=key_lengths, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
             softcap=softcap, sinks=sinks)
-    if (key_scale is None and value_scale is None and type(layout) is str and layout in ("bhld", "blhd")
-            and (return_lse is False or return_lse is True)):
-        result = attend_plain(&problem, query, key, value, scale, causal is True, modifiers, layout == "blhd", out,
-                              return_lse,
-                              num_threads)
+    if type(layout) is str and layout in ("bhld", "blhd") and (return_lse is False or return_lse is True):
+        result = attend_plain(&problem, query, key, value, key_scale, value_scale, scale, causal is True, modifiers,
+                              layout == "blhd", out, return_lse, num_threads)
         if result is not None:
             return result
     if modifiers is None:
