@@ -8,6 +8,7 @@ from ._read import TYPES, arithmetic, as_array, as_index, cast, native, type_nam
 __all__ = ["quantize"]
 
 _LARGEST = 127
+_FLOAT32 = np.finfo(np.float32)
 
 
 @in_usual_arithmetic
@@ -70,7 +71,9 @@ def quantize(x, *, axis):
     largest = np.abs(x).max(axis=axis, keepdims=True, initial=0)
     scale = cast("scale", largest / x.dtype.type(_LARGEST), np.float32)
     if not np.isfinite(scale).all():
-        raise ValueError(f"x: expected finite numbers, got {largest[~np.isfinite(scale)][0]}")
-    scale[scale < np.finfo(np.float32).smallest_normal] = 0
+        found = largest[~np.isfinite(scale)][0]
+        expected = "finite numbers" if not np.isfinite(found) else f"numbers up to {_LARGEST * float(_FLOAT32.max):.3g}"
+        raise ValueError(f"x: expected {expected}, got {found}")
+    scale[scale < _FLOAT32.smallest_normal] = 0
     x /= np.where(scale == 0, x.dtype.type(np.inf), scale)
     return np.rint(x, out=x).clip(-_LARGEST, _LARGEST, out=x).astype(np.int8), scale

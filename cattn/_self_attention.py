@@ -17,7 +17,7 @@ _LEAST_ROWS = 256
 
 # The contents of padded rows may overflow in a projection. This gives no warning, as in the attention.
 @explained
-@forwarding(attention, without=("layout", "out"))
+@forwarding(attention, without=("key_scale", "value_scale", "layout", "out"))
 @in_usual_arithmetic
 def self_attention(
     x,

@@ -30,7 +30,7 @@ FEW, MAX_CELLS = 64, 512
 
 
 @explained
-@forwarding(attention, without=("layout", "out", "return_lse", "num_threads"))
+@forwarding(attention, without=("key_scale", "value_scale", "layout", "out", "return_lse", "num_threads"))
 @in_usual_arithmetic
 def trace(
     x,

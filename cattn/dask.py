@@ -38,7 +38,7 @@ _MEETING = 4  # the number of partial results that a task of the tree joins
 
 
 @explained
-@forwarding(_kernel.attention, without=("key_range", "query_lengths", "layout", "out"))
+@forwarding(_kernel.attention, without=("key_range", "query_lengths", "key_scale", "value_scale", "layout", "out"))
 def attention(
     query,
     key,

@@ -249,7 +249,7 @@ def attention_varlen(
 
 
 @forwarding(attention, without=("dtype",))
-def error_bound(query, key, value, *, key_scale=None, value_scale=None, return_lse=False, **modifiers):
+def error_bound(query, key, value, *, return_lse=False, **modifiers):
     r"""Compute how far each output of `cattn.attention` may be from that of `attention`.
 
     Parameters
@@ -310,7 +310,6 @@ def error_bound(query, key, value, *, key_scale=None, value_scale=None, return_l
     >>> bool(np.all(np.abs(error) <= cattn.reference.error_bound(query, key, value)))
     True
     """
-    key, value = _times(key, key_scale), _times(value, value_scale)
     with np.errstate(all="ignore"):
         yardstick = _Yardstick(query, key, value, **modifiers)
         numpy = attention(query, key, value, **modifiers, return_lse=True, dtype=yardstick.arithmetic)
@@ -416,8 +415,9 @@ class _Yardstick:
 
     def __init__(
         self, query, key, value, *, layout="bhld", scale=None, bias=None, alibi_slopes=None, softcap=None, sinks=None,
-        **masks,
+        key_scale=None, value_scale=None, **masks,
     ):  # fmt: skip
+        key, value = _times(key, key_scale), _times(value, value_scale)
         self.stored = np.asarray(query).dtype.newbyteorder("=")
         self.arithmetic = np.dtype(np.float64 if self.stored == np.float64 else np.float32)
         wide = np.longdouble if self.stored == np.float64 else np.float64

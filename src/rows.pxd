@@ -4,7 +4,7 @@
 from libc.stdint cimport int64_t
 
 from convert cimport gather_rows, gather_rows_function, in_place, interleave_rows, item_size
-from problem cimport cattn_array, cattn_problem, cattn_type
+from problem cimport CATTN_INT8, cattn_array, cattn_problem, cattn_type
 from tiles.tiles cimport (
     CATTN_PREFETCH, CATTN_PREFETCH_L2, CATTN_PREFETCH_WRITE, cattn_kernels, cattn_key_block, cattn_table)
 
@@ -60,9 +60,12 @@ cdef inline void set_storage(Storage *storage, const cattn_array *array, const c
     """Decide how the kernels get blocks of an array: interleaved, in place, or gathered."""
     storage.type = kernels.type
     storage.gather = interleave_rows if interleaves else gather_rows
-    if not interleaves and kernels.reads >> array.type & 1 and in_place(array, array.type, batch_ndim):
-        storage.type = array.type
-        storage.gather = NULL
+    if not interleaves and kernels.reads >> array.type & 1:
+        if array.type == CATTN_INT8:   # gathered as it is, because a scale is folded in either case or in none
+            storage.type = array.type
+        if in_place(array, array.type, batch_ndim):
+            storage.type = array.type
+            storage.gather = NULL
 
 
 cdef inline Py_ssize_t gathered_bytes(const Storage *storage, Py_ssize_t rows, Py_ssize_t size) noexcept nogil:

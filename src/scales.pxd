@@ -1,12 +1,12 @@
 # The scales of int8 keys and values, which stand for the products of both. A scale varies along the keys (one for each
 # token), or along the columns (one for each channel), or not at all.
 #
-# A block that is widened is multiplied on the way. A block that the kernels read where it lies is not. There, the scale
-# of a column goes into the queries, or into the output. The scale of a key goes into its score, or into its weight on
-# the way to the values, but not into the sum of weights.
+# If the kernels read int8, the scale of a column goes into the queries, or into the output. The scale of a key goes into
+# its score, or into its weight on the way to the values, but not into the sum of weights. For other kernels a block is
+# widened, and multiplied on the way.
 
 from convert cimport gather_row, is_multiple
-from problem cimport CATTN_FLOAT32, cattn_array
+from problem cimport CATTN_FLOAT32, CATTN_INT8, cattn_array
 from rows cimport Rows, Storage
 from tiles.tiles cimport CATTN_FEW, cattn_key_block, cattn_row_tile, cattn_table
 
@@ -21,8 +21,8 @@ cdef inline bint settle_scale(cattn_array *scale, Py_ssize_t rows, Py_ssize_t co
 
 
 cdef inline bint folds_columns(const cattn_array *scale, const Storage *storage) noexcept nogil:
-    """Return whether the scales of columns go into queries or output, because blocks are read where they lie."""
-    return scale.data != NULL and scale.row == 0 and storage.gather == NULL
+    """Return whether the scales of columns go into queries or output, because the kernels read int8."""
+    return scale.data != NULL and scale.row == 0 and storage.type == CATTN_INT8
 
 
 cdef inline const float *scales_along(const Rows *scale, const char *first, Py_ssize_t stride, Py_ssize_t count,
@@ -62,7 +62,7 @@ cdef inline void read_scales(cattn_key_block *block, const Rows *scale, const St
     by_key = scale.array.row != 0
     scales = (key_scales(scale, low, block.count, room, table) if by_key
               else column_scales(scale, 0, block.size, room, table))
-    if storage.gather == NULL:
+    if storage.type == CATTN_INT8:
         block.scales = scales
         return
     for j in range(block.count):

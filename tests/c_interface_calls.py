@@ -21,18 +21,20 @@ HEADER = Path(cattn.get_include(), "cattn.h")
 
 # This is what cattn.h declares. The numbers and their order stay as they are, because programs were compiled with them.
 
-BOOL, INT64 = 4, 5
+BOOL, INT64, INT8 = 4, 5, 6
 TYPES = {
     dtype: number
     for number, dtype in enumerate(cases.TYPES[name] for name in ("float32", "float64", "float16", "bfloat16"))
-} | {np.dtype(bool): BOOL, np.dtype(np.int64): INT64}
+} | {np.dtype(bool): BOOL, np.dtype(np.int64): INT64, np.dtype(np.int8): INT8}
 CAUSAL, HAS_SCALE, HAS_WINDOW, OFFSET_START, OFFSET_END = 1, 2, 4, 8, 16
 DONE, STOPPED, NO_MEMORY, TOO_MANY_TASKS, NOT_IMPORTED = range(5)
 ARGUMENTS = (
     *("args", "flags", "num_threads", "scale", "softcap", "window", "query", "key", "value", "out", "lse"),
     *("query_offset", "query_lengths", "key_lengths", "key_start", "key_stop", "mask", "bias", "alibi_slopes", "sinks"),
+    *("key_scale", "value_scale"),
 )
-ARRAYS = ARGUMENTS[6:]
+SCALES = ARGUMENTS[-2:]  # only int8 keys and values have them
+ARRAYS = ARGUMENTS[6:-2]
 NULL, SHAPE, TYPE, VALUE, MISALIGNED, OVERLAPS, MISSING, UNKNOWN = range(1, 9)
 
 
@@ -62,6 +64,7 @@ class Args(ctypes.Structure):
         *((name, Array) for name in ARRAYS[5:]),
         ("wants_to_stop", WantsToStop),
         ("context", ctypes.c_void_p),
+        *((name, Array) for name in SCALES),
     ]
 
 
@@ -179,7 +182,8 @@ class Call:
         """Return the arrays in the types and the order of axes that C wants."""
         arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
         if given.get("layout") == "blhd":
-            arrays |= {name: arrays[name].swapaxes(-2, -3) for name in ("query", "key", "value")}
+            names = arrays.keys() & {"query", "key", "value", *SCALES}
+            arrays |= {name: arrays[name].swapaxes(-2, -3) for name in names}
         for name in ("query_lengths", "key_lengths", "query_offset"):
             if given.get(name) is not None and not isinstance(given[name], str):
                 arrays[name] = np.array(given[name], np.int64)

@@ -33,6 +33,32 @@ def case(seed, *, modifiers=MODIFIERS, types=tuple(TYPES), key_type=None, work=5
     return _Draw(seed, modifiers, types, key_type).case(work, least_work)
 
 
+def with_int8(case, seed):
+    """Return a problem with int8 keys and values of the same shapes, and scales that vary along either axis, or none.
+
+    One of float64 stays as it is, because float64 queries stand beside no int8.
+    """
+    if case["query"].dtype.newbyteorder("=") == np.float64:
+        return case
+    draw = _Draw([seed, 8], frozenset(), ("float32",), None)
+    result = dict(case)
+    for name in ("key", "value"):
+        if name not in case:
+            continue
+        shape = case[name].shape
+        keys = len(shape) - (3 if case.get("layout") == "blhd" else 2)
+        result[name] = draw.store(draw.random.integers(-128, 128, shape).astype(np.int8))
+        sizes = list(shape)
+        for axis in draw.one_of([(keys,), (len(shape) - 1,), (keys, len(shape) - 1)]):
+            sizes[axis] = 1
+        largest = 0 if name == "key" else 3
+        scale = 10 ** draw.random.uniform(-6, largest, sizes) * draw.one_of([-1, 1])
+        scale[draw.random.random(sizes) < draw.one_of([0, 0, 0.2])] = 0
+        dtype = TYPES[draw.one_of(["float32", "float32", "float64", "bfloat16"])]
+        result[f"{name}_scale"] = draw.store(scale.astype(dtype))
+    return result
+
+
 def taken_by(function):
     """Return the modifiers that a function takes."""
     return frozenset(name for name, row in _modifiers.MODIFIERS.items() if function not in row.without)

@@ -17,7 +17,7 @@ USUAL = 2  # in the place of the promised 4
 
 def attended(case):
     """Return who attends to whom as (..., Hq, Lq, Lk), or less where it broadcasts."""
-    without_value = {name: x for name, x in case.items() if name != "value"}
+    without_value = {name: x for name, x in case.items() if name not in ("value", "value_scale")}
     return reference.attention_weights(**without_value, stage="biased") != -np.inf
 
 

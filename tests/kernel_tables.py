@@ -51,7 +51,12 @@ class RowTile(ctypes.Structure):
 
 
 class KeyBlock(ctypes.Structure):
-    _fields_ = [("data", pointer), *fields(count_of, "stride count size"), ("type", integer), ("prefetch", pointer)]
+    _fields_ = [
+        ("data", pointer),
+        *fields(count_of, "stride count size"),
+        ("type", integer),
+        *fields(pointer, "prefetch scales"),
+    ]
 
 
 class Maxima(ctypes.Structure):
@@ -99,12 +104,14 @@ def contents(kernels):
 class Table(ctypes.Structure):
     Converter = ctypes.CFUNCTYPE(None, pointer, pointer, integer, count_of)
     Rounder = ctypes.CFUNCTYPE(None, pointer, pointer, count_of)
+    Multiplier = ctypes.CFUNCTYPE(None, pointer, pointer, *[count_of] * 2)
     Interleaver = ctypes.CFUNCTYPE(None, pointer, pointer, *[count_of] * 3)
     _fields_ = [
         ("name", ctypes.c_char_p),
         ("kernels", Kernels * 2 * 4),
         *fields(Converter, "widen narrow"),
         ("round_to_float", Rounder),
+        ("multiply", Multiplier),
         ("interleave", Interleaver),
     ]
 

@@ -128,6 +128,7 @@ FUNCTIONS = _all(
     Function("unpad", own.draw_unpad, cattn.unpad, own.check_unpad),
     Function("pad", own.draw_pad, cattn.pad, own.check_pad),
     Function("KVCache", own.draw_cache, own.call_cache, own.check_cache),
+    Function("quantize", own.draw_quantize, cattn.quantize, own.check_quantize),
     Function("maxsim", own.draw_maxsim, cattn.maxsim, own.check_maxsim),
     Function("plan", own.draw_attention, cattn.plan, own.check_plan),
     Function("cattn.h", own.draw_c_attention, own.call_c, own.check_c),

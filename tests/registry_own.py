@@ -25,6 +25,8 @@ def draw_attention(seed, types=tuple(cases.TYPES), work=SMALL):
     case = draw_case(seed, types, work=work)
     if seed % 8 == 7:
         case["value"] = case["value"][..., :0]
+    if seed % 6 == 4:
+        case = cases.with_int8(case, seed)
     if seed % 2:
         case["return_lse"] = True
     if seed % 3 == 0:
@@ -52,11 +54,15 @@ def draw_attention_weights(seed, types=tuple(cases.TYPES), work=SMALLER):
     if query.ndim > 2:  # the modifiers are made for the batch of all three
         batch = np.broadcast_shapes(query.shape[:-3], case["key"].shape[:-3], batch)
         case["query"] = np.broadcast_to(query, (*batch, *query.shape[-3:]))
+    if seed % 6 == 4:
+        case = cases.with_int8(case, seed)
     return case | {"stage": ("weights", "scores", "softcapped", "biased")[seed % 4]}
 
 
 def check_attention_weights(arguments, weights):
     arguments = {name: x for name, x in arguments.items() if name != "num_threads"}
+    if (scale := arguments.pop("key_scale", None)) is not None:
+        arguments["key"] = arguments["key"] * scale.astype(np.float64)
     query, key = arguments["query"], arguments["key"]
     arithmetic = np.dtype(np.float64 if query.dtype.newbyteorder("=") == np.float64 else np.float32)
     assert weights.dtype == arithmetic
@@ -105,6 +111,9 @@ def draw_attention_varlen(seed, types=tuple(cases.TYPES), work=SMALLER):
         case["alibi_slopes"] = np.resize(case["alibi_slopes"], query.shape[1])
     if {"causal", "window", "alibi_slopes"} & case.keys():
         case["query_offset"] = ("end", "start", int(random.integers(-3, 4)))[int(random.integers(3))]
+    if seed % 6 == 4:
+        case = cases.with_int8(case | {"layout": "blhd"}, seed)
+        del case["layout"]
     return case | ({"return_lse": True} if seed % 2 else {})
 
 
@@ -122,10 +131,14 @@ def check_attention_varlen(arguments, result):
     out, lse = result if arguments.get("return_lse") else (result, None)
     edges = {name: arguments[name + "_indptr"] for name in ("query", "key")}
     others = ("query", "key", "value", "query_indptr", "key_indptr", "return_lse", "out", "num_threads")
+    others += ("key_scale", "value_scale")
     modifiers = {name: x for name, x in arguments.items() if name not in others}
     for n in range(len(edges["query"]) - 1):
         rows, keys = (slice(int(x[n]), int(x[n + 1])) for x in edges.values())
         case = {"query": arguments["query"][rows], "key": arguments["key"][keys], "value": arguments["value"][keys]}
+        for name in ("key", "value"):
+            if (scale := arguments.get(f"{name}_scale")) is not None:
+                case[f"{name}_scale"] = scale if len(scale) == 1 else scale[keys]
         case |= modifiers | {"layout": "blhd"}
         for name, shared in (("query_offset", 0), ("alibi_slopes", 1)):  # each sequence may have its own
             if isinstance(given := modifiers.get(name), np.ndarray) and given.ndim > shared:
@@ -247,6 +260,24 @@ def check_trace(arguments, trace):
     expected, unit = _project_and_attend(arguments)
     assert np.all(np.abs(trace.context - expected) <= 64 * np.finfo(trace.context.dtype).eps * unit)
     assert str(trace)
+
+
+def draw_quantize(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
+    random = np.random.default_rng([seed, 31])
+    shape = tuple(random.integers(0, 9, random.integers(2, 5)).tolist())
+    x = (10.0 ** random.uniform(-3, 3) * random.standard_normal(shape)).astype(cases.TYPES[str(random.choice(list(types)))])
+    x[random.random(shape) < random.choice([0, 0.9])] = 0
+    return {"x": x, "axis": int(random.choice([-1, -2]))}
+
+
+def check_quantize(arguments, result):
+    x = arguments["x"].astype(np.float64)
+    quantised, scale = result
+    assert quantised.dtype == np.int8 and scale.dtype == np.float32 and quantised.shape == x.shape
+    largest = np.abs(x).max(axis=arguments["axis"], keepdims=True, initial=0)
+    np.testing.assert_allclose(scale, largest / 127, rtol=2.0**-23)
+    assert np.all(np.abs(quantised.astype(int)) <= 127)
+    assert np.all(np.abs(quantised * scale.astype(np.float64) - x) <= (0.5 + 2.0**-16) * scale)
 
 
 def draw_unpad(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices

@@ -40,7 +40,7 @@ static int read_arguments(PyObject *arguments, cattn_attention_args *args)
     *args = cattn_attention_defaults();
     if (ARRAY(query) || ARRAY(key) || ARRAY(value) || ARRAY(out) || ARRAY(lse) || ARRAY(query_offset)
         || ARRAY(query_lengths) || ARRAY(key_lengths) || ARRAY(key_start) || ARRAY(key_stop) || ARRAY(mask)
-        || ARRAY(bias) || ARRAY(alibi_slopes) || ARRAY(sinks))
+        || ARRAY(bias) || ARRAY(alibi_slopes) || ARRAY(sinks) || ARRAY(key_scale) || ARRAY(value_scale))
         return -1;
     args->flags = (unsigned)integer(arguments, "flags");
     args->num_threads = (int)integer(arguments, "num_threads");

@@ -35,6 +35,8 @@ def attention(dict arguments):
     read_array(&args.bias, arguments, "bias")
     read_array(&args.alibi_slopes, arguments, "alibi_slopes")
     read_array(&args.sinks, arguments, "sinks")
+    read_array(&args.key_scale, arguments, "key_scale")
+    read_array(&args.value_scale, arguments, "value_scale")
     args.flags = arguments.get("flags", 0)
     args.num_threads = arguments.get("num_threads", 0)
     args.scale = arguments.get("scale", 0)
