@@ -173,7 +173,7 @@ def threads(num_threads):
 # Inputs
 
 
-def _inputs(layout, scales, **given):
+def _inputs(layout, scales=(), **given):
     """Return query, key and, if it was given, value as canonical views, broadcast over the batch; and their sizes.
 
     `scales` are those of key and value. They join the views if they are given.

@@ -1,5 +1,6 @@
 """A cache of keys and values, to which each step of generating a text appends its own."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from ._arithmetic import in_usual_arithmetic
 from ._kernel import attention
 from ._modifiers import FAR
+from ._quantize import quantized
 from ._read import (
     KEY_TYPES_BESIDE,
     TYPES,
@@ -26,14 +28,16 @@ __all__ = ["KVCache"]
 
 _PIECE = 2**20  # the elements that are copied at a time, because signal handlers run in between
 # What `attend` itself passes to `attention`.
-_OWN = ("causal", "query_offset", "key_lengths", "layout")
+_OWN = ("causal", "query_offset", "key_lengths", "key_scale", "value_scale", "layout")
+_TYPES = TYPES.replace(" or ", ", ") + " or int8"
+_SCALE = 1, np.dtype(np.float32)  # a token's scale: a number of this type
 
 
 class _State(NamedTuple):
     """Hold what the cache knows. Each method replaces it as a whole at its end, so that a call that fails changes
     nothing. Until then, a method writes only where no token lies."""
 
-    arrays: tuple  # keys and values, each (batch, heads, capacity, size)
+    arrays: tuple  # keys and values, each (batch, heads, capacity, size), and the scales of int8
     starts: np.ndarray  # (batch,): the token in the first column of the arrays
     lengths: np.ndarray  # (batch,): the tokens that were appended, also those in front of the first column
     least: np.ndarray  # (batch,): from this token on, all tokens that a query may attend to are still there
@@ -60,9 +64,10 @@ class KVCache:
         The size of a key.
     value_size : int, optional
         The size of a value. By default it is `head_size`.
-    dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
+    dtype : {"float32", "float64", "float16", "bfloat16", "int8"} or dtype
         The type in which keys and values are kept. Others are rounded to it. Half types may stand beside float32
-        queries. "bfloat16" needs the package ml_dtypes.
+        queries. "bfloat16" needs the package ml_dtypes. "int8" keeps a scale for each token of each head, as `quantize`
+        computes it with ``axis=-1``, and stands beside queries of float32, float16 or bfloat16.
     window : int, optional
         The number of tokens that a query sees, itself included. The cache then keeps the newest append and the
         ``window - 1`` tokens before it. Older tokens are dropped when the room is needed. By default, it keeps all.
@@ -79,6 +84,8 @@ class KVCache:
     key, value : ndarray, shape (batch, num_kv_heads, length, size)
         Views of the keys and values that are kept. They end with the longest sequence. Of sequence n, the first
         ``lengths[n] - starts[n]`` rows count. They hold until the next call that changes the cache.
+    key_scale, value_scale : ndarray of float32, shape (batch, num_kv_heads, length, 1), or None
+        Views of the scales of int8 keys and values. Other types have none.
     nbytes : int
         The number of bytes that the arrays take, with the room for tokens to come.
 
@@ -120,7 +127,9 @@ class KVCache:
         value_size = size if value_size is None else as_count("value_size", value_size, optional=True)
         self._window = None if window is None else min(as_count("window", window, optional=True), FAR)
         self._capacity = as_capacity(capacity)
-        arrays = _new_arrays((batch, heads), (size, value_size), _as_type(dtype), self._capacity)
+        dtype = _as_type(dtype)
+        rows = [(size, dtype), (value_size, dtype), *([_SCALE, _SCALE] if dtype == np.int8 else [])]
+        arrays = _new_arrays((batch, heads), rows, self._capacity)
         self._state = _State(arrays, *_fixed(np.zeros((3, batch), np.int64)))
 
     @property
@@ -140,6 +149,14 @@ class KVCache:
         return self._filled()[1]
 
     @property
+    def key_scale(self):
+        return self._scales().get("key_scale")
+
+    @property
+    def value_scale(self):
+        return self._scales().get("value_scale")
+
+    @property
     def nbytes(self):
         return sum(array.nbytes for array in self._state.arrays)
 
@@ -147,6 +164,9 @@ class KVCache:
         state = self._state
         stop = int((state.lengths - state.starts).max(initial=0))
         return [array[:, :, :stop] for array in state.arrays]
+
+    def _scales(self):
+        return dict(zip(("key_scale", "value_scale"), self._filled()[2:], strict=False))
 
     @in_usual_arithmetic  # numbers are rounded to nearest, whatever the caller's mode is
     def append(self, key, value, lengths=None):
@@ -186,10 +206,10 @@ class KVCache:
         array([3, 1])
         """
         state = self._state
-        given = as_floats("key", key), as_floats("value", value)
+        given = {"key": as_floats("key", key), "value": as_floats("value", value)}
         batch, heads, _, _ = state.arrays[0].shape
-        tokens = given[0].shape[2] if given[0].ndim == 4 else "n"
-        for name, new, array in zip(("key", "value"), given, state.arrays, strict=True):
+        tokens = given["key"].shape[2] if given["key"].ndim == 4 else "n"
+        for (name, new), array in zip(given.items(), state.arrays, strict=False):
             expected = batch, heads, tokens, array.shape[3]
             if new.shape != expected:
                 shape = str(expected).replace("'", "")
@@ -202,9 +222,13 @@ class KVCache:
             room = self._room((state.lengths - needed + counts).max(initial=0))
             state = _moved(state, np.arange(batch), needed, room)
         ends = state.lengths - state.starts
-        for new, array in zip(given, state.arrays, strict=True):
-            for n, (first, count) in enumerate(zip(ends.tolist(), counts.tolist(), strict=True)):
-                _copy(array[n, :, first : first + count], new[n, :, :count])
+        for n, (first, count) in enumerate(zip(ends.tolist(), counts.tolist(), strict=True)):
+            new = [x[n, :, :count] for x in given.values()]
+            if state.arrays[0].dtype == np.int8:
+                pairs = [quantized(name, x, -1) for name, x in zip(given, new, strict=True)]
+                new = itertools.chain(*zip(*pairs, strict=True))  # keys, values, and their scales
+            for array, x in zip(state.arrays, new, strict=True):
+                _copy(array[n, :, first : first + count], x)
         least = np.where(needed > 0, state.lengths, 0)
         self._state = state._replace(lengths=_fixed(state.lengths + counts), least=_fixed(least))
 
@@ -213,12 +237,13 @@ class KVCache:
 
         It is causal: the last query stands at the last token of its sequence, and the others before it. `append` the
         keys and values of these tokens first. The result has the bits of ``cattn.attention`` on ``key`` and ``value``
-        with ``causal=True, query_offset="end", key_lengths=cache.lengths - cache.starts`` and the window.
+        with ``causal=True, query_offset="end", key_lengths=cache.lengths - cache.starts``, the window and the scales.
 
         Parameters
         ----------
         query : array_like, shape (batch, heads, n, head_size)
-            The queries of the newest n tokens. They have the type of the cache, or float32 beside a half type.
+            The queries of the newest n tokens. They have the type of the cache, or float32 beside a half type. An int8
+            cache takes all but float64.
         query_lengths : int array_like, shape (batch,) or (), optional
             The number of queries of each sequence, its first ones: the ``lengths`` of the last `append`.
         **modifiers
@@ -264,7 +289,7 @@ class KVCache:
                 f"query: expected shape ({batch}, heads, n, {state.arrays[0].shape[3]}), one entry for each of the "
                 f"cache, got {query.shape}"
             )
-        key, value = self._filled()
+        key, value, *_ = self._filled()
         _check_query_type(query.dtype, key.dtype)
         counts = _per_entry("query_lengths", query_lengths, batch, query.shape[2], "the length of query")
         first = state.lengths - counts
@@ -283,7 +308,7 @@ class KVCache:
             modifiers["key_lengths"] = stored
         if self._window is not None:
             modifiers["window"] = (self._window - 1, 0)
-        return attention(query, key, value, causal=True, query_offset="end", **modifiers)
+        return attention(query, key, value, causal=True, query_offset="end", **self._scales(), **modifiers)
 
     def truncate(self, lengths):
         """Take back the last tokens of each sequence, as for a draft that was refused.
@@ -384,8 +409,8 @@ def with_spare_room(needed):
 def _moved(state, index, first, capacity):
     """Return a state with these entries, whose tokens from `first` on lie at the front of new arrays."""
     lengths, starts = state.lengths[index], state.starts[index]
-    batch, heads, sizes = len(index), state.arrays[0].shape[1], [array.shape[3] for array in state.arrays]
-    arrays = _new_arrays((batch, heads), sizes, state.arrays[0].dtype, capacity)
+    rows = [(array.shape[3], array.dtype) for array in state.arrays]
+    arrays = _new_arrays((len(index), state.arrays[0].shape[1]), rows, capacity)
     spans = np.stack([index, first - starts, lengths - starts], axis=1).tolist()
     for new, old in zip(arrays, state.arrays, strict=True):
         for n, (entry, start, stop) in enumerate(spans):
@@ -401,14 +426,15 @@ def _copy(target, source):
         target[:, first : first + step] = source[:, first : first + step]
 
 
-def _new_arrays(leading, sizes, dtype, capacity):
+def _new_arrays(leading, rows, capacity):
+    """Return an array for each (size, type) of a token's row: its key, its value and, if these are int8, their scales."""
     try:
-        return tuple(np.empty((*leading, capacity, size), dtype) for size in sizes)
+        return tuple(np.empty((*leading, capacity, size), dtype) for size, dtype in rows)
     except (MemoryError, ValueError, OverflowError):  # the last two mean more bytes than addresses can count
-        rows = " and ".join(str(size) for size in sizes)
+        (size, dtype), (value_size, _), *_ = rows
         raise MemoryError(
             f"capacity: cannot allocate {shown(capacity)} tokens of {leading[0]} sequences, {leading[1]} heads and "
-            f"sizes {rows}, of type {dtype}"
+            f"sizes {size} and {value_size}, of type {dtype}"
         ) from None
 
 
@@ -430,9 +456,9 @@ def _as_type(argument):
     except ModuleNotFoundError:
         raise ImportError("dtype: bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
     except Exception:  # whatever a foreign object or a name raises
-        raise TypeError(f"dtype: expected {TYPES}, got {shown(argument)}") from None
-    if argument is None or type_name(dtype) is None:
-        raise TypeError(f"dtype: expected {TYPES}, got {'None' if argument is None else type_shown(dtype)}")
+        raise TypeError(f"dtype: expected {_TYPES}, got {shown(argument)}") from None
+    if argument is None or not (type_name(dtype) or dtype == np.int8):
+        raise TypeError(f"dtype: expected {_TYPES}, got {'None' if argument is None else type_shown(dtype)}")
     return dtype
 
 
@@ -458,6 +484,10 @@ def _per_entry(name, argument, batch, most, what):
 
 def _check_query_type(came, kept):
     query, cache = type_name(came) or "float64", type_name(kept)
+    if kept == np.int8:
+        if query == "float64":
+            raise TypeError(f"query: expected type float32, float16 or bfloat16 beside int8 keys, got {type_shown(came)}")
+        return
     if query == cache or cache in KEY_TYPES_BESIDE.get(query, ()):
         return
     or_else = "".join(f" or {name}" for name, others in KEY_TYPES_BESIDE.items() if cache in others)

@@ -115,9 +115,9 @@ def attention(
     sinks : array_like, shape (Hq,), optional
         One more logit for each head. It takes weight and carries no value. -inf means that there is none.
     key_scale, value_scale : array_like, optional
-        int8 keys stand for ``key * key_scale``, and int8 values for ``value * value_scale``. A scale is of one of the
-        four floating types, broadcasts to `key` or `value` as it is passed, and has size 1 along the keys (a scale for
-        each column) or along the last axis (a scale for each key), or both. `quantize` makes such numbers.
+        The scales of int8 keys and values, which stand for ``key * key_scale`` and ``value * value_scale``. A scale
+        broadcasts to `key` or `value` as it is passed, and has size 1 along the keys (a scale for each column) or along
+        the last axis (a scale for each key), or both. It may have any of the four types. `quantize` makes such numbers.
     layout : {"bhld", "blhd"}
         With "blhd", query, key, value and out are (..., L, H, D), and lse is (..., L, H). Modifiers keep their shapes.
     out : ndarray, optional
@@ -421,10 +421,12 @@ def attention_varlen(
         The position of query 0 of each sequence among its keys, as in `attention`.
     alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
         As in `attention`.
-    softcap, sinks, out, return_lse, num_threads : optional
+    softcap, sinks : optional
         As in `attention`.
     key_scale, value_scale : array_like, optional
         As in `attention`. They broadcast to (total keys, Hkv, D) and (total keys, Hkv, Dv).
+    out, return_lse, num_threads : optional
+        As in `attention`.
 
     Returns
     -------

@@ -67,13 +67,18 @@ def quantize(x, *, axis):
     axis = as_index(expected, axis, -x.ndim)
     if axis >= x.ndim:
         raise ValueError(f"{expected}, got {axis}")
-    x = cast("x", x, arithmetic(native(x.dtype)))
+    return quantized("x", x, axis)
+
+
+def quantized(name, x, axis):
+    """Return an array of one of the four types in int8, and its scale. An error calls it by `name`."""
+    x = cast(name, x, arithmetic(native(x.dtype)))
     largest = np.abs(x).max(axis=axis, keepdims=True, initial=0)
     scale = cast("scale", largest / x.dtype.type(_LARGEST), np.float32)
     if not np.isfinite(scale).all():
         found = largest[~np.isfinite(scale)][0]
         expected = "finite numbers" if not np.isfinite(found) else f"numbers up to {_LARGEST * float(_FLOAT32.max):.3g}"
-        raise ValueError(f"x: expected {expected}, got {found}")
+        raise ValueError(f"{name}: expected {expected}, got {found}")
     scale[scale < _FLOAT32.smallest_normal] = 0
     x /= np.where(scale == 0, x.dtype.type(np.inf), scale)
     return np.rint(x, out=x).clip(-_LARGEST, _LARGEST, out=x).astype(np.int8), scale

@@ -312,10 +312,12 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
         The position of query 0 of each sequence among its keys, as in `attention`.
     alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
         As in `attention`.
-    softcap, sinks, out, return_lse, num_threads : optional
+    softcap, sinks : optional
         As in `attention`.
     key_scale, value_scale : array_like, optional
         As in `attention`. They broadcast to (total keys, Hkv, D) and (total keys, Hkv, Dv).
+    out, return_lse, num_threads : optional
+        As in `attention`.
 
     Returns
     -------

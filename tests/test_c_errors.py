@@ -168,7 +168,7 @@ def test_types(door, name):
         wrong = name
         if name == "query" and 0 < type < 4:
             wrong = "key"  # the key must have the type of query
-        elif name == "key" and type in (2, 3):
+        elif name == "key" and type in (2, 3, 6):
             wrong = "value"  # the value must have the type of key
         found = door(arguments | {name: (data, type, *rest)})
         assert_wrong(found, call, wrong, TYPE, f"{wrong}: expected type ")

@@ -259,11 +259,11 @@ NEW = [
     ("capacity: expected an integer of 0 or more, got None", TypeError, {"capacity": None}),
     ("capacity: cannot allocate 1152921504606846976 tokens of 2 sequences, 2 heads and sizes 5 and 4, of type float32",
      MemoryError, {"capacity": 2**60}),
-    ("dtype: expected float16, bfloat16, float32 or float64, got int8", TypeError, {"dtype": "int8"}),
-    ("dtype: expected float16, bfloat16, float32 or float64, got 'double trouble'", TypeError,
+    ("dtype: expected float16, bfloat16, float32, float64 or int8, got uint8", TypeError, {"dtype": "uint8"}),
+    ("dtype: expected float16, bfloat16, float32, float64 or int8, got 'double trouble'", TypeError,
      {"dtype": "double trouble"}),
-    ("dtype: expected float16, bfloat16, float32 or float64, got None", TypeError, {"dtype": None}),
-    ("dtype: expected float16, bfloat16, float32 or float64, got complex64", TypeError, {"dtype": np.complex64}),
+    ("dtype: expected float16, bfloat16, float32, float64 or int8, got None", TypeError, {"dtype": None}),
+    ("dtype: expected float16, bfloat16, float32, float64 or int8, got complex64", TypeError, {"dtype": np.complex64}),
 ]  # fmt: skip
 CALLS = [
     ("key: expected shape (2, 2, 3, 5), as the cache has it, got (2, 1, 3, 5)", ValueError, "append",

@@ -87,7 +87,7 @@ CASES = [
      {"query": QUERY.astype(bool)}),
     (f"key: {FOUR_TYPES}, got uint16; write key.view(ml_dtypes.bfloat16) for the bits of bfloat16, "
      "key.astype(np.float32) for numbers", TypeError, {"key": KEY.astype(np.uint16)}),
-    (f"value: {FOUR_TYPES}, got int8; write value.astype(np.float32), and multiply quantised numbers by their scale",
+    ("value_scale: expected an array beside value of type int8, got None; write value.astype(np.float32) for integers",
      TypeError, {"value": VALUE.astype(np.int8)}),
     (f"value: {FOUR_TYPES}, got uint8; write value.astype(np.float32), and multiply", TypeError,
      {"value": VALUE.astype(np.uint8)}),

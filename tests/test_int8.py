@@ -270,10 +270,53 @@ def test_out_may_not_overlap_a_scale():
 
 
 def test_nothing_is_copied():
-    """A call over int8 keys takes no more memory than one over float32 keys."""
-    workspace = cattn.plan(**problem(1, 1, "key", 4000)).workspace_bytes
-    wide = {name: normal(BATCH, 1, rows, SIZE) for name, rows in (("query", 1), ("key", 4000), ("value", 4000))}
-    assert workspace <= cattn.plan(**wide).workspace_bytes + 64 * 1024
+    """Whatever the number of keys, no more than a block of them exists in float32."""
+    for rows in (1, 30):
+        assert cattn.plan(**problem(1, rows, "key", 50_000)).workspace_bytes < 50_000 * (SIZE + VALUE_SIZE) // 4
+
+
+# KVCache
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_cache(dtype, window):
+    """It keeps what `quantize` gives for each token, and attends to it as a plain call does."""
+    dtype, capacity = cases.TYPES[dtype], 5 if window is None else 0
+    cache = cattn.KVCache(2, 2, SIZE, value_size=VALUE_SIZE, dtype="int8", window=window, capacity=capacity)
+    tokens = [[], []]
+    for step, counts in enumerate([[4, 6], [1, 1], [0, 3], [9, 2], [1, 0], [1, 1]]):
+        key, value = (normal(2, 2, 9, size, seed=step).astype(dtype) for size in (SIZE, VALUE_SIZE))
+        for n, count in enumerate(counts):
+            tokens[n] += [(key[n, :, t : t + 1], value[n, :, t : t + 1]) for t in range(count)]
+            key[n, :, count:] = np.nan  # never read
+        cache.append(key, value, counts)
+        query = normal(2, 4, max(counts), SIZE, seed=step).astype(dtype)
+        out = cache.attend(query, counts)
+        for n, count in enumerate(counts):
+            kept = [np.concatenate(x, axis=1) for x in zip(*tokens[n][cache.starts[n] :], strict=True)]
+            (key, key_scale), (value, value_scale) = (cattn.quantize(x, axis=-1) for x in kept)
+            shown = cache.key[n], cache.key_scale[n], cache.value[n], cache.value_scale[n]
+            expected = key, key_scale, value, value_scale
+            assert_same_bits([x[:, : key.shape[1]] for x in shown], expected)
+            modifiers = {"causal": True, "query_offset": "end", "key_scale": key_scale, "value_scale": value_scale}
+            modifiers["window"] = None if window is None else (window - 1, 0)
+            alone = cattn.attention(query[n], key, value, query_lengths=count, **modifiers)
+            assert_same_bits(out[n], alone)
+    before = [cache.key.copy(), cache.value_scale.copy()]
+    with pytest.raises(ValueError, match="value: expected finite numbers, got nan"):
+        cache.append(np.ones((2, 2, 1, SIZE)), np.full((2, 2, 1, VALUE_SIZE), np.nan))
+    assert_same_bits([cache.key, cache.value_scale], before)
+    with pytest.raises(TypeError, match="query: expected type float32, float16 or bfloat16 beside int8 keys, got float"):
+        cache.attend(np.ones((2, 4, 1, SIZE)))
+    with pytest.raises(TypeError, match="key_scale: expected no such argument, because the cache sets it"):
+        cache.attend(query, key_scale=1.0)
+    cache.reorder([1, 1])
+    assert cache.key_scale.shape[:2] == (2, 2)
+    plain = cattn.KVCache(1, 1, 64)
+    assert plain.key_scale is None and plain.value_scale is None
+    plain, small = (cattn.KVCache(1, 1, 64, capacity=100, dtype=name).nbytes for name in ("float32", "int8"))
+    assert small <= plain * (1 / 4 + 1 / 64)
 
 
 # quantize
