@@ -179,8 +179,10 @@ def _inputs(layout, scales=(), **given):
     `scales` are those of key and value. They join the views if they are given.
     """
     given = {name: as_array(name, argument) for name, argument in given.items()}
-    scales = {f"{name}_scale": scale for name, scale in zip(("key", "value"), scales, strict=False)}
-    quantised = {name for name in given if _is_quantised(name, given[name].dtype, scales.get(f"{name}_scale"))}
+    scales = {name: scale for name, scale in zip(("key", "value"), scales, strict=False) if scale is not None}
+    quantised = [name for name in given if name in scales or (name != "query" and given[name].dtype.char == "b")]
+    for name in quantised:
+        _check_quantised(name, given[name].dtype, scales.get(name))
     arrays = {name: array if name in quantised else as_floats(name, array) for name, array in given.items()}
     query, key, value = arrays["query"], arrays["key"], arrays.get("value")
     axes = {"bhld": "(..., heads, length, size)", "blhd": "(..., length, heads, size)"}.get(layout)
@@ -241,27 +243,24 @@ def _inputs(layout, scales=(), **given):
     for name, view in views.items():
         views[name] = broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
     for name in quantised:
-        scale = _as_scale(f"{name}_scale", scales[f"{name}_scale"], name, arrays[name].shape, layout)
+        scale = _as_scale(f"{name}_scale", scales[name], name, arrays[name].shape, layout)
         views[f"{name}_scale"] = np.broadcast_to(scale, (*batch, key_heads, *scale.shape[-2:]))
     return views, Sizes(
         batch, query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2
     )
 
 
-def _is_quantised(name, dtype, scale):
-    """Return whether these are int8 keys or values, which need a scale. Nothing else has one."""
-    if dtype != np.int8 or name == "query":
-        if scale is None:
-            return False
-        if type_name(dtype):
-            raise TypeError(f"{name}_scale: expected None beside {name} of type {type_shown(dtype)}, got {shown(scale)}")
+def _check_quantised(name, dtype, scale):
+    """Raise TypeError unless these are int8 keys or values with a scale."""
+    if type_name(dtype):
+        raise TypeError(f"{name}_scale: expected None beside {name} of type {type_shown(dtype)}, got {shown(scale)}")
+    if dtype != np.int8:
         raise TypeError(f"{name}: expected type int8 beside {name}_scale, got {type_shown(dtype)}")
     if scale is None:
         raise TypeError(
             f"{name}_scale: expected an array beside {name} of type int8, got None; "
             f"write {name}.astype(np.float32) for integers without a scale"
         )
-    return True
 
 
 def _as_scale(name, scale, of, shape, layout):
@@ -287,7 +286,7 @@ def _check_types(came):
     query, key, value = came["query"], came["key"], came.get("value")
     if query is key and (value is None or value is key):
         return
-    if key == np.int8 or value == np.int8:
+    if key.char == "b" or (value is not None and value.char == "b"):
         if type_name(query) not in ("float32", *HALF_TYPES):
             raise TypeError(
                 f"query: expected type float32, float16 or bfloat16 beside int8 keys, got {type_shown(query)}; "

@@ -16,13 +16,6 @@ INLINE ptrdiff_t F(few_ahead)(ptrdiff_t stride, ptrdiff_t size, const cattn_type
     return (ahead > 0 ? ahead : 1) * stride;
 }
 
-/* Returns the bytes to what row j of each stream asks for: a row of the same stream, or, at the end of a stream, a row of
- * the same stream in the next block. */
-INLINE ptrdiff_t F(ask_for)(ptrdiff_t ahead, ptrdiff_t j, ptrdiff_t apart, ptrdiff_t count, ptrdiff_t stride)
-{
-    return j * stride + ahead < apart * stride ? ahead : ahead + (count - apart) * stride;
-}
-
 /* Asks for the line of memory that the vector at column c begins, if it begins one. It comes into L2 only, because
  * fewer lines may be on their way to L1 at a time. Memory that comes from L3 gains less by it, or loses. */
 INLINE void F(prefetch_stored)(const char *row, ptrdiff_t c, const cattn_type type)
@@ -124,8 +117,8 @@ INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const c
     const ptrdiff_t apart = count / (wide * steps) * steps;
     const ptrdiff_t ahead = apart > 0 ? F(few_ahead)(stride, size, type, wide, rows) : 0;
     for (ptrdiff_t j = 0; j < apart; j += steps)
-        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, apart,
-                           F(ask_for)(ahead, j, apart, count, stride), type, rows, wide, steps);
+        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, apart, ahead, type, rows, wide,
+                           steps);
     for (ptrdiff_t j = apart * wide; j < count; j++)
         F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, 0, 0, type, rows, 1, 1);
 }
@@ -263,8 +256,8 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
         for (ptrdiff_t i = first, steps = 1; i < last; i += steps) {
             const ptrdiff_t left = count - i;
 #define FEW_VALUES_TILE(wide, apart)                                                                               \
-            F(few_values_tile)(sum, weights + i, pitch, values + i * stride, stride, apart,                        \
-                               F(ask_for)(ahead, i, apart, count, stride), columns, type, rows, wide)
+            F(few_values_tile)(sum, weights + i, pitch, values + i * stride, stride, apart, ahead, columns, type,  \
+                               rows, wide)
             if (left > 3 * apart) {
                 FEW_VALUES_TILE(4, apart);
             } else if (left > 2 * apart) {
