@@ -427,7 +427,7 @@ def _copy(target, source):
 
 
 def _new_arrays(leading, rows, capacity):
-    """Return an array for each (size, type) of a token's row: its key, its value and, if these are int8, their scales."""
+    """Return an array for each (size, type) of the rows of a token: key, value and, if they are int8, their scales."""
     try:
         return tuple(np.empty((*leading, capacity, size), dtype) for size, dtype in rows)
     except (MemoryError, ValueError, OverflowError):  # the last two mean more bytes than addresses can count
@@ -486,7 +486,9 @@ def _check_query_type(came, kept):
     query, cache = type_name(came) or "float64", type_name(kept)
     if kept == np.int8:
         if query == "float64":
-            raise TypeError(f"query: expected type float32, float16 or bfloat16 beside int8 keys, got {type_shown(came)}")
+            raise TypeError(
+                f"query: expected type float32, float16 or bfloat16 beside int8 keys, got {type_shown(came)}"
+            )
         return
     if query == cache or cache in KEY_TYPES_BESIDE.get(query, ()):
         return

@@ -265,7 +265,9 @@ def check_trace(arguments, trace):
 def draw_quantize(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
     random = np.random.default_rng([seed, 31])
     shape = tuple(random.integers(0, 9, random.integers(2, 5)).tolist())
-    x = (10.0 ** random.uniform(-3, 3) * random.standard_normal(shape)).astype(cases.TYPES[str(random.choice(list(types)))])
+    x = (10.0 ** random.uniform(-3, 3) * random.standard_normal(shape)).astype(
+        cases.TYPES[str(random.choice(list(types)))]
+    )
     x[random.random(shape) < random.choice([0, 0.9])] = 0
     return {"x": x, "axis": int(random.choice([-1, -2]))}
 

