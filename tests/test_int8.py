@@ -275,6 +275,20 @@ def test_nothing_is_copied():
         assert cattn.plan(**problem(1, rows, "key", 50_000)).workspace_bytes < 50_000 * (SIZE + VALUE_SIZE) // 4
 
 
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 3])
+def test_what_quantising_costs_at_most(sigma):
+    """The worst case in trust.md's footnote."""
+    query, key, value = normal(3, 40, 9)
+    query, half, scale = sigma * query.astype(np.float64), 0.5 + 2.0**-16, 1 / 3
+    (small_key, key_scale), (small_value, value_scale) = (cattn.quantize(x, axis=-1) for x in (key, value))
+    out, weights = reference.attention(query, key, value), reference.attention_weights(query, key)
+    found = reference.attention(query, small_key, small_value, key_scale=key_scale, value_scale=value_scale)
+    e = np.max(scale * np.abs(query).sum(axis=-1, keepdims=True) * half * key_scale.T, axis=-1)
+    distance = np.einsum("ij,ijc->ic", weights, np.abs(value - out[:, None]))
+    bound = np.max(half * value_scale) + (np.exp(2 * e) - 1)[:, None] * distance
+    assert np.all(np.abs(found - out) <= bound)
+
+
 # KVCache
 
 
