@@ -51,7 +51,8 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
     }
 #elif defined(MULTIPLIES_BY_LANE)   /* a step is long enough */
 #define STEPS(step, count, run)                                    \
-    for (ptrdiff_t i = 0; i < (count); i++) {                      \
+    for (ptrdiff_t left = (count); left > 0; left--) {             \
+        OPAQUE(left);   /* or gcc unrolls three turns at most */   \
         step                                                       \
     }
 #else

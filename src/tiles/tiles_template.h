@@ -88,14 +88,23 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
         F(clear)(sum, wide, vectors);
 #if defined(MULTIPLIES_BY_LANE)
 #define SCORES_STEP(n)                                                                                               \
-        UNROLL for (int j = 0; j < wide; j++)                                                                        \
-            factors[j] = F(load_factors)(key[j] + c, n);                                                             \
-        UNROLL for (int i = 0; i < n; i++)                                                                           \
-            UNROLL for (int v = 0; v < vectors; v++)                                                                 \
-                UNROLL for (int j = 0; j < wide; j++)                                                                \
-                    sum[j][v] = F(muladd_by)(queries[(c + i) * TILE_VECTORS + v], factors[j], i, sum[j][v]);         \
+        UNROLL for (int first = 0; first < wide; first += part) {                                                    \
+            const int count = AT_MOST(wide - first, part);                                                           \
+            UNROLL for (int j = 0; j < count; j++)                                                                   \
+                factors[j] = F(load_factors)(key[first + j] + c, n);                                                 \
+            UNROLL for (int i = 0; i < n; i++)                                                                       \
+                UNROLL for (int v = 0; v < vectors; v++)                                                             \
+                    UNROLL for (int j = 0; j < count; j++)                                                           \
+                        sum[first + j][v] =                                                                          \
+                            F(muladd_by)(queries[(c + i) * TILE_VECTORS + v], factors[j], i, sum[first + j][v]);     \
+        }                                                                                                            \
         c += n;
-        vector factors[TILE_WIDE];
+        /* gcc copies registers once it needs more than 24 of them. The maxima therefore wait in memory, and the factors
+         * of eight keys come in two parts. */
+        const int part = wide > 4 ? (wide + 1) / 2 : wide;
+        vector factors[(TILE_WIDE + 1) / 2];
+        UNROLL for (int v = 0; v < vectors; v++)
+            __asm__("" : "+m"(maximum[v]));
         ask_ahead(ahead, start, lines, 0, wide);
         STEPS(SCORES_STEP(QUAD), columns / QUAD, COLUMN_RUN / QUAD)
         STEPS(SCORES_STEP(1), columns % QUAD, 1)
