@@ -56,12 +56,6 @@ INLINE vector F(muladd_by)(vector a, vector factors, const int i, vector c)
     }
 #undef BY_LANE
 }
-
-/* Returns x, or the bound where x is smaller. Where x is NaN, that is NaN: FMAX keeps it. */
-INLINE vector F(at_least)(vector bound, vector x)
-{
-    return (vector)INTRINSIC(maxq)((INTRINSIC_TYPE)bound, (INTRINSIC_TYPE)x);
-}
 #endif
 
 #undef INTRINSIC
