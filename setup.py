@@ -31,16 +31,17 @@ INCLUDED = sorted(str(path) for path in INCLUDED if path.suffix in (".pxd", ".h"
 if sys.platform == "win32" and "CC" in os.environ:
     # clang-cl, which takes gcc's language and has the vector tables. setuptools adds /GL, which it does not know.
     target = "aarch64" if sysconfig.get_platform() == "win-arm64" else "x86_64"
-    compile_args = ["/O2", "/clang:-std=gnu11", "/clang:-ffp-contract=fast", f"--target={target}-pc-windows-msvc"]
+    compile_args = ["/O2", "/clang:-std=gnu11", f"--target={target}-pc-windows-msvc"]
     compile_args += ["-Wno-unused-command-line-argument"]
     link_args = []
 elif sys.platform == "win32":
     compile_args, link_args = ["/O2", "/std:c11"], []
 else:
-    # gnu11 and the contraction into FMAs go together: gcc's -std=c11 turns contraction off.
+    # With gnu11, and not with c11, gcc contracts products and sums into FMAs. -ffp-contract=fast is not here, because
+    # Clang would then ignore its pragmas: target_begin.h turns contraction on, and portable.pxd off.
     # Nobody here reads floating-point exception flags or errno: without these two, gcc leaves every loop with a
     # comparison of numbers in it scalar.
-    compile_args = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno"]
+    compile_args = ["-O3", "-std=gnu11", "-fno-trapping-math", "-fno-math-errno"]
     # Python's own flags ask for debugging information, nine tenths of the module. Of its symbols Python needs one,
     # and threadpoolctl another.
     compile_args += ["-g0", "-fvisibility=hidden"]

@@ -169,11 +169,11 @@ for target in x86_64-pc-windows-msvc aarch64-pc-windows-msvc; do
     # clang-cl, with the flags that setuptools gives to MSVC's compiler.
     check $target "$clang" --driver-mode=cl --target=$target /nologo /O2 /W4 /WX /GL /DNDEBUG /MD -Wno-unused-command-line-argument \
         -X /imsvc"$("$clang" -print-resource-dir)/include" /imsvc"$work/windows" /imsvc"$work/any" \
-        /clang:-std=gnu11 /clang:-ffp-contract=fast
+        /clang:-std=gnu11
 done
 for target in x86_64-apple-macos10.13 arm64-apple-macos11; do
     check $target "$clang" --target=$target -Wall -Wextra -Werror -nostdlibinc -isystem "$work/macos" -isystem "$work/any" \
-        -O3 -std=gnu11 -ffp-contract=fast -fno-trapping-math -fno-math-errno -fPIC
+        -O3 -std=gnu11 -fno-trapping-math -fno-math-errno -fPIC
 done
 
 # ---- the compiled Cython ----

@@ -15,7 +15,7 @@ for target in "${@:-aarch64 riscv64 s390x}"; do
         compiler=$processor-linux-gnu-gcc
         # As setup.py compiles it; the driver itself without contraction, which would be the same arithmetic.
         for source in src/system/cpu.c src/tiles/*.c; do
-            "$compiler" -O3 -std=gnu11 -ffp-contract=fast -fno-trapping-math -fno-math-errno -Wall -Wextra -Isrc -Icattn \
+            "$compiler" -O3 -std=gnu11 -fno-trapping-math -fno-math-errno -Wall -Wextra -Isrc -Icattn \
                 -c "$source" -o "$work/$(basename "$source" .c).o"
         done
         "$compiler" -O2 -std=gnu11 -ffp-contract=off -Wall -Wextra -static -Isrc -Icattn \

@@ -28,7 +28,7 @@ COMPILERS = {
     "clang 19": ["clang-19", "--target=aarch64-linux-gnu", "-I/usr/aarch64-linux-gnu/include"],
 }
 # As setup.py compiles it.
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-g0", "-S"]
+FLAGS = ["-O3", "-std=gnu11", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-g0", "-S"]
 # A name of llvm-mca's, and how many multiply-adds of 128 bits the processor begins in a cycle.
 PROCESSORS = {
     "N1": ("neoverse-n1", 2),

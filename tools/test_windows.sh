@@ -40,7 +40,7 @@ for name in clang gcc; do
     folder=$work/$name
     mkdir "$folder"
     for source in src/system/cpu.c src/tiles/*.c; do
-        compile $name "$source" -ffp-contract=fast
+        compile $name "$source"
     done
     compile $name tools/check_tables.c -O2 -ffp-contract=off   # contracted, its loops would be the same arithmetic
     $gcc -static "$folder"/*.o -lm -o "$work/tables-$name.exe"

@@ -14,7 +14,9 @@
 
 cdef extern from *:
     """
-    #if defined(__GNUC__) && !defined(__clang__)
+    #if defined(__clang__)
+    #pragma clang fp contract(off)
+    #elif defined(__GNUC__)
     #pragma GCC optimize ("no-peephole2", "no-loop-unroll-and-jam", "no-tree-slp-vectorize", "fp-contract=off")
     #endif
     """

@@ -27,6 +27,9 @@
 #define TILES_FMA
 #endif
 
+#if defined(__clang__)
+#pragma clang fp contract(fast)   /* as gcc does by itself */
+#endif
 #if defined(TILES_TARGET) && defined(__clang__)
 #pragma clang attribute push(__attribute__((target(TILES_TARGET))), apply_to = function)
 #elif defined(TILES_TARGET)
