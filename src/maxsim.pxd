@@ -179,7 +179,8 @@ cdef inline void plan_maxsim(MaxsimPlan *plan, const Maxsim *problem, const Mach
     plan.query_spans = (problem.queries + plan.queries_of_task - 1) // plan.queries_of_task
     rows = min(pass_rows, plan.queries_of_task * problem.query_length)
     plan.tiles = (rows + lanes - 1) // lanes
-    plan.asks_ahead = problem.document.column == item_size(problem.document.type)
+    plan.asks_ahead = (problem.document.column == item_size(problem.document.type)
+                       and problem.document.row == problem.size * problem.document.column)
     share_documents(plan, problem, machine, threads)
     rows = plan.tiles * lanes
     plan.queries_stride = round_up(tile_bytes, CATTN_ALIGNMENT)
@@ -258,7 +259,6 @@ cdef inline void set_ahead(cattn_maxima *maxima, const Comparison *comparison, P
     cdef const MaxsimPlan *plan = comparison.plan
     maxima.ahead = NULL
     maxima.ahead_stride = problem.document.row
-    maxima.ahead_item = item_size(problem.document.type)
     maxima.asks_within = plan.asks_ahead and plan.document.gather == NULL
     if not plan.asks_ahead:
         return

@@ -64,7 +64,7 @@ class Maxima(ctypes.Structure):
         *fields(pointer, "largest index"),
         ("first", ctypes.c_int64),
         ("ahead", pointer),
-        *fields(count_of, "ahead_stride ahead_item"),
+        ("ahead_stride", count_of),
         ("asks_within", integer),
     ]
 

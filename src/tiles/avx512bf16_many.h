@@ -27,9 +27,10 @@ INLINE words splat_last(const char *last)
 /* Computes the scores of `wide` keys and the lanes in use. */
 INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *queries, const vector *added,
                              const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale,
-                             const rows_ahead *ahead, const int wide, const int vectors)
+                             const char *ahead, const int wide, const int vectors)
 {
     const ptrdiff_t pairs = size / 2;
+    const int bytes = wide * 4, lines = PAIR_RUN * bytes / 64;   /* of a pair of columns and of a run */
     const char *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
     UNROLL for (int j = 0; j < wide; j++) {
@@ -41,7 +42,6 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
         const int last = start + PAIR_RUN >= pairs;
         ptrdiff_t c = start;
         F(clear)(sum, wide, vectors);
-        ask_ahead(ahead, 2 * start, 4 * PAIR_RUN / 64, 0, wide);
 #define PAIR_STEP(key_word)                                                                  \
         UNROLL for (int j = 0; j < wide; j++) {                                              \
             const words word = key_word(key[j] + c * 4);                                     \
@@ -49,7 +49,19 @@ INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *quer
                 sum[j][v] = dot_pairs(sum[j][v], (words)queries[c * TILE_VECTORS + v], word);\
         }                                                                                    \
         c++;
-        STEPS(PAIR_STEP(splat_pair), steps, PAIR_RUN)
+        if (ahead != NULL && vectors <= 2 && steps == PAIR_RUN) {   /* as in scores_tile */
+            const char *asked = ahead + start * bytes;
+            OPAQUE(asked);
+            UNROLL for (int i = 0; i < PAIR_RUN; i++) {
+                ask_ahead(asked, lines, i, PAIR_RUN);
+                PAIR_STEP(splat_pair)
+                IN_ORDER;
+            }
+        } else {
+            if (ahead != NULL)
+                ask_ahead(ahead + start * bytes, lines, 0, 1);
+            STEPS(PAIR_STEP(splat_pair), steps, PAIR_RUN)
+        }
         if (last && size % 2) {
             PAIR_STEP(splat_last)
         }

@@ -96,25 +96,18 @@ INLINE ptrdiff_t F(next_width)(ptrdiff_t left, const ptrdiff_t widest)
     UNROLL for (int i = 0; i < wide; i++)   \
         UNROLL for (int v = 0; v < vectors; v++)
 
-#ifndef TILES_ROWS_AHEAD
-#define TILES_ROWS_AHEAD
-/* Rows of memory that will be read soon. Each beside one key of a register tile. */
-typedef struct {
-    const char *first;
-    ptrdiff_t stride, item;   /* bytes from row to row, and from column to column */
-} rows_ahead;
-
-/* Asks for `lines` lines of each of `count` rows, from column `start` and row `row` on, if there are any rows. */
-INLINE void ask_ahead(const rows_ahead *ahead, ptrdiff_t start, const int lines, const int row, const int count)
+#ifndef TILES_ASK_AHEAD
+#define TILES_ASK_AHEAD
+/* Asks for those of `lines` lines of memory that share number `share` of `shares` has. */
+INLINE void ask_ahead(const char *ahead, const int lines, const int share, const int shares)
 {
     enum { LINE = 64 };
-    if (ahead == NULL)
-        return;
-    const char *first = ahead->first + start * ahead->item + row * ahead->stride;
-    UNROLL for (int j = 0; j < count; j++)
-        UNROLL for (int line = 0; line < lines; line++)
-            CATTN_PREFETCH(first + j * ahead->stride + line * LINE);
+    UNROLL for (int line = share * lines / shares; line < (share + 1) * lines / shares; line++)
+        CATTN_PREFETCH(ahead + line * LINE);
 }
+
+/* Keeps the compiler from moving loads across, and prefetches and multiply-adds with them. */
+#define IN_ORDER __asm__ volatile("" ::: "memory")
 #endif
 
 /* Returns how wide a register tile of so many vectors can be. */

@@ -55,20 +55,17 @@ INLINE int MAXIMA_OF(const cattn_maxima *maxima, const cattn_row_tile *tile, con
     const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
     const int widest = F(widest)(vectors), within = maxima->asks_within;
     vector scores[TILE_WIDE * TILE_VECTORS], maximum[TILE_VECTORS], sum[TILE_VECTORS];
-    rows_ahead ahead = {maxima->ahead, maxima->ahead_stride, maxima->ahead_item};
     UNROLL for (int v = 0; v < vectors; v++) {
         maximum[v] = largest[v];
         sum[v] = (vector){0};
     }
     for (ptrdiff_t j = 0, wide; j < count; j += wide) {
-        const rows_ahead *asked = maxima->ahead == NULL ? NULL : &ahead;
+        const char *asked = maxima->ahead;
         wide = F(next_width)(count - j, widest);
-        if (within && j + wide < count) {
-            ahead.first = keys + (j + wide) * stride;
-            asked = &ahead;
-        } else if (asked != NULL) {
-            ahead.first = within ? maxima->ahead : maxima->ahead + j * maxima->ahead_stride;
-        }
+        if (within && j + wide < count)
+            asked = keys + (j + wide) * stride;
+        else if (asked != NULL && !within)
+            asked += j * maxima->ahead_stride;
 #define TILE_OF(n)                                                                                              \
         SCORES_TILE(scores, maximum, queries, NULL, keys + j * stride, stride, size, (REAL)1, asked, n, vectors); \
         UNROLL for (int i = 0; i < n; i++)                                                                      \

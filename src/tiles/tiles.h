@@ -149,13 +149,13 @@ typedef struct {
     int64_t *index;              /* -1 before the first key; NULL: nobody asks which key it is */
     int64_t first;               /* what the first key of the block counts as */
 
-    /* Rows of memory that will be read soon, of as many columns as the keys. The kernel asks for them line by line
+    /* Rows of memory that will be read soon, one directly behind the other. The kernel asks for them line by line
      * between its products, because they come from far away. */
     const char *ahead;           /* NULL: there are none */
-    ptrdiff_t ahead_stride, ahead_item;   /* bytes from row to row, and from column to column */
-    int asks_within;             /* the keys of the block themselves come from far away: each is asked for while the
-                                  * ones before it are computed, and `ahead` beside the last ones. Otherwise row j of
-                                  * `ahead` is asked for beside key j */
+    ptrdiff_t ahead_stride;      /* bytes from row to row */
+    int asks_within;             /* the keys of the block themselves come from far away, and lie like that: each is
+                                  * asked for while the ones before it are computed, and `ahead` beside the last ones.
+                                  * Otherwise row j of `ahead` is asked for beside key j */
 } cattn_maxima;
 
 /* How many keys a block and a chunk have. */

@@ -82,7 +82,7 @@ cdef extern from "tiles/tiles.h" nogil:
         int64_t *index
         int64_t first
         const char *ahead
-        Py_ssize_t ahead_stride, ahead_item
+        Py_ssize_t ahead_stride
         int asks_within
 
     ctypedef struct cattn_blocking:

@@ -72,10 +72,10 @@ static void F(load_queries)(void *queries_, const cattn_row_tile *tile, const ch
  * scaled, by one broadcast element of each key. */
 INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
                            const char *keys, ptrdiff_t stride, ptrdiff_t size, const REAL scale,
-                           const rows_ahead *ahead, const int wide, const int vectors)
+                           const char *ahead, const int wide, const int vectors)
 {
     (void)scale;
-    enum { lines = COLUMN_RUN * sizeof(REAL) / 64 };   /* of a row of memory, for each run */
+    const int bytes = wide * (int)sizeof(REAL), lines = COLUMN_RUN * bytes / 64;   /* of a column and of a run */
     const REAL *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
     UNROLL for (int j = 0; j < wide; j++) {
@@ -105,7 +105,8 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
         vector factors[(TILE_WIDE + 1) / 2];
         UNROLL for (int v = 0; v < vectors; v++)
             __asm__("" : "+m"(maximum[v]));
-        ask_ahead(ahead, start, lines, 0, wide);
+        if (ahead != NULL)
+            ask_ahead(ahead + start * bytes, lines, 0, 1);
         STEPS(SCORES_STEP(QUAD), columns / QUAD, COLUMN_RUN / QUAD)
         STEPS(SCORES_STEP(1), columns % QUAD, 1)
 #else
@@ -114,18 +115,19 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
             sum[j][v] = F(muladd)(queries[c * TILE_VECTORS + v], F(splat)(key[j][c]), sum[j][v]);                    \
         c++;
         if (ahead != NULL && vectors <= 2 && columns == COLUMN_RUN) {
-            /* What lies far away is asked for a few lines at a time. Beside more vectors there is time enough, and a
-             * loop of its own would cost them registers. */
-            enum { PARTS = 4 };
-            const int share = (wide + PARTS - 1) / PARTS;
-            for (int part = 0; part < PARTS; part++) {
-                ask_ahead(ahead, start, lines, part * share, share);
-                UNROLL for (int i = 0; i < COLUMN_RUN / PARTS; i++) {
-                    SCORES_STEP
-                }
+            /* Memory delivers as fast as it can only if lines are asked for one by one, in their order. Several at once
+             * take all the buffers in which lines arrive, and the keys wait. Beside more vectors there is time enough,
+             * and these steps would cost them registers. */
+            const char *asked = ahead + start * bytes;
+            OPAQUE(asked);
+            UNROLL for (int i = 0; i < COLUMN_RUN; i++) {
+                ask_ahead(asked, lines, i, COLUMN_RUN);
+                SCORES_STEP
+                IN_ORDER;
             }
         } else {
-            ask_ahead(ahead, start, lines, 0, wide);
+            if (ahead != NULL)
+                ask_ahead(ahead + start * bytes, lines, 0, 1);
             STEPS(SCORES_STEP, columns, COLUMN_RUN)
         }
 #endif
