@@ -11,7 +11,7 @@ import numpy as np
 
 from ._calls import forwarding
 
-__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound", "maxsim"]
+__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound", "maxsim", "maxsim_error_bound"]
 
 # The numbers of the promise, which `error_bound` explains.
 _KAPPA, _LSE_KAPPA = 4, 8
@@ -351,16 +351,12 @@ def maxsim(
     See Also
     --------
     attention : Compute a weighted sum in the place of the maximum.
+    maxsim_error_bound : Compute how far `cattn.maxsim` may be from this.
 
     Notes
     -----
-    This is the late interaction of ColBERT [1]_. A score of `cattn.maxsim` differs from this one by at most
-
-    .. math:: \kappa\,\sum_i (\varepsilon \max_j \sum_c |q_{ic} d_{jc}| + D \cdot \text{the smallest normal number})
-
-    Here :math:`\varepsilon` is that of the type that is computed in (float64 or float32), and :math:`\kappa` is 4, or
-    1.5 times that of plain NumPy in the same type plus 0.5 if that is more. The products of half types are exact.
-    Where products come that close, another token may win than here.
+    This is the late interaction of ColBERT [1]_. A score of `cattn.maxsim` differs from this one by at most the
+    `maxsim_error_bound`. Where products come that close, another token may win than here.
 
     References
     ----------
@@ -398,6 +394,62 @@ def maxsim(
     if query.ndim == 2:
         scores, index = scores[0], index[0]
     return (scores, index) if return_index else scores
+
+
+def maxsim_error_bound(query, document, *, document_lengths=None, document_indptr=None, query_lengths=None):
+    r"""Compute how far each score of `cattn.maxsim` may be from that of `maxsim`.
+
+    Parameters
+    ----------
+    query : array_like, (Lq, D) or (Q, Lq, D)
+        As in `maxsim`. Its type decides which type is computed in.
+    document : array_like, (N, Ld, D) or (all tokens, D)
+        As in `maxsim`.
+    document_lengths, document_indptr, query_lengths : optional
+        As in `maxsim`.
+
+    Returns
+    -------
+    ndarray, (N,) or (Q, N)
+        The largest difference that is allowed, for each score.
+
+    See Also
+    --------
+    maxsim : Compute the scores that the bound is about.
+
+    Notes
+    -----
+    A score differs from that of `maxsim` by at most
+
+    .. math:: \kappa\,\sum_i (\varepsilon \max_j \sum_c |q_{ic} d_{jc}| + D \cdot \text{the smallest normal number})
+
+    Here :math:`\varepsilon` is that of the type that is computed in (float64 or float32), and :math:`\kappa` is 4, or
+    1.5 times that of plain NumPy in the same type plus 0.5 if that is more. The products of half types are exact.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> query = rng.standard_normal((5, 16), dtype=np.float32)
+    >>> documents = rng.standard_normal((3, 40, 16), dtype=np.float32)
+    >>> error = cattn.maxsim(query, documents) - cattn.reference.maxsim(query, documents)
+    >>> bool(np.all(np.abs(error) <= cattn.reference.maxsim_error_bound(query, documents)))
+    True
+    """
+    lengths = {"document_lengths": document_lengths, "document_indptr": document_indptr, "query_lengths": query_lengths}
+    query, document = np.asarray(query), np.asarray(document)
+    arithmetic = np.dtype(np.float64 if query.dtype.newbyteorder("=") == np.float64 else np.float32)
+    wide = np.longdouble if arithmetic == np.float64 else np.float64
+    info = np.finfo(arithmetic)
+    tokens = np.asarray(query.shape[-2] if query_lengths is None else query_lengths)[..., None]
+    with np.errstate(all="ignore"):
+        expected = maxsim(query, document, **lengths, dtype=wide)
+        magnitude = maxsim(np.abs(query.astype(wide)), np.abs(document.astype(wide)), **lengths, dtype=wide)
+        unit = info.eps * np.maximum(magnitude, 0) + tokens * query.shape[-1] * info.smallest_normal
+        error = _distance(maxsim(query, document, **lengths, dtype=arithmetic), expected)
+        kappas = np.where(error == 0, 0, error / unit)
+    return _allowed(_largest(kappas)) * unit
 
 
 def _allowed(kappa_of_numpy, least=_KAPPA):

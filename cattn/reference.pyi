@@ -15,7 +15,7 @@ from ._kernel import (
     _Window,
 )
 
-__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound", "maxsim"]
+__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound", "maxsim", "maxsim_error_bound"]
 
 _Result: TypeAlias = NDArray[np.floating[Any]]  # float64, or longdouble
 
@@ -274,3 +274,11 @@ def maxsim(
     return_index: _Flag,
     dtype: DTypeLike | None = None,
 ) -> _Result | tuple[_Result, NDArray[np.int64]]: ...
+def maxsim_error_bound(
+    query: _Array,
+    document: _Array,
+    *,
+    document_lengths: _Integers | None = None,
+    document_indptr: _Integers | None = None,
+    query_lengths: _Integers | None = None,
+) -> _Result: ...

@@ -232,6 +232,55 @@ def test_error_bound_has_the_shape_of_the_result():
     np.testing.assert_array_equal(lse_bound_swapped, lse_bound.swapaxes(1, 2))
 
 
+MAXSIM_QUERY = np.array([[1, -2], [3, 0.5]], np.float32)
+DOCUMENTS = np.array([[[1, 1], [2, -1]], [[0, 4], [-5, 0]]], np.float32)
+
+
+def expect_maxsim_bound(found, magnitude, tokens):
+    """Check a bound against the sum of the largest Σ|q·d|, and how many tokens of two numbers it is about."""
+    np.testing.assert_allclose(found, 4 * (EPS * np.array(magnitude) + 2 * np.array(tokens) * TINY), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name, dtype", TYPES, ids=[name for name, _ in TYPES])
+def test_maxsim_error_bound(name, dtype):
+    """The largest Σ|q·d| of the query's tokens are 4 and 6.5 in the first document, 8 and 15 in the other."""
+    arrays = MAXSIM_QUERY.astype(dtype), DOCUMENTS.astype(dtype)
+    expect_maxsim_bound(reference.maxsim_error_bound(*arrays), [10.5, 23], 2)
+    expect_maxsim_bound(reference.maxsim_error_bound(*arrays, document_lengths=[2, 1]), [10.5, 10], 2)
+    packed = arrays[1].reshape(4, 2)
+    expect_maxsim_bound(reference.maxsim_error_bound(arrays[0], packed, document_indptr=[0, 2, 4]), [10.5, 23], 2)
+    queries = np.stack([arrays[0], arrays[0]])
+    found = reference.maxsim_error_bound(queries, arrays[1], query_lengths=[2, 1])
+    expect_maxsim_bound(found, [[10.5, 23], [4, 8]], [[2], [1]])
+
+
+def test_maxsim_error_bound_of_nothing():
+    """An empty document scores -inf, and only what a finite score may be off by is counted."""
+    expect_maxsim_bound(reference.maxsim_error_bound(MAXSIM_QUERY, DOCUMENTS, document_lengths=[0, 2]), [0, 23], 2)
+    expect_maxsim_bound(reference.maxsim_error_bound(MAXSIM_QUERY[:0], DOCUMENTS), [0, 0], 0)
+
+
+def test_a_nan_widens_the_maxsim_error_bound_of_no_other_document():
+    documents = DOCUMENTS.copy()
+    documents[0, 0, 0] = np.nan
+    found = reference.maxsim_error_bound(MAXSIM_QUERY, documents)
+    assert np.isnan(found[0])
+    expect_maxsim_bound(found[1], 23, 2)
+
+
+def test_maxsim_error_bound_is_numpys_where_that_is_more(monkeypatch):
+    """NumPy's float32, whose chains depend on its BLAS, is made to be off by a thousand units."""
+    exact = reference.maxsim
+
+    def inexact(*arrays, dtype, **lengths):
+        return exact(*arrays, dtype=dtype, **lengths) * (1 + 1000 * EPS * (dtype == np.float32))
+
+    monkeypatch.setattr(reference, "maxsim", inexact)
+    query, document = np.ones((2, 2), np.float32), np.ones((1, 3, 2), np.float32)
+    found = reference.maxsim_error_bound(query, document)
+    np.testing.assert_allclose(found, [1500.5 * 4 * EPS], rtol=1e-4)
+
+
 def test_varlen():
     random = np.random.default_rng(0)
     query, key, value = random.standard_normal((3, 9, 2, 4))

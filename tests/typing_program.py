@@ -166,6 +166,7 @@ assert_type(cattn.reference.attention_weights(x32, x32, dtype=np.longdouble), ND
 assert_type(reference.attention_varlen(x32, x32, x32, [0, 2], [0, 2], softcap=3.0), NDArray[Floating])
 assert_type(reference.error_bound(x32, x32, x32, causal=True), NDArray[Floating])
 assert_type(reference.error_bound(x32, x32, x32, return_lse=True), tuple[NDArray[Floating], NDArray[Floating]])
+assert_type(reference.maxsim_error_bound(x32, x32), NDArray[Floating])
 
 cattn.set_num_threads(2)
 assert_type(cattn.get_num_threads(), int)
