@@ -258,6 +258,9 @@ def test_maxsim_error_bound_of_nothing():
     """An empty document scores -inf, and only what a finite score may be off by is counted."""
     expect_maxsim_bound(reference.maxsim_error_bound(MAXSIM_QUERY, DOCUMENTS, document_lengths=[0, 2]), [0, 23], 2)
     expect_maxsim_bound(reference.maxsim_error_bound(MAXSIM_QUERY[:0], DOCUMENTS), [0, 0], 0)
+    queries = np.stack([MAXSIM_QUERY, MAXSIM_QUERY])
+    found = reference.maxsim_error_bound(queries, DOCUMENTS[:, :0], query_lengths=[2, 1])
+    expect_maxsim_bound(found, [[0, 0], [0, 0]], [[2], [1]])
 
 
 def test_a_nan_widens_the_maxsim_error_bound_of_no_other_document():
