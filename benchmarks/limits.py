@@ -193,7 +193,7 @@ class Limits:
         return 2 * 1024**3 / _fastest(lambda: a @ a)
 
     def _peak(self, function: str) -> float:
-        peak, steps = getattr(self._library, function), 20_000_000  # 40 ms: new threads may share a processor for some
+        peak, steps = getattr(self._library, function), 20_000_000  # 40 ms
         flops = peak(1, 0.5, 0.5) * steps * self.threads
         return flops / _fastest(lambda: self._on_all_threads(lambda _: peak(steps, 0.5, 0.5)))
 
@@ -216,8 +216,15 @@ class Limits:
         if self.threads == 1:
             work(0)
             return
+        processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+
+        def work_apart(thread: int) -> None:
+            if processors:  # or new threads share one for a while
+                os.sched_setaffinity(0, {processors[thread % len(processors)]})
+            work(thread)
+
         with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(work, range(self.threads)))
+            list(pool.map(work_apart, range(self.threads)))
 
 
 def _fastest(work: Callable[[], object], samples: int = 7) -> float:

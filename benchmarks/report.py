@@ -29,7 +29,8 @@ HEAD = f"""\
 This page compares cattn with the engines that you would use instead, machine by machine.
 `python benchmarks/compare.py --json` measures your machine and writes a record into `benchmarks/results/`. With
 `--dtype bfloat16,float16` it writes one of the half types. `python benchmarks/report.py` writes this page and its
-charts from all records there. Edit those, not this page.
+charts from all records there. Edit those, not this page. Late interaction (`cattn.maxsim`) has other engines and
+cases, and [a page of its own](MAXSIM.md).
 
 **How to read it.** Each machine has a table. A line is a case, and its figures are medians.
 
