@@ -140,7 +140,11 @@ def chosen(functions, name, kind):
         if re.fullmatch(rf"{name}(?:_isra_\d+|_part_\d+)?", key):
             loops += inner_loops(functions[key])
     if kind == "exponentials":
-        loops = [loop for loop in loops if registers(VECTOR_STORE, loop) and any(re.search("shl|uqsub", line) for line in loop)]
+        loops = [
+            loop
+            for loop in loops
+            if registers(VECTOR_STORE, loop) and any(re.search("shl|uqsub", line) for line in loop)
+        ]
     if kind == "few":
         loops = [loop for loop in loops if registers(VECTOR_LOAD, loop) and not any(map(WIDENS.match, loop))]
         return max(loops, key=lambda loop: (count_fmas(loop) / len(loop) > 0.2, count_fmas(loop), -len(loop)))
