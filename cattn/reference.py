@@ -5,13 +5,24 @@ the functions of the package itself say what is wrong with an argument. Masked k
 zero, so that nothing they hold can reach a result.
 """
 
+import functools
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
 from ._calls import forwarding
+from ._gradients import Gradients
 
-__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound", "maxsim", "maxsim_error_bound"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "attention_varlen",
+    "attention_weights",
+    "error_bound",
+    "maxsim",
+    "maxsim_error_bound",
+]
 
 # The numbers of the promise, which `error_bound` explains.
 _KAPPA, _LSE_KAPPA = 4, 8
@@ -82,6 +93,7 @@ def attention(
     See Also
     --------
     attention_weights : Compute the matrices on the way.
+    attention_backward : Compute the gradients.
     error_bound : Compute how far `cattn.attention` may be from this.
 
     Notes
@@ -246,6 +258,96 @@ def attention_varlen(
             query_offset=offsets[n], alibi_slopes=slopes[n], layout="blhd", return_lse=True, dtype=dtype, **modifiers,
         )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+@forwarding(attention, without=("return_lse",))
+def attention_backward(
+    grad_out, query, key, value, out=None, lse=None, *, grad_lse=None, bias_grad=False, layout="bhld", dtype=None,
+    **modifiers,
+):  # fmt: skip
+    r"""Compute the gradients of a loss with respect to the inputs of `attention`.
+
+    Parameters
+    ----------
+    grad_out : array_like, (..., Hq, Lq, Dv)
+        The gradient of the loss with respect to the output.
+    query : array_like, (..., Hq, Lq, D)
+        As in `attention`.
+    key : array_like, (..., Hkv, Lk, D)
+        As in `attention`.
+    value : array_like, (..., Hkv, Lk, Dv)
+        As in `attention`.
+    out : array_like, (..., Hq, Lq, Dv), optional
+        The output of `attention`. It is computed if it is None.
+    lse : array_like, ``out.shape[:-1]``, optional
+        The lse of `attention`. It is computed if it is None.
+    grad_lse : array_like, ``out.shape[:-1]``, optional
+        The gradient of the loss with respect to lse. None stands for zeros.
+    bias_grad : bool
+        Also compute the gradient of bias.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`.
+    mask, bias, alibi_slopes, softcap, sinks, layout : optional
+        As in `attention`.
+    dtype : dtype, optional
+        The type to compute in and to return. The default is float64, or longdouble if an input has that type.
+
+    Returns
+    -------
+    Gradients
+        A tuple of the gradients of query, key, value, bias, alibi_slopes and sinks. Each has the shape of its input. It
+        is None if there is no such input, and for bias also without `bias_grad`. The gradient of what is masked, and of
+        rows that attend to nothing, is exactly 0.
+
+    See Also
+    --------
+    attention : Compute the output that the gradients belong to.
+
+    Notes
+    -----
+    With :math:`P_{ij} = e^{S_{ij} - lse_i}`, where :math:`S` are the final scores, and :math:`t` the scores after the
+    softcap [1]_ [2]_:
+
+    .. math::
+
+        \Delta_i &= \textstyle\sum_c dO_{ic}\,O_{ic} - dlse_i \\
+        G &= P \circ (dO\,V^\top - \Delta) \\
+        dS &= G \circ (1 - (t / softcap)^2) \\
+        dQ &= scale \cdot dS\,K, \quad dK = scale \cdot dS^\top Q, \quad dV = P^\top dO \\
+        dbias &= G, \quad dslope = -\textstyle\sum_{ij} G_{ij} |p_i - j|,
+        \quad dsink = -\textstyle\sum_i e^{sink - lse_i} \Delta_i
+
+    A key head gets the sum over the query heads that read it. An input that was broadcast gets the sum over the axes
+    along which it was.
+
+    A NaN or an infinity that is attended to gives NaN or infinities. One that is masked reaches no gradient.
+
+    References
+    ----------
+    .. [1] Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022, appendix B.
+       https://arxiv.org/abs/2205.14135
+    .. [2] Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", 2024, section 2, for the softcap.
+       https://arxiv.org/abs/2408.00118
+
+    Examples
+    --------
+    The loss is half the sum of the squared outputs, so that its gradient with respect to the output is the output:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 4, 100, 16))
+    >>> out = cattn.reference.attention(query, key, value)
+    >>> gradients = cattn.reference.attention_backward(out, query, key, value)
+    >>> value[1, 2, 3] += 1e-6
+    >>> later = cattn.reference.attention(query, key, value)
+    >>> slope = ((later**2).sum() - (out**2).sum()) / 2 / 1e-6
+    >>> np.allclose(slope, gradients.value[1, 2, 3], rtol=1e-4)
+    True
+    """
+    dtype = _arithmetic(dtype, grad_out, query, key, value)
+    with np.errstate(all="ignore"):
+        terms = _backward_terms(dtype, layout, grad_out, query, key, value, out, lse, grad_lse, **modifiers)
+        return _of_inputs(terms.gradients(), layout, query, key, value, bias_grad, **modifiers)
 
 
 @forwarding(attention, without=("dtype",))
@@ -457,6 +559,93 @@ def _allowed(kappa_of_numpy, least=_KAPPA):
     return max(least, _TIMES_NUMPY * kappa_of_numpy + _PLUS)
 
 
+class _Backward(NamedTuple):
+    """Hold what the gradients of one call are made of. The arrays have their heads first, and those of query's."""
+
+    grad_out: np.ndarray  # (..., Hq, Lq, Dv)
+    query: np.ndarray  # (..., Hq, Lq, D)
+    key: np.ndarray  # (..., Hq, Lk, D)
+    value: np.ndarray  # (..., Hq, Lk, Dv)
+    attended: np.ndarray  # (..., Hq, Lq, Lk): who attends to whom
+    weights: np.ndarray  # (..., Hq, Lq, Lk): P
+    lse: np.ndarray  # (..., Hq, Lq)
+    sink_weights: np.ndarray  # (..., Hq, Lq)
+    delta: np.ndarray  # (..., Hq, Lq)
+    scale: np.floating
+    capped: np.ndarray  # (..., Hq, Lq, Lk): the derivative of the softcap
+    distance: np.ndarray  # (..., Lq, Lk): |p - j|
+
+    def gradients(self):
+        """Return the gradients of the elements of query, key, value, final scores, slopes and sinks, for each query
+        head."""
+        of_weights = self.grad_out @ self.value.swapaxes(-1, -2) - self.delta[..., None]
+        of_scores = np.where(self.attended, self.weights * of_weights, 0)
+        of_products = np.where(self.attended, of_scores * self.capped, 0) * self.scale
+        backwards = self.attended.swapaxes(-1, -2)
+        return Gradients(
+            query=_over_attended(of_products, self.attended, self.key),
+            key=_over_attended(of_products.swapaxes(-1, -2), backwards, self.query),
+            value=_over_attended(self.weights.swapaxes(-1, -2), backwards, self.grad_out),
+            bias=of_scores,
+            alibi_slopes=-(of_scores * self.distance).sum(axis=(-1, -2)),
+            sinks=-(self.sink_weights * self.delta).sum(axis=-1),
+        )
+
+
+def _backward_terms(dtype, layout, grad_out, query, key, value, out, lse, grad_lse, *, sinks=None, **modifiers):
+    """Return what the gradients are made of. out and lse are computed if they are None."""
+    grad_out, query, key, value, _ = _heads_first(dtype, layout, grad_out, query, key, value)
+    if out is None or lse is None:
+        computed = attention(query, key, value, **modifiers, sinks=sinks, return_lse=True, dtype=dtype)
+    out = computed[0] if out is None else _heads_first(dtype, layout, out)[0]
+    lse = computed[1] if lse is None else _lse_heads_first(dtype, layout, lse, out)
+    grad_lse = np.zeros_like(lse) if grad_lse is None else _lse_heads_first(dtype, layout, grad_lse, out)
+
+    scores = attention_weights(query, key, stage="biased", **modifiers, dtype=dtype)
+    attended, empty = scores != -np.inf, lse == -np.inf
+    scale, softcap = modifiers.get("scale"), modifiers.get("softcap")
+    capped, distance, sink_weights = 1, 0, np.zeros_like(lse)
+    if softcap is not None:
+        t = attention_weights(query, key, stage="softcapped", **modifiers, dtype=dtype)
+        capped = 1 - (t / dtype.type(softcap)) ** 2
+    if modifiers.get("alibi_slopes") is not None:
+        position, _, _ = _positions(
+            *scores.shape[-2:], *map(modifiers.get, ("query_offset", "query_lengths", "key_lengths"))
+        )
+        distance = np.abs(position - np.arange(scores.shape[-1])).astype(dtype)
+    if sinks is not None:
+        sink_weights = np.where(empty, 0, np.exp(np.asarray(sinks).astype(dtype)[:, None] - lse))
+    return _Backward(
+        grad_out, query, _repeat_heads(key, query), _repeat_heads(value, query), attended,
+        weights=np.where(attended, np.exp(scores - lse[..., None]), 0),
+        lse=lse,
+        sink_weights=sink_weights,
+        delta=np.where(attended.any(axis=-1), (grad_out * out).sum(axis=-1), 0) - np.where(empty, 0, grad_lse),
+        scale=1 / np.sqrt(dtype.type(query.shape[-1])) if scale is None else dtype.type(scale),
+        capped=capped,
+        distance=distance,
+    )  # fmt: skip
+
+
+def _of_inputs(gradients, layout, query, key, value, bias_grad, *, bias=None, alibi_slopes=None, sinks=None, **_):
+    """Return the gradients of the caller's arrays, which may have fewer heads, and be broadcast."""
+    without_heads = all(np.ndim(x) == 2 for x in (query, key, value))
+    found = []
+    for x, given in zip(gradients[:3], (query, key, value), strict=True):
+        heads = 1 if without_heads else np.shape(given)[-2 if layout == "blhd" else -3]
+        grouped = x.reshape(*x.shape[:-3], heads, x.shape[-3] // heads, *x.shape[-2:])
+        found.append(_sum_to(np.shape(given), _as_given(grouped.sum(axis=-3), -3, without_heads, layout)))
+    for x, given in zip(gradients[3:], (bias if bias_grad else None, alibi_slopes, sinks), strict=True):
+        found.append(None if given is None else _sum_to(np.shape(given), x))
+    return Gradients(*found)
+
+
+def _sum_to(shape, x):
+    """Return x, summed over the axes along which an array of this shape was broadcast."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    return x.sum(axis=tuple(axis for axis, n in enumerate(shape) if n == 1), keepdims=True)
+
+
 class _Yardstick:
     """Hold the results of one call, `out` and `lse`, and what their errors are measured by.
 
@@ -480,20 +669,8 @@ class _Yardstick:
         out, lse = attention(query, key, value, **modifiers, return_lse=True)
         weights = attention_weights(query, key, **modifiers, dtype=np.float64)
 
-        # What the terms of each score add up to without their signs: ALiBi's are negative, and -inf still masks.
-        scale, bias, slopes = (None if x is None else np.asarray(x) for x in (scale, bias, alibi_slopes))
-        modifiers = masks | {
-            "scale": None if scale is None else np.abs(scale),
-            "bias": None if bias is None else np.where(bias == -np.inf, bias, np.abs(bias)),
-            "alibi_slopes": None if slopes is None else -np.abs(slopes),
-        }
-        terms = attention_weights(np.abs(query), np.abs(key), stage="biased", **modifiers, dtype=np.float64)
-        magnitude = _weighted_sum(weights, terms != -np.inf, _repeat_heads(np.abs(value), query))
-        largest = np.where(weights >= tiny, terms, 0).max(axis=-1, initial=0)
-        if sinks is not None:
-            sinks = np.abs(np.asarray(sinks, np.float64))[:, None]
-            largest = np.maximum(largest, np.where(np.isfinite(sinks), sinks, 0))
-
+        attended, largest = _largest_terms(query, key, weights, tiny, sinks, scale, bias, alibi_slopes, masks)
+        magnitude = _weighted_sum(weights, attended, _repeat_heads(np.abs(value), query))
         unit = eps * (1 + largest[..., None]) * magnitude + tiny
         lse_unit = eps * (1 + largest + np.where(np.isfinite(lse), np.abs(lse), 0))
         rounded = lost = np.zeros_like(out)
@@ -525,6 +702,83 @@ class _Yardstick:
         return _distance(lse, self.lse) / self.lse_unit
 
 
+class _GradientYardstick:
+    """Hold the gradients of one call, and what their errors are measured by.
+
+    `expected` are the gradients. Where `out` and `lse` are given, the formulas are exact for these. `units` are the
+    units of κ: the sums of the absolute terms of the same formulas, with the error of a weight in the place of each
+    weight. That error is ε (1 + A_i + |lse_i|) P_ij + the smallest normal number, with the A_i of `error_bound`.
+    """
+
+    def __init__(
+        self, grad_out, query, key, value, out=None, lse=None, *, grad_lse=None, layout="bhld", scale=None, bias=None,
+        alibi_slopes=None, softcap=None, sinks=None, **masks,
+    ):  # fmt: skip
+        stored = np.asarray(query).dtype.newbyteorder("=")
+        self.arithmetic = np.dtype(np.float64 if stored == np.float64 else np.float32)
+        wide = np.dtype(np.longdouble if stored == np.float64 else np.float64)
+        eps, tiny = np.finfo(self.arithmetic).eps, np.finfo(self.arithmetic).smallest_normal
+        modifiers = dict(scale=scale, bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, **masks)
+        of_inputs = functools.partial(_of_inputs, layout=layout, query=query, key=key, value=value, bias_grad=True)
+        with np.errstate(all="ignore"):
+            terms = _backward_terms(wide, layout, grad_out, query, key, value, out, lse, grad_lse, **modifiers)
+            self.expected = of_inputs(terms.gradients(), **modifiers)
+
+            _, largest = _largest_terms(
+                terms.query, terms.key, terms.weights, tiny, sinks, scale, bias, alibi_slopes, masks
+            )
+            error = eps * (1 + largest + np.where(np.isfinite(terms.lse), np.abs(terms.lse), 0))
+            grad_out, value = np.abs(terms.grad_out), np.abs(terms.value)
+            of_out = grad_out * _over_attended(terms.weights, terms.attended, value)
+            grad_lse = 0 if grad_lse is None else _lse_heads_first(wide, layout, np.abs(grad_lse), of_out)
+            errors = terms._replace(
+                grad_out=grad_out,
+                query=np.abs(terms.query),
+                key=np.abs(terms.key),
+                value=value,
+                weights=np.where(terms.attended, error[..., None] * terms.weights + tiny, 0),
+                sink_weights=error * terms.sink_weights + tiny,
+                delta=-of_out.sum(axis=-1) - grad_lse,
+                scale=np.abs(terms.scale),
+                capped=2 - terms.capped,  # the terms of 1 - (t / softcap)², both of them positive
+            )
+            units = of_inputs(errors.gradients(), **modifiers)
+        self.units = Gradients(*(None if unit is None else np.abs(unit) + tiny for unit in units))
+
+    def kappas(self, found):
+        """Return the κ of each gradient. One more unit in the last place of a half type is excused."""
+        return Gradients(*map(self._kappas, found, self.expected, self.units))
+
+    @staticmethod
+    def _kappas(found, expected, unit):
+        if found is None or expected is None:
+            return None
+        with np.errstate(all="ignore"):
+            rounded = expected.astype(found.dtype)
+            same = (found == rounded) | ~(np.isfinite(found) | np.isfinite(expected))
+            excused = np.abs(np.spacing(rounded).astype(expected.dtype)) if found.dtype.itemsize == 2 else 0
+            error = np.abs(found.astype(expected.dtype) - expected)
+            return np.where(same, 0, np.maximum(error - excused, 0) / unit)
+
+
+def _largest_terms(query, key, weights, tiny, sinks, scale, bias, alibi_slopes, masks):
+    """Return who attends to whom, and the largest sum of the absolute terms of a score in each row, over the keys whose
+    weight is at least the smallest normal number."""
+    # ALiBi's terms are negative, and -inf still masks.
+    scale, bias, slopes = (None if x is None else np.asarray(x) for x in (scale, bias, alibi_slopes))
+    modifiers = masks | {
+        "scale": None if scale is None else np.abs(scale),
+        "bias": None if bias is None else np.where(bias == -np.inf, bias, np.abs(bias)),
+        "alibi_slopes": None if slopes is None else -np.abs(slopes),
+    }
+    terms = attention_weights(np.abs(query), np.abs(key), stage="biased", **modifiers, dtype=np.float64)
+    largest = np.where(weights >= tiny, terms, 0).max(axis=-1, initial=0)
+    if sinks is not None:
+        sinks = np.abs(np.asarray(sinks, np.float64))[:, None]
+        largest = np.maximum(largest, np.where(np.isfinite(sinks), sinks, 0))
+    return terms != -np.inf, largest
+
+
 def _largest(kappas):
     """Return the largest κ, which is infinity if a number is NaN and should not be."""
     largest = kappas.max(initial=0)
@@ -545,6 +799,14 @@ def _over_keys(term, weights, value, out):
         terms = term(weights, value[..., None, :, column], out[..., column, None])
         total[..., column] = np.where(weights > 0, terms, 0).sum(axis=-1)
     return total
+
+
+def _over_attended(x, attended, rows):
+    """Return x @ rows, where x is 0 for what is not attended. What is not finite makes NaN of all that it reaches."""
+    found = x @ np.where(np.isfinite(rows), rows, 0)
+    if np.isfinite(rows).all():
+        return found
+    return np.where(attended.astype(x.dtype) @ (~np.isfinite(rows)).astype(x.dtype) > 0, np.nan, found)
 
 
 def _arithmetic(dtype, *arrays):
@@ -583,6 +845,23 @@ def _per_entry(x):
     return np.asarray(x, np.int64)[..., None, None, None]
 
 
+def _lse_heads_first(dtype, layout, lse, out):
+    """Return an lse in the caller's layout as (..., H, L), which `out` has already."""
+    lse = np.asarray(lse).astype(dtype)
+    return lse.reshape(out.shape[:-1]) if lse.ndim == 1 or layout == "bhld" else lse.swapaxes(-1, -2)
+
+
+def _positions(rows, keys, query_offset, query_lengths, key_lengths):
+    """Return where the queries stand among the keys, and the numbers of both, all of them (..., 1, rows or 1, 1)."""
+    query_lengths = _per_entry(rows if query_lengths is None else query_lengths)
+    key_lengths = _per_entry(keys if key_lengths is None else key_lengths)
+    if isinstance(query_offset, str):
+        first = {"start": 0, "end": key_lengths - query_lengths}[query_offset]
+    else:
+        first = _per_entry(0 if query_offset is None else query_offset)
+    return np.arange(rows)[:, None] + first, query_lengths, key_lengths
+
+
 def _scores(
     query, key, stage, scale, causal, window, query_offset, key_range, query_lengths, key_lengths, mask, bias,
     alibi_slopes, softcap,
@@ -591,8 +870,7 @@ def _scores(
     dtype = query.dtype
     (rows, size), keys = query.shape[-2:], key.shape[-2]
     i, j = np.arange(rows)[:, None], np.arange(keys)
-    query_lengths = _per_entry(rows if query_lengths is None else query_lengths)
-    key_lengths = _per_entry(keys if key_lengths is None else key_lengths)
+    position, query_lengths, key_lengths = _positions(rows, keys, query_offset, query_lengths, key_lengths)
     exists = i < query_lengths
 
     scores = query @ _repeat_heads(key, query).swapaxes(-1, -2)
@@ -605,14 +883,8 @@ def _scores(
     if stage == "softcapped":
         return scores, exists
 
-    if query_offset is None:
-        if rows != keys and (causal or window is not None or alibi_slopes is not None):
-            raise ValueError('query_offset: required where Lq and Lk differ: "start", "end" or a number')
-        query_offset = 0
-    if isinstance(query_offset, str):
-        position = i + {"start": 0, "end": key_lengths - query_lengths}[query_offset]
-    else:
-        position = i + _per_entry(query_offset)
+    if query_offset is None and rows != keys and (causal or window is not None or alibi_slopes is not None):
+        raise ValueError('query_offset: required where Lq and Lk differ: "start", "end" or a number')
     left, right = (-1, -1) if window is None else window
 
     allowed = exists & (j < key_lengths)

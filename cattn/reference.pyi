@@ -3,6 +3,7 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ._gradients import Gradients
 from ._kernel import (
     _Array,
     _Flag,
@@ -15,7 +16,15 @@ from ._kernel import (
     _Window,
 )
 
-__all__ = ["attention", "attention_varlen", "attention_weights", "error_bound", "maxsim", "maxsim_error_bound"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "attention_varlen",
+    "attention_weights",
+    "error_bound",
+    "maxsim",
+    "maxsim_error_bound",
+]
 
 _Result: TypeAlias = NDArray[np.floating[Any]]  # float64, or longdouble
 
@@ -172,6 +181,31 @@ def attention_varlen(
     return_lse: _Flag,
     dtype: DTypeLike | None = None,
 ) -> _Result | tuple[_Result, _Result]: ...
+def attention_backward(
+    grad_out: _Array,
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    out: _Array | None = None,
+    lse: _Array | None = None,
+    *,
+    grad_lse: _Array | None = None,
+    bias_grad: _Flag = False,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    layout: _Layout = "bhld",
+    dtype: DTypeLike | None = None,
+) -> Gradients: ...
 @overload
 def error_bound(
     query: _Array,
