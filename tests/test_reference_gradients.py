@@ -237,6 +237,13 @@ def test_units():
         np.testing.assert_allclose(getattr(yardstick.units, name), unit, rtol=1e-12, atol=32 * tiny)
 
 
+def test_units_of_softcap():
+    """Its derivative is 1 - t², and both terms count."""
+    arrays = (np.array(x, np.float32) for x in ([[1]], [[1]], [[2], [2]], [[5], [-5]]))
+    units = reference._GradientYardstick(*arrays, scale=1.0, softcap=2.0, bias=[[0, 0]]).units
+    np.testing.assert_allclose(units.key, units.bias.T * (1 + math.tanh(1) ** 2), rtol=1e-12)
+
+
 @EVERY_TYPE
 def test_kappas(dtype):
     """Plain NumPy's gradients in the same precision are within a few units, and rounded to a half type as well. What
