@@ -1,7 +1,7 @@
 """cattn computes exact scaled dot-product attention on the CPU, on NumPy arrays."""
 
 try:
-    from ._kernel import attention, attention_varlen, attention_weights, maxsim, plan
+    from ._kernel import attention, attention_backward, attention_varlen, attention_weights, maxsim, plan
 except ModuleNotFoundError as error:
     if error.name != "cattn._kernel":
         raise
@@ -17,6 +17,7 @@ except ImportError as error:
 from . import reference
 from ._cache import KVCache
 from ._config import show_config
+from ._gradients import Gradients
 from ._merge import merge_attention
 from ._padding import pad, unpad
 from ._plan import Plan
@@ -28,10 +29,12 @@ from ._version import __version__
 
 __all__ = [
     "AttentionTrace",
+    "Gradients",
     "KVCache",
     "Plan",
     "__version__",
     "attention",
+    "attention_backward",
     "attention_varlen",
     "attention_weights",
     "get_include",

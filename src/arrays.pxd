@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy
 cimport numpy as cnp
 
+from gradients.gradient_problem cimport GradientProblem
 from maxsim cimport Maxsim
 from problem cimport (
     CATTN_BFLOAT16, CATTN_BOOL, CATTN_FLOAT16, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_INT64, CATTN_INT8,
@@ -109,6 +110,22 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     *_, problem.key_heads, problem.key_length, _ = given.key.shape
     *_, problem.value_size = (0,) if given.value is None else given.value.shape
     set_modifiers(problem, given.modifiers)
+    return 0
+
+
+cdef inline int set_gradients(GradientProblem *problem, object given) except -1:
+    """Copy what _gradients.Problem says into the problem."""
+    cdef int batch_ndim
+    set_problem(&problem.forward, given)
+    batch_ndim = problem.forward.batch_ndim
+    set_array(&problem.grad_out, given.grad_out, batch_ndim, 3)
+    set_array(&problem.grad_lse, given.grad_lse, batch_ndim, 2)
+    set_array(&problem.query, given.grad_query, batch_ndim, 3)
+    set_array(&problem.key, given.grad_key, batch_ndim, 3)
+    set_array(&problem.value, given.grad_value, batch_ndim, 3)
+    set_array(&problem.bias, given.grad_bias, batch_ndim, 3)
+    problem.slopes = NULL if given.grad_slopes is None else <double *>cnp.PyArray_DATA(given.grad_slopes)
+    problem.sinks = NULL if given.grad_sinks is None else <double *>cnp.PyArray_DATA(given.grad_sinks)
     return 0
 
 

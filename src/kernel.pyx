@@ -3,7 +3,7 @@
 import atexit
 import os
 
-from . import _arguments, _maxsim
+from . import _arguments, _backward, _maxsim
 from ._threads import get_num_threads, most_threads
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
@@ -13,17 +13,18 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from arrays cimport (
-    set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified)
+    set_gradients, set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified)
 from c_api cimport attend_for_c, explain_for_c
 from c_maxsim cimport compare_for_c
 from c_arguments cimport cattn_status_message
 from caller cimport Caller
 from calls cimport explain_calls
 from execute cimport Cost, execute, prepare, Prepared
+from gradients.gradient_problem cimport GradientProblem
 from maxsim cimport Maxsim
 from plan cimport STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Machine, Plan, Strategy
 from problem cimport CATTN_LARGEST_HEAD, cattn_problem
-from python_api cimport check, compute, compute_maxsim, note_ending_thread, wants_to_stop
+from python_api cimport check, compute, compute_gradients, compute_maxsim, note_ending_thread, wants_to_stop
 from system.system cimport (
     CATTN_USUAL_MODE, cattn_best_isa, cattn_change_float_mode, cattn_float_mode, cattn_isa_name, cattn_l2_bytes,
     cattn_override, cattn_prefetches_rows)
@@ -429,6 +430,95 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
     return result
 
 
+def attention_backward(grad_out, query, key, value, out, lse, *, grad_lse=None, scale=None, causal=False, window=None,
+                       query_offset=None, key_range=None, query_lengths=None, key_lengths=None, mask=None, bias=None,
+                       alibi_slopes=None, softcap=None, sinks=None, layout="bhld", bias_grad=False, num_threads=None):
+    """Compute the gradients of a loss with respect to the inputs of `attention`, exactly and without a matrix of weights.
+
+    Parameters
+    ----------
+    grad_out : array_like, shape (..., Hq, Lq, Dv)
+        The gradient of the loss with respect to the output. Its type is that of `query`, or float32 beside half types.
+    query : array_like, shape (..., Hq, Lq, D)
+        As in `attention`, but integers are refused.
+    key : array_like, shape (..., Hkv, Lk, D)
+        As in `attention`.
+    value : array_like, shape (..., Hkv, Lk, Dv)
+        As in `attention`. Dv is at most 16384.
+    out : array_like, shape (..., Hq, Lq, Dv)
+        The output of `attention`. Beside half types it may be float32, which makes the gradients more exact.
+    lse : array_like, shape ``out.shape[:-1]``
+        The lse of the same call, which `return_lse` gives.
+    grad_lse : array_like, shape ``out.shape[:-1]``, optional
+        The gradient of the loss with respect to lse. None stands for zeros.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`, and as in the call that `out` comes from.
+    mask, bias, alibi_slopes, softcap, sinks, layout : optional
+        As in `attention`, and as in the call that `out` comes from.
+    bias_grad : bool
+        Also compute the gradient of `bias`, which may take as much memory as a matrix of weights.
+    num_threads : int, optional
+        As in `attention`. The result is the same, bit for bit, for any number.
+
+    Returns
+    -------
+    Gradients
+        A named tuple of the gradients of query, key, value, bias, alibi_slopes and sinks. Each has the shape and type
+        of its argument, and is rounded once to that type. It is None if there is no such argument, and for bias also
+        without `bias_grad`. What is masked, and rows that attend to nothing, get exactly 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong. The message names it, what was expected and what was given.
+    MemoryError
+        There is no memory for the gradients or the workspace.
+
+    See Also
+    --------
+    attention : Compute the output and lse that the gradients belong to.
+
+    Notes
+    -----
+    These are the gradients of FlashAttention (Dao et al. 2022, appendix B). With the scores S after all modifiers, and
+    t those after the softcap, P = exp(S - lse), Δ = Σ grad_out · out - grad_lse, and G = P · (grad_out · valueᵀ - Δ):
+
+    - value gets Pᵀ · grad_out.
+    - bias gets G, summed over the axes along which it was broadcast. alibi_slopes get -Σ G · abs(p_i - j).
+    - With dS = G · (1 - (t / softcap)²), query gets scale · dS · key, and key gets scale · dSᵀ · query.
+    - sinks get -Σ exp(sink - lse) · Δ.
+
+    Half types are computed in float32. An input that was broadcast over the leading axes gets the sum over them. The
+    page on trust says how accurate the result is.
+
+    Examples
+    --------
+    The loss is half the sum of the squared outputs, so that its gradient with respect to the output is the output:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 2, 5, 8))
+    >>> out, lse = cattn.attention(query, key, value, causal=True, return_lse=True)
+    >>> gradients = cattn.attention_backward(out, query, key, value, out, lse, causal=True)
+    >>> gradients.query.shape
+    (2, 5, 8)
+    >>> value[1, 2, 3] += 1e-6
+    >>> later = cattn.attention(query, key, value, causal=True)
+    >>> slope = ((later**2).sum() - (out**2).sum()) / 2 / 1e-6
+    >>> np.allclose(slope, gradients.value[1, 2, 3], rtol=1e-4)
+    True
+    """
+    cdef GradientProblem problem
+    given, finished = _backward.attention_backward(
+        grad_out, query, key, value, out, lse, grad_lse=grad_lse, scale=scale, causal=causal, window=window,
+        query_offset=query_offset, key_range=key_range, query_lengths=query_lengths, key_lengths=key_lengths, mask=mask,
+        bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, layout=layout, bias_grad=bias_grad,
+        num_threads=num_threads)
+    set_gradients(&problem, given)
+    compute_gradients(&problem, given.num_threads, &machine, default_threads)
+    return finished()
+
+
 def maxsim(query, document, *, document_lengths=None, document_indptr=None, query_lengths=None, return_index=False,
            out=None, num_threads=None):
     """Score documents for queries by late interaction: the sum of each query token's largest dot product.
@@ -604,7 +694,7 @@ def task_times(query, key, value, *, num_threads, **modifiers):
     return result[:tasks], result[tasks:]
 
 
-for _function in (attention, attention_varlen, attention_weights, maxsim, plan):
+for _function in (attention, attention_backward, attention_varlen, attention_weights, maxsim, plan):
     explain_calls(_function, _arguments.explain_call)
 
 

@@ -4,13 +4,15 @@ from libc.stdint cimport int64_t
 
 from caller cimport Caller
 from execute cimport Cost, run
+from gradients.gradient_problem cimport GradientProblem
+from gradients.run cimport gradient_work, run_gradients
 from maxsim cimport Maxsim, maxsim_work, run_maxsim
 from plan cimport Machine
 from problem cimport (
     CATTN_LARGEST_COUNT, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem,
     cattn_status)
 from system.system cimport cattn_float_mode
-from work cimport gains_by_threads, work_of
+from work cimport THREADS_WORK, gains_by_threads, work_of
 
 cdef extern from *:
     """
@@ -123,6 +125,26 @@ cdef inline int compute_maxsim(const Maxsim *problem, Py_ssize_t threads, const 
     if maxsim_work(problem) >= GIL_WORK:
         caller.context = PyEval_SaveThread()
     status = run_maxsim(problem, machine, &caller, &cost.threads, &cost.bytes)
+    if caller.context != NULL:
+        PyEval_RestoreThread(<PyThreadState *>caller.context)
+    return check(status, &cost)
+
+
+cdef inline int compute_gradients(const GradientProblem *problem, Py_ssize_t threads, const Machine *machine,
+                                  default_threads_function default_threads) except -1:
+    """Compute the gradients that Python asked for. If `threads` is 0, as many take part as are usual."""
+    cdef Caller caller = Caller(wants_to_stop, NULL, cattn_float_mode())
+    cdef double work = gradient_work(problem)
+    cdef cattn_status status
+    cdef Cost cost
+    if work < THREADS_WORK:
+        threads = 1
+    elif threads == 0:
+        threads = default_threads()
+    cost.threads = min(threads, machine.most_threads)
+    if work >= GIL_WORK:
+        caller.context = PyEval_SaveThread()
+    status = run_gradients(problem, machine, &caller, &cost.threads, &cost.bytes)
     if caller.context != NULL:
         PyEval_RestoreThread(<PyThreadState *>caller.context)
     return check(status, &cost)

@@ -68,7 +68,7 @@ cdef inline void open_rows_of_tiles(Sweep *sweep, const Worker *worker, const Ta
     sweep.task = task
     sweep.tiles = <Tile *>(worker.memory + worker.call.workspace.tiles)
     sweep.tile_count = (task.rows + lanes - 1) // lanes
-    open_heads(&sweep.heads, worker.call.problem, worker.call.plan, task)
+    open_heads(&sweep.heads, worker.call.problem, worker.call.plan.group, task.entry, task.key_head)
     for t in range(sweep.tile_count):
         open_rows_of_tile(&sweep.tiles[t], sweep, t)
 

@@ -7,7 +7,6 @@ from plan cimport Plan, Strategy
 from problem cimport CATTN_UNLIMITED, cattn_array, cattn_problem
 from rows cimport entry_key_length, entry_query_length, open_rows, row_at, Rows
 from scales cimport column_scales
-from schedule cimport Task
 from tiles.tiles cimport (
     CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_row_tile, cattn_softmax, cattn_total)
 
@@ -54,17 +53,17 @@ cdef inline int64_t entry_integer(const cattn_problem *problem, const cattn_arra
     return otherwise if rows.first == NULL else (<const int64_t *>rows.first)[0]
 
 
-cdef inline void open_heads(HeadGroup *heads, const cattn_problem *problem, const Plan *plan,
-                            const Task *task) noexcept nogil:
-    """Find the rows of the heads that a task computes."""
-    cdef Py_ssize_t entry = task.entry, first = task.key_head * plan.group
+cdef inline void open_heads(HeadGroup *heads, const cattn_problem *problem, Py_ssize_t group, Py_ssize_t entry,
+                            Py_ssize_t key_head) noexcept nogil:
+    """Find the rows of the heads of a group, which share a key head of a batch entry."""
+    cdef Py_ssize_t first = key_head * group
     heads.entry = entry
     heads.first_head = first
     open_rows(&heads.query, problem, &problem.query, entry, first, problem.query_indptr)
-    open_rows(&heads.key, problem, &problem.key, entry, task.key_head, problem.key_indptr)
-    open_rows(&heads.value, problem, &problem.value, entry, task.key_head, problem.key_indptr)
-    open_rows(&heads.key_scale, problem, &problem.key_scale, entry, task.key_head, problem.key_indptr)
-    open_rows(&heads.value_scale, problem, &problem.value_scale, entry, task.key_head, problem.key_indptr)
+    open_rows(&heads.key, problem, &problem.key, entry, key_head, problem.key_indptr)
+    open_rows(&heads.value, problem, &problem.value, entry, key_head, problem.key_indptr)
+    open_rows(&heads.key_scale, problem, &problem.key_scale, entry, key_head, problem.key_indptr)
+    open_rows(&heads.value_scale, problem, &problem.value_scale, entry, key_head, problem.key_indptr)
     open_rows(&heads.out, problem, &problem.out, entry, first, problem.query_indptr)
     open_rows(&heads.lse, problem, &problem.lse, entry, first, problem.query_indptr)
     open_rows(&heads.mask, problem, &problem.mask, entry, first, NULL)

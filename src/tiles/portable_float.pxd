@@ -4,4 +4,5 @@ ctypedef float real
 
 include "portable.pxd"
 include "portable_few.pxd"
+include "portable_gradients.pxd"
 include "portable_kernels.pxd"

@@ -1,4 +1,4 @@
-# What a table says of the portable kernels of one type. The file is included behind portable.pxd and portable_few.pxd.
+# What a table says of the portable kernels of one type. The file is included behind the kernels.
 
 from problem cimport CATTN_FLOAT32, CATTN_FLOAT64
 from tiles.tiles cimport (
@@ -38,6 +38,14 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few) noexcept 
     many.scores = scores
     many.maxima = maxima
     few.maxima = NULL
+    many.differentiate = differentiate
+    many.query_gradients = query_gradients
+    many.join = join
+    many.dots = dots
+    few.differentiate = NULL
+    few.query_gradients = NULL
+    few.join = NULL
+    few.dots = NULL
     few.scores = few_scores
     many.exponentials = exponentials
     few.exponentials = few_exponentials

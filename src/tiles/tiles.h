@@ -36,6 +36,7 @@
 #define CATTN_HALVES 2
 #define CATTN_FEW_ROWS 8
 #define CATTN_MAX_KEYS 512   /* of a block */
+#define CATTN_GRADIENT_KEYS 64   /* whose gradients of scores meet the keys in one call: some tiles, or one */
 
 /* The first three ask for a line of memory that will be read, read later (it comes as far as L2), or written. The last
  * one returns the pointer, which the compiler may then take to be aligned to CATTN_ALIGNMENT bytes. They do nothing on
@@ -158,6 +159,18 @@ typedef struct {
                                   * Otherwise row j of `ahead` is asked for beside key j */
 } cattn_maxima;
 
+/* Some rows of one query head, which are broadcast, and keys in the lanes: array[row][lane], as `scores` leaves them
+ * where rows of queries take the place of keys. `score_mod` is over these rows. */
+typedef struct {
+    ptrdiff_t rows, keys;               /* at most CATTN_MAX_LANES rows, and as many keys as a tile has lanes */
+    const cattn_score_mod *score_mod;   /* NULL: scores stay as they are */
+    const void *lse, *delta;            /* reals, one a row */
+    void *weights;                      /* scale · q·k before */
+    void *gradients;                    /* dO·v before; dO is the gradient of the output */
+    void *bias_gradients;               /* NULL: nobody asks for them */
+    void *slope_gradient;               /* one real; NULL: nobody asks for it, or there is no slope */
+} cattn_gradient_tile;
+
 /* How many keys a block and a chunk have. */
 typedef struct {
     ptrdiff_t most, least;               /* keys of a block */
@@ -235,6 +248,28 @@ typedef struct {
      * those of `scores`, bit for bit, with a scale of 1 and without a score_mod. The tile's scores and block_max may
      * hold anything afterwards. Few rows have no such kernel: NULL. */
     void (*maxima)(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block);
+
+    /* What gradients need beside `scores` and `values`. Many rows alone have these kernels: few rows have NULL. */
+
+    /* With s the score after score_mod, and t the one between softcap and bias:
+     *     weights = exp(s - lse), and 0 where s is -infinity
+     *     bias_gradients = weights · (gradients - delta), and 0 where s is -infinity
+     *     slope_gradient = Σ bias_gradients · |distance - j|
+     *     gradients = bias_gradients · (1 - (t / softcap)²)
+     * What is masked is 0 exactly, whatever it was before. Lanes behind the keys may hold anything. */
+    void (*differentiate)(const cattn_gradient_tile *tile);
+
+    /* sums[row][c] = Σ_j gradients[j / lanes][row][j % lanes] · key_j[c], in short runs of keys, for `rows` rows. Unless
+     * `is_new`, it is added to what the sums hold. The sums of a row lie behind those of the row before. Tiles of
+     * gradients lie `pitch` reals apart. A block has at most CATTN_GRADIENT_KEYS keys. */
+    void (*query_gradients)(void *sums, ptrdiff_t rows, const void *gradients, ptrdiff_t pitch,
+                            const cattn_key_block *block, int is_new);
+
+    /* total += part, `count` reals. Unless it is NULL, the carry holds what rounding has taken from the total. */
+    void (*join)(void *total, void *carry, const void *part, ptrdiff_t count);
+
+    /* sums[i] = Σ_c row_i[c] · other_i[c] of two blocks with as many rows and columns. */
+    void (*dots)(void *sums, const cattn_key_block *rows, const cattn_key_block *others);
 } cattn_kernels;
 
 /* A call takes the kernels of the type of its query, key and value if that is one type. Otherwise, and for scores and

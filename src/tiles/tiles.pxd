@@ -14,6 +14,7 @@ cdef extern from "tiles/tiles.h" nogil:
         CATTN_HALVES
         CATTN_FEW_ROWS
         CATTN_MAX_KEYS
+        CATTN_GRADIENT_KEYS
         CATTN_MANY
         CATTN_FEW
         CATTN_LAYOUTS
@@ -85,6 +86,16 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t ahead_stride
         int asks_within
 
+    ctypedef struct cattn_gradient_tile:
+        Py_ssize_t rows, keys
+        const cattn_score_mod *score_mod
+        const void *lse
+        const void *delta
+        void *weights
+        void *gradients
+        void *bias_gradients
+        void *slope_gradient
+
     ctypedef struct cattn_blocking:
         Py_ssize_t most, least, step, bytes
         Py_ssize_t chunk_blocks, least_chunk, most_chunk
@@ -107,6 +118,11 @@ cdef extern from "tiles/tiles.h" nogil:
         void (*logsumexp)(const cattn_softmax *softmax, const cattn_row_tile *tile, char **destination) noexcept nogil
         void (*maxima)(const cattn_maxima *maxima, const cattn_row_tile *tile,
                        const cattn_key_block *block) noexcept nogil
+        void (*differentiate)(const cattn_gradient_tile *tile) noexcept nogil
+        void (*query_gradients)(void *sums, Py_ssize_t rows, const void *gradients, Py_ssize_t pitch,
+                                const cattn_key_block *block, int is_new) noexcept nogil
+        void (*join)(void *total, void *carry, const void *part, Py_ssize_t count) noexcept nogil
+        void (*dots)(void *sums, const cattn_key_block *rows, const cattn_key_block *others) noexcept nogil
 
     ctypedef struct cattn_table:
         const char *name

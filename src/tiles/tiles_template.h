@@ -417,6 +417,8 @@ static int F(store_rows)(const void *output, const void *row_sum, const cattn_ro
     return 0;
 }
 
+#include "gradients_template.h"
+
 /* ---- storage types ---- */
 
 #if REAL_BITS == 32
@@ -492,6 +494,10 @@ static void F(override)(cattn_table *table)
     many->values = F(values);
     many->merge = F(merge);
     many->store = F(store_rows);
+    many->differentiate = F(differentiate);
+    many->query_gradients = F(query_gradients);
+    many->join = F(join);
+    many->dots = F(dots);
     F(override_few)(&table->kernels[type][CATTN_FEW]);
 #if REAL_BITS == 32
     for (int layout = 0; layout < CATTN_LAYOUTS; layout++)

@@ -398,8 +398,9 @@ INLINE void F(exponential)(vector *x, const int n)
 #endif
 
 /* cap · tanh(x / cap), from e = exp(-2|x| / cap) - 1: tanh = -e / (2 + e), which loses nothing near 0 because e does
- * not. `factor` is -2·log2(e) / cap. Below -60, e is -1 in both types. */
-INLINE vector F(softcap)(vector x, REAL cap, REAL factor)
+ * not. `factor` is -2·log2(e) / cap. Below -60, e is -1 in both types. If `slope` is not NULL, it becomes the derivative
+ * 1 - tanh² = 4 (1 + e) / (2 + e)², which loses nothing where tanh is near 1. */
+INLINE vector F(softcap_with)(vector x, REAL cap, REAL factor, vector *slope)
 {
     const integers sign = (integers)x & (integers)F(splat)(-(REAL)0);
     vector f = F(larger)(F(splat)(-60), (vector)((integers)x ^ sign) * factor), power, q;
@@ -407,5 +408,12 @@ INLINE vector F(softcap)(vector x, REAL cap, REAL factor)
     F(polynomial)(&q, &f, 1, F(for_difference), TERMS(for_difference));
     const vector e = F(muladd)(power, q * f, power - 1);
     const vector size = cap * (e / (2 + e));
+    if (slope != NULL)
+        *slope = 4 * F(muladd)(power, q * f, power) / ((2 + e) * (2 + e));
     return (vector)(((integers)size & ~(integers)F(splat)(-(REAL)0)) | sign);
+}
+
+INLINE vector F(softcap)(vector x, REAL cap, REAL factor)
+{
+    return F(softcap_with)(x, cap, factor, NULL);
 }

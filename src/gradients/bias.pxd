@@ -1,0 +1,166 @@
+# The gradient of a bias: what each score adds to it, summed over the axes along which the bias was broadcast. The keys
+# of one owner are computed by one task, which goes over entries and heads in order.
+
+from libc.string cimport memset
+
+from convert cimport scatter_row
+from gradients.head cimport Head
+from gradients.gradient_plan cimport (
+    BIAS_NONE, BIAS_OWN, BIAS_SHARED, BIAS_SUMMED, GradientCall, GradientPlan, find_member)
+from gradients.sums cimport add_exactly, exact_sum, real_at
+from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_problem
+from rows cimport open_rows, row_at, Rows
+from score_mod cimport Region
+from tile cimport Tile
+
+cdef enum:
+    RUN = 16   # terms that are added up in one chain
+
+
+cdef inline Py_ssize_t bias_numbers(const GradientCall *call) noexcept nogil:
+    """Return how many sums an owner has, where they are not stored right away."""
+    cdef const GradientPlan *plan = &call.plan
+    return plan.bias_heads * plan.bias_rows * plan.bias_keys
+
+
+cdef inline Py_ssize_t bias_item(const GradientPlan *plan) noexcept nogil:
+    """Return the bytes of a sum. Those over queries or keys have many terms, and are computed in float64."""
+    return plan.base.itemsize if plan.bias == BIAS_SHARED else <Py_ssize_t>sizeof(double)
+
+
+cdef inline Py_ssize_t bias_line(const GradientPlan *plan, Py_ssize_t query_head, Py_ssize_t row) noexcept nogil:
+    """Return the line of sums that a row of a head belongs to."""
+    return (query_head if plan.bias_heads > 1 else 0) * plan.bias_rows + (row if plan.bias_rows > 1 else 0)
+
+
+cdef inline bint sums_keys(const GradientCall *call) noexcept nogil:
+    """Return whether the gradients of all keys are summed."""
+    return call.plan.bias == BIAS_SUMMED and call.problem.bias.column == 0 and call.problem.forward.key_length > 1
+
+
+cdef inline void begin_bias(const GradientCall *call, Py_ssize_t owner, Py_ssize_t split, Py_ssize_t split_stop,
+                            Py_ssize_t key, Py_ssize_t key_stop) noexcept nogil:
+    """Set the sums of a task, which computes these splits and keys, to 0."""
+    cdef const GradientPlan *plan = &call.plan
+    cdef Py_ssize_t item = bias_item(plan), line, at
+    if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED:
+        return
+    if sums_keys(call):
+        key, key_stop = split, split_stop
+    for line in range(plan.bias_heads * plan.bias_rows):
+        at = (owner * bias_numbers(call) + line * plan.bias_keys + key) * item
+        memset(call.bias_totals + at, 0, (key_stop - key) * item)
+        memset(call.bias_carries + at, 0, (key_stop - key) * item)
+
+
+cdef inline void sum_rows(double *totals, double *carries, const char *gradients, Py_ssize_t rows, Py_ssize_t keys,
+                          Py_ssize_t lanes, bint is_float) noexcept nogil:
+    """Add the gradients of all rows to the sums of each key."""
+    cdef Py_ssize_t key, row, first
+    cdef double run
+    for key in range(keys):
+        first = 0
+        while first < rows:
+            run = 0
+            for row in range(first, min(rows, first + RUN)):
+                run += real_at(gradients, row * lanes + key, is_float)
+            add_exactly(&totals[key], &carries[key], run)
+            first += RUN
+
+
+cdef inline void sum_keys(double *total, double *carry, const char *gradients, Py_ssize_t first, Py_ssize_t keys,
+                          bint is_float) noexcept nogil:
+    """Add the gradients of one row, numbers first, first + 1, ... to a sum."""
+    cdef Py_ssize_t key, start = 0
+    cdef double run
+    while start < keys:
+        run = 0
+        for key in range(start, min(keys, start + RUN)):
+            run += real_at(gradients, first + key, is_float)
+        add_exactly(total, carry, run)
+        start += RUN
+
+
+cdef inline void add_bias_gradients(const Head *head, Py_ssize_t owner, Py_ssize_t split, const Tile *tile,
+                                    const Region *region, const char *gradients) noexcept nogil:
+    """Add the gradients of a region's scores to those of the bias, or store them."""
+    cdef const GradientCall *call = head.call
+    cdef const GradientPlan *plan = &call.plan
+    cdef Py_ssize_t lanes = plan.kernels.lanes, item = plan.base.itemsize, keys = region.high - region.low, row, at
+    cdef Py_ssize_t first = owner * bias_numbers(call)
+    cdef Py_ssize_t index = tile.index[region.first], query_head = tile.head[region.first]
+    cdef double *totals = <double *>call.bias_totals + first
+    cdef double *carries = <double *>call.bias_carries + first
+    if plan.bias == BIAS_SUMMED and plan.bias_rows == 1 and not sums_keys(call):
+        at = bias_line(plan, query_head, 0) * plan.bias_keys + region.low
+        sum_rows(totals + at, carries + at, gradients, region.rows, keys, lanes, head.is_float)
+        return
+    for row in range(region.rows):
+        at = bias_line(plan, query_head, index + row) * plan.bias_keys
+        if plan.bias == BIAS_OWN:
+            scatter_row(head.grad_bias.array, row_at(&head.grad_bias, query_head, index + row)
+                        + region.low * head.grad_bias.array.column, gradients + row * lanes * item,
+                        plan.base.arithmetic, keys, plan.base.table)
+        elif plan.bias == BIAS_SHARED:
+            at = (first + at + region.low) * item
+            plan.kernels.join(call.bias_totals + at, call.bias_carries + at, gradients + row * lanes * item, keys)
+        else:
+            sum_keys(totals + at + split, carries + at + split, gradients, row * lanes, keys, head.is_float)
+
+
+cdef inline void store_sum(const Rows *to, char *at, double sum, const GradientPlan *plan) noexcept nogil:
+    """Store a sum in the type of the bias. Half types are rounded from float32."""
+    cdef float rounded = <float>sum
+    if to.array.type == CATTN_FLOAT64:
+        scatter_row(to.array, at, <const char *>&sum, CATTN_FLOAT64, 1, plan.base.table)
+    else:
+        scatter_row(to.array, at, <const char *>&rounded, CATTN_FLOAT32, 1, plan.base.table)
+
+
+cdef inline void open_owner_bias(Rows *rows, const GradientCall *call, Py_ssize_t owner) noexcept nogil:
+    """Find the rows of the gradient that an owner adds up."""
+    cdef Py_ssize_t entry, key_head
+    find_member(&call.problem, owner, 0, &entry, &key_head)
+    open_rows(rows, &call.problem.forward, &call.problem.bias, entry, key_head * call.plan.base.group, NULL)
+
+
+cdef inline void finish_bias(const GradientCall *call, Py_ssize_t owner, Py_ssize_t key,
+                             Py_ssize_t key_stop) noexcept nogil:
+    """Store the sums of a task for these keys. Sums over keys wait for the other tasks."""
+    cdef const GradientPlan *plan = &call.plan
+    cdef Py_ssize_t line, at, j
+    cdef Rows rows
+    cdef char *to
+    if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED or sums_keys(call):
+        return
+    open_owner_bias(&rows, call, owner)
+    for line in range(plan.bias_heads * plan.bias_rows):
+        to = row_at(&rows, line // plan.bias_rows, line % plan.bias_rows)
+        at = owner * bias_numbers(call) + line * plan.bias_keys
+        if plan.bias == BIAS_SHARED:
+            scatter_row(rows.array, to + key * rows.array.column,
+                        call.bias_totals + (at + key) * plan.base.itemsize, plan.base.arithmetic, key_stop - key,
+                        plan.base.table)
+            continue
+        for j in range(key, key_stop):
+            store_sum(&rows, to + j * rows.array.column,
+                      exact_sum((<const double *>call.bias_totals)[at + j], (<const double *>call.bias_carries)[at + j]),
+                      plan)
+
+
+cdef inline void finish_sums_over_keys(const GradientCall *call) noexcept nogil:
+    """Join the sums of all splits of the keys, from left to right, and store them."""
+    cdef const GradientPlan *plan = &call.plan
+    cdef Py_ssize_t owner, line, at, split
+    cdef double total, carry
+    cdef Rows rows
+    for owner in range(plan.owners if plan.bias != BIAS_NONE and sums_keys(call) else 0):
+        open_owner_bias(&rows, call, owner)
+        for line in range(plan.bias_heads * plan.bias_rows):
+            at = owner * bias_numbers(call) + line * plan.bias_keys
+            total = carry = 0
+            for split in range(plan.splits):
+                add_exactly(&total, &carry, exact_sum((<const double *>call.bias_totals)[at + split],
+                                                      (<const double *>call.bias_carries)[at + split]))
+            store_sum(&rows, row_at(&rows, line // plan.bias_rows, line % plan.bias_rows), exact_sum(total, carry),
+                      plan)
