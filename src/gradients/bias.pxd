@@ -1,17 +1,19 @@
 # The gradient of a bias: what each score adds to it, summed over the axes along which the bias was broadcast. The keys
 # of one owner are computed by one task, which goes over entries and heads in order.
 
+from libc.math cimport INFINITY, nextafterf
 from libc.string cimport memset
 
-from convert cimport scatter_row
+from convert cimport is_half_type, scatter_row
 from gradients.head cimport Head
 from gradients.gradient_plan cimport (
     BIAS_NONE, BIAS_OWN, BIAS_SHARED, BIAS_SUMMED, GradientCall, GradientPlan, find_member)
 from gradients.sums cimport add_exactly, exact_sum, real_at
-from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_problem
+from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_array, cattn_type
 from rows cimport open_rows, row_at, Rows
 from score_mod cimport Region
 from tile cimport Tile
+from tiles.portable_float cimport FloatBits
 
 cdef enum:
     RUN = 16   # terms that are added up in one chain
@@ -81,6 +83,29 @@ cdef inline void sum_keys(double *total, double *carry, const char *gradients, P
         start += RUN
 
 
+cdef inline float round_to_odd(double x) noexcept nogil:
+    """Return x as a float whose last bit is 1 if x lies between two floats. Rounded to a half type, it gives what x
+    itself would (Boldo and Melquiond 2008)."""
+    cdef FloatBits near
+    near.value = <float>x
+    if near.value != x and near.bits & 1 == 0:
+        near.value = nextafterf(near.value, -INFINITY if near.value > x else INFINITY)
+    return near.value
+
+
+cdef inline void store_numbers(const cattn_array *array, char *to, const char *source, cattn_type type,
+                               Py_ssize_t count, const GradientPlan *plan) noexcept nogil:
+    """Store contiguous numbers of float32 or float64 in an array, each rounded once."""
+    cdef float rounded
+    cdef Py_ssize_t i
+    if type != CATTN_FLOAT64 or not is_half_type(array.type):
+        scatter_row(array, to, source, type, count, plan.base.table)
+        return
+    for i in range(count):
+        rounded = round_to_odd((<const double *>source)[i])
+        scatter_row(array, to + i * array.column, <const char *>&rounded, CATTN_FLOAT32, 1, plan.base.table)
+
+
 cdef inline void add_bias_gradients(const Head *head, Py_ssize_t owner, Py_ssize_t split, const Tile *tile,
                                     const Region *region, const char *gradients) noexcept nogil:
     """Add the gradients of a region's scores to those of the bias, or store them."""
@@ -98,23 +123,14 @@ cdef inline void add_bias_gradients(const Head *head, Py_ssize_t owner, Py_ssize
     for row in range(region.rows):
         at = bias_line(plan, query_head, index + row) * plan.bias_keys
         if plan.bias == BIAS_OWN:
-            scatter_row(head.grad_bias.array, row_at(&head.grad_bias, query_head, index + row)
-                        + region.low * head.grad_bias.array.column, gradients + row * lanes * item,
-                        plan.base.arithmetic, keys, plan.base.table)
+            store_numbers(head.grad_bias.array, row_at(&head.grad_bias, query_head, index + row)
+                          + region.low * head.grad_bias.array.column, gradients + row * lanes * item,
+                          plan.base.arithmetic, keys, plan)
         elif plan.bias == BIAS_SHARED:
             at = (first + at + region.low) * item
             plan.kernels.join(call.bias_totals + at, call.bias_carries + at, gradients + row * lanes * item, keys)
         else:
             sum_keys(totals + at + split, carries + at + split, gradients, row * lanes, keys, head.is_float)
-
-
-cdef inline void store_sum(const Rows *to, char *at, double sum, const GradientPlan *plan) noexcept nogil:
-    """Store a sum in the type of the bias. Half types are rounded from float32."""
-    cdef float rounded = <float>sum
-    if to.array.type == CATTN_FLOAT64:
-        scatter_row(to.array, at, <const char *>&sum, CATTN_FLOAT64, 1, plan.base.table)
-    else:
-        scatter_row(to.array, at, <const char *>&rounded, CATTN_FLOAT32, 1, plan.base.table)
 
 
 cdef inline void open_owner_bias(Rows *rows, const GradientCall *call, Py_ssize_t owner) noexcept nogil:
@@ -130,6 +146,7 @@ cdef inline void finish_bias(const GradientCall *call, Py_ssize_t owner, Py_ssiz
     cdef const GradientPlan *plan = &call.plan
     cdef Py_ssize_t line, at, j
     cdef Rows rows
+    cdef double sum
     cdef char *to
     if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED or sums_keys(call):
         return
@@ -138,14 +155,13 @@ cdef inline void finish_bias(const GradientCall *call, Py_ssize_t owner, Py_ssiz
         to = row_at(&rows, line // plan.bias_rows, line % plan.bias_rows)
         at = owner * bias_numbers(call) + line * plan.bias_keys
         if plan.bias == BIAS_SHARED:
-            scatter_row(rows.array, to + key * rows.array.column,
-                        call.bias_totals + (at + key) * plan.base.itemsize, plan.base.arithmetic, key_stop - key,
-                        plan.base.table)
+            store_numbers(rows.array, to + key * rows.array.column,
+                          call.bias_totals + (at + key) * plan.base.itemsize, plan.base.arithmetic, key_stop - key,
+                          plan)
             continue
         for j in range(key, key_stop):
-            store_sum(&rows, to + j * rows.array.column,
-                      exact_sum((<const double *>call.bias_totals)[at + j], (<const double *>call.bias_carries)[at + j]),
-                      plan)
+            sum = exact_sum((<const double *>call.bias_totals)[at + j], (<const double *>call.bias_carries)[at + j])
+            store_numbers(rows.array, to + j * rows.array.column, <const char *>&sum, CATTN_FLOAT64, 1, plan)
 
 
 cdef inline void finish_sums_over_keys(const GradientCall *call) noexcept nogil:
@@ -162,5 +178,6 @@ cdef inline void finish_sums_over_keys(const GradientCall *call) noexcept nogil:
             for split in range(plan.splits):
                 add_exactly(&total, &carry, exact_sum((<const double *>call.bias_totals)[at + split],
                                                       (<const double *>call.bias_carries)[at + split]))
-            store_sum(&rows, row_at(&rows, line // plan.bias_rows, line % plan.bias_rows), exact_sum(total, carry),
-                      plan)
+            total = exact_sum(total, carry)
+            store_numbers(rows.array, row_at(&rows, line // plan.bias_rows, line % plan.bias_rows),
+                          <const char *>&total, CATTN_FLOAT64, 1, plan)
