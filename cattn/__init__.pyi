@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import reference as reference
+from ._gradients import Gradients as Gradients
 from ._kernel import (
     _T,
     _Array,
@@ -18,6 +19,7 @@ from ._kernel import (
     _Window,
 )
 from ._kernel import attention as attention
+from ._kernel import attention_backward as attention_backward
 from ._kernel import attention_varlen as attention_varlen
 from ._kernel import attention_weights as attention_weights
 from ._kernel import maxsim as maxsim
@@ -27,10 +29,12 @@ from ._version import __version__ as __version__
 
 __all__ = [
     "AttentionTrace",
+    "Gradients",
     "KVCache",
     "Plan",
     "__version__",
     "attention",
+    "attention_backward",
     "attention_varlen",
     "attention_weights",
     "get_include",

@@ -9,10 +9,38 @@ if TYPE_CHECKING:
 
 
 class Gradients(NamedTuple):
-    """Hold the gradients of a loss with respect to the inputs of one call of attention.
+    """Hold the gradients of a loss with respect to the inputs of one call of `attention`.
 
-    Each has the shape of its input, summed over the axes along which the input was broadcast. It is None where there
-    was no such input. The gradient of a bias is None unless it was asked for.
+    Each has the shape of its input, summed over the axes along which the input was broadcast.
+
+    Parameters
+    ----------
+    query : ndarray
+        The gradient of query.
+    key : ndarray
+        The gradient of key.
+    value : ndarray
+        The gradient of value.
+    bias : ndarray or None
+        The gradient of bias. It is None unless it was asked for.
+    alibi_slopes : ndarray or None
+        The gradient of alibi_slopes. It is None if there were none.
+    sinks : ndarray or None
+        The gradient of sinks. It is None if there were none.
+
+    See Also
+    --------
+    attention_backward : Compute the gradients.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> x = np.ones((2, 4))
+    >>> out, lse = cattn.attention(x, x, x, sinks=[0.0], return_lse=True)
+    >>> gradients = cattn.attention_backward(x, x, x, x, out, lse, sinks=[0.0])
+    >>> gradients.query.shape, gradients.sinks.shape, gradients.bias is None
+    ((2, 4), (1,), True)
     """
 
     query: NDArray[Any]

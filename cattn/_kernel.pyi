@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAli
 import numpy as np
 from numpy.typing import NDArray
 
+from ._gradients import Gradients
 from ._plan import Plan
 
 class _Array(Protocol):
@@ -545,6 +546,107 @@ def attention_varlen(
     return_lse: _Flag,
     num_threads: SupportsIndex | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
+def attention_backward(
+    grad_out: _Array,
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    out: _Array,
+    lse: _Array,
+    *,
+    grad_lse: _Array | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    key_range: _KeyRange | None = None,
+    query_lengths: _Integers | None = None,
+    key_lengths: _Integers | None = None,
+    mask: _Array | None = None,
+    bias: _Array | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    layout: _Layout = "bhld",
+    bias_grad: _Flag = False,
+    num_threads: SupportsIndex | None = None,
+) -> Gradients:
+    """Compute the gradients of a loss with respect to the inputs of `attention`, exactly and without a matrix of weights.
+
+    Parameters
+    ----------
+    grad_out : array_like, shape (..., Hq, Lq, Dv)
+        The gradient of the loss with respect to the output. Its type is that of `query`, or float32 beside half types.
+    query : array_like, shape (..., Hq, Lq, D)
+        As in `attention`, but integers are refused.
+    key : array_like, shape (..., Hkv, Lk, D)
+        As in `attention`.
+    value : array_like, shape (..., Hkv, Lk, Dv)
+        As in `attention`. Dv is at most 16384.
+    out : array_like, shape (..., Hq, Lq, Dv)
+        The output of `attention`. Beside half types it may be float32, which makes the gradients more exact.
+    lse : array_like, shape ``out.shape[:-1]``
+        The lse of the same call, which `return_lse` gives.
+    grad_lse : array_like, shape ``out.shape[:-1]``, optional
+        The gradient of the loss with respect to lse. None stands for zeros.
+    scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
+        As in `attention`, and as in the call that `out` comes from.
+    mask, bias, alibi_slopes, softcap, sinks, layout : optional
+        As in `attention`, and as in the call that `out` comes from.
+    bias_grad : bool
+        Also compute the gradient of `bias`, which may take as much memory as a matrix of weights.
+    num_threads : int, optional
+        As in `attention`. The result is the same, bit for bit, for any number.
+
+    Returns
+    -------
+    Gradients
+        A named tuple of the gradients of query, key, value, bias, alibi_slopes and sinks. Each has the shape and type
+        of its argument, and is rounded once to that type. It is None if there is no such argument, and for bias also
+        without `bias_grad`. What is masked, and rows that attend to nothing, get exactly 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong. The message names it, what was expected and what was given.
+    MemoryError
+        There is no memory for the gradients or the workspace.
+
+    See Also
+    --------
+    attention : Compute the output and lse that the gradients belong to.
+
+    Notes
+    -----
+    These are the gradients of FlashAttention (Dao et al. 2022, appendix B). With the scores S after all modifiers, and
+    t those after the softcap, P = exp(S - lse), Δ = Σ grad_out · out - grad_lse, and G = P · (grad_out · valueᵀ - Δ):
+
+    - value gets Pᵀ · grad_out.
+    - bias gets G, summed over the axes along which it was broadcast. alibi_slopes get -Σ G · abs(p_i - j).
+    - With dS = G · (1 - (t / softcap)²), query gets scale · dS · key, and key gets scale · dSᵀ · query.
+    - sinks get -Σ exp(sink - lse) · Δ.
+
+    Half types are computed in float32. An input that was broadcast over the leading axes gets the sum over them. The
+    page on trust says how accurate the result is.
+
+    Examples
+    --------
+    The loss is half the sum of the squared outputs, so that its gradient with respect to the output is the output:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 2, 5, 8))
+    >>> out, lse = cattn.attention(query, key, value, causal=True, return_lse=True)
+    >>> gradients = cattn.attention_backward(out, query, key, value, out, lse, causal=True)
+    >>> gradients.query.shape
+    (2, 5, 8)
+    >>> value[1, 2, 3] += 1e-6
+    >>> later = cattn.attention(query, key, value, causal=True)
+    >>> slope = ((later**2).sum() - (out**2).sum()) / 2 / 1e-6
+    >>> np.allclose(slope, gradients.value[1, 2, 3], rtol=1e-4)
+    True
+    """
+
 @overload
 def maxsim(
     query: _Array,

@@ -25,7 +25,7 @@ import cattn
 
 # These public names compute nothing.
 SETTINGS = {"get_include", "get_num_threads", "num_threads", "set_num_threads", "show_config"}
-TYPES_OF_RESULTS = {"AttentionTrace", "Plan"}
+TYPES_OF_RESULTS = {"AttentionTrace", "Gradients", "Plan"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,8 @@ def results_of(result):
     """Return a result as a list of arrays, so that NaNs and zeros of either sign can be compared by their `bits`."""
     if isinstance(result, cattn.AttentionTrace):
         result = tuple(x for x in vars(result).values() if isinstance(x, np.ndarray))
-    return [np.asarray(x) for x in (result if isinstance(result, (tuple, list)) else (result,))]
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    return [np.asarray(x) for x in results if x is not None]
 
 
 def fingerprint(result):
@@ -103,6 +104,9 @@ def large(name):
             arrays |= {"query_indptr": np.array([0, 100, 150]), "key_indptr": np.array([0, 100, 150])}
         elif name == "attention_weights":
             del arrays["value"]
+        elif name == "attention_backward":
+            arrays["out"], arrays["lse"] = cattn.attention(**arrays, return_lse=True)
+            arrays["grad_out"] = arrays["out"]
         elif name == "cattn.h":
             from c_interface_calls import Call
 
@@ -120,6 +124,9 @@ def _all(*functions):
 
 FUNCTIONS = _all(
     Function("attention", own.draw_attention, cattn.attention, own.check_attention),
+    Function(
+        "attention_backward", own.draw_attention_backward, cattn.attention_backward, own.check_attention_backward
+    ),
     Function("attention_weights", own.draw_attention_weights, cattn.attention_weights, own.check_attention_weights),
     Function("attention_varlen", own.draw_attention_varlen, cattn.attention_varlen, own.check_attention_varlen),
     Function("merge_attention", own.draw_merge_attention, cattn.merge_attention, own.check_merge_attention),

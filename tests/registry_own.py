@@ -5,7 +5,7 @@ import math
 
 import cases
 import numpy as np
-from kappa import allowed, assert_accurate
+from kappa import USUAL, allowed, assert_accurate
 
 import cattn
 from cattn import reference
@@ -91,6 +91,39 @@ def check_attention_weights(arguments, weights):
         errors = [np.where(equal | (x == expected), 0, np.abs(x - expected) / unit) for x in (weights, plain)]
     found, of_numpy = (np.inf if np.isnan(x).any() else x.max(initial=0) for x in errors)
     assert found <= allowed(of_numpy), f"{found:.3g} exceeds {allowed(of_numpy):.3g}"
+
+
+def draw_attention_backward(seed, types=tuple(cases.TYPES), work=SMALLER):
+    case = draw_case(seed, types, work=work)
+    random = np.random.default_rng([seed, 31])
+    if seed % 8 == 7:
+        case["value"] = case["value"][..., :0]
+    out = _new_out(case)
+    if out.dtype.itemsize == 2 and seed % 2:
+        out = out.astype(np.float32)
+    out, lse = cattn.attention(**case, out=out, return_lse=True)
+    case |= {"grad_out": random.standard_normal(out.shape).astype(out.dtype), "out": out, "lse": lse}
+    if seed % 3 == 1:
+        case["grad_lse"] = np.asarray(random.standard_normal(lse.shape)).astype(lse.dtype)
+    if "bias" in case and seed % 4:
+        case["bias_grad"] = True
+    return case
+
+
+def check_attention_backward(arguments, result):
+    arguments = {name: x for name, x in arguments.items() if name != "num_threads"}
+    with_bias = arguments.pop("bias_grad", False)
+    yardstick = reference._GradientYardstick(**arguments)
+    plain = reference.attention_backward(**arguments, bias_grad=True, dtype=yardstick.arithmetic)
+    of_numpy = yardstick.kappas(plain)
+    for name, found in result._asdict().items():
+        if found is None:
+            assert arguments.get(name) is None or (name == "bias" and not with_bias)
+            continue
+        given = np.asarray(arguments[name])
+        assert found.shape == given.shape and found.dtype == given.dtype.newbyteorder("=")
+        kappa, numpys = (reference._largest(getattr(x, name)) for x in (yardstick.kappas(result), of_numpy))
+        assert kappa <= allowed(numpys, USUAL), f"κ {kappa:.3g} of {name} exceeds {allowed(numpys, USUAL):.3g}"
 
 
 PACKED = cases.taken_by("attention_varlen")

@@ -245,6 +245,9 @@ def long_arguments(name):
         return {"query": repeated(1, 8, 512, 64), "key": key, "value": key} | sizes
     if name in ("maxsim", "torch.maxsim"):
         return {"query": repeated(8, 512, 64), "document": repeated(KEYS // 100, 100, 64)}
+    if name == "attention_backward":
+        query, key = repeated(8, 8192, 64), repeated(8, KEYS // 40, 64)  # whose gradients take memory
+        return {"grad_out": query, "query": query, "key": key, "value": key, "out": query, "lse": query[..., 0]}
     batch = (1,) if name == "transformers.register" else ()
     return {
         "query": repeated(*batch, 8, 512, 64),
