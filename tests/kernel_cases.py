@@ -20,6 +20,7 @@ from kernel_tables import (
     FLOAT64,
     MANY,
     MAX_LANES,
+    OF_MANY,
     TYPES,
     ScoreMod,
     contents,
@@ -80,6 +81,10 @@ AXES = {
     "reset": "rows",
     "scores": "rows count size",
     "maxima": "rows count size",
+    "differentiate": "rows count",
+    "query_gradients": "rows count size",
+    "join": "size",
+    "dots": "count size",
     "mark_attended": "rows count",
     "exponentials": "rows count",
     "values": "rows count size",
@@ -114,8 +119,8 @@ def kernel_sets(function, isa, others=()):
         if all(identity(function, isa, *pair) != identity(function, other, *pair) for other in others)
     ]
     interleaves = [(own, few) for own, few in every if table_of(isa).kernels[own][FEW if few else MANY].interleaves > 1]
-    if function == "maxima":
-        return [(own, few) for own, few in every if not few]
+    if function in OF_MANY:  # bfloat16 has gradients in float32
+        return [(own, few) for own, few in every if not few and (function == "maxima" or own != BFLOAT16)]
     return interleaves if function == "interleave" else every
 
 

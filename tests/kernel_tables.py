@@ -69,6 +69,13 @@ class Maxima(ctypes.Structure):
     ]
 
 
+class GradientTile(ctypes.Structure):
+    _fields_ = [
+        *fields(count_of, "rows keys"),
+        *fields(pointer, "score_mod lse delta weights gradients bias_gradients slope_gradient"),
+    ]
+
+
 tile_pointer, softmax_pointer, rows_pointer = map(ctypes.POINTER, (RowTile, Softmax, pointer))
 Step = ctypes.CFUNCTYPE(integer, pointer, tile_pointer, ctypes.POINTER(KeyBlock))
 FUNCTIONS = {
@@ -79,7 +86,14 @@ FUNCTIONS = {
     "store": ctypes.CFUNCTYPE(integer, pointer, pointer, tile_pointer, rows_pointer, count_of),
     "logsumexp": ctypes.CFUNCTYPE(None, softmax_pointer, tile_pointer, rows_pointer),
     "maxima": ctypes.CFUNCTYPE(None, ctypes.POINTER(Maxima), tile_pointer, ctypes.POINTER(KeyBlock)),
+    "differentiate": ctypes.CFUNCTYPE(None, ctypes.POINTER(GradientTile)),
+    "query_gradients": ctypes.CFUNCTYPE(
+        None, pointer, count_of, pointer, count_of, ctypes.POINTER(KeyBlock), integer
+    ),
+    "join": ctypes.CFUNCTYPE(None, pointer, pointer, pointer, count_of),
+    "dots": ctypes.CFUNCTYPE(None, pointer, ctypes.POINTER(KeyBlock), ctypes.POINTER(KeyBlock)),
 }
+OF_MANY = ("maxima", "differentiate", "query_gradients", "join", "dots")  # few rows have none of these
 
 
 class Kernels(ctypes.Structure):

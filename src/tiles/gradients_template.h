@@ -224,14 +224,14 @@ static void F(join)(void *total_, void *carry_, const void *part_, ptrdiff_t cou
     const REAL *part = part_;
     for (ptrdiff_t i = 0; i < count; i += WIDTH) {
         const ptrdiff_t n = count - i;
-        vector sum = F(load_up_to)(total + i, n);
-        const vector x = F(load_up_to)(part + i, n);
-        if (carry == NULL) {
-            sum += x;
-        } else {
-            vector lost = F(load_up_to)(carry + i, n);
-            F(add_carrying)(&sum, &lost, F(splat)(1), F(splat)(1), x, 1);
-            F(store_up_to)(carry + i, lost, n);
+        const vector before = F(load_up_to)(total + i, n), x = F(load_up_to)(part + i, n);
+        vector sum = before + x;
+        if (carry != NULL) {   /* either of the two may be the larger one (Knuth, as in `merge`) */
+            const vector added = sum - before;
+            const integers finite = (integers)(sum - sum == 0);
+            const vector lost = F(load_up_to)(carry + i, n) + ((before - (sum - added)) + (x - added)), all = sum + lost;
+            F(store_up_to)(carry + i, F(select)(finite, lost - (all - sum), (vector){0}), n);
+            sum = F(select)(finite, all, sum);
         }
         F(store_up_to)(total + i, sum, n);
     }
