@@ -82,6 +82,9 @@ def attention_backward(
     of_lse = {"lse": _like_lse("lse", lse, rows, dtype)}
     if grad_lse is not None:
         of_lse["grad_lse"] = _like_lse("grad_lse", grad_lse, rows, dtype)
+    for name in ("bias", "alibi_slopes", "sinks"):  # whose shapes and types are those of their gradients
+        if given.get(name) is not None:
+            given[name] = as_array(name, given[name])
     checked = modifiers(sizes, **given)
     if bias_grad and checked.bias is None:
         raise ValueError("bias_grad: expected False without a bias, got True")
@@ -97,7 +100,7 @@ def attention_backward(
         per_head[field] = None
         if getattr(checked, name) is not None:
             per_head[field] = np.zeros((*sizes.batch, sizes.query_heads))
-            array = as_array(name, given[name])
+            array = given[name]
             own = array.dtype if type_name(array.dtype) else np.dtype(np.float64)
             results[name] = _Result(per_head[field], array.shape, native(own))
     problem = Problem(
@@ -160,7 +163,7 @@ def _like(name, array, view, layout):
 
 def _of_bias(given, checked, sizes):
     """Return the result for a bias, and the view of it that is written: it repeats itself where the bias does."""
-    shape = as_array("bias", given).shape
+    shape = given.shape
     dtype = native(checked.dtype)
     try:
         array = np.zeros(shape, dtype)  # parts of it may never be visited

@@ -130,13 +130,15 @@ class Base:
 
     def fresh(self):
         """The arguments, with memory of their own for results."""
-        return {name: x.copy() if name in ("out", "lse") else x for name, x in self.arguments.items()}
+        return {name: x.copy() if name in self.function.outputs else x for name, x in self.arguments.items()}
 
     def contents(self):
-        return [x.tobytes() for (name, *_), x in arrays_of(self.arguments) if name not in ("out", "lse")]
+        return [x.tobytes() for (name, *_), x in arrays_of(self.arguments) if name not in self.function.outputs]
 
     def kind(self, place):
         name, _, index = place.partition("[")
+        if name in ("out", "lse") and not self.function.outputs:  # it is read
+            return FLOATS
         if self.name in ("unpad", "pad") and name in ("x", "packed"):
             return ANYTHING
         if index:

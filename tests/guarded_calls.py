@@ -31,7 +31,7 @@ import cases
 import numpy as np
 from helpers import HERE, environment
 from kernel_memory import Fence
-from registry import FUNCTIONS, OUTPUTS, Function, arrays_of, fingerprint, with_arrays
+from registry import FUNCTIONS, Function, arrays_of, fingerprint, with_arrays
 
 import cattn
 from cattn import _kernel
@@ -110,11 +110,11 @@ class Arguments:
         self.whole = Fence(24, LARGEST)
         self.rows = Fence(ROWS, ROW_BYTES)
 
-    def place(self, arguments, at_end, random):
+    def place(self, arguments, outputs, at_end, random):
         """Return the arguments with each array at the edge of a page, in its own strides or in others."""
         arrays, self.results = {}, []
         for place, x in arrays_of(arguments):
-            is_result = place[0] in OUTPUTS
+            is_result = place[0] in outputs
             new = self._apart(x, at_end) if random.random() < 0.3 else None
             if new is None:
                 new = self._whole(x, x.strides if random.random() < 0.5 else spread(x, is_result, random), at_end)
@@ -238,7 +238,7 @@ def check(function, seed, arguments, memory, blocks):
     """Compute a problem three times, and compare the results."""
     expected = fingerprint(function.call(**arguments))
     for at_end in (True, False):
-        placed = memory.place(arguments, at_end, np.random.default_rng([seed, 11]))
+        placed = memory.place(arguments, function.outputs, at_end, np.random.default_rng([seed, 11]))
         try:
             with blocks.guarded(at_end):
                 result = function.call(**placed)

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
-from registry import FUNCTIONS, OUTPUTS, SMALLER, Function, arrays_of, fingerprint, with_arrays
+from registry import FUNCTIONS, SMALLER, Function, arrays_of, fingerprint, with_arrays
 
 import cattn
 
@@ -45,7 +45,7 @@ class KnownCall:
 
 
 def _fingerprint(function, arguments):
-    written = {place: x.copy() for place, x in arrays_of(arguments) if place[0] in OUTPUTS}
+    written = {place: x.copy() for place, x in arrays_of(arguments) if place[0] in function.outputs}
     return fingerprint(function.call(**with_arrays(arguments, written)))
 
 

@@ -38,6 +38,7 @@ class Function:
     call : takes the arguments by name and returns NumPy arrays, or a tuple of them.
     check : takes the arguments and the result, and fails unless the result is right.
     needs : the module without which the function cannot be imported.
+    outputs : the arguments that it writes to, where they are given.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Function:
     call: Callable[..., Any]
     check: Callable[[dict[str, Any], Any], None]
     needs: str | None = None
+    outputs: tuple[str, ...] = OUTPUTS
 
     @property
     def is_there(self):
@@ -125,7 +127,11 @@ def _all(*functions):
 FUNCTIONS = _all(
     Function("attention", own.draw_attention, cattn.attention, own.check_attention),
     Function(
-        "attention_backward", own.draw_attention_backward, cattn.attention_backward, own.check_attention_backward
+        "attention_backward",
+        own.draw_attention_backward,
+        cattn.attention_backward,
+        own.check_attention_backward,
+        outputs=(),  # it reads out and lse
     ),
     Function("attention_weights", own.draw_attention_weights, cattn.attention_weights, own.check_attention_weights),
     Function("attention_varlen", own.draw_attention_varlen, cattn.attention_varlen, own.check_attention_varlen),

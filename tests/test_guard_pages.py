@@ -43,7 +43,7 @@ def touch(x):
 if kind == "argument":
     memory = guarded_calls.Arguments()
     x = np.arange(5, dtype=np.float32)
-    touch(memory.place({"query": x}, at_end, np.random.default_rng(3))["query"])
+    touch(memory.place({"query": x}, (), at_end, np.random.default_rng(3))["query"])
     memory.settle()
 else:
     blocks = guarded_calls.Blocks()
