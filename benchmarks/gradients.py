@@ -24,7 +24,7 @@ CASES = {
     "2k × 128 causal": (1, 8, 8, 2048, 128, True, False),
     "grouped 32/8": (1, 32, 8, 1024, 64, False, False),
     "grouped 32/8 causal": (1, 32, 8, 1024, 64, True, False),
-    "T5, bias gradient": (1, 8, 8, 512, 64, False, True),
+    "T5 with bias gradient": (1, 8, 8, 512, 64, False, True),
 }
 
 

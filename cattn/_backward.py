@@ -165,13 +165,7 @@ def _of_bias(given, checked, sizes):
     """Return the result for a bias, and the view of it that is written: it repeats itself where the bias does."""
     shape = given.shape
     dtype = native(checked.dtype)
-    try:
-        array = np.zeros(shape, dtype)  # parts of it may never be visited
-    except (MemoryError, ValueError):
-        size = math.prod(shape) * dtype.itemsize
-        raise MemoryError(
-            f"gradient of bias: cannot allocate {size} bytes, shape {shape} of type {dtype}"
-        ) from None
+    array = empty("gradient of bias", shape, dtype)
     view = np.broadcast_to(array, (*sizes.rows, sizes.key_length))
     return _Result(array, shape, dtype), view[None] if sizes.headless else view
 

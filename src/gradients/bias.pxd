@@ -2,14 +2,14 @@
 # of one owner are computed by one task, which goes over entries and heads in order.
 
 from libc.math cimport INFINITY, nextafterf
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
-from convert cimport is_half_type, scatter_row
+from convert cimport is_half_type, item_size, scatter_row
 from gradients.head cimport Head
 from gradients.gradient_plan cimport (
     BIAS_NONE, BIAS_OWN, BIAS_SHARED, BIAS_SUMMED, GradientCall, GradientPlan, find_member)
 from gradients.sums cimport add_exactly, exact_sum, real_at
-from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_array, cattn_type
+from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_type
 from rows cimport open_rows, row_at, Rows
 from score_mod cimport Region
 from tile cimport Tile
@@ -40,11 +40,40 @@ cdef inline bint sums_keys(const GradientCall *call) noexcept nogil:
     return call.plan.bias == BIAS_SUMMED and call.problem.bias.column == 0 and call.problem.forward.key_length > 1
 
 
+cdef inline void open_owner_bias(Rows *rows, const GradientCall *call, Py_ssize_t owner) noexcept nogil:
+    """Find the rows of the gradient that an owner adds up."""
+    cdef Py_ssize_t entry, key_head
+    find_member(&call.problem, owner, 0, &entry, &key_head)
+    open_rows(rows, &call.problem.forward, &call.problem.bias, entry, key_head * call.plan.base.group, NULL)
+
+
+cdef inline bint is_sparse(const GradientCall *call) noexcept nogil:
+    """Return whether rows may attend to some of the keys only, so that parts of a bias are not visited. Masks are: what
+    they hide is."""
+    cdef const cattn_problem *forward = &call.problem.forward
+    return (forward.window_left != CATTN_UNLIMITED or forward.window_right != CATTN_UNLIMITED
+            or forward.query_lengths.data != NULL or forward.key_lengths.data != NULL
+            or forward.key_start.data != NULL or forward.key_stop.data != NULL)
+
+
+cdef inline void clear_own(const GradientCall *call, Py_ssize_t owner, Py_ssize_t key,
+                           Py_ssize_t key_stop) noexcept nogil:
+    """Set the gradients of an owner's biases for these keys to 0."""
+    cdef const cattn_array *array = &call.problem.bias
+    cdef Py_ssize_t line, rows = call.plan.bias_rows, item = item_size(array.type)
+    cdef Rows to
+    open_owner_bias(&to, call, owner)
+    for line in range(call.plan.bias_heads * rows):
+        memset(row_at(&to, line // rows, line % rows) + key * item, 0, (key_stop - key) * item)
+
+
 cdef inline void begin_bias(const GradientCall *call, Py_ssize_t owner, Py_ssize_t split, Py_ssize_t split_stop,
                             Py_ssize_t key, Py_ssize_t key_stop) noexcept nogil:
     """Set the sums of a task, which computes these splits and keys, to 0."""
     cdef const GradientPlan *plan = &call.plan
     cdef Py_ssize_t item = bias_item(plan), line, at
+    if plan.bias == BIAS_OWN and is_sparse(call):
+        clear_own(call, owner, key, key_stop)
     if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED:
         return
     if sums_keys(call):
@@ -98,6 +127,9 @@ cdef inline void store_numbers(const cattn_array *array, char *to, const char *s
     """Store contiguous numbers of float32 or float64 in an array, each rounded once."""
     cdef float rounded
     cdef Py_ssize_t i
+    if type == array.type:   # this array is new, and its rows contiguous
+        memcpy(to, source, count * item_size(type))
+        return
     if type != CATTN_FLOAT64 or not is_half_type(array.type):
         scatter_row(array, to, source, type, count, plan.base.table)
         return
@@ -131,13 +163,6 @@ cdef inline void add_bias_gradients(const Head *head, Py_ssize_t owner, Py_ssize
             plan.kernels.join(call.bias_totals + at, call.bias_carries + at, gradients + row * lanes * item, keys)
         else:
             sum_keys(totals + at + split, carries + at + split, gradients, row * lanes, keys, head.is_float)
-
-
-cdef inline void open_owner_bias(Rows *rows, const GradientCall *call, Py_ssize_t owner) noexcept nogil:
-    """Find the rows of the gradient that an owner adds up."""
-    cdef Py_ssize_t entry, key_head
-    find_member(&call.problem, owner, 0, &entry, &key_head)
-    open_rows(rows, &call.problem.forward, &call.problem.bias, entry, key_head * call.plan.base.group, NULL)
 
 
 cdef inline void finish_bias(const GradientCall *call, Py_ssize_t owner, Py_ssize_t key,

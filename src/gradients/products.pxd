@@ -14,7 +14,7 @@ from gradients.exact cimport add_wild_keys, add_wild_rows, mark_scores
 from gradients.head cimport (
     buffer, Head, open_row_block, read_head_rows, rows_of_block, WILD_GRAD_OUT, WILD_QUERY)
 from gradients.keys cimport clean_rows, KeyBlock, open_arrays
-from gradients.gradient_plan cimport BIAS_NONE, GradientPlan
+from gradients.gradient_plan cimport BIAS_NONE, BIAS_OWN, GradientPlan
 from gradients.queries cimport piece_rows, QuerySums
 from gradients.sums cimport add_exactly, real_at
 from problem cimport cattn_problem
@@ -163,6 +163,9 @@ cdef inline void meet_keys(RowBlock *rows, KeyBlock *keys, QuerySums *sums, Regi
         else:
             memset(gradients, 0, region.rows * lanes * item)
             memset(attended + number * plan.rows * lanes, 0, region.rows * lanes)
+            if plan.bias == BIAS_OWN:
+                memset(buffer(head, plan.bias_gradients), 0, region.rows * lanes * item)
+                add_bias_gradients(head, rows.owner, rows.split, &rows.tile, region, buffer(head, plan.bias_gradients))
         number += 1
     if not met:
         return
