@@ -167,6 +167,8 @@ def _of_bias(given, checked, sizes):
     dtype = native(checked.dtype)
     array = empty("gradient of bias", shape, dtype)
     view = np.broadcast_to(array, (*sizes.rows, sizes.key_length))
+    if view.size == 0:  # nothing is computed
+        array[...] = 0
     return _Result(array, shape, dtype), view[None] if sizes.headless else view
 
 
