@@ -2,8 +2,9 @@
 
     pip install 'cattn[bench]' torch && python benchmarks/gradients.py
 
-All engines take turns in one process, and the figures are medians over the rounds: GFLOP/s of the backward pass, counting
-10·Lq·Lk·D a head (half of that under a causal mask), and how much longer PyTorch takes than cattn in the same round.
+All engines take turns in one process, and the figures are medians over the rounds: GFLOP/s of the backward pass,
+counting 10·Lq·Lk·D a head (half of that under a causal mask), and how much longer PyTorch takes than cattn in the same
+round.
 PyTorch's forward pass within autograd is timed with its backward pass, because it saves what that needs.
 """
 
@@ -69,7 +70,10 @@ class Case:
         start = time.perf_counter()
         with sdpa_kernel([getattr(SDPBackend, backend)]):
             out = torch.nn.functional.scaled_dot_product_attention(
-                *inputs[:3], attn_mask=inputs[3], is_causal=self.causal, enable_gqa=self.query.shape[1] != self.key.shape[1]
+                *inputs[:3],
+                attn_mask=inputs[3],
+                is_causal=self.causal,
+                enable_gqa=self.query.shape[1] != self.key.shape[1],
             )
         middle = time.perf_counter()
         out.backward(grad_out)
@@ -122,7 +126,9 @@ def main():
                 case = Case(name, type, threads)
                 times = measure(case, arguments.seconds)
                 speed = {x: case.flops / statistics.median(b for _, b in found) / 1e9 for x, found in times.items()}
-                line = f"{name:22} {type:9} {threads:7}   " + " ".join(f"{x} {gflops:.0f}" for x, gflops in speed.items())
+                line = f"{name:22} {type:9} {threads:7}   " + " ".join(
+                    f"{x} {gflops:.0f}" for x, gflops in speed.items()
+                )
                 for other in [x for x in times if x != "cattn"]:
                     pairs = list(zip(times[other], times["cattn"], strict=True))
                     backward = statistics.median(theirs[1] / ours[1] for theirs, ours in pairs)

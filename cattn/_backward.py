@@ -43,6 +43,8 @@ class Problem(NamedTuple):
     grad_slopes: np.ndarray | None  # (*batch, Hq), float64
     grad_sinks: np.ndarray | None  # (*batch, Hq), float64
     query_indptr: None = None  # sequences are not packed
+    key_scale: None = None  # and keys are not int8
+    value_scale: None = None
 
 
 class _Result(NamedTuple):
@@ -78,7 +80,9 @@ def attention_backward(
     rows = sizes.rows
     if layout == "blhd" and not sizes.headless:
         rows = (*sizes.batch, sizes.query_length, sizes.query_heads)
-    of_out = {name: _like_out(name, x, (*rows, value_size), dtype) for name, x in (("grad_out", grad_out), ("out", out))}
+    of_out = {
+        name: _like_out(name, x, (*rows, value_size), dtype) for name, x in (("grad_out", grad_out), ("out", out))
+    }
     of_lse = {"lse": _like_lse("lse", lse, rows, dtype)}
     if grad_lse is not None:
         of_lse["grad_lse"] = _like_lse("grad_lse", grad_lse, rows, dtype)

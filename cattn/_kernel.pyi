@@ -571,7 +571,7 @@ def attention_backward(
     bias_grad: _Flag = False,
     num_threads: SupportsIndex | None = None,
 ) -> Gradients:
-    """Compute the gradients of a loss with respect to the inputs of `attention`, exactly and without a matrix of weights.
+    """Compute the gradients of a loss with respect to the inputs of `attention`, without a matrix of weights.
 
     Parameters
     ----------

@@ -433,7 +433,7 @@ def attention_weights(query, key, *, stage="weights", scale=None, causal=False, 
 def attention_backward(grad_out, query, key, value, out, lse, *, grad_lse=None, scale=None, causal=False, window=None,
                        query_offset=None, key_range=None, query_lengths=None, key_lengths=None, mask=None, bias=None,
                        alibi_slopes=None, softcap=None, sinks=None, layout="bhld", bias_grad=False, num_threads=None):
-    """Compute the gradients of a loss with respect to the inputs of `attention`, exactly and without a matrix of weights.
+    """Compute the gradients of a loss with respect to the inputs of `attention`, without a matrix of weights.
 
     Parameters
     ----------

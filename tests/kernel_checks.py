@@ -154,7 +154,9 @@ def expected_gradients(modifiers, scores, products, lse, delta, real):
         masked = masked | (final == -np.inf)
         x = np.where(masked, -np.inf, final) - lse[:, None]
         weight = np.where(masked, 0, np.exp(x))
-        off = np.where(masked, 0, exponential_tolerance(real, np.where(np.isfinite(x), x, 0), weight) + tolerance * weight)
+        off = np.where(
+            masked, 0, exponential_tolerance(real, np.where(np.isfinite(x), x, 0), weight) + tolerance * weight
+        )
         difference = products - delta[:, None]
         of_bias = np.where(masked, 0, weight * difference)
         sizes = np.abs(products) + np.abs(delta)[:, None]

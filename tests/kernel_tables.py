@@ -87,9 +87,7 @@ FUNCTIONS = {
     "logsumexp": ctypes.CFUNCTYPE(None, softmax_pointer, tile_pointer, rows_pointer),
     "maxima": ctypes.CFUNCTYPE(None, ctypes.POINTER(Maxima), tile_pointer, ctypes.POINTER(KeyBlock)),
     "differentiate": ctypes.CFUNCTYPE(None, ctypes.POINTER(GradientTile)),
-    "query_gradients": ctypes.CFUNCTYPE(
-        None, pointer, count_of, pointer, count_of, ctypes.POINTER(KeyBlock), integer
-    ),
+    "query_gradients": ctypes.CFUNCTYPE(None, pointer, count_of, pointer, count_of, ctypes.POINTER(KeyBlock), integer),
     "join": ctypes.CFUNCTYPE(None, pointer, pointer, pointer, count_of),
     "dots": ctypes.CFUNCTYPE(None, pointer, ctypes.POINTER(KeyBlock), ctypes.POINTER(KeyBlock)),
 }

@@ -15,7 +15,9 @@ import cattn
 from cattn import reference
 
 
-def backward(query, key, value, *, seed=0, grad_out=None, grad_lse=None, num_threads=None, bias_grad=False, **modifiers):
+def backward(
+    query, key, value, *, seed=0, grad_out=None, grad_lse=None, num_threads=None, bias_grad=False, **modifiers
+):
     """Return the arguments of a call of `attention_backward`, and its result."""
     out, lse = cattn.attention(query, key, value, return_lse=True, num_threads=num_threads, **modifiers)
     if grad_out is None:
@@ -31,9 +33,7 @@ def kappas(arguments, result):
     numpy = reference.attention_backward(**arguments, bias_grad=True, dtype=yardstick.arithmetic)
     return {
         name: (reference._largest(found), reference._largest(numpys))
-        for name, found, numpys in zip(
-            result._fields, yardstick.kappas(result), yardstick.kappas(numpy), strict=True
-        )
+        for name, found, numpys in zip(result._fields, yardstick.kappas(result), yardstick.kappas(numpy), strict=True)
         if found is not None
     }
 
@@ -137,7 +137,10 @@ AWKWARD = [1, 2, 3, 15, 16, 17, 31, 33, 59, 60, 61, 63, 64, 65, 121, 255, 256, 2
 
 def check_awkward():
     random = np.random.default_rng(0)
-    pairs = [*zip(AWKWARD, random.permutation(AWKWARD), strict=True), *zip(random.permutation(AWKWARD), AWKWARD, strict=True)]
+    pairs = [
+        *zip(AWKWARD, random.permutation(AWKWARD), strict=True),
+        *zip(random.permutation(AWKWARD), AWKWARD, strict=True),
+    ]
     for number, (rows, keys) in enumerate(pairs):
         sizes = {"size": int(random.choice(cases.HEAD_SIZES)), "value_size": int(random.choice(cases.HEAD_SIZES))}
         dtype = (np.float32, np.float64)[number % 2]
@@ -189,7 +192,18 @@ def test_inputs_that_are_broadcast():
     assert_accurate(arguments, result)
 
 
-BIASES = [(2, 4, 30, 70), (1, 4, 30, 70), (2, 1, 30, 70), (30, 70), (4, 30, 1), (4, 1, 70), (2, 1, 1, 1), (70,), (1,), ()]
+BIASES = [
+    (2, 4, 30, 70),
+    (1, 4, 30, 70),
+    (2, 1, 30, 70),
+    (30, 70),
+    (4, 30, 1),
+    (4, 1, 70),
+    (2, 1, 1, 1),
+    (70,),
+    (1,),
+    (),
+]
 
 
 @EVERY_TYPE

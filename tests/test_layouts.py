@@ -230,7 +230,9 @@ def test_inputs_that_overlap(name):
     function = function_of(name)
     for seed in range(2 if name in TAKES_LONG else 12):
         arguments = copied(function.arguments(seed))
-        places = [(place, x) for place, x in arrays_of(arguments) if x.dtype.kind in "fV" and place[0] not in function.outputs]
+        places = [
+            (place, x) for place, x in arrays_of(arguments) if x.dtype.kind in "fV" and place[0] not in function.outputs
+        ]
         for n, (place, x) in enumerate(places):
             for other, y in places[:n]:
                 if x.dtype == y.dtype:
@@ -445,7 +447,8 @@ for seed, fills in itertools.product(range(2), (False, True)):
         try:
             while time.monotonic() < end:
                 found = test_layouts.outcome(function, plain, *meant)
-                if not (fills or test_layouts.is_allowed(found, allowed, place == ("out",) and "out" in function.outputs)):
+                is_result = place == ("out",) and "out" in function.outputs
+                if not (fills or test_layouts.is_allowed(found, allowed, is_result)):
                     sys.exit(f"{name}, seed {seed}, {place}: {found}")
                 refused += isinstance(found, tuple)
                 right += not isinstance(found, tuple)

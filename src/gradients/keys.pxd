@@ -3,13 +3,12 @@
 
 from libc.string cimport memcpy, memset
 
-from convert cimport scatter_row
+from convert cimport in_place, scatter_row
 from gradients.head cimport buffer, Head
 from gradients.gradient_plan cimport CHUNK, GradientPlan, MOST_TILES, PLAIN_CHUNKS
 from gradients.sums cimport is_a_number, real_at, scale_reals
 from non_finite cimport are_finite, non_finite
-from problem cimport cattn_array, cattn_problem
-from convert cimport in_place
+from problem cimport cattn_problem
 from rows cimport read_block, row_at, Rows
 from tiles.tiles cimport CATTN_MANY, CATTN_MAX_LANES, cattn_key_block, cattn_row_tile
 
@@ -24,7 +23,8 @@ cdef struct KeyBlock:
     bint has_total[MOST_TILES]       # or its totals hold something
 
 
-cdef inline void clean_rows(cattn_key_block *clean, const cattn_key_block *rows, char *room, const Head *head) noexcept nogil:
+cdef inline void clean_rows(cattn_key_block *clean, const cattn_key_block *rows, char *room,
+                            const Head *head) noexcept nogil:
     """Copy rows with 0 in the place of what is not finite."""
     cdef Py_ssize_t item = head.plan.base.itemsize, bytes = rows.size * item, row, c
     clean[0] = rows[0]

@@ -86,7 +86,8 @@ cdef inline void multiply(RowBlock *rows, KeyBlock *keys, const Region *region, 
     cdef const GradientPlan *plan = head.plan
     cdef const cattn_problem *forward = &head.problem.forward
     cdef Py_ssize_t lanes = plan.kernels.lanes, item = plan.base.itemsize
-    cdef Py_ssize_t query_head = rows.tile.head[0], at = query_head * forward.query_length + rows.tile.index[region.first]
+    cdef Py_ssize_t query_head = rows.tile.head[0]
+    cdef Py_ssize_t at = query_head * forward.query_length + rows.tile.index[region.first]
     cdef char *key_sums = buffer(head, plan.key_sums) + number * lanes * forward.head_size * item
     cdef char *value_sums = buffer(head, plan.value_sums) + number * lanes * forward.value_size * item
     cdef char *weights = buffer(head, plan.weights)

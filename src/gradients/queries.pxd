@@ -32,7 +32,8 @@ cdef inline Py_ssize_t row_bytes(const Head *head) noexcept nogil:
 
 
 cdef inline Py_ssize_t place_of(const Head *head, Py_ssize_t number) noexcept nogil:
-    """Return where the sums of a block of rows begin among those of a head, in bytes. Blocks are counted head by head."""
+    """Return where the sums of a block of rows begin among those of a group, in bytes. Blocks are counted head by
+    head."""
     cdef const GradientPlan *plan = head.plan
     return (number // plan.row_blocks * head.problem.forward.query_length
             + number % plan.row_blocks * plan.rows) * row_bytes(head)

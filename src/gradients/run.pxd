@@ -112,7 +112,8 @@ cdef inline void join_rows_of_task(const GradientCall *call, const Worker *worke
     """Join the partial sums of some blocks of queries of one head."""
     cdef const GradientPlan *plan = &call.plan
     cdef Py_ssize_t head_number = number // plan.join_tasks_of_head, rest = number % plan.join_tasks_of_head
-    cdef Py_ssize_t spans = plan.join_tasks_of_head // plan.base.group, count = max(<Py_ssize_t>1, TASK_ROWS // plan.rows)
+    cdef Py_ssize_t spans = plan.join_tasks_of_head // plan.base.group
+    cdef Py_ssize_t count = max(<Py_ssize_t>1, TASK_ROWS // plan.rows)
     cdef Py_ssize_t query_head = rest // spans, block = rest % spans * count
     cdef Head head
     open_head(&head, worker, call, head_number // call.problem.forward.key_heads,
@@ -210,9 +211,10 @@ cdef inline cattn_status run_gradients(const GradientProblem *problem, const Mac
     splits = times(heads, splits)
     sums = 0
     if plan.bias > BIAS_OWN:
-        sums = times(times(plan.owners, times(times(plan.bias_heads, plan.bias_rows), plan.bias_keys)), bias_item(&plan))
+        sums = times(times(times(plan.bias_heads, plan.bias_rows), plan.bias_keys), bias_item(&plan))
+        sums = times(plan.owners, sums)
     call_at = reserve(bytes, sizeof(GradientCall))   # other threads read it, after the caller's stack may have ended
-    slots_at = reserve(bytes, times(splits, times(times(plan.head_rows, problem.forward.head_size), plan.base.itemsize)))
+    slots_at = reserve(bytes, times(splits, times(plan.head_rows, problem.forward.head_size * plan.base.itemsize)))
     touched_at = reserve(bytes, times(splits, plan.base.group * plan.row_blocks))
     slopes_at = reserve(bytes, 0 if problem.slopes == NULL else
                         times(times(heads, plan.base.group * sizeof(double)), plan.splits))

@@ -17,7 +17,8 @@ cdef inline bint is_a_number(double x) noexcept nogil:
     return x - x == 0
 
 
-cdef inline void scale_reals(char *to, const char *source, Py_ssize_t count, double scale, bint is_float) noexcept nogil:
+cdef inline void scale_reals(char *to, const char *source, Py_ssize_t count, double scale,
+                             bint is_float) noexcept nogil:
     """Set `count` numbers to so many times those of `source`, which may be the same."""
     cdef float factor = <float>scale
     cdef Py_ssize_t i
