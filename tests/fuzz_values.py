@@ -239,7 +239,7 @@ def number(r, x, place, base):
         0, 0.0, -0.0, -0.5, math.nan, math.inf, -math.inf, 1e38, 1e39, 1e-38, 1e-39, 1e308, 5e-324, 1e-320,
         10**30, 10**308, 10**400, -(10**400), 10**5000, True, False, np.True_, np.False_, "1", "0.5", b"1", 1j,
         np.complex64(1), [plain], (plain,), np.array([plain]), np.array([[plain]]), np.zeros(0),
-        np.datetime64("2020-01-01"), np.timedelta64(1), np.array(plain, object), np.longdouble(2) ** 10000,
+        np.datetime64("2020-01-01"), np.timedelta64(1, "s"), np.array(plain, object), np.longdouble(2) ** 10000,
         memoryview(np.array(plain)), fractions.Fraction(1, 2), decimal.Decimal("0.5"), float.__new__(Float, plain),
         int.__new__(Int, 1), float("1e38"), np.float64(np.float32(3.4e38)), np.nextafter(np.float32(0), 1),
     ])  # fmt: skip
@@ -278,7 +278,7 @@ def count(r, x, place, base):
                      np.int8(-3), np.array(2), np.array([2]), np.array(2.0), True, False, np.True_, 1.0, 2.5, math.nan,
                      math.inf, "2", b"2", Index(2), Index(0), Index(10**30), Index(10**5000), Index("2"), Index(2.0),
                      Number.TWO, Int(2), [2], (2,), fractions.Fraction(2), decimal.Decimal(2), 2j,
-                     np.timedelta64(2)])  # fmt: skip
+                     np.timedelta64(2, "s")])  # fmt: skip
 
 
 class Text(str):

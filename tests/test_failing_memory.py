@@ -1,6 +1,7 @@
 """Where there is no memory, or no further thread, a call raises MemoryError or gives its result, and leaves nothing."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,11 @@ QUICK = [name for name in FUNCTIONS if name not in IMPORT_MORE]
 @pytest.fixture(scope="module")
 def preloaded(tmp_path_factory):
     """The environment of a process in which allocations fail when they are told to."""
-    compiler = shutil.which("cc")
+    compiler = os.environ.get("CC") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler here")
     library = tmp_path_factory.mktemp("failing") / "failing_memory.so"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, HERE / "failing_memory.c", "-ldl"]
+    command = [*compiler.split(), "-shared", "-fPIC", "-O1", "-o", library, HERE / "failing_memory.c", "-ldl"]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("this C library has other names for its functions")
     return {"LD_PRELOAD": str(library), "PYTHONMALLOC": "malloc", "OMP_NUM_THREADS": "1"}

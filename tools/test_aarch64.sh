@@ -18,6 +18,7 @@
 #
 # The emulator has a thread of its own, which a test that counts a forked child's threads takes for one of ours.
 set -euo pipefail
+compiler=${CC:-aarch64-linux-gnu-gcc}   # or "clang-19 --target=aarch64-linux-gnu -I/usr/aarch64-linux-gnu/include"
 checkout=$(realpath "$(dirname "$0")/..")
 work=$checkout/build/aarch64
 root=$work/root
@@ -66,11 +67,12 @@ cp "$root/usr/lib/$version/_sysconfigdata__aarch64-linux-gnu.py" "$work/sysconfi
 (
     cd "$copy"
     PYTHONPATH="$work/sysconfig" _PYTHON_SYSCONFIGDATA_NAME=_sysconfigdata__aarch64-linux-gnu _PYTHON_HOST_PLATFORM=linux-aarch64 \
-        CC=aarch64-linux-gnu-gcc LDSHARED="aarch64-linux-gnu-gcc -shared" \
+        CC=$compiler LDSHARED="$compiler -shared" \
         CFLAGS="-I$root/usr/include/$version -I$root/usr/include" \
         "$work/venv/bin/python" setup.py -q build_ext --inplace
 )
 
+export CC=$compiler   # some tests compile a library that replaces functions of the C library
 export QEMU_LD_PREFIX=$root QEMU_CPU=${QEMU_CPU:-cortex-a72}
 export PYTHONHOME=$root/usr PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
 cd "$copy"
@@ -91,12 +93,18 @@ def slowed(clock):
     return lambda: clock() / SLOWER
 
 
+def later(timer):
+    return lambda which, seconds, interval=0.0: timer(which, seconds * SLOWER, interval * SLOWER)
+
+
 if SLOWER != 1:
+    import signal
     import subprocess
 
     for name in ("monotonic", "perf_counter", "process_time", "time"):
         setattr(time, name, slowed(getattr(time, name)))
     subprocess._time = time.monotonic
+    signal.setitimer = later(signal.setitimer)
 END
 export PYTHONPATH=$work/clocks:$PYTHONPATH
 rm -f .pytest_cache/v/cache/lastfailed
