@@ -384,7 +384,7 @@ def foreign(r, x, place, base):
         lambda: unittest.mock.Mock(spec=np.ndarray), lambda: unittest.mock.NonCallableMagicMock(spec=bool),
         lambda: np.float32, lambda: np.dtype("f4"), lambda: np.datetime64("2020"), lambda: np.void(b"abcd"),
         lambda: np.array(None), lambda: np.array([None, 1], object), lambda: np.zeros(3, [("a", "f4")]),
-        lambda: np.ma.array([1.0], mask=[True]), lambda: np.random.default_rng(0), lambda: np.char.array(["a"]),
+        lambda: np.ma.array([1.0], mask=[True]), lambda: np.random.default_rng(0), lambda: np.array(["a"]),
         lambda: memoryview(b"abc"), lambda: memoryview(np.zeros((2, 2))), lambda: type("array", (), {})(),
         lambda: type("list", (), {})(), lambda: type("dict", (), {})(), lambda: type("set", (), {})(),
         lambda: type("str", (), {})(), lambda: type("int", (), {})(), lambda: array_(), lambda: 10**5000,

@@ -41,7 +41,7 @@ INLINE vector F(reload)(const vector *constant)
 /* e^x for x <= 0: 0 from -EXPONENT_BIAS·ln(2) down, NaN for NaN. With n the integer nearest to -x / ln(2) and
  * g = x + n·ln(2), it is e^g / 2^n. Adding 1.5·2^MANTISSA leaves no bits for a fraction, and taking it away again gives
  * n. The division takes n from the exponent of e^g. The bits are unsigned and saturate: n is at most what they hold,
- * also for x = -infinity, the difference is at least 0, and n is 0 for NaN. */
+ * also for x = -infinity, the difference is at least 0, and n is 0 for NaN. What would be subnormal comes out smaller. */
 INLINE void F(exponential)(vector *x, const int n)
 {
     const vector *natural = F(natural);
