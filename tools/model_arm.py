@@ -45,6 +45,7 @@ LOOPS = [
     *((f"few rows: values of {n}", f"few_values_of_{n}_{{bits}}", "few") for n in (1, 2, 4)),
 ]
 FMA = re.compile(r"fml[as]\s+v")
+EXPONENT = re.compile(r"shl|uqsub")
 WIDENS = re.compile(r"u?s?shll|fcvtl|zip")
 BRANCH = re.compile(r"(?:b|b\.?[a-z][a-z]|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
 VECTOR_LOAD = re.compile(r"ldp?r?u?r?\s+(q\d+)(?:, (q\d+))?, \[(\w+)")
@@ -140,11 +141,7 @@ def chosen(functions, name, kind):
         if re.fullmatch(rf"{name}(?:_isra_\d+|_part_\d+)?", key):
             loops += inner_loops(functions[key])
     if kind == "exponentials":
-        loops = [
-            loop
-            for loop in loops
-            if registers(VECTOR_STORE, loop) and any(re.search("shl|uqsub", line) for line in loop)
-        ]
+        loops = [loop for loop in loops if registers(VECTOR_STORE, loop) and any(map(EXPONENT.search, loop))]
     if kind == "few":
         loops = [loop for loop in loops if registers(VECTOR_LOAD, loop) and not any(map(WIDENS.match, loop))]
         return max(loops, key=lambda loop: (count_fmas(loop) / len(loop) > 0.2, count_fmas(loop), -len(loop)))
