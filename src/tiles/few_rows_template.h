@@ -62,6 +62,8 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
             F(few_scores_step)(sum + i * rows * wide, queries, size, keys + i * stride, streams_apart * stride, ahead, \
                                c, n, type, rows, wide);
         ptrdiff_t c = start;
+        UNROLL for (int i = 0; i < FEW_SUMS; i++)   /* the totals wait in memory, or the sums would */
+            __asm__("" : "+m"(total[i]));
         for (; c + WIDTH <= end; c += WIDTH) {
             FEW_SCORES_STEPS(WIDTH)
         }
