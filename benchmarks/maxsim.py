@@ -251,7 +251,8 @@ PAGE = """\
 # MaxSim
 
 `python benchmarks/maxsim.py --write` wrote this page in {month}. The processor is
-{processor} (kernel table {isa}). A figure is the median time of a call, and in parentheses the largest error of a score. All engines take
+{processor} (kernel table {isa}). A figure is the
+median time of a call, and in parentheses the largest error of a score. All engines take
 turns in one process. Vectors have 128 numbers and length 1. *limit* is the time that the machine's multiply-adds (f)
 or its memory (m) leave, whichever is longer. NumKong quantises vectors when it packs them, which is not timed, and has
 no threads. The cases are
