@@ -258,8 +258,8 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, e
         options |= _read_mask(attn_mask, query.dtype)
     if not q.shape == k.shape == v.shape:
         q, k, v = _aligned(q, k, v, enable_gqa)
-        if is_causal:
-            options["query_offset"] = query_offset
+    if is_causal and (query_offset or q.shape != k.shape):
+        options["query_offset"] = query_offset
     if is_blhd and q.ndim == 4:
         try:
             out = cattn.attention(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), layout="blhd", **options)

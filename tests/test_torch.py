@@ -158,6 +158,13 @@ def test_float32_queries_over_half_keys_and_values(half, calls):
     assert [address(array) for array in calls[0][0]] == [address(x) for x in (Q, key, value)]
 
 
+@pytest.mark.parametrize("offset", [-2, 2])
+def test_the_operators_offset(offset):
+    """It counts for equal lengths, too."""
+    out = torch.ops.cattn.attention(Q, K, V, is_causal=True, query_offset=offset)
+    assert_like_pytorch(out, Q, K, V, torch.ones(5, 5, dtype=torch.bool).tril(offset))
+
+
 def test_added_masks_are_added_in_full():
     """A mask of float32 beside half types is not rounded to them: their numbers around 256 are 2 or 0.25 apart."""
     for dtype in (torch.bfloat16, torch.float16):
