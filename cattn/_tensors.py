@@ -105,12 +105,26 @@ def _check(name, tensor):
 def refuse_gradient(name, tensor):
     """Raise NotImplementedError if a gradient of the tensor is wanted, in either mode of differentiation."""
     if tensor.requires_grad and torch.is_grad_enabled():
+        place = "within torch.func" if torch._C._are_functorch_transforms_active() else "here"
         raise NotImplementedError(
-            f"{name}: expected a tensor that needs no gradient, since cattn computes none, got one with requires_grad; "
-            f"call it under torch.no_grad() or torch.inference_mode(), or write {name}.detach()"
+            f"{name}: expected a tensor that needs no gradient, since cattn computes none {place}, got one with "
+            f"requires_grad; call it under torch.no_grad() or torch.inference_mode(), or write {name}.detach()"
         )
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         raise NotImplementedError(f"{name}: expected a tensor without a tangent, since cattn computes none")
+
+
+def is_recorded(*tensors):
+    """Return whether PyTorch wants a gradient of some tensor, and wants it in a way that `_autograd` serves.
+
+    The transforms of torch.func and forward mode are not served.
+    """
+    return (
+        torch.is_grad_enabled()
+        and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _check_types(names, query, key, value, may_mix):

@@ -1,7 +1,7 @@
-"""Attention on CPUs with the names and semantics of the package flash_attn, 2.x: forward only.
+"""Attention on CPUs with the names and semantics of the package flash_attn, 2.x.
 
-The functions take NumPy arrays, which need nothing else to be installed, and PyTorch's CPU tensors. Not affiliated
-with, nor endorsed by, the authors of FlashAttention.
+The functions take NumPy arrays, which need nothing else to be installed, and PyTorch's CPU tensors, which have
+gradients. Not affiliated with, nor endorsed by, the authors of FlashAttention.
 """
 
 import sys
@@ -41,7 +41,7 @@ def flash_attn_func(
     v : Tensor or ndarray, shape (batch, Lk, Hk, Dv)
         It has the heads of k.
     dropout_p : float
-        It must be 0, since cattn has no dropout.
+        It must be 0, in training too, since cattn has no dropout.
     softmax_scale : float, optional
         The factor of the scores. The default is ``1 / sqrt(D)``.
     causal : bool
@@ -55,7 +55,7 @@ def flash_attn_func(
     alibi_slopes : Tensor or ndarray, shape (H,) or (batch, H), optional
         The slopes of ALiBi, which adds ``-slope * |p_i - j|`` to the scores.
     deterministic : bool
-        It has no effect. In flash_attn it concerns gradients; the results here always have the same bits.
+        It has no effect. Results and gradients always have the same bits here.
     return_attn_probs : bool
         Return (out, lse, None). flash_attn returns three results, the third of which serves its tests of dropout. For
         the weights, call `cattn.attention_weights`.
@@ -76,10 +76,14 @@ def flash_attn_func(
     TypeError, ValueError
         An argument is wrong. The message names it, what was expected and what was given.
     NotImplementedError
-        A gradient would be needed: a tensor has requires_grad, and gradients are enabled.
+        A gradient is needed within a transform of torch.func or in forward mode, or, in a backward pass, the derivative
+        of a gradient.
 
     Notes
     -----
+    Tensors have gradients: those of q, k, v and alibi_slopes, and those of lse as well as of out. `attention_backward`
+    of cattn computes them.
+
     The function follows Dao 2024, "FlashAttention-2", https://arxiv.org/abs/2307.08691, and the documentation of
     flash_attn, version 2.8.
 
@@ -157,21 +161,23 @@ def flash_attn_varlen_func(
 
 
 def _batched(house, q, k, v, *given):
+    house = _recording(house, q, k, v, *given)
     arrays = _read_inputs(house, 4, "(batch, length, heads, size)", q, k, v)
     options = _options(house, *given)
     if arrays[0].shape[1] != arrays[1].shape[1]:
         options["query_offset"] = "end"
-    return _attend(house, cattn.attention, *arrays, layout="blhd", **options)
+    return _attend(house, "attention", *arrays, layout="blhd", **options)
 
 
 def _packed(house, q, k, v, cu_seqlens, max_seqlens, *given):
+    house = _recording(house, q, k, v, *given)
     arrays = _read_inputs(house, 3, "(total length, heads, size)", q, k, v)
     for side, argument, most in zip("qk", cu_seqlens, max_seqlens, strict=True):
         indptr = as_integers(f"cu_seqlens_{side}", house.read(f"cu_seqlens_{side}", argument), -FAR, FAR)
         if indptr.ndim == 1:
             _check_longest(side, most, indptr)
         arrays.append(indptr)
-    return _attend(house, cattn.attention_varlen, *arrays, query_offset="end", **_options(house, *given))
+    return _attend(house, "attention_varlen", *arrays, query_offset="end", **_options(house, *given))
 
 
 class _Arrays:
@@ -210,11 +216,20 @@ def _house(q):
     return _tensors
 
 
+def _recording(house, *given):
+    """Return the module _autograd if a gradient of something that was given is wanted, else the house itself."""
+    if house is _Arrays or not house.is_recorded(*given):
+        return house
+    from . import _autograd
+
+    return _autograd
+
+
 def _read_inputs(house, ndim, axes, *given):
     arrays = [*house.read_inputs(_INPUTS, *given)]
     for name, array in zip(_INPUTS, arrays, strict=True):
         if array.ndim != ndim:
-            raise ValueError(f"{name}: expected {ndim} axes {axes}, got shape {array.shape}")
+            raise ValueError(f"{name}: expected {ndim} axes {axes}, got shape {tuple(array.shape)}")
     return arrays
 
 
@@ -258,7 +273,8 @@ def _window(window_size):
     return window if sides is None else tuple(map(unpacked, sides))
 
 
-def _attend(house, function, *arrays, **options):
+def _attend(house, name, *arrays, **options):
+    function = getattr(house, name, None) or getattr(cattn, name)  # _autograd has functions of its own
     try:
         found = function(*arrays, **options)
     except (TypeError, ValueError) as error:
@@ -266,9 +282,15 @@ def _attend(house, function, *arrays, **options):
     if not options["return_lse"]:
         return house.to_tensor(found)
     out, lse = found
-    lse = np.ascontiguousarray(lse.swapaxes(-1, -2))
+    return house.to_tensor(out), house.to_tensor(_as_theirs(lse.swapaxes(-1, -2)))
+
+
+def _as_theirs(lse):
+    if not isinstance(lse, np.ndarray):
+        return lse.contiguous().masked_fill(lse == -np.inf, np.inf)
+    lse = np.ascontiguousarray(lse)
     lse[lse == -np.inf] = np.inf
-    return house.to_tensor(out), house.to_tensor(lse)
+    return lse
 
 
 def _check_longest(side, most, indptr):

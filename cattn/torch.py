@@ -1,8 +1,8 @@
 """Attention and MaxSim on PyTorch's CPU tensors, without copying them. Attention has PyTorch's names and semantics.
 
 `scaled_dot_product_attention` replaces the function of that name in `torch.nn.functional`. It calls the operator
-`torch.ops.cattn.attention`, which torch.compile and torch.export keep whole. Within `sdpa()`, calls of PyTorch's own
-function come here too. cattn computes no gradients yet: where one is needed, PyTorch computes the call.
+`torch.ops.cattn.attention`, which torch.compile and torch.export keep whole, and whose gradients cattn computes as
+well. Within `sdpa()`, calls of PyTorch's own function come here too.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 
 import cattn
 
-from ._tensors import num_threads, read, read_inputs, refuse_gradient, to_tensor, uncompiled
+from ._tensors import is_recorded, num_threads, read, read_inputs, refuse_gradient, to_tensor, uncompiled
 
 # isort: split
 import torch  # after _tensors, which says what to install where there is none
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from . import _autograd
 from ._calls import raised_here, renamed
 from ._modifiers import names_in
 from ._read import as_flag, as_number, class_shown
@@ -55,7 +56,7 @@ def scaled_dot_product_attention(
         added to the scores. A bias of `torch.nn.attention.bias.causal_upper_left` or `causal_lower_right` says where
         the queries stand, and is not turned into a mask.
     dropout_p : float
-        Above 0, PyTorch computes the call: cattn has no dropout.
+        Above 0, PyTorch computes the call: cattn has no dropout. Pass 0 to train with cattn.
     is_causal : bool
         If True, query i attends only to keys ``j <= i``, also where L and S differ (the top left corner). It cannot be
         combined with attn_mask.
@@ -81,9 +82,8 @@ def scaled_dot_product_attention(
     Warns
     -----
     UserWarning
-        PyTorch computes the call. The reason is dropout, or a gradient that is needed because a tensor has
-        requires_grad and gradients are enabled. Each reason is named once.
-        ``warnings.filterwarnings("error", "cattn")`` makes it an error.
+        PyTorch computes the call. The reason is dropout, or a gradient within a transform of torch.func or in forward
+        mode. Each reason is named once. ``warnings.filterwarnings("error", "cattn")`` makes it an error.
 
     Notes
     -----
@@ -92,6 +92,9 @@ def scaled_dot_product_attention(
 
     float16 and bfloat16 are read and written as they are, and computed in float32. `cattn.reference.attention` says how
     accurate the result is. Within torch.autocast, tensors are cast as for PyTorch's own function.
+
+    Gradients of query, key, value and of an attn_mask that is added are those of `cattn.attention_backward`. They have
+    the same bits for any number of threads. A second derivative raises NotImplementedError in the backward pass.
 
     The operator takes the same arguments, without dropout_p. Instead of a CausalBias it takes ``is_causal=True`` and
     query_offset: query i attends to keys ``j <= i + query_offset``. Import cattn.torch before you load an exported
@@ -163,7 +166,7 @@ def maxsim(query, document, *, document_lengths=None, document_indptr=None, quer
     TypeError, ValueError, MemoryError
         They have the same causes as in `cattn.maxsim`.
     NotImplementedError
-        A gradient is needed. cattn computes none.
+        A gradient is needed. cattn computes none of maxsim.
 
     Notes
     -----
@@ -202,7 +205,7 @@ def _leave_dropout(dropout_p):
     """Warn that PyTorch computes a call with dropout, or refuse a number that is no share."""
     if not 0 < as_number("dropout_p", dropout_p) <= 1:
         raise ValueError(f"dropout_p: expected a number from 0 to 1, got {dropout_p}")
-    _warn(f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}")
+    _warn(f"dropout_p: expected 0, since cattn has no dropout, got {dropout_p}; write dropout_p=0, or model.eval()")
 
 
 def _is_causal_bias(kind):
@@ -253,9 +256,8 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, e
         q, k = (np.zeros((*x.shape[:-1], 1), x.dtype) for x in (q, k))
     options = {"scale": scale, "causal": is_causal, "num_threads": num_threads()}
     if attn_mask is not None:
-        if is_causal:
-            raise RuntimeError("attn_mask: expected None beside is_causal=True; write one mask that says both")
-        options |= _read_mask(attn_mask, query.dtype)
+        _refuse_causal(is_causal)
+        options[_kind(attn_mask, query.dtype)] = _read_mask(attn_mask)
     if not q.shape == k.shape == v.shape:
         q, k, v = _aligned(q, k, v, enable_gqa)
     if is_causal and (query_offset or q.shape != k.shape):
@@ -271,9 +273,39 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, e
     try:
         return to_tensor(cattn.attention(q, k, v, **options))
     except (TypeError, ValueError) as error:
-        if min(q.ndim, k.ndim, v.ndim) < 2:  # PyTorch raises RuntimeError here
-            error = RuntimeError(error)
-        raise renamed(error, _WORDS) from None
+        raise _as_pytorchs(error, q, k, v) from None
+
+
+def _recorded_attention(
+    query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0
+):
+    """Return the operator's result, computed by cattn and recorded by PyTorch. The steps are those of `_attention`."""
+    options = {"scale": scale, "causal": is_causal}
+    if torch._C._len_torch_dispatch_stack() == 0:  # otherwise PyTorch only traces, with tensors that hold no numbers
+        with torch.no_grad():
+            read_inputs(_INPUTS, query, key, value, may_mix=True)
+            if attn_mask is not None:
+                _read_mask(attn_mask)
+    if query.numel() == 0 and query.shape[-1:] == key.shape[-1:] == (0,):
+        query, key = F.pad(query, (0, 1)), F.pad(key, (0, 1))
+    if attn_mask is not None:
+        _refuse_causal(is_causal)
+        options[_kind(attn_mask, query.dtype)] = attn_mask
+    if not query.shape == key.shape == value.shape:
+        query, key, value = _aligned(query, key, value, enable_gqa)
+    if is_causal:
+        options["query_offset"] = query_offset
+    try:
+        return _autograd.attention(query, key, value, **options)
+    except (TypeError, ValueError) as error:
+        raise _as_pytorchs(error, query, key, value) from None
+
+
+def _as_pytorchs(error, *inputs):
+    """Return cattn's error in PyTorch's words."""
+    if raised_here(error) and min(x.ndim for x in inputs) < 2:  # PyTorch raises RuntimeError here
+        error = RuntimeError(error)
+    return renamed(error, _WORDS)
 
 
 def _is_blhd(strides):
@@ -281,15 +313,24 @@ def _is_blhd(strides):
     return len(strides) == 4 and strides[1] < strides[2]
 
 
-def _read_mask(attn_mask, dtype):
-    """Return the modifier of `cattn.attention` that a mask stands for."""
+def _refuse_causal(is_causal):
+    if is_causal:
+        raise RuntimeError("attn_mask: expected None beside is_causal=True; write one mask that says both")
+
+
+def _read_mask(attn_mask):
     mask = read("attn_mask", attn_mask)
     if type(attn_mask) not in _PLAIN:  # others may hold no numbers, such as CausalBias
         raise TypeError(f"attn_mask: expected a plain tensor, got {class_shown(attn_mask)}")
+    return mask
+
+
+def _kind(attn_mask, dtype):
+    """Return the name of the modifier of `cattn.attention` that a mask stands for."""
     if attn_mask.dtype is torch.bool:
-        return {"mask": mask}
+        return "mask"
     if attn_mask.dtype is dtype or attn_mask.dtype is torch.float32:
-        return {"bias": mask}
+        return "bias"
     added = "torch.float32 like query" if dtype is torch.float32 else f"{dtype} like query or torch.float32"
     raise TypeError(
         f"attn_mask: expected type bool (True: may attend), or {added} (added to the scores), got {attn_mask.dtype}"
@@ -313,10 +354,11 @@ def _aligned(query, key, value, enable_gqa):
     for name, number in zip(arrays, heads, strict=True):
         if number not in (1, most):
             raise ValueError(
-                f"{name}: expected {most} heads, or one, got {number} (shape {arrays[name].shape}); fewer heads of key "
-                "and value than of query need enable_gqa=True"
+                f"{name}: expected {most} heads, or one, got {number} (shape {tuple(arrays[name].shape)}); fewer heads "
+                "of key and value than of query need enable_gqa=True"
             )
-    return (np.broadcast_to(x, (*x.shape[:-3], most, *x.shape[-2:])) for x in (query, key, value))
+    broadcast_to = np.broadcast_to if isinstance(query, np.ndarray) else torch.broadcast_to
+    return (broadcast_to(x, (*x.shape[:-3], most, *x.shape[-2:])) for x in (query, key, value))
 
 
 def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, query_offset=0):
@@ -333,8 +375,8 @@ def _fake_attention(query, key, value, attn_mask=None, is_causal=False, scale=No
 
 
 def _attention_below(*given):
-    """Let PyTorch compute and record the call if a gradient is wanted. This is the last place that sees whether it is.
-    For plain tensors, nobody else need be asked otherwise."""
+    """Let PyTorch record the call if a gradient is wanted. This is the last place that sees whether it is. For plain
+    tensors, nobody else need be asked otherwise."""
     try:
         if torch._C._len_torch_dispatch_stack() == 0 and all(type(x) in _PLAIN for x in given[:3]):
             return _attention(*given)
@@ -342,6 +384,8 @@ def _attention_below(*given):
             if tensor is not None:
                 refuse_gradient(name, tensor)
     except NotImplementedError as error:
+        if is_recorded(*given[: len(_TENSORS)]):
+            return _recorded_attention(*given)
         _warn(str(error))
     else:
         with torch._C._AutoDispatchBelowAutograd():
@@ -383,8 +427,8 @@ class sdpa(TorchFunctionMode):
     `torch.nn.TransformerEncoderLayer` and `MultiheadAttention` in evaluation, which is one call of C++. Short sequences
     may therefore take longer there than without the context.
 
-    Calls that cattn does not serve (gradients, dropout, tensors of other classes) are left to PyTorch. A warning names
-    each reason once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other devices are left
+    Calls that cattn does not serve (dropout, tensors of other classes) are left to PyTorch. A warning names each reason
+    once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other devices are left
     to PyTorch silently.
 
     The context reaches the calls of its own thread that go through Python. These are the calls in a model's code, and

@@ -30,7 +30,7 @@ if transformers.__version__.partition(".")[0] != "5":
 from ._calls import renamed
 from ._kernel import attention, attention_weights
 from ._modifiers import names_in
-from ._tensors import num_threads, read, read_inputs, refuse_gradient, to_numpy, to_tensor
+from ._tensors import is_recorded, num_threads, read, read_inputs, refuse_gradient, to_numpy, to_tensor
 
 # isort: split
 import torch  # after _tensors, which says what to install where there is none
@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from . import _autograd
 from ._append_cache import AppendCache
 
 __all__ = ["AppendCache", "register"]
@@ -59,8 +60,10 @@ def register():
     times keys. Any other mask is passed as it is. Softcap, sinks of heads, the position bias of T5 and the chosen keys
     of sparse attention are served.
 
-    cattn computes no gradients and has no dropout. A call that needs them is left to PyTorch, and a warning says so
-    once. To stay with cattn, call the model under `torch.no_grad` or `torch.inference_mode`.
+    Models can be trained. cattn computes the gradients as well, which have the same bits for any number of threads. It
+    has no dropout, and no gradients of the weights that ``output_attentions=True`` returns. Such a call is left to
+    PyTorch, and a warning says so once. To train with cattn, set the dropout of the attention to 0 in the
+    configuration, if it is not.
 
     With ``output_attentions=True`` in the call of a model, `cattn.attention_weights` computes the weights that "eager"
     would return. Rows that attend to nothing are zeros. Some models do not pass the flag on to their attention. These
@@ -426,6 +429,7 @@ def _attention(
         attention_mask = _selected(attention_mask, indices, keys)
     reason = _left_to_pytorch(
         dropout,
+        output_attentions,
         query=query,
         key=key,
         value=value,
@@ -446,9 +450,6 @@ def _attention(
 
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    # The heads usually lie within the positions, both in the inputs and in the result.
-    arrays = read_inputs(("query", "key", "value"), query, key, value, may_mix=True)
-    arrays = [array.swapaxes(1, 2) for array in arrays]
     if attention_mask is None:
         modifiers = {"causal": True, "query_offset": "start"} if is_causal else {}
     else:
@@ -456,20 +457,30 @@ def _attention(
     if position_bias is not None:
         if "bias" in modifiers:
             position_bias = position_bias + attention_mask
-        modifiers["bias"] = read("position_bias", position_bias)
+        modifiers["bias"] = position_bias
     if softcap is not None:
         modifiers["softcap"] = softcap
     if s_aux is not None:
-        modifiers["sinks"] = read("s_aux", s_aux)
+        modifiers["sinks"] = s_aux
 
     modifiers.update(layout="blhd", scale=scaling, num_threads=num_threads())
+    names = _NAMES if position_bias is None else _NAMES | {"bias": "position_bias"}
+    recorded = is_recorded(query, key, value, *modifiers.values())
+    with torch.no_grad():
+        arrays = read_inputs(("query", "key", "value"), query, key, value, may_mix=True)
+        tensors = {name: x for name, x in modifiers.items() if isinstance(x, torch.Tensor)}
+        read_modifiers = modifiers | {name: read(names[name], x) for name, x in tensors.items()}
+    # The heads usually lie within the positions, both in the inputs and in the result.
+    arrays = [array.swapaxes(1, 2) for array in arrays]
     weights = None
     try:
-        out = attention(*arrays, **modifiers)
+        if recorded:
+            return _autograd.attention(*(x.transpose(1, 2) for x in (query, key, value)), **modifiers), None
+        out = attention(*arrays, **read_modifiers)
         if output_attentions:
-            weights = to_tensor(attention_weights(*arrays[:2], **modifiers)).to(query.dtype)
+            weights = to_tensor(attention_weights(*arrays[:2], **read_modifiers)).to(query.dtype)
     except (TypeError, ValueError) as error:
-        raise renamed(error, _NAMES if position_bias is None else _NAMES | {"bias": "position_bias"}) from None
+        raise renamed(error, names) from None
     return to_tensor(out), weights
 
 
@@ -492,11 +503,12 @@ def _read_mask(attention_mask, queries, keys):
         if attention_mask.shape[-2:] == (queries, keys):
             return dict(attention_mask.modifiers)
         attention_mask = attention_mask.elements()  # they may broadcast, such as one row for all queries
-    mask = read("attention_mask", attention_mask)
+    with torch.no_grad():
+        mask = read("attention_mask", attention_mask)
     if attention_mask.dtype is torch.bool:
         return {"mask": mask}
     if attention_mask.is_floating_point():
-        return {"bias": mask}
+        return {"bias": attention_mask}  # a tensor, because it may need a gradient
     raise TypeError(
         "attention_mask: expected booleans (True: may attend) or what is added to the scores, "
         f"got {mask.dtype}; write attention_mask.bool()"
@@ -509,10 +521,18 @@ _SDPA = inspect.signature(sdpa_attention_forward).parameters.keys()
 _warned = set()
 
 
-def _left_to_pytorch(dropout, **tensors):
+def _left_to_pytorch(dropout, output_attentions, **tensors):
     """Return why cattn cannot serve a call in training, or None if it can."""
     if dropout:
-        return f"dropout: expected 0, since cattn has no dropout, got {dropout}; write model.eval()"
+        advice = "write model.eval(), or set the dropout of the attention to 0 in the configuration"
+        return f"dropout: expected 0, since cattn has no dropout, got {dropout}; {advice}"
+    if is_recorded(*tensors.values()):
+        if output_attentions:
+            return (
+                "output_attentions: expected False where gradients are needed, since cattn computes none of the "
+                f"weights, got {output_attentions}; call the model under torch.no_grad()"
+            )
+        return None
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor):
             try:

@@ -231,8 +231,21 @@ class Tensors:
         return x.to(dtype)
 
 
+class Recorded(Tensors):
+    """Tensors that need gradients. Where numbers are wrong, they are float64, and need none."""
+
+    def of(self, x):
+        tensor = super().of(x)
+        return tensor.requires_grad_(tensor.is_floating_point() and tensor.dtype is not self.float64)
+
+
 @pytest.fixture(params=[Arrays, Tensors])
 def house(request):
+    return request.param()
+
+
+@pytest.fixture(params=[Arrays, Tensors, Recorded])
+def every_house(request):
     return request.param()
 
 
@@ -382,30 +395,30 @@ def with_arrays_of(house, given):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(name, house):
+def test_refused(name, every_house):
     given, error, message = REFUSED[name]
     with pytest.raises(error, match=f"^{message}"):
-        flash_attn_func(**with_arrays_of(house, {"q": Q, "k": K, "v": V} | given))
+        flash_attn_func(**with_arrays_of(every_house, {"q": Q, "k": K, "v": V} | given))
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_packed_refused(name, house):
+def test_packed_refused(name, every_house):
     given, error, message = LONG[name]
     arrays = dict(zip("qkv", packed(), strict=True))
     lengths = {"cu_seqlens_q": QUERIES, "cu_seqlens_k": KEYS, "max_seqlen_q": 17, "max_seqlen_k": 24}
     with pytest.raises(error, match=f"^{message}"):
-        flash_attn_varlen_func(**with_arrays_of(house, arrays | lengths | given))
+        flash_attn_varlen_func(**with_arrays_of(every_house, arrays | lengths | given))
 
 
 @pytest.mark.parametrize("name", "kv")
-def test_mixed_types_are_refused(name, house):
-    given = with_arrays_of(house, {"q": Q, "k": K, "v": V})
-    given[name] = house.cast(given[name], house.float64)
+def test_mixed_types_are_refused(name, every_house):
+    given = with_arrays_of(every_house, {"q": Q, "k": K, "v": V})
+    given[name] = every_house.cast(given[name], every_house.float64)
     with pytest.raises(TypeError, match=f"^{name}: expected type .*float32 like q, got .*float64; write {name}"):
         flash_attn_func(**given)
-    given = with_arrays_of(house, {"q": Q, "k": K, "v": V})
+    given = with_arrays_of(every_house, {"q": Q, "k": K, "v": V})
     for other in "kv":
-        given[other] = house.cast(given[other], house.bfloat16)
+        given[other] = every_house.cast(given[other], every_house.bfloat16)
     with pytest.raises(TypeError, match=r"^k: expected type .*float32 like q, got .*bfloat16; write k"):
         flash_attn_func(**given)
 
@@ -427,18 +440,98 @@ def test_arrays_beside_tensors_are_refused(name, tensors):
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "alibi_slopes"])
-def test_other_devices_and_gradients_are_refused(name, tensors):
+def test_other_devices_are_refused(name, tensors):
     given = with_arrays_of(tensors, {"q": Q, "k": K, "v": V, "alibi_slopes": np.ones(4, np.float32)})
-    with pytest.raises(ValueError, match=f"^{name}: expected a tensor on the CPU, got one on meta$"):
-        flash_attn_func(**given | {name: given[name].to("meta")})
-    expected = flash_attn_func(**given)
-    given[name] = given[name].clone().requires_grad_()
-    with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor that needs no gradient"):
-        flash_attn_func(**given)
+    for wanted in (False, True):
+        given["q"] = given["q"].clone().requires_grad_(wanted)
+        with pytest.raises(ValueError, match=f"^{name}: expected a tensor on the CPU, got one on meta$"):
+            flash_attn_func(**given | {name: given[name].to("meta")})
+
+
+# Gradients
+
+
+def gradients(tensors, function, arrays, *others, **options):
+    """Return the gradients of Σ out·dO + Σ lse·dlse, and dO, dlse and lse, as arrays. The results must be those without
+    gradients."""
+    given = [tensors.of(x).requires_grad_() for x in arrays]
+    options = with_arrays_of(tensors, options)
+    slopes = [options["alibi_slopes"].requires_grad_()] if "alibi_slopes" in options else []
+    out, lse = function(*given, *others, **options, return_lse=True)
     with tensors.torch.no_grad():
-        assert tensors.torch.equal(flash_attn_func(**given), expected)
+        expected = function(*given, *others, **options, return_lse=True)
+    assert tensors.torch.equal(out, expected[0]) and tensors.torch.equal(lse, expected[1])
+    random = tensors.torch.Generator().manual_seed(5)
+    grads = [tensors.torch.randn(x.shape, generator=random).to(x.dtype) for x in (out, lse)]
+    found = tensors.torch.autograd.grad((out, lse), [*given, *slopes], grads)
+    return [as_array(x) for x in found], *(as_array(x) for x in (*grads, lse.detach()))
 
 
+def reference_gradients(grad_out, grad_lse, q, k, v, softmax_scale=None, window_size=(-1, -1), **options):
+    """Return those of one sequence, (length, heads, size), or of a batch."""
+    options |= {"scale": softmax_scale, "window": window_size, "query_offset": "end", "layout": "blhd"}
+    found = reference.attention_backward(grad_out, q, k, v, grad_lse=grad_lse.swapaxes(-1, -2), **options)
+    return [x for x in found if x is not None]
+
+
+@EVERY_OPTION
+@pytest.mark.parametrize("queries, keys", [(5, 5), (3, 8), (8, 3)])
+def test_gradients(queries, keys, options, tensors):
+    """Those of lse as well. A row that attends to nothing has none, though its lse is +inf."""
+    arrays = batch(queries, keys)
+    found, grad_out, grad_lse, lse = gradients(tensors, flash_attn_func, arrays, **options)
+    expected = reference_gradients(grad_out, grad_lse, *arrays, **options)
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[0].swapaxes(1, 2)[lse == INF], 0)
+
+
+@EVERY_OPTION
+def test_gradients_of_packed_sequences(options, tensors):
+    if np.ndim(options.get("alibi_slopes")) == 2:
+        options = options | {"alibi_slopes": np.arange(20, dtype=np.float32).reshape(5, 4) / 20}
+    arrays, ends = packed(), [tensors.of(QUERIES), tensors.of(KEYS)]
+    found, grad_out, grad_lse, _ = gradients(tensors, flash_attn_varlen_func, arrays, *ends, 17, 24, **options)
+    total = 0
+    for n in range(5):
+        rows, keys = slice(*QUERIES[n : n + 2]), slice(*KEYS[n : n + 2])
+        sequence = arrays[0][rows], arrays[1][keys], arrays[2][keys]
+        expected = reference_gradients(grad_out[rows], grad_lse[:, rows], *sequence, **of_entry(n, options))
+        for x, y in zip((found[0][rows], found[1][keys], found[2][keys]), expected, strict=False):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+        if len(expected) == 4 and found[3].ndim == 2:
+            np.testing.assert_allclose(found[3][n], expected[3], rtol=1e-5, atol=1e-5)
+        total += expected[-1] if len(expected) == 4 else 0
+    if len(found) == 4 and found[3].ndim == 1:
+        np.testing.assert_allclose(found[3], total, rtol=1e-5, atol=1e-5)
+
+
+@EVERY_TYPE
+def test_types_of_gradients(dtype, tensors):
+    given = [tensors.of(x).requires_grad_() for x in batch(5, 5, dtype)]
+    flash_attn_func(*given, causal=True).sum().backward()
+    wide = [tensors.of(x).double().requires_grad_() for x in batch(5, 5, dtype)]
+    flash_attn_func(*wide, causal=True).sum().backward()
+    for x, y in zip(given, wide, strict=True):
+        assert x.grad.dtype is x.dtype
+        tensors.torch.testing.assert_close(x.grad.double(), y.grad, rtol=0, atol=8 * CLOSE[dtype.name])
+
+
+def test_no_sequences_in_training(tensors):
+    ends = tensors.of(np.zeros(1, np.int32))
+    given = [tensors.of(x[:0]).requires_grad_() for x in packed()]
+    out = flash_attn_varlen_func(*given, ends, ends, 0, 0)
+    out.sum().backward()
+    assert out.shape == (0, 4, 6) and given[0].grad.shape == (0, 4, 8)
+
+
+def test_transforms_are_refused(tensors):
+    q, k, v = (tensors.of(x) for x in batch(5, 5))
+    with pytest.raises(NotImplementedError, match=r"^q: expected a tensor that needs no gradient, .* torch.func"):
+        tensors.torch.func.grad(lambda q: flash_attn_func(q, k, v).sum())(q)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's compiler looks at it
 @pytest.mark.parametrize("dtype", [np.float32, cases.TYPES["bfloat16"]], ids=["float32", "bfloat16"])
 def test_compiled_callers(dtype, tensors):
     """torch.compile goes around it."""
@@ -451,9 +544,9 @@ def test_compiled_callers(dtype, tensors):
 
     compiled = torch.compile(attend, backend="aot_eager")
     assert torch.equal(compiled(*given), attend(*given))
-    given[1] = given[1].clone().requires_grad_()
-    with pytest.raises(NotImplementedError, match=r"^k: expected a tensor that needs no gradient"):
-        compiled(*given)
+    given = [x.requires_grad_() for x in given]
+    found, expected = (torch.autograd.grad(function(*given).sum(), given) for function in (compiled, attend))
+    assert all(map(torch.equal, found, expected))
 
 
 # What needs to be installed
