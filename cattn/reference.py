@@ -310,12 +310,12 @@ def attention_backward(
 
     .. math::
 
-        \Delta_i &= \textstyle\sum_c dO_{ic}\,O_{ic} - dlse_i \\
+        \Delta_i &= \sum_c dO_{ic}\,O_{ic} - dlse_i \\
         G &= P \circ (dO\,V^\top - \Delta) \\
         dS &= G \circ (1 - (t / softcap)^2) \\
         dQ &= scale \cdot dS\,K, \quad dK = scale \cdot dS^\top Q, \quad dV = P^\top dO \\
-        dbias &= G, \quad dslope = -\textstyle\sum_{ij} G_{ij} |p_i - j|,
-        \quad dsink = -\textstyle\sum_i e^{sink - lse_i} \Delta_i
+        dbias &= G, \quad dslope = -\sum_{ij} G_{ij} |p_i - j|,
+        \quad dsink = -\sum_i e^{sink - lse_i} \Delta_i
 
     A key head gets the sum over the query heads that read it. An input that was broadcast gets the sum over the axes
     along which it was.
