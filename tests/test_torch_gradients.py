@@ -198,8 +198,9 @@ def test_checkpoints():
 @pytest.mark.parametrize(
     "options",
     [{"key": K[..., :3]}, {"value": V[:, :, :4]}, {"attn_mask": EYE[:3]}, {"attn_mask": EYE.int()}, {"key": K.double()},
-     {"key": K[:, :2], "value": V[:, :2]}, {"attn_mask": EYE, "is_causal": True}, {"scale": float("inf")}],
-    ids=["key size", "value length", "mask rows", "mask of integers", "key type", "heads", "causal and mask", "scale"],
+     {"key": K[:, :2], "value": V[:, :2]}, {"attn_mask": EYE, "is_causal": True}, {"scale": float("inf")},
+     {"attn_mask": EYE.to("meta")}],
+    ids=["key size", "value length", "mask rows", "integers", "key type", "heads", "two masks", "scale", "device"],
 )  # fmt: skip
 def test_errors(options):
     """They are those of calls without gradients."""
