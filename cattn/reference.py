@@ -260,7 +260,7 @@ def attention_varlen(
     return (out, lse) if return_lse else out
 
 
-@forwarding(attention, without=("return_lse",))
+@forwarding(attention, without=("key_scale", "value_scale", "return_lse"))
 def attention_backward(
     grad_out, query, key, value, out=None, lse=None, *, grad_lse=None, bias_grad=False, layout="bhld", dtype=None,
     **modifiers,
