@@ -156,7 +156,9 @@ def _is_blhd(query):
 
 def _result(query, key, value):
     """Return the shape and the type of an output that is not rounded."""
-    leading = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
+    leading, *others = (x.shape[:-3] for x in (query, key, value))
+    if others != [leading, leading]:  # PyTorch's function takes as long as a small call does
+        leading = torch.broadcast_shapes(leading, *others)
     shape = *leading, *query.shape[-3:-1], value.shape[-1]
     return shape, torch.float64 if query.dtype is torch.float64 else torch.float32
 
