@@ -1,7 +1,15 @@
 """cattn computes exact scaled dot-product attention on the CPU, on NumPy arrays."""
 
 try:
-    from ._kernel import attention, attention_backward, attention_varlen, attention_weights, maxsim, plan
+    from ._kernel import (
+        attention,
+        attention_backward,
+        attention_paged,
+        attention_varlen,
+        attention_weights,
+        maxsim,
+        plan,
+    )
 except ModuleNotFoundError as error:
     if error.name != "cattn._kernel":
         raise
@@ -35,6 +43,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_backward",
+    "attention_paged",
     "attention_varlen",
     "attention_weights",
     "get_include",

@@ -20,6 +20,7 @@ from ._kernel import (
 )
 from ._kernel import attention as attention
 from ._kernel import attention_backward as attention_backward
+from ._kernel import attention_paged as attention_paged
 from ._kernel import attention_varlen as attention_varlen
 from ._kernel import attention_weights as attention_weights
 from ._kernel import maxsim as maxsim
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_backward",
+    "attention_paged",
     "attention_varlen",
     "attention_weights",
     "get_include",

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._calls import explain_call as explain_call
+from ._calls import renamed
 from ._modifiers import FAR, Modifiers, Sizes, modifiers
 from ._read import (
     HALF_TYPES,
@@ -64,13 +65,16 @@ class Problem(NamedTuple):
     lse: np.ndarray | None  # (*batch, Hq, Lq)
     modifiers: Modifiers
     num_threads: int  # 0: not given
-    # Only attention_varlen has these, as contiguous int64. Its sequences are the batch, for which the arrays have no
-    # axis: they are (heads, total, size), and lse is (Hq, total).
+    # Only attention_varlen and attention_paged have these, as contiguous int64. Their sequences are the batch, for which
+    # the arrays have no axis: they are (heads, total, size), and lse is (Hq, total).
     query_indptr: np.ndarray | None = None
     key_indptr: np.ndarray | None = None
     # Only int8 keys and values have these: (*batch, Hkv, Lk or 1, D or 1) and (*batch, Hkv, Lk or 1, Dv or 1).
     key_scale: np.ndarray | None = None
     value_scale: np.ndarray | None = None
+    # Only attention_paged has these instead of key_indptr. Its key and value are (pages, heads, page size, size).
+    block_table: np.ndarray | None = None  # (B, most pages); what is not read holds a page that is
+    key_lengths: np.ndarray | None = None  # (B,)
 
 
 def attention(
@@ -160,6 +164,63 @@ def attention_varlen(
     return problem, out, lse
 
 
+def attention_paged(
+    query, key_cache, value_cache, block_table, key_lengths, *, query_indptr=None, key_scale=None, value_scale=None,
+    out=None, return_lse=False, num_threads=None, may_be_longer=False, **given,
+):  # fmt: skip
+    """Return (Problem, out, lse or None) for a call of `cattn.attention_paged`.
+
+    Sequences that have more queries than keys are refused, unless they `may_be_longer`.
+    """
+    return_lse = as_flag("return_lse", return_lse)
+    try:
+        inputs, sizes = _inputs("paged", (key_scale, value_scale), query=query, key=key_cache, value=value_cache)
+    except (TypeError, ValueError, MemoryError) as error:
+        raise renamed(error, {"key": "key_cache", "value": "value_cache"}) from None
+    table = as_array("block_table", block_table)
+    if table.ndim != 2:
+        raise ValueError(f"block_table: expected shape (sequences, most pages), got {table.shape}")
+    batch, most = table.shape
+    if query_indptr is not None:
+        query_indptr = as_indptr("query_indptr", query_indptr, "query", sizes.query_length)
+        if len(query_indptr) != batch + 1:
+            raise ValueError(
+                f"query_indptr: expected {batch + 1} entries, one more than block_table has sequences, "
+                f"got {len(query_indptr)}"
+            )
+    elif sizes.query_length == batch:
+        query_indptr = np.arange(batch + 1)
+    else:
+        raise ValueError(
+            f"query: expected {batch} tokens, one for each sequence of block_table, got {sizes.query_length}; pass "
+            "query_indptr= for sequences with more tokens or none"
+        )
+    query_lengths = query_indptr[1:] - query_indptr[:-1]
+    least = np.zeros_like(query_lengths) if may_be_longer else query_lengths
+    key_lengths = _paged_lengths(key_lengths, least, most, sizes.key_length)
+    sequences = Sizes(
+        (batch,), sizes.query_heads, query_lengths, key_lengths, sizes.head_size, sizes.arithmetic, packed=True
+    )
+    checked = modifiers(sequences, **given)
+    block_table = _read_pages(table, key_lengths, checked, len(inputs["key"]), sizes.key_length)
+    count = threads(num_threads)
+
+    shape = (sizes.query_length, sizes.query_heads, inputs["value"].shape[-1])
+    read = {{"key": "key_cache", "value": "value_cache"}.get(name, name): array for name, array in inputs.items()}
+    out, written, lse = _results(out, shape, inputs["query"].dtype, return_lse, read)
+    problem = Problem(
+        **inputs,
+        out=_canonical(written, "packed"),
+        lse=_canonical_lse(lse, "packed"),
+        modifiers=checked,
+        num_threads=count,
+        query_indptr=query_indptr,
+        block_table=block_table,
+        key_lengths=key_lengths,
+    )
+    return problem, out, lse
+
+
 def plain_modifiers(batch, query_heads, query_length, key_length, head_size, dtype, headless, given):
     """Return the checked modifiers of a call of `attention` whose plain arrays have these sizes and this type."""
     sizes = Sizes(batch, query_heads, query_length, key_length, head_size, arithmetic(dtype), headless)
@@ -187,7 +248,10 @@ def _inputs(layout, scales=(), **given):
     query, key, value = arrays["query"], arrays["key"], arrays.get("value")
     axes = {"bhld": "(..., heads, length, size)", "blhd": "(..., length, heads, size)"}.get(layout)
     for name, array in arrays.items():
-        if layout == "packed":
+        if layout == "paged" and array is not query:
+            if array.ndim != 4:
+                raise ValueError(f"{name}: expected 4 axes (pages, page size, heads, size), got shape {array.shape}")
+        elif layout in ("packed", "paged"):
             if array.ndim != 3:
                 raise ValueError(f"{name}: expected 3 axes (total length, heads, size), got shape {array.shape}")
         elif array.ndim < 2:
@@ -227,10 +291,17 @@ def _inputs(layout, scales=(), **given):
                 f"value: expected {key_heads} heads like key, got {value_heads} (shape {value.shape}){reading}"
             )
         if value_length != key_length:
-            raise ValueError(f"value: expected length {key_length} like key, got {value_length} (shape {value.shape})")
+            length = "page size" if layout == "paged" else "length"
+            raise ValueError(
+                f"value: expected {length} {key_length} like key, got {value_length} (shape {value.shape})"
+            )
+
+    sizes = Sizes((), query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2)
+    if layout == "paged" and len(value) != len(key):
+        raise ValueError(f"value: expected {len(key)} pages like key, got {len(value)} (shape {value.shape})")
 
     batch = views["query"].shape[:-3]
-    for name, view in views.items():
+    for name, view in views.items() if layout != "paged" else ():  # whose pages are no batch
         leading = view.shape[:-3]
         if leading != batch:
             pairs = list(itertools.zip_longest(reversed(batch), reversed(leading), fillvalue=1))
@@ -240,14 +311,13 @@ def _inputs(layout, scales=(), **given):
                     f"(shape {arrays[name].shape})"
                 )
             batch = tuple(other if one == 1 else one for one, other in reversed(pairs))
-    for name, view in views.items():
+    for name, view in views.items() if layout != "paged" else ():
         views[name] = broadcast(name, view, batch + view.shape[-3:], "the leading axes of all inputs")
     for name in quantised:
         scale = _as_scale(f"{name}_scale", scales[name], name, arrays[name].shape, layout)
-        views[f"{name}_scale"] = np.broadcast_to(scale, (*batch, key_heads, *scale.shape[-2:]))
-    return views, Sizes(
-        batch, query_heads, query_length, key_length, head_size, arithmetic(query.dtype), query.ndim == 2
-    )
+        leading = batch if layout != "paged" else key.shape[:1]
+        views[f"{name}_scale"] = np.broadcast_to(scale, (*leading, key_heads, *scale.shape[-2:]))
+    return views, sizes._replace(batch=batch)
 
 
 def _check_quantised(name, dtype, scale):
@@ -270,7 +340,8 @@ def _as_scale(name, scale, of, shape, layout):
     given = (1,) * (len(shape) - scale.ndim) + scale.shape
     if len(given) != len(shape) or any(one not in (1, size) for one, size in zip(given, shape, strict=True)):
         raise ValueError(f"{name}: expected a shape that broadcasts to {shape}, that of {of}, got {scale.shape}")
-    if given[keys] != 1 and given[-1] != 1:
+    varies = given[keys] != 1 or (layout == "paged" and given[0] != 1)
+    if varies and given[-1] != 1:
         raise ValueError(
             f"{name}: expected size 1 along the keys (a scale for each column) or along the last axis (a scale for "
             f"each key), got shape {scale.shape}"
@@ -335,6 +406,65 @@ def as_lengths(name, argument, batch, longest, each, array):
     if wrong.any():
         raise ValueError(f"{name}: expected 0 to {longest}, the length of {array}, got {given[wrong][0]}")
     return lengths
+
+
+def _paged_lengths(argument, least, most_pages, page_size):
+    """Return the checked numbers of keys, of at least so many in each sequence, as an int64 array of shape (B,)."""
+    batch = len(least)
+    given = as_array("key_lengths", argument)
+    if given.shape != (batch,):
+        raise ValueError(
+            f"key_lengths: expected shape {(batch,)}, one length for each sequence of block_table, got {given.shape}"
+        )
+    if batch == 0:  # an empty list has no type of its own
+        return np.zeros(0, np.int64)
+    room = most_pages * page_size
+    lengths = as_integers("key_lengths", given, -FAR, FAR)
+    (wrong,) = ((lengths < 0) | (lengths > room)).nonzero()
+    if wrong.size:
+        n = wrong[0]
+        raise ValueError(
+            f"key_lengths: expected 0 to {room}, the room in {most_pages} pages of {page_size} keys (the shape of "
+            f"block_table and key_cache), got {lengths[n]} (sequence {n})"
+        )
+    (wrong,) = (lengths < least).nonzero()
+    if wrong.size:
+        n = wrong[0]
+        raise ValueError(
+            f"key_lengths: expected at least {least[n]}, the number of queries of sequence {n}, whose keys are "
+            f"counted too, got {lengths[n]}"
+        )
+    return lengths
+
+
+def _read_pages(table, key_lengths, modifiers, pages, page_size):
+    """Return a checked copy of the page numbers that are read. Those before the window are replaced by the first that
+    is read, because blocks of keys may begin before the window does."""
+    seen = np.zeros_like(key_lengths)
+    if modifiers.window_left >= 0:
+        offset = 0 if modifiers.query_offset is None else modifiers.query_offset
+        seen = np.clip(offset - modifiers.window_left, 0, key_lengths)
+    page_size = max(page_size, 1)
+    stop = (key_lengths + page_size - 1) // page_size
+    first = np.where(seen < key_lengths, seen // page_size, stop)
+    most = int(stop.max(initial=0))
+    if table.size == 0:  # an empty list has no type of its own
+        return np.zeros((len(table), 0), np.int64)
+    numbers = as_integers("block_table", table[:, :most], -FAR, FAR)
+    column = np.arange(most)
+    is_read = (first[:, None] <= column) & (column < stop[:, None])
+    wrong = is_read & ((numbers < 0) | (numbers >= pages))
+    if wrong.any():
+        sequence, position = (x[0] for x in wrong.nonzero())
+        raise ValueError(
+            f"block_table: expected page numbers from 0 to {pages - 1}, got {numbers[sequence, position]} "
+            f"(sequence {sequence}, position {position})"
+        )
+    if is_read.all():
+        return numbers
+    some = numbers[np.arange(len(table)), np.minimum(first, most - 1)]
+    some[first >= stop] = 0  # none is read
+    return np.where(is_read, numbers, some[:, None])
 
 
 def as_indptr(name, argument, of, total):

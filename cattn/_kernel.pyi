@@ -648,6 +648,178 @@ def attention_backward(
     """
 
 @overload
+def attention_paged(
+    query: NDArray[_T],
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    out: NDArray[_T] | None = None,
+    return_lse: Literal[False] = False,
+    num_threads: SupportsIndex | None = None,
+) -> NDArray[_T]:
+    """Attend to keys and values that lie in pages, which the sequences of a batch share as a table says.
+
+    Parameters
+    ----------
+    query : array_like, shape (total queries, Hq, D)
+        The queries of all sequences, one sequence after the other: the newest tokens, whose keys are in the cache.
+    key_cache : array_like, shape (pages, page size, Hkv, D)
+        The keys. A page holds consecutive keys of a sequence. It may have any size and any strides.
+    value_cache : array_like, shape (pages, page size, Hkv, Dv)
+        The values, in the same pages.
+    block_table : int array_like, shape (sequences, most pages)
+        The pages of each sequence, in order. A page may appear more than once, so that sequences can share a prefix.
+        Numbers behind a length are never read, and neither are those of pages that lie wholly before every query's
+        window.
+    key_lengths : int array_like, shape (sequences,)
+        The number of keys of each sequence. It must be at least the number of its queries.
+    query_indptr : int array_like, shape (sequences + 1,), optional
+        The row of `query` at which each sequence begins, and then the total number of rows. The numbers ascend from 0.
+        By default each sequence has one query.
+    scale, causal, window : optional
+        As in `attention`.
+    query_offset : {"start", "end"}, int, or int array of shape (sequences,), optional
+        The position of query 0 of each sequence among its keys, as in `attention`. "end" is what a cache needs.
+    alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
+        As in `attention`.
+    softcap, sinks, out, return_lse, num_threads : optional
+        As in `attention`.
+
+    Returns
+    -------
+    out : ndarray, shape (total queries, Hq, Dv)
+        Each sequence has the same bits as if `attention` had been called for it alone, with the keys and values of its
+        pages one after the other. They are not copied together, except for a block at a time.
+    lse : ndarray, shape (total queries, Hq)
+        It is returned only with `return_lse`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong. The message names it, what was expected and what was given: a page number that does not
+        exist, with its sequence and position, or a length that the pages cannot hold. No page has been read.
+    MemoryError
+        It has the same causes as in `attention`.
+
+    See Also
+    --------
+    attention_varlen : Attend over packed sequences whose keys lie one after the other.
+    KVCache : Keep keys and values in arrays that grow in place.
+
+    Notes
+    -----
+    Paged caches were proposed by Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
+    PagedAttention", section 4.
+
+    Examples
+    --------
+    Two sequences of 5 and 7 tokens share their first page, which holds 4 tokens:
+
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> key_cache, value_cache = rng.standard_normal((2, 9, 4, 2, 8))  # (pages, page size, heads, head size)
+    >>> query = rng.standard_normal((2, 6, 8))  # the newest token of each
+    >>> block_table = [[3, 8], [3, 0]]
+    >>> context = cattn.attention_paged(query, key_cache, value_cache, block_table, [5, 7])
+    >>> context.shape
+    (2, 6, 8)
+    >>> key, value = (cache[[3, 0]].reshape(8, 2, 8)[:7] for cache in (key_cache, value_cache))
+    >>> np.array_equal(context[1:], cattn.attention(query[1:], key, value, layout="blhd"))
+    True
+    """
+
+@overload
+def attention_paged(
+    query: NDArray[_T],
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    out: NDArray[_T] | None = None,
+    return_lse: Literal[True],
+    num_threads: SupportsIndex | None = None,
+) -> tuple[NDArray[_T], NDArray[np.floating[Any]]]: ...
+@overload
+def attention_paged(
+    query: _Array,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    out: NDArray[Any] | None = None,
+    return_lse: Literal[False] = False,
+    num_threads: SupportsIndex | None = None,
+) -> NDArray[Any]: ...
+@overload
+def attention_paged(
+    query: _Array,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    out: NDArray[Any] | None = None,
+    return_lse: Literal[True],
+    num_threads: SupportsIndex | None = None,
+) -> tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
+@overload
+def attention_paged(
+    query: _Array,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    out: NDArray[Any] | None = None,
+    return_lse: _Flag,
+    num_threads: SupportsIndex | None = None,
+) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.floating[Any]]]: ...
+@overload
 def maxsim(
     query: _Array,
     document: _Array,

@@ -17,6 +17,7 @@ from ._gradients import Gradients
 __all__ = [
     "attention",
     "attention_backward",
+    "attention_paged",
     "attention_varlen",
     "attention_weights",
     "error_bound",
@@ -348,6 +349,64 @@ def attention_backward(
     with np.errstate(all="ignore"):
         terms = _backward_terms(dtype, layout, grad_out, query, key, value, out, lse, grad_lse, **modifiers)
         return _of_inputs(terms.gradients(), layout, query, key, value, bias_grad, **modifiers)
+
+
+def attention_paged(
+    query, key_cache, value_cache, block_table, key_lengths, *, query_indptr=None, **options
+):
+    """Compute `attention_varlen` on keys and values that lie in pages.
+
+    Parameters
+    ----------
+    query : array_like, (total queries, Hq, D)
+        The queries of all sequences, one sequence after the other.
+    key_cache : array_like, (pages, page size, Hkv, D)
+        The keys.
+    value_cache : array_like, (pages, page size, Hkv, Dv)
+        The values.
+    block_table : int array_like, (sequences, most pages)
+        The pages of each sequence, in order. Numbers that do not exist count as the nearest ones that do. They may stand
+        behind a length, and where nothing is attended to.
+    key_lengths : int array_like, (sequences,)
+        The number of keys of each sequence.
+    query_indptr : int array_like, (sequences + 1,), optional
+        As in `attention_varlen`. By default each sequence has one query.
+    **options
+        As in `attention_varlen`: scale, causal, window, query_offset, alibi_slopes, softcap, sinks, return_lse, dtype.
+
+    Returns
+    -------
+    out : ndarray, (total queries, Hq, Dv)
+        Each sequence has the result that `attention` gives for it alone.
+    lse : ndarray, (total queries, Hq)
+        It is returned only with `return_lse`.
+
+    See Also
+    --------
+    attention_varlen : Compute the same on keys that lie one after the other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cattn
+    >>> rng = np.random.default_rng(0)
+    >>> key_cache, value_cache = rng.standard_normal((2, 9, 4, 2, 8))
+    >>> query = rng.standard_normal((2, 6, 8))
+    >>> cattn.reference.attention_paged(query, key_cache, value_cache, [[3, 8], [3, 0]], [5, 7]).shape
+    (2, 6, 8)
+    """
+    block_table, key_lengths = np.asarray(block_table), np.asarray(key_lengths)
+    if query_indptr is None:
+        query_indptr = np.arange(len(block_table) + 1)
+
+    def in_order(cache):
+        cache = np.asarray(cache)
+        none = cache.reshape(-1, *cache.shape[2:])[:0]
+        pages = [cache.take(numbers, axis=0, mode="clip") for numbers in block_table] if cache.size else []
+        return np.concatenate([none, *(x.reshape(-1, *x.shape[2:])[:n] for x, n in zip(pages, key_lengths))])
+
+    key_indptr = np.cumsum([0, *key_lengths])
+    return attention_varlen(query, in_order(key_cache), in_order(value_cache), query_indptr, key_indptr, **options)
 
 
 @forwarding(attention, without=("dtype",))

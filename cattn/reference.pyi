@@ -19,6 +19,7 @@ from ._kernel import (
 __all__ = [
     "attention",
     "attention_backward",
+    "attention_paged",
     "attention_varlen",
     "attention_weights",
     "error_bound",
@@ -121,6 +122,63 @@ def attention_weights(
     layout: _Layout = "bhld",
     dtype: DTypeLike | None = None,
 ) -> _Result: ...
+@overload
+def attention_paged(
+    query: _Array,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_lse: Literal[False] = False,
+    dtype: DTypeLike | None = None,
+) -> _Result: ...
+@overload
+def attention_paged(
+    query: _Array,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_lse: Literal[True],
+    dtype: DTypeLike | None = None,
+) -> tuple[_Result, _Result]: ...
+@overload
+def attention_paged(
+    query: _Array,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
+    *,
+    query_indptr: _Integers | None = None,
+    scale: _Number | None = None,
+    causal: _Flag = False,
+    window: _Window | None = None,
+    query_offset: _Offset | None = None,
+    alibi_slopes: _Array | None = None,
+    softcap: _Number | None = None,
+    sinks: _Array | None = None,
+    return_lse: _Flag,
+    dtype: DTypeLike | None = None,
+) -> _Result | tuple[_Result, _Result]: ...
 @overload
 def attention_varlen(
     query: _Array,

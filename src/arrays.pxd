@@ -84,18 +84,25 @@ cdef inline int set_scale(cattn_array *array, object given, int batch_ndim) exce
     if given is not None:
         *_, rows, columns = given.shape
         settle_scale(array, rows, columns)
+        if given.ndim > 3 and given.shape[0] == 1:   # of one page, which may count as many
+            array.batch[0] = 0
     return 0
+
+
+cdef inline void set_unpacked(cattn_problem *problem) noexcept:
+    problem.query_indptr = problem.key_indptr = problem.block_table = problem.paged_lengths = NULL
 
 
 cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     """Copy what _arguments.Problem says into the problem."""
     cdef int axis, batch_ndim
-    problem.query_indptr = problem.key_indptr = NULL
+    set_unpacked(problem)
     batch = given.query.shape[:given.query.ndim - 3]
     if given.query_indptr is not None:
         problem.query_indptr = <const int64_t *>cnp.PyArray_DATA(given.query_indptr)
-        problem.key_indptr = <const int64_t *>cnp.PyArray_DATA(given.key_indptr)
         batch = (len(given.query_indptr) - 1,)
+    if given.key_indptr is not None:
+        problem.key_indptr = <const int64_t *>cnp.PyArray_DATA(given.key_indptr)
     problem.batch_ndim = batch_ndim = len(batch)
     for axis in range(batch_ndim):
         problem.batch_shape[axis] = batch[axis]
@@ -108,6 +115,12 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
     set_scale(&problem.value_scale, given.value_scale, batch_ndim)
     *_, problem.query_heads, problem.query_length, problem.head_size = given.query.shape
     *_, problem.key_heads, problem.key_length, _ = given.key.shape
+    if given.block_table is not None:
+        problem.block_table = <const int64_t *>cnp.PyArray_DATA(given.block_table)
+        problem.paged_lengths = <const int64_t *>cnp.PyArray_DATA(given.key_lengths)
+        problem.most_pages = given.block_table.shape[1]
+        problem.page_size = problem.key_length
+        problem.key_length = given.key_lengths.max(initial=0)
     *_, problem.value_size = (0,) if given.value is None else given.value.shape
     set_modifiers(problem, given.modifiers)
     return 0
@@ -224,7 +237,7 @@ cdef inline bint set_plain_inputs(cattn_problem *problem, cnp.ndarray query, cnp
     set_plain(&problem.query, query, type, batch_ndim, is_blhd)
     set_plain(&problem.key, key, key_type, batch_ndim, is_blhd)
     set_plain(&problem.value, value, key_type, batch_ndim, is_blhd)
-    problem.query_indptr = problem.key_indptr = NULL
+    set_unpacked(problem)
     problem.key_scale.data = problem.value_scale.data = NULL
     return (set_plain_scale(&problem.key_scale, key_scale, key, key_type, batch_ndim, is_blhd)
             and set_plain_scale(&problem.value_scale, value_scale, value, key_type, batch_ndim, is_blhd))

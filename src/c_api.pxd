@@ -415,6 +415,7 @@ cdef inline int add_copies(CallFromC *call) noexcept nogil:
 cdef inline int set_problem_of(CallFromC *call) noexcept nogil:
     """Fill the problem from the arguments. Return the first status that is not CATTN_DONE, which is 0."""
     call.problem.query_indptr = call.problem.key_indptr = NULL
+    call.problem.block_table = call.problem.paged_lengths = NULL
     return (check_arrays(call) or check_types(call) or place_arrays(call) or check_scales(call)
             or check_results(call)
             or set_numbers(call) or check_offset(call) or check_integers(call) or add_copies(call))

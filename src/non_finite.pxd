@@ -58,10 +58,15 @@ cdef inline bint is_zero(const char *item, const cattn_kernels *kernels) noexcep
     return ((<const float *>item)[0] if kernels.itemsize == sizeof(float) else (<const double *>item)[0]) == 0
 
 
+cdef inline const char *values_of(const cattn_key_block *block, Py_ssize_t j) noexcept nogil:
+    """Return where the values of key j begin, or of a bundle whose first key it is."""
+    return block.data + j * block.stride if block.list == NULL else block.list[j]
+
+
 cdef inline const char *value_at(const cattn_kernels *kernels, const cattn_key_block *block, Py_ssize_t j,
                                  Py_ssize_t c) noexcept nogil:
     cdef Py_ssize_t item = item_size(block.type), bundle = kernels.interleaves
-    return block.data + (j - j % bundle) * block.stride + (c * bundle + j % bundle) * item
+    return values_of(block, j - j % bundle) + (c * bundle + j % bundle) * item
 
 
 cdef inline char *output_at(const cattn_kernels *kernels, const cattn_row_tile *tile, void *output, Py_ssize_t row,
@@ -77,7 +82,7 @@ cdef inline bint is_finite_block(const cattn_kernels *kernels, void *output, con
     cdef Py_ssize_t lines = tile.rows if few else block.size, length = block.size if few else tile.rows
     cdef Py_ssize_t bundle = kernels.interleaves, i
     for i in range((block.count + bundle - 1) // bundle):
-        if not are_finite(block.data + i * bundle * block.stride, bundle * block.size, block.type):
+        if not are_finite(values_of(block, i * bundle), bundle * block.size, block.type):
             return False
     # Where the scale is not 0, a sum that is not finite stays so in the kernel.
     for i in range(0 if tile.is_new else tile.rows):
@@ -118,6 +123,7 @@ cdef inline void weigh_column(const cattn_kernels *kernels, void *output, const 
     finite.stride = item
     finite.size = 1
     finite.prefetch = NULL
+    finite.list = NULL
     kernels.values(output_at(kernels, tile, output, 0, c), tile, &finite)
     for row in range(tile.rows):
         out = output_at(kernels, tile, output, row, c)

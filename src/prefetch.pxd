@@ -4,7 +4,7 @@
 
 from convert cimport item_size
 from problem cimport cattn_problem
-from rows cimport open_rows, prefetch_row, prefetch_row_to_write, prefetch_rows, row_at, Rows
+from rows cimport open_keys, open_rows, prefetch_row, prefetch_row_to_write, prefetch_rows, row_at, Rows
 from schedule cimport find_task, Task
 from tile cimport HeadGroup, Tile, tile_row
 from tiles.tiles cimport CATTN_MAX_LANES, cattn_prefetch
@@ -78,8 +78,8 @@ cdef inline void prefetch_block(const Prefetch *prefetch, Py_ssize_t low, Py_ssi
                 and same_keys(prefetch.previous, prefetch.task)):
             return
     elif next_task != NULL and not same_keys(prefetch.task, next_task):
-        open_rows(&keys, problem, &problem.key, next_task.entry, next_task.key_head, problem.key_indptr)
-        open_rows(&values, problem, &problem.value, next_task.entry, next_task.key_head, problem.key_indptr)
+        open_keys(&keys, problem, &problem.key, next_task.entry, next_task.key_head)
+        open_keys(&values, problem, &problem.value, next_task.entry, next_task.key_head)
         low = next_task.key_start
         end = next_task.key_stop
     else:

@@ -79,6 +79,12 @@ typedef struct {
     /* Packed sequences: the batch is one axis, entry e owns rows indptr[e] to indptr[e + 1] of the arrays,
      * query_length and key_length are those of all entries together. int64; NULL where arrays are not packed. */
     const int64_t *query_indptr, *key_indptr;
+
+    /* Paged keys and values of packed queries: entry e has paged_lengths[e] keys. Key j is row j mod page_size of page
+     * block_table[e · most_pages + j / page_size]. The first stride of `batch` goes from page to page. key_length is
+     * the longest entry's, and key_indptr NULL. The table is NULL where keys do not lie in pages. */
+    const int64_t *block_table, *paged_lengths;
+    ptrdiff_t most_pages, page_size;
 } cattn_problem;
 
 #endif

@@ -39,3 +39,6 @@ cdef extern from "problem.h" nogil:
         cattn_array key_start, key_stop, mask
         const int64_t *query_indptr
         const int64_t *key_indptr
+        const int64_t *block_table
+        const int64_t *paged_lengths
+        Py_ssize_t most_pages, page_size

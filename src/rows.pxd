@@ -3,8 +3,10 @@
 
 from libc.stdint cimport int64_t
 
-from convert cimport gather_rows, gather_rows_function, in_place, interleave_rows, item_size
+from convert cimport (
+    MOST_INTERLEAVED, gather_rows, gather_rows_function, in_place, interleave_rows, item_size)
 from problem cimport CATTN_INT8, cattn_array, cattn_problem, cattn_type
+from sizes cimport round_up
 from tiles.tiles cimport (
     CATTN_PREFETCH, CATTN_PREFETCH_L2, CATTN_PREFETCH_WRITE, cattn_kernels, cattn_key_block, cattn_table)
 
@@ -13,11 +15,14 @@ from tiles.tiles cimport (
 cdef struct Storage:
     cattn_type type                  # of the numbers that they get
     gather_rows_function gather      # turns rows into these, in the workspace; NULL: they are read where they lie
+    bint listed                      # of rows in several pages, the kernels take a list of addresses
 
 
 cdef struct Rows:
     const cattn_array *array
-    char *first                      # row 0 of the first head; NULL: the array was not given
+    char *first                      # row 0 of the first head, in page 0 if there are pages; NULL: not given
+    const int64_t *pages             # the pages in which the rows lie; NULL: they lie one after the other
+    Py_ssize_t page_size             # rows of a page
 
 
 cdef inline Py_ssize_t entry_query_length(const cattn_problem *problem, Py_ssize_t entry) noexcept nogil:
@@ -31,6 +36,8 @@ cdef inline Py_ssize_t entry_key_length(const cattn_problem *problem, Py_ssize_t
     """Return the number of keys of a batch entry, or of a packed sequence."""
     if problem.key_indptr != NULL:
         return <Py_ssize_t>(problem.key_indptr[entry + 1] - problem.key_indptr[entry])
+    if problem.paged_lengths != NULL:
+        return <Py_ssize_t>problem.paged_lengths[entry]
     return problem.key_length
 
 
@@ -40,6 +47,7 @@ cdef inline void open_rows(Rows *rows, const cattn_problem *problem, const cattn
     cdef Py_ssize_t axis, rest = entry
     rows.array = array
     rows.first = array.data
+    rows.pages = NULL
     if rows.first == NULL:
         return
     for axis in range(problem.batch_ndim - 1, -1, -1):
@@ -48,6 +56,31 @@ cdef inline void open_rows(Rows *rows, const cattn_problem *problem, const cattn
     if indptr != NULL:
         rows.first += indptr[entry] * array.row
     rows.first += head * array.head
+
+
+cdef inline void open_keys(Rows *rows, const cattn_problem *problem, const cattn_array *array, Py_ssize_t entry,
+                           Py_ssize_t head) noexcept nogil:
+    """Find the rows of `head` in an array of keys, of values, or of their scales."""
+    if problem.block_table == NULL:
+        open_rows(rows, problem, array, entry, head, problem.key_indptr)
+        return
+    rows.array = array
+    rows.first = NULL if array.data == NULL else array.data + head * array.head
+    rows.pages = problem.block_table + entry * problem.most_pages
+    rows.page_size = problem.page_size
+
+
+cdef inline char *key_at(const Rows *rows, Py_ssize_t index) noexcept nogil:
+    """Return the address of a row of the first head, in whichever page it lies."""
+    if rows.pages == NULL:
+        return rows.first + index * rows.array.row
+    return (rows.first + rows.pages[index // rows.page_size] * rows.array.batch[0]
+            + index % rows.page_size * rows.array.row)
+
+
+cdef inline Py_ssize_t count_in_page(const Rows *rows, Py_ssize_t index, Py_ssize_t most) noexcept nogil:
+    """Return how many rows from `index` on, of `most`, lie one after the other."""
+    return most if rows.pages == NULL else min(rows.page_size - index % rows.page_size, most)
 
 
 cdef inline char *row_at(const Rows *rows, Py_ssize_t head, Py_ssize_t index) noexcept nogil:
@@ -59,6 +92,7 @@ cdef inline void set_storage(Storage *storage, const cattn_array *array, const c
                              int batch_ndim) noexcept nogil:
     """Decide how the kernels get blocks of an array: interleaved, in place, or gathered."""
     storage.type = kernels.type
+    storage.listed = False
     storage.gather = interleave_rows if interleaves else gather_rows
     if not interleaves and kernels.reads >> array.type & 1:
         if array.type == CATTN_INT8:   # gathered as it is, because a scale is folded in either case or in none
@@ -66,11 +100,19 @@ cdef inline void set_storage(Storage *storage, const cattn_array *array, const c
         if in_place(array, array.type, batch_ndim):
             storage.type = array.type
             storage.gather = NULL
+            storage.listed = kernels.takes_lists
 
 
 cdef inline Py_ssize_t gathered_bytes(const Storage *storage, Py_ssize_t rows, Py_ssize_t size) noexcept nogil:
     """Return the room that a block of so many rows of `size` numbers takes in the workspace."""
     return 0 if storage.gather == NULL else rows * size * item_size(storage.type)
+
+
+cdef inline Py_ssize_t paged_bytes(const Storage *storage, Py_ssize_t rows, Py_ssize_t size) noexcept nogil:
+    """Return the room that it takes if the rows lie in several pages: read_pages says for what."""
+    if storage.listed:
+        return rows * sizeof(char *)
+    return (2 if storage.gather == interleave_rows else 1) * rows * size * item_size(storage.type)
 
 
 cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Storage *storage, Py_ssize_t low,
@@ -80,6 +122,7 @@ cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Stor
     block.type = storage.type
     block.prefetch = NULL
     block.scales = NULL
+    block.list = NULL
     if storage.gather == NULL:
         block.data = first
         block.stride = rows.array.row
@@ -87,6 +130,50 @@ cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Stor
         storage.gather(room, storage.type, rows.array, first, block.count, block.size, table)
         block.data = room
         block.stride = block.size * item_size(storage.type)   # if keys are interleaved, one key's share
+
+
+cdef inline void list_rows(const char **addresses, const Rows *rows, Py_ssize_t low, Py_ssize_t count) noexcept nogil:
+    """List the addresses of rows low, low + 1, ..., which lie in several pages."""
+    cdef Py_ssize_t row = rows.array.row, done = 0, some, i
+    cdef const char *first
+    while done < count:
+        first = key_at(rows, low + done)
+        some = count_in_page(rows, low + done, count - done)
+        for i in range(some):
+            addresses[done + i] = first + i * row
+        done += some
+
+
+cdef inline void read_pages(cattn_key_block *block, const Rows *rows, const Storage *storage, Py_ssize_t low,
+                            char *room, const cattn_table *table) noexcept nogil:
+    """Do what read_block does with rows that lie in pages. If they lie in several, they are listed, or gathered."""
+    cdef Py_ssize_t bytes = block.size * item_size(storage.type), done = 0, some
+    cdef char *gathered = room
+    cdef Rows page = rows[0]
+    if count_in_page(rows, low, block.count) == block.count:
+        page.first = key_at(rows, low)
+        read_block(block, &page, storage, 0, room, table)
+        return
+    block.type = storage.type
+    block.prefetch = NULL
+    block.scales = NULL
+    block.list = NULL
+    if storage.listed:
+        list_rows(<const char **>room, rows, low, block.count)
+        block.data = (<const char **>room)[0]
+        block.stride = 0
+        block.list = <const char *const *>room
+        return
+    if storage.gather == interleave_rows:
+        gathered += round_up(block.count, MOST_INTERLEAVED) * bytes
+    while done < block.count:
+        some = count_in_page(rows, low + done, block.count - done)
+        gather_rows(gathered + done * bytes, storage.type, rows.array, key_at(rows, low + done), some, block.size, table)
+        done += some
+    if storage.gather == interleave_rows:
+        table.interleave(room, gathered, bytes, block.count, block.size)
+    block.data = room
+    block.stride = bytes
 
 
 cdef inline void prefetch_row(const char *row, Py_ssize_t bytes) noexcept nogil:
@@ -106,6 +193,8 @@ cdef inline void prefetch_row_to_write(const char *row, Py_ssize_t bytes) noexce
 cdef inline void prefetch_rows(const Rows *rows, Py_ssize_t low, Py_ssize_t high, Py_ssize_t size) noexcept nogil:
     """Ask for rows low <= i < high, of `size` numbers each, as far as L2."""
     cdef Py_ssize_t row, line, bytes = size * item_size(rows.array.type)
+    cdef const char *first
     for row in range(low, high):
+        first = key_at(rows, row)
         for line in range((bytes + 63) // 64):
-            CATTN_PREFETCH_L2(rows.first + row * rows.array.row + line * 64)
+            CATTN_PREFETCH_L2(first + line * 64)

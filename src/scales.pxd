@@ -5,9 +5,11 @@
 # its score, or into its weight on the way to the values, but not into the sum of weights. For other kernels a block is
 # widened, and multiplied on the way.
 
+from libc.string cimport memcpy
+
 from convert cimport gather_row, is_multiple
 from problem cimport CATTN_FLOAT32, CATTN_INT8, cattn_array
-from rows cimport Rows, Storage
+from rows cimport count_in_page, key_at, Rows, Storage
 from tiles.tiles cimport CATTN_FEW, cattn_key_block, cattn_row_tile, cattn_table
 
 
@@ -20,9 +22,14 @@ cdef inline bint settle_scale(cattn_array *scale, Py_ssize_t rows, Py_ssize_t co
     return scale.row == 0 or scale.column == 0
 
 
-cdef inline bint folds_columns(const cattn_array *scale, const Storage *storage) noexcept nogil:
+cdef inline bint varies_by_key(const cattn_array *scale, bint paged) noexcept nogil:
+    """Return whether a scale varies along the keys. Those of one page may share one."""
+    return scale.row != 0 or paged and scale.batch[0] != 0
+
+
+cdef inline bint folds_columns(const cattn_array *scale, const Storage *storage, bint paged) noexcept nogil:
     """Return whether the scales of columns go into queries or output, because the kernels read int8."""
-    return scale.data != NULL and scale.row == 0 and storage.type == CATTN_INT8
+    return scale.data != NULL and not varies_by_key(scale, paged) and storage.type == CATTN_INT8
 
 
 cdef inline const float *scales_along(const Rows *scale, const char *first, Py_ssize_t stride, Py_ssize_t count,
@@ -42,7 +49,17 @@ cdef inline const float *scales_along(const Rows *scale, const char *first, Py_s
 cdef inline const float *key_scales(const Rows *scale, Py_ssize_t low, Py_ssize_t count, char *room,
                                     const cattn_table *table) noexcept nogil:
     """Return the scales of keys low, low + 1, ..."""
-    return scales_along(scale, scale.first + low * scale.array.row, scale.array.row, count, room, table)
+    cdef Py_ssize_t done = 0, some = count_in_page(scale, low, count), size = sizeof(float)
+    cdef const float *found
+    if some == count:
+        return scales_along(scale, key_at(scale, low), scale.array.row, count, room, table)
+    while done < count:
+        some = count_in_page(scale, low + done, count - done)
+        found = scales_along(scale, key_at(scale, low + done), scale.array.row, some, room + done * size, table)
+        if <const char *>found != room + done * size:
+            memcpy(room + done * size, found, some * size)
+        done += some
+    return <const float *>room
 
 
 cdef inline const float *column_scales(const Rows *scale, Py_ssize_t column, Py_ssize_t count, char *room,
@@ -57,9 +74,9 @@ cdef inline void read_scales(cattn_key_block *block, const Rows *scale, const St
     cdef bint by_key
     cdef const float *scales
     cdef Py_ssize_t j
-    if scale.first == NULL or folds_columns(scale.array, storage):
+    if scale.first == NULL or folds_columns(scale.array, storage, scale.pages != NULL):
         return
-    by_key = scale.array.row != 0
+    by_key = varies_by_key(scale.array, scale.pages != NULL)
     scales = (key_scales(scale, low, block.count, room, table) if by_key
               else column_scales(scale, 0, block.size, room, table))
     if storage.type == CATTN_INT8:

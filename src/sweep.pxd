@@ -9,15 +9,16 @@
 from plan cimport Strategy
 from prefetch cimport look_ahead, open_prefetch, Prefetch, prefetch_beside
 from problem cimport cattn_problem
-from rows cimport read_block
+from rows cimport read_block, read_pages
 from scales cimport read_scales
 from schedule cimport Task
 from score_mod cimport Region
 from tile cimport find_intervals, find_rows, halves_differ, HeadGroup, load_queries, open_heads, Tile
 from tiles.tiles cimport (
-    CATTN_FEW, CATTN_HALVES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_prefetch, cattn_row_tile)
+    CATTN_FEW, CATTN_HALVES, PY_SSIZE_T_MAX, cattn_kernels, cattn_key_block, cattn_prefetch, cattn_row_tile,
+    cattn_table)
 from worker cimport stopped, Worker
-from workspace cimport place_tile
+from workspace cimport place_tile, Workspace
 
 
 # A task while it is computed: its tiles, and the rows of the heads that they read.
@@ -88,6 +89,10 @@ cdef inline bint read_keys(Block *block, const Sweep *sweep, Py_ssize_t start, P
     cdef const Worker *worker = sweep.worker
     cdef const cattn_problem *problem = worker.call.problem
     cdef const Strategy *strategy = sweep.task.strategy
+    cdef const Workspace *space = worker.call.workspace
+    cdef const cattn_table *table = worker.call.plan.table
+    cdef char *memory = worker.memory
+    cdef bint paged = problem.block_table != NULL
     cdef Py_ssize_t count = stop - start
     if count <= 0 or stopped(worker, sweep.tile_count * sweep.tiles[0].arrays.lanes * count
                              * (problem.head_size + problem.value_size)):
@@ -97,15 +102,17 @@ cdef inline bint read_keys(Block *block, const Sweep *sweep, Py_ssize_t start, P
     block.keys.count = block.values.count = count
     block.keys.size = problem.head_size
     block.values.size = problem.value_size
-    read_block(&block.keys, &sweep.heads.key, &strategy.key, start,
-               worker.memory + worker.call.workspace.key, worker.call.plan.table)
-    read_scales(&block.keys, &sweep.heads.key_scale, &strategy.key, start,
-                worker.memory + worker.call.workspace.key_scale, worker.call.plan.table)
+    if paged:
+        read_pages(&block.keys, &sweep.heads.key, &strategy.key, start, memory + space.key, table)
+    else:
+        read_block(&block.keys, &sweep.heads.key, &strategy.key, start, memory + space.key, table)
+    read_scales(&block.keys, &sweep.heads.key_scale, &strategy.key, start, memory + space.key_scale, table)
     if sweep.heads.value.first != NULL:
-        read_block(&block.values, &sweep.heads.value, &strategy.value, start,
-                   worker.memory + worker.call.workspace.value, worker.call.plan.table)
-        read_scales(&block.values, &sweep.heads.value_scale, &strategy.value, start,
-                    worker.memory + worker.call.workspace.value_scale, worker.call.plan.table)
+        if paged:
+            read_pages(&block.values, &sweep.heads.value, &strategy.value, start, memory + space.value, table)
+        else:
+            read_block(&block.values, &sweep.heads.value, &strategy.value, start, memory + space.value, table)
+        read_scales(&block.values, &sweep.heads.value_scale, &strategy.value, start, memory + space.value_scale, table)
     return True
 
 
@@ -172,6 +179,8 @@ cdef inline void take_rows(cattn_key_block *rows, const cattn_key_block *block, 
     """Take rows first, first + 1, ... of a block of keys or values."""
     rows[0] = block[0]
     rows.data += first * block.stride
+    if block.list != NULL:
+        rows.list += first
     rows.count = count
     rows.prefetch = ahead
     if block.scales != NULL:

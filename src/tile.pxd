@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 from convert cimport gather_row
 from plan cimport Plan, Strategy
 from problem cimport CATTN_UNLIMITED, cattn_array, cattn_problem
-from rows cimport entry_key_length, entry_query_length, open_rows, row_at, Rows
+from rows cimport entry_key_length, entry_query_length, open_keys, open_rows, row_at, Rows
 from scales cimport column_scales
 from tiles.tiles cimport (
     CATTN_HALVES, CATTN_MAX_LANES, PY_SSIZE_T_MAX, cattn_kernels, cattn_row_tile, cattn_softmax, cattn_total)
@@ -60,10 +60,10 @@ cdef inline void open_heads(HeadGroup *heads, const cattn_problem *problem, Py_s
     heads.entry = entry
     heads.first_head = first
     open_rows(&heads.query, problem, &problem.query, entry, first, problem.query_indptr)
-    open_rows(&heads.key, problem, &problem.key, entry, key_head, problem.key_indptr)
-    open_rows(&heads.value, problem, &problem.value, entry, key_head, problem.key_indptr)
-    open_rows(&heads.key_scale, problem, &problem.key_scale, entry, key_head, problem.key_indptr)
-    open_rows(&heads.value_scale, problem, &problem.value_scale, entry, key_head, problem.key_indptr)
+    open_keys(&heads.key, problem, &problem.key, entry, key_head)
+    open_keys(&heads.value, problem, &problem.value, entry, key_head)
+    open_keys(&heads.key_scale, problem, &problem.key_scale, entry, key_head)
+    open_keys(&heads.value_scale, problem, &problem.value_scale, entry, key_head)
     open_rows(&heads.out, problem, &problem.out, entry, first, problem.query_indptr)
     open_rows(&heads.lse, problem, &problem.lse, entry, first, problem.query_indptr)
     open_rows(&heads.mask, problem, &problem.mask, entry, first, NULL)

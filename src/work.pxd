@@ -1,6 +1,7 @@
 # Problem → how long it takes, about, and whether more threads than one are worth waking.
 
 from problem cimport cattn_problem
+from rows cimport entry_key_length, entry_query_length
 
 cdef enum:
     # Multiply-adds below which waking a worker costs more than it brings: about 50 µs.
@@ -13,14 +14,22 @@ cdef enum:
 
 cdef inline double work_of(const cattn_problem *problem) noexcept nogil:
     """Return about how many multiply-adds a problem takes."""
-    cdef double work = <double>problem.query_heads * problem.query_length * problem.key_length
+    cdef double pairs = 0
+    cdef Py_ssize_t entry
     cdef int axis
-    for axis in range(problem.batch_ndim):
-        work *= problem.batch_shape[axis]
-    return work * (problem.head_size + problem.value_size)
+    if problem.query_indptr != NULL:
+        for entry in range(problem.batch_shape[0]):
+            pairs += <double>entry_query_length(problem, entry) * entry_key_length(problem, entry)
+    else:
+        pairs = <double>problem.query_length * problem.key_length
+        for axis in range(problem.batch_ndim):
+            pairs *= problem.batch_shape[axis]
+    return pairs * problem.query_heads * (problem.head_size + problem.value_size)
 
 
 cdef inline bint gains_by_threads(const cattn_problem *problem, double work) noexcept nogil:
     """Return whether a problem that takes so much work takes long enough to wake workers for it."""
     cdef double rows = <double>problem.query_length * problem.query_heads   # of a key head, times the key heads
+    if problem.query_indptr != NULL:   # query_length is that of all sequences
+        rows /= max(problem.batch_shape[0], <Py_ssize_t>1)
     return work >= THREADS_WORK or work * READING_ROWS * problem.key_heads >= THREADS_WORK * max(rows, 1.0)

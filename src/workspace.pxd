@@ -3,7 +3,7 @@
 
 from plan cimport Plan, Strategy
 from problem cimport cattn_array, cattn_problem
-from rows cimport gathered_bytes, Storage
+from rows cimport gathered_bytes, paged_bytes, Storage
 from sizes cimport reserve, round_up
 from tile cimport Tile
 from tiles.tiles cimport CATTN_ALIGNMENT, CATTN_FEW_ROWS, CATTN_MAX_LANES, cattn_row_tile, cattn_softmax, cattn_total
@@ -65,8 +65,11 @@ cdef inline Py_ssize_t query_room(const cattn_problem *problem) noexcept nogil:
     return round_up(problem.head_size, 16)
 
 
-cdef inline Py_ssize_t block_bytes(const Strategy *strategy, const Storage *storage, Py_ssize_t size) noexcept nogil:
+cdef inline Py_ssize_t block_bytes(const cattn_problem *problem, const Strategy *strategy, const Storage *storage,
+                                   Py_ssize_t size) noexcept nogil:
     """Return the room for a block of keys or values, of `size` numbers each, that is not read where it lies."""
+    if problem.block_table != NULL:
+        return paged_bytes(storage, strategy.key_block, size)
     return gathered_bytes(storage, strategy.key_block, size)
 
 
@@ -102,10 +105,10 @@ cdef inline void make_workspace(Workspace *space, const Plan *plan, const cattn_
     space.scores = reserve(&bytes, block * rows * item)
     space.attn_bias = reserve(&bytes, min(many.key_block, problem.key_length) * lanes * item)
     space.attended = reserve(&bytes, block * rows)
-    space.key = reserve(&bytes, max(block_bytes(many, &many.key, problem.head_size),
-                                  block_bytes(few, &few.key, problem.head_size)))
-    space.value = reserve(&bytes, max(block_bytes(many, &many.value, problem.value_size),
-                                    block_bytes(few, &few.value, problem.value_size)))
+    space.key = reserve(&bytes, max(block_bytes(problem, many, &many.key, problem.head_size),
+                                    block_bytes(problem, few, &few.key, problem.head_size)))
+    space.value = reserve(&bytes, max(block_bytes(problem, many, &many.value, problem.value_size),
+                                      block_bytes(problem, few, &few.value, problem.value_size)))
     space.key_scale = reserve(&bytes, scale_bytes(&problem.key_scale, block, problem.head_size))
     space.value_scale = reserve(&bytes, scale_bytes(&problem.value_scale, block, problem.value_size))
     space.row = reserve(&bytes, 0 if many.query_in_place and few.query_in_place and plan.out_in_place else

@@ -68,6 +68,7 @@ SHARES = {
     "attention": 40,
     "attention_weights": 12,
     "attention_varlen": 12,
+    "attention_paged": 8,
     "merge_attention": 6,
     "self_attention": 8,
     "trace": 2,

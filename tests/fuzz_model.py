@@ -73,7 +73,8 @@ WORDS = {"layout": ("bhld", "blhd"), "stage": ("scores", "softcapped", "biased",
 CHECKED = {"x", "causal", "mask", "num_heads", "num_kv_heads", "num_threads"}
 CHECKED |= {f"{kind}_{name}" for kind in "wb" for name in ("query", "key", "value", "output")}
 
-READ_LATE = ("query", "key", "value", "mask", "bias")
+READ_LATE = ("query", "key", "value", "key_cache", "value_cache", "mask", "bias")
+OF_PAGES = ("block_table", "key_lengths", "query_indptr")  # of attention_paged
 
 # What a call must do: the later one counts where steps differ.
 SAME, VALID, MAYBE, OPEN, REFUSED = range(5)
@@ -145,7 +146,7 @@ class Base:
             return INTEGERS if name == "key_range" else FLOATS
         if self.name == "cattn.h":
             return NUMBER if name in C_NUMBERS else INTEGERS
-        return KINDS.get(name, FLOATS)
+        return INTEGERS if name == "block_table" and self.name == "attention_paged" else KINDS.get(name, FLOATS)
 
     def is_required(self, name):
         parameter = self.parameters.get(name)
@@ -249,7 +250,7 @@ class Model:
             return None, REFUSED
         if given.dtype.kind not in "iu" and not (given.dtype == object and type(value) is int):
             return None, OPEN if given.size == 0 and name == "lengths" else REFUSED
-        if given.size > 1e6:
+        if given.size > 1e6 or (name in OF_PAGES and self.base.name == "attention_paged"):
             return given, OPEN
         base, numbers = self.base, np.array(given, object)
         most = max(map(abs, numbers.ravel().tolist()), default=0)

@@ -88,6 +88,7 @@ SHARES = {
     "cattn.h": 6,
     "attention_weights": 5,
     "attention_varlen": 4,
+    "attention_paged": 4,
     "attention_varlen of many sequences": 2,
     "flash_attn.flash_attn_func": 2,
 }

@@ -115,6 +115,13 @@ def check_scores(case, memory, random):
     tile.step("scores", block)
     check_modified("scores", tile.scores, raw, modifiers, tolerance)
     assert_same("block_max", tile.block_max, late_scale(case, tile) * largest(tile.scores))
+    if case.kernels.takes_lists:
+        scores, block_max = tile.scores.copy(), tile.block_max.copy()
+        by_list, _addresses = listed(block)
+        tile.scores[...] = tile.block_max[...] = 7
+        tile.step("scores", by_list)
+        assert_same("scores", tile.scores, scores)
+        assert_same("block_max", tile.block_max, block_max)
 
 
 def check_maxima(case, memory, random):
@@ -366,6 +373,12 @@ def interleaved(rows, bundle):
     return rows.reshape(-1, bundle, rows.shape[1]).swapaxes(1, 2).reshape(len(rows) // bundle, -1)
 
 
+def listed(block):
+    """Return the same keys as a list of addresses, and the list, which must live as long."""
+    addresses = np.array([block.data + j * block.stride for j in range(block.count)], np.uintp)
+    return KeyBlock(None, 0, block.count, block.size, block.type, None, address(addresses)), addresses
+
+
 def tile_with_gaps(memory, case, random):
     """Return a tile whose output may have columns beside those of the call, and a pitch that is larger than needed."""
     beside = case.few and random.random() < 0.5
@@ -386,6 +399,11 @@ def check_values(case, memory, random):
     tile.step("values", block)
     assert_close("output", tile.output, expected, sum_tolerance(case, case.count, sizes))
     together, column = tile.output.copy(), int(random.integers(case.size))
+    if case.kernels.takes_lists and case.kernels.interleaves == 1:
+        tile.output[...] = start
+        by_list, _addresses = listed(block)
+        tile.step("values", by_list)
+        assert_same("output", tile.output, together)
     tile.output[...] = start
     block.data += column * TYPES[case.type].itemsize * case.kernels.interleaves
     block.size = 1

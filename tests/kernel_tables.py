@@ -55,7 +55,7 @@ class KeyBlock(ctypes.Structure):
         ("data", pointer),
         *fields(count_of, "stride count size"),
         ("type", integer),
-        *fields(pointer, "prefetch scales"),
+        *fields(pointer, "prefetch scales list"),
     ]
 
 
@@ -100,7 +100,7 @@ class Kernels(ctypes.Structure):
         *fields(count_of, "lanes half itemsize run"),
         ("type", integer),
         ("reads", ctypes.c_uint),
-        *fields(integer, "rounds_weights scales_late"),
+        *fields(integer, "takes_lists rounds_weights scales_late"),
         ("interleaves", count_of),
         *fields(count_of, "most least bytes step chunk_blocks least_chunk most_chunk"),
         *FUNCTIONS.items(),

@@ -135,6 +135,7 @@ FUNCTIONS = _all(
     ),
     Function("attention_weights", own.draw_attention_weights, cattn.attention_weights, own.check_attention_weights),
     Function("attention_varlen", own.draw_attention_varlen, cattn.attention_varlen, own.check_attention_varlen),
+    Function("attention_paged", own.draw_attention_paged, cattn.attention_paged, own.check_attention_paged),
     Function("merge_attention", own.draw_merge_attention, cattn.merge_attention, own.check_merge_attention),
     Function("self_attention", own.draw_self_attention, cattn.self_attention, own.check_self_attention),
     Function("trace", own.draw_trace, cattn.trace, own.check_trace),

@@ -179,6 +179,51 @@ def check_attention_varlen(arguments, result):
         assert_accurate(out[rows], case, None if lse is None else lse[rows])
 
 
+def draw_attention_paged(seed, types=tuple(cases.TYPES), work=SMALLER):
+    """Return packed sequences whose keys are copied to pages in any order. Sequences may share pages."""
+    random = np.random.default_rng([seed, 30])
+    case = draw_attention_varlen(seed, types, work)
+    size = int(random.choice([1, 2, 3, 16, 17, 64, 256]))
+    edges = {name: case[name + "_indptr"] for name in ("query", "key")}
+    queries, keys = (x[1:] - x[:-1] for x in edges.values())
+    # No sequence has more queries than keys: those that would be are left out.
+    queries = np.minimum(queries, keys)
+    rows = [np.arange(start, start + n) for start, n in zip(edges["query"], queries, strict=False)]
+    case["query"] = case["query"][np.concatenate([np.zeros(0, np.int64), *rows])]
+    counts = -(-keys // size)
+    pages, most = int(counts.sum()) + 2, int(counts.max(initial=0)) + int(random.integers(0, 3))
+    order, table = random.permutation(pages), random.integers(-9, 10**9, (len(keys), most))
+    for name in ("key", "value"):
+        x, taken = case.pop(name), iter(order)
+        cache = np.full((pages, size, *x.shape[1:]), np.nan, x.dtype)
+        for n, (start, count) in enumerate(zip(edges["key"], keys, strict=False)):
+            for position in range(counts[n]):
+                page = next(taken)
+                table[n, position] = page
+                some = x[start + position * size : start + min((position + 1) * size, count)]
+                cache[page, : len(some)] = some
+        case[name + "_cache"] = cache
+    if len(keys) > 1 and counts.min() > 1 and random.random() < 0.5:  # a shared prefix
+        table[1:, 0] = table[0, 0]
+    case |= {"block_table": table.astype(edges["key"].dtype), "key_lengths": keys}
+    del case["key_indptr"]
+    case["query_indptr"] = np.cumsum([0, *queries])
+    return case
+
+
+def check_attention_paged(arguments, result):
+    case = dict(arguments)
+    table, lengths = case.pop("block_table"), case.pop("key_lengths")
+    for name in ("key", "value"):
+        cache = case.pop(name + "_cache")
+        pages = [cache.take(numbers, axis=0, mode="clip") for numbers in table] if cache.size else []
+        whole = [x.reshape(-1, *cache.shape[2:])[:n] for x, n in zip(pages, lengths, strict=True)]
+        case[name] = np.concatenate([np.zeros((0, *cache.shape[2:]), cache.dtype), *whole])
+    case["key_indptr"] = np.cumsum([0, *lengths])
+    case.setdefault("query_indptr", np.arange(len(table) + 1))
+    check_attention_varlen(case, result)
+
+
 def draw_merge_attention(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
     random = np.random.default_rng([seed, 6])
     dtype = cases.TYPES[str(random.choice(list(types)))]

@@ -228,6 +228,10 @@ def long_arguments(name):
             return {"query": query, "key": key, "value": key, "query_indptr": indptr[0], "key_indptr": indptr[1]}
         given = {"q": query, "k": key, "v": key, "cu_seqlens_q": indptr[0], "cu_seqlens_k": indptr[1]}
         return given | {"max_seqlen_q": 512, "max_seqlen_k": KEYS}
+    if name == "attention_paged":
+        query, cache = repeated(512, 8, 64), repeated(KEYS // 16, 16, 8, 64)
+        table = {"block_table": np.arange(KEYS // 16)[None], "key_lengths": np.array([KEYS])}
+        return {"query": query, "key_cache": cache, "value_cache": cache, "query_indptr": np.array([0, 512])} | table
     if name == "flash_attn.flash_attn_func":
         return {"q": repeated(1, 512, 8, 64), "k": repeated(1, KEYS, 8, 64), "v": repeated(1, KEYS, 8, 64)}
     if name == "merge_attention":

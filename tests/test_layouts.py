@@ -382,7 +382,7 @@ def check_meddling(name, seeds):
     function, right = function_of(name), 0
     for seed in seeds:
         plain = copied(function.arguments(seed))
-        if name in ("attention", "attention_weights", "attention_varlen"):
+        if name in ("attention", "attention_weights", "attention_varlen", "attention_paged"):
             plain["num_threads"] = 2
         before = outcome(function, copied(plain))
         with warnings.catch_warnings():

@@ -309,6 +309,7 @@ static void override_amx(cattn_table *table)
     many->run = RUN;
     many->scales_late = 1;
     many->interleaves = BUNDLE;
+    many->takes_lists = 0;   /* tiles are loaded by a stride */
     /* Keys, values, scores and weights of a block stay in L2 beside the tiles of a task. */
     many->blocking = (cattn_blocking){.most = 256, .least = BUNDLE, .step = CATTN_BY_HALVES, .bytes = 131072,
                                       .chunk_blocks = 8, .least_chunk = 512, .most_chunk = PTRDIFF_MAX};

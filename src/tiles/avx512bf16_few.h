@@ -5,6 +5,8 @@
  * block in turn, as in few_rows_template.h: the first FEW_KEYS keys of all streams (a quarter of the block apart), then
  * the next ones. */
 
+#include "few_streams.h"
+
 #define FEW_STREAMS 4
 #define FEW_KEYS 4            /* of each stream, before the next one's turn */
 #define FEW_BYTES_AHEAD 4096  /* of each stream, asked for ahead of those being read */
@@ -14,12 +16,12 @@
 #define FEW_CHAIN 16
 #define FEW_TOTALS 2
 
-/* Returns the bytes from a row to the one to ask for meanwhile. With one row it is half as far, because the processor
- * foresees more. */
-INLINE ptrdiff_t pairs_ahead(ptrdiff_t stride, ptrdiff_t size, const int rows)
+/* Returns how many rows lie between one and that to ask for meanwhile. With one row they are half as many, because the
+ * processor foresees more. */
+INLINE ptrdiff_t pairs_ahead(ptrdiff_t size, const int rows)
 {
     const ptrdiff_t ahead = (rows == 1 ? FEW_BYTES_AHEAD / 2 : FEW_BYTES_AHEAD) / 2 / size;
-    return (ahead > FEW_KEYS ? ahead : FEW_KEYS) * stride;
+    return ahead > FEW_KEYS ? ahead : FEW_KEYS;
 }
 
 /* Copies the rows, with zeros behind each up to a whole vector. */
@@ -31,18 +33,19 @@ static void few_load_pairs(void *queries, const cattn_row_tile *tile, const char
             *to++ = load_numbers(source[r] + c * 2, size - c);
 }
 
-/* Adds the products of `rows` queries and `wide` keys, which lie `apart` bytes from one another, in one vector of
- * columns, of which n numbers are there. */
-INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t vectors, const char *keys,
-                                 ptrdiff_t apart, ptrdiff_t ahead, const ptrdiff_t n, const int rows, const int wide)
+/* Adds the products of `rows` queries and `wide` keys in the vector of columns that begins `at` bytes from the first one,
+ * of which n numbers are there. */
+INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t vectors, const few_streams *keys,
+                                 ptrdiff_t at, const ptrdiff_t n, const int asks, const int rows, const int wide,
+                                 const int listed)
 {
     words query[4];
     UNROLL for (int r = 0; r < rows; r++)
         query[r] = queries[r * vectors];
     UNROLL for (int w = 0; w < wide; w++) {
-        const words key = load_numbers(keys + w * apart, n);
-        if (ahead != 0)
-            CATTN_PREFETCH_L2(keys + w * apart + ahead);
+        const words key = load_numbers(few_row(keys, w, listed) + at, n);
+        if (asks)
+            CATTN_PREFETCH_L2(few_next_row(keys, w, listed) + at);
         UNROLL for (int r = 0; r < rows; r++)
             sum[r * wide + w] = dot_pairs(sum[r * wide + w], query[r], key);
     }
@@ -50,23 +53,23 @@ INLINE void few_pair_scores_step(vector *sum, const words *queries, ptrdiff_t ve
 
 /* Computes the scores of `rows` rows and `steps` keys from each of `wide` streams, which begin `apart` keys from one
  * another. Dot products are summed lane by lane, and one fold finishes all of them. */
-INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, const words *queries, const char *keys,
-                                 const cattn_key_block *block, ptrdiff_t apart, ptrdiff_t ahead, const int rows,
-                                 const int wide, const int steps)
+INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, const words *queries, few_keys keys,
+                                 ptrdiff_t size, ptrdiff_t apart, ptrdiff_t ahead, const int asks, const int rows,
+                                 const int wide, const int steps, const int listed)
 {
-    const ptrdiff_t size = block->size, stride = block->stride, vectors = (size + NUMBERS - 1) / NUMBERS;
+    const ptrdiff_t vectors = (size + NUMBERS - 1) / NUMBERS;
     vector sum[WIDTH];
     UNROLL for (int i = 0; i < WIDTH; i++)
         sum[i] = (vector){0};
     UNROLL for (int i = 0; i < steps; i++) {
-        const char *key = keys + i * stride;
+        const few_streams key = few_streams_of(few_keys_from(keys, i, listed), apart, ahead, wide, listed);
         ptrdiff_t c = 0;
         for (; c < size / NUMBERS; c++)
-            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride,
-                                 ahead, NUMBERS, rows, wide);
+            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, &key, c * 2 * NUMBERS, NUMBERS, asks, rows,
+                                 wide, listed);
         if (c < vectors)
-            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, key + c * 2 * NUMBERS, apart * stride,
-                                 ahead, size % NUMBERS, rows, wide);
+            few_pair_scores_step(sum + i * rows * wide, queries + c, vectors, &key, c * 2 * NUMBERS, size % NUMBERS,
+                                 asks, rows, wide, listed);
     }
     F(lanes) score = {F(fold)(sum, 0) * (float)tile->scale};
     UNROLL for (int i = 0; i < steps; i++)
@@ -77,24 +80,32 @@ INLINE void few_pair_scores_tile(float *scores, const cattn_row_tile *tile, cons
 
 /* Computes the scores of at most four rows, from `row` on. */
 INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
-                                 const int rows)
+                                 const int rows, const int listed)
 {
     const words *queries = (const words *)tile->queries + row * ((block->size + NUMBERS - 1) / NUMBERS);
+    const few_keys keys = {block->data, block->stride, block->list, 0};
     const int steps = rows == 1 ? 4 : rows == 2 ? 2 : 1;
-    const ptrdiff_t apart = block->count / (FEW_STREAMS * steps) * steps, stride = block->stride;
-    const ptrdiff_t ahead = apart > 0 ? pairs_ahead(stride, block->size, rows) : 0;
-    for (ptrdiff_t j = 0; j < apart; j += steps)
-        few_pair_scores_tile(scores + j, tile, queries, block->data + j * stride, block, apart, ahead, rows,
-                             FEW_STREAMS, steps);
-    for (ptrdiff_t j = apart * FEW_STREAMS; j < block->count; j++)
-        few_pair_scores_tile(scores + j, tile, queries, block->data + j * stride, block, 0, 0, rows, 1, 1);
+    const ptrdiff_t size = block->size, count = block->count, apart = count / (FEW_STREAMS * steps) * steps;
+    const ptrdiff_t ahead = pairs_ahead(size, rows);
+    for (ptrdiff_t j = 0; j < apart; j += steps) {
+        const ptrdiff_t left = count - (j + (FEW_STREAMS - 1) * apart + steps);   /* a list ends with the last stream */
+        few_pair_scores_tile(scores + j, tile, queries, few_keys_from(keys, j, listed), size, apart,
+                             listed ? AT_MOST(ahead, left) : ahead * keys.stride, 1, rows, FEW_STREAMS, steps, listed);
+    }
+    for (ptrdiff_t j = apart * FEW_STREAMS; j < count; j++)
+        few_pair_scores_tile(scores + j, tile, queries, few_keys_from(keys, j, listed), size, 0, 0, 0, rows, 1, 1,
+                             listed);
 }
 
-FEW_FUNCTIONS(few_pair_scores, few_pair_scores_rows(array, tile, block, row, rows);)
+FEW_FUNCTIONS(few_pair_scores, few_pair_scores_rows(array, tile, block, row, rows, 0);)
+FEW_FUNCTIONS(few_listed_pair_scores, few_pair_scores_rows(array, tile, block, row, rows, 1);)
 
 static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    F(few_pair_scores_of_all)(scores, tile, block, tile->pitch);
+    if (block->list == NULL)
+        F(few_pair_scores_of_all)(scores, tile, block, tile->pitch);
+    else
+        F(few_listed_pair_scores_of_all)(scores, tile, block, tile->pitch);
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else
@@ -150,10 +161,10 @@ static int few_pair_exponentials(void *scores, const cattn_row_tile *tile, const
 }
 
 /* Adds the weighted values of `pairs` pairs of keys from each of `wide` streams to the sums of `vectors` vectors of
- * columns. The other key of the last pair may be missing, and its weight is 0 then. */
-INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pitch, const char *values,
-                                 ptrdiff_t stride, ptrdiff_t other, ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t numbers,
-                                 const int rows, const int wide, const int pairs, const int vectors)
+ * columns. The other key of a pair is the next one, or the same where that is missing and its weight 0. */
+INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pitch, few_keys values, ptrdiff_t other,
+                                 ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t numbers, const int asks, const int rows,
+                                 const int wide, const int pairs, const int vectors, const int listed)
 {
     vector total[4][4];
     UNROLL for (int r = 0; r < rows; r++)
@@ -162,14 +173,17 @@ INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pit
     UNROLL for (int w = 0; w < wide; w++)
         UNROLL for (int p = 0; p < pairs; p++) {
             const ptrdiff_t key = w * apart + 2 * p;
+            const few_keys pair = few_keys_from(values, key, listed);
+            const few_streams from = few_streams_of(pair, other, ahead, 2, listed);
             words value[4];
             UNROLL for (int v = 0; v < vectors; v++) {
-                const char *from = values + key * stride + v * 2 * NUMBERS;
-                unpack_rows(&value[2 * v], &value[2 * v + 1], load_numbers(from, numbers - v * NUMBERS),
-                            load_numbers(from + other, numbers - v * NUMBERS));
-                if (ahead != 0) {
-                    CATTN_PREFETCH_L2(from + ahead);
-                    CATTN_PREFETCH_L2(from + other + ahead);
+                const ptrdiff_t at = v * 2 * NUMBERS;
+                unpack_rows(&value[2 * v], &value[2 * v + 1],
+                            load_numbers(few_row(&from, 0, listed) + at, numbers - v * NUMBERS),
+                            load_numbers(few_row(&from, 1, listed) + at, numbers - v * NUMBERS));
+                if (asks) {
+                    CATTN_PREFETCH_L2(few_next_row(&from, 0, listed) + at);
+                    CATTN_PREFETCH_L2(few_next_row(&from, 1, listed) + at);
                 }
             }
             UNROLL for (int r = 0; r < rows; r++) {
@@ -185,10 +199,11 @@ INLINE void few_pair_values_step(vector *sum, const char *weights, ptrdiff_t pit
 
 /* Sums the values of the columns of at most FEW_VECTORS vectors. */
 INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, const cattn_key_block *block,
-                                    ptrdiff_t row, ptrdiff_t first, ptrdiff_t columns, const int rows)
+                                    ptrdiff_t row, ptrdiff_t first, ptrdiff_t columns, const int rows,
+                                    const int listed)
 {
     const ptrdiff_t apart = tile->pitch / FEW_STREAMS, count = block->count, stride = block->stride;
-    const ptrdiff_t ahead = pairs_ahead(stride, block->size, rows), pitch = tile->pitch * 4;
+    const ptrdiff_t most_ahead = pairs_ahead(block->size, rows), pitch = tile->pitch * 4;
     const char *weights = (const char *)tile->scores + row * pitch;
     const int vectors_of_sums = (int)((columns + NUMBERS - 1) / NUMBERS) * 2;
     vector sum[4][2 * FEW_VECTORS], total[FEW_TOTALS][4][2 * FEW_VECTORS];
@@ -196,26 +211,30 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
         for (int v = 0; v < vectors_of_sums; v++)
             sum[r][v] = total[0][r][v] = total[1][r][v] = (vector){0};
     for (ptrdiff_t i = 0; i < apart && i < count; i += FEW_KEYS) {
-        const int whole = i + FEW_KEYS <= apart && (FEW_STREAMS - 1) * apart + i + FEW_KEYS <= count;
+        const ptrdiff_t left = count - ((FEW_STREAMS - 1) * apart + i + FEW_KEYS);   /* of the last stream */
+        const ptrdiff_t ahead = listed ? AT_MOST(most_ahead, left) : most_ahead * stride;
+        const int whole = i + FEW_KEYS <= apart && left >= 0;
         for (ptrdiff_t c = 0, vectors; c < columns; c += vectors * NUMBERS) {
-            const char *from = block->data + i * stride + (first + c) * 2;
+            const ptrdiff_t offset = (first + c) * 2;
+            const few_keys all = {block->data + offset, stride, block->list, offset};
+            const few_keys from = few_keys_from(all, i, listed);
             vector *sums = &sum[0][c / NUMBERS * 2];
             vectors = columns - c > NUMBERS ? 2 : 1;
-#define FEW_STEP(key, other, ahead, wide, pairs, vectors)                                                             \
-            few_pair_values_step(sums, weights + (i + (key)) * 2, pitch, from + (key) * stride, stride, other, apart, \
-                                 ahead, columns - c, rows, wide, pairs, vectors)
+#define FEW_STEP(key, other, ahead, asks, wide, pairs, vectors)                                                       \
+            few_pair_values_step(sums, weights + (i + (key)) * 2, pitch, few_keys_from(from, key, listed), other,     \
+                                 apart, ahead, columns - c, asks, rows, wide, pairs, vectors, listed)
             if (whole && vectors == 2) {
-                FEW_STEP(0, stride, ahead, FEW_STREAMS, FEW_KEYS / 2, 2);
+                FEW_STEP(0, 1, ahead, 1, FEW_STREAMS, FEW_KEYS / 2, 2);
                 continue;
             }
             vectors = 1;
             if (whole) {
-                FEW_STEP(0, stride, ahead, FEW_STREAMS, FEW_KEYS / 2, 1);
+                FEW_STEP(0, 1, ahead, 1, FEW_STREAMS, FEW_KEYS / 2, 1);
                 continue;
             }
             for (ptrdiff_t stream = 0; stream < FEW_STREAMS * apart; stream += apart)
                 for (ptrdiff_t k = stream; k < AT_MOST(stream + FEW_KEYS, AT_MOST(count, stream + apart) - i); k += 2)
-                    FEW_STEP(k, i + k + 1 < count ? stride : 0, 0, 1, 1, 1);
+                    FEW_STEP(k, i + k + 1 < count, 0, 0, 1, 1, 1);
 #undef FEW_STEP
         }
         if ((i + FEW_KEYS) % FEW_CHAIN == 0 || i + FEW_KEYS >= AT_MOST(apart, count))
@@ -243,17 +262,22 @@ INLINE void few_pair_values_columns(float *output, const cattn_row_tile *tile, c
 }
 
 INLINE void few_pair_values_rows(float *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
-                                 const int rows)
+                                 const int rows, const int listed)
 {
     for (ptrdiff_t c = 0; c < block->size; c += FEW_VECTORS * NUMBERS)
-        few_pair_values_columns(output, tile, block, row, c, AT_MOST(block->size - c, FEW_VECTORS * NUMBERS), rows);
+        few_pair_values_columns(output, tile, block, row, c, AT_MOST(block->size - c, FEW_VECTORS * NUMBERS), rows,
+                                listed);
 }
 
-FEW_FUNCTIONS(few_pair_values, few_pair_values_rows(array, tile, block, row, rows);)
+FEW_FUNCTIONS(few_pair_values, few_pair_values_rows(array, tile, block, row, rows, 0);)
+FEW_FUNCTIONS(few_listed_pair_values, few_pair_values_rows(array, tile, block, row, rows, 1);)
 
 static int few_pair_values(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    F(few_pair_values_of_all)(output, tile, block, tile->output_pitch);
+    if (block->list == NULL)
+        F(few_pair_values_of_all)(output, tile, block, tile->output_pitch);
+    else
+        F(few_listed_pair_values_of_all)(output, tile, block, tile->output_pitch);
     return 1;
 }
 

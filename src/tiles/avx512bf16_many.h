@@ -26,17 +26,21 @@ INLINE words splat_last(const char *last)
 
 /* Computes the scores of `wide` keys and the lanes in use. */
 INLINE void pair_scores_tile(vector *scores, vector *maximum, const vector *queries, const vector *added,
-                             const char *keys, ptrdiff_t stride, ptrdiff_t size, const float scale,
-                             const char *ahead, const int wide, const int vectors)
+                             const char *keys, ptrdiff_t stride, const char *const *list, ptrdiff_t size,
+                             const float scale, const char *ahead, const int wide, const int vectors)
 {
     const ptrdiff_t pairs = size / 2;
     const int bytes = wide * 4, lines = PAIR_RUN * bytes / 64;   /* of a pair of columns and of a run */
     const char *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
-    UNROLL for (int j = 0; j < wide; j++) {
-        key[j] = keys + j * stride;
+    if (list == NULL)
+        UNROLL for (int j = 0; j < wide; j++)
+            key[j] = keys + j * stride;
+    else
+        UNROLL for (int j = 0; j < wide; j++)
+            key[j] = list[j];
+    UNROLL for (int j = 0; j < wide; j++)
         OPAQUE(key[j]);
-    }
     for (ptrdiff_t start = 0; start <= pairs; start += PAIR_RUN) {   /* once at least, for a single column */
         const ptrdiff_t steps = AT_MOST(pairs - start, PAIR_RUN);
         const int last = start + PAIR_RUN >= pairs;

@@ -7,13 +7,14 @@
  * Values are summed in this order: the first keys of all streams (a quarter of the block apart), the second ones, and
  * so on. FEW_STEPS of each stream are a run. */
 
-/* Returns the bytes from a row of keys or values to the one to ask for meanwhile, in each of so many streams. */
-INLINE ptrdiff_t F(few_ahead)(ptrdiff_t stride, ptrdiff_t size, const cattn_type type, const int streams,
-                              const int rows)
+#include "few_streams.h"
+
+/* Returns how many rows of keys or values lie between one and that to ask for meanwhile, in each of so many streams. */
+INLINE ptrdiff_t F(few_ahead)(ptrdiff_t size, const cattn_type type, const int streams, const int rows)
 {
     const ptrdiff_t bytes = size * F(stored_size)(type);
     const ptrdiff_t ahead = (rows == 1 ? FEW_AHEAD / 2 : FEW_AHEAD) / streams / (bytes > 0 ? bytes : 1);
-    return (ahead > 0 ? ahead : 1) * stride;
+    return ahead > 0 ? ahead : 1;
 }
 
 /* Asks for the line of memory that the vector at column c begins, if it begins one. It comes into L2 only, because
@@ -25,18 +26,18 @@ INLINE void F(prefetch_stored)(const char *row, ptrdiff_t c, const cattn_type ty
         CATTN_PREFETCH_L2(row + at);
 }
 
-/* Adds the products of `rows` queries and `wide` keys, which lie `apart` bytes from one another, in one vector of
- * columns from c on. The last one has n < WIDTH columns. */
-INLINE void F(few_scores_step)(vector *sum, const REAL *queries, ptrdiff_t size, const char *keys, ptrdiff_t apart,
-                               ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t n, const cattn_type type, const int rows,
-                               const int wide)
+/* Adds the products of `rows` queries and `wide` keys in one vector of columns from c on. The last one has n < WIDTH
+ * columns. */
+INLINE void F(few_scores_step)(vector *sum, const REAL *queries, ptrdiff_t size, const few_streams *keys, ptrdiff_t c,
+                               ptrdiff_t n, const cattn_type type, const int rows, const int wide, const int listed)
 {
+    const int pointers = listed || rows > 2;
     vector query[4];
     UNROLL for (int r = 0; r < rows; r++)
         query[r] = F(load_up_to)(queries + r * size + c, n);
     UNROLL for (int w = 0; w < wide; w++) {
-        const vector key = F(load_stored)(keys + w * apart, c, n, type);
-        F(prefetch_stored)(keys + w * apart + ahead, c, type);
+        const vector key = F(load_stored)(few_row(keys, w, pointers), c, n, type);
+        F(prefetch_stored)(few_next_row(keys, w, pointers), c, type);
         UNROLL for (int r = 0; r < rows; r++)
             sum[r * wide + w] = F(muladd)(query[r], key, sum[r * wide + w]);
     }
@@ -44,9 +45,9 @@ INLINE void F(few_scores_step)(vector *sum, const REAL *queries, ptrdiff_t size,
 
 /* Computes the scores of `rows` rows and `steps` keys from each of `wide` streams. Dot products are summed lane by
  * lane, and one fold finishes all of them. */
-INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *queries, ptrdiff_t size, const char *keys,
-                               ptrdiff_t stride, ptrdiff_t streams_apart, ptrdiff_t ahead, const cattn_type type,
-                               const int rows, const int wide, const int steps)
+INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *queries, ptrdiff_t size, few_keys keys,
+                               ptrdiff_t streams_apart, ptrdiff_t ahead, const cattn_type type, const int rows,
+                               const int wide, const int steps, const int listed)
 {
     vector total[FEW_SUMS];
     UNROLL for (int i = 0; i < FEW_SUMS; i++)
@@ -59,8 +60,10 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
 #if defined(MULTIPLIES_BY_LANE)   /* all steps at once: four pipes want so many sums */
 #define FEW_SCORES_STEPS(n)                                                                                           \
         UNROLL for (int i = 0; i < steps; i++)                                                                        \
-            F(few_scores_step)(sum + i * rows * wide, queries, size, keys + i * stride, streams_apart * stride, ahead, \
-                               c, n, type, rows, wide);
+            F(few_scores_step)(sum + i * rows * wide, queries, size, &step[i], c, n, type, rows, wide, listed);
+        few_streams step[FEW_SUMS];
+        UNROLL for (int i = 0; i < steps; i++)
+            step[i] = few_streams_of(few_keys_from(keys, i, listed), streams_apart, ahead, wide, listed);
         ptrdiff_t c = start;
         UNROLL for (int i = 0; i < FEW_SUMS; i++)   /* the totals wait in memory, or the sums would */
             __asm__("" : "+m"(total[i]));
@@ -74,13 +77,12 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
 #else
         UNROLL for (int i = 0; i < steps; i++) {
             vector *step = sum + i * rows * wide;
-            const char *key = keys + i * stride;
+            const few_streams key = few_streams_of(few_keys_from(keys, i, listed), streams_apart, ahead, wide, listed);
             ptrdiff_t c = start;
             for (; c + WIDTH <= end; c += WIDTH)
-                F(few_scores_step)(step, queries, size, key, streams_apart * stride, ahead, c, WIDTH, type, rows, wide);
+                F(few_scores_step)(step, queries, size, &key, c, WIDTH, type, rows, wide, listed);
             if (c < end)
-                F(few_scores_step)(step, queries, size, key, streams_apart * stride, ahead, c, size - c, type, rows,
-                                   wide);
+                F(few_scores_step)(step, queries, size, &key, c, size - c, type, rows, wide, listed);
         }
 #endif
         UNROLL for (int i = 0; i < FEW_SUMS; i++)
@@ -110,28 +112,37 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
 #endif
 
 INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
-                               const cattn_type type, const int rows, const int wide)
+                               const cattn_type type, const int rows, const int wide, const int listed)
 {
     const REAL *queries = (const REAL *)tile->queries + row * block->size;
-    const char *keys = block->data;
-    const ptrdiff_t pitch = tile->pitch, stride = block->stride, count = block->count, size = block->size;
+    const few_keys keys = {block->data, block->stride, block->list, 0};
+    const ptrdiff_t pitch = tile->pitch, count = block->count, size = block->size;
     const int steps = FEW_SUMS / ((rows == 3 ? 4 : rows) * wide);
     const ptrdiff_t apart = count / (wide * steps) * steps;
-    const ptrdiff_t ahead = apart > 0 ? F(few_ahead)(stride, size, type, wide, rows) : 0;
-    for (ptrdiff_t j = 0; j < apart; j += steps)
-        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, apart, ahead, type, rows, wide,
-                           steps);
+    const ptrdiff_t ahead = apart > 0 ? F(few_ahead)(size, type, wide, rows) : 0;
+    for (ptrdiff_t j = 0; j < apart; j += steps) {
+        const ptrdiff_t left = count - (j + (wide - 1) * apart + steps);   /* of the last stream; a list ends with it */
+        F(few_scores_tile)(scores + j, pitch, queries, size, few_keys_from(keys, j, listed), apart,
+                           listed ? AT_MOST(ahead, left) : ahead * keys.stride, type, rows, wide, steps, listed);
+    }
     for (ptrdiff_t j = apart * wide; j < count; j++)
-        F(few_scores_tile)(scores + j, pitch, queries, size, keys + j * stride, stride, 0, 0, type, rows, 1, 1);
+        F(few_scores_tile)(scores + j, pitch, queries, size, few_keys_from(keys, j, listed), 0, 0, type, rows, 1, 1,
+                           listed);
 }
 
-#define FEW_SCORES(type) F(few_scores_rows)(array, tile, block, row, type, rows, rows > 2 ? FEW_SUMS / 4 : 4)
+#define FEW_SCORES(type) F(few_scores_rows)(array, tile, block, row, type, rows, rows > 2 ? FEW_SUMS / 4 : 4, 0)
+#define FEW_LISTED(type) F(few_scores_rows)(array, tile, block, row, type, rows, rows > 2 ? FEW_SUMS / 4 : 4, 1)
 FEW_FUNCTIONS(few_scores, WITH_TYPE(block->type, FEW_SCORES))
+FEW_FUNCTIONS(few_listed_scores, WITH_TYPE(block->type, FEW_LISTED))
 #undef FEW_SCORES
+#undef FEW_LISTED
 
 static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    F(few_scores_of_all)(scores, tile, block, tile->pitch);
+    if (block->list == NULL)
+        F(few_scores_of_all)(scores, tile, block, tile->pitch);
+    else
+        F(few_listed_scores_of_all)(scores, tile, block, tile->pitch);
 #if REAL_BITS == 32
     if (block->scales != NULL)
         for (ptrdiff_t r = 0; r < tile->rows; r++)
@@ -200,16 +211,16 @@ static int F(few_exponentials)(void *scores, const cattn_row_tile *tile, const c
     return 1;
 }
 
-/* Adds the weighted values of `wide` keys, which lie `apart` bytes from one another, to the sums of one vector of
- * columns from c on. The last one has n < WIDTH columns. */
-INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_STREAMS], const char *values,
-                               ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t n, const cattn_type type,
-                               const int rows, const int wide)
+/* Adds the weighted values of `wide` keys to the sums of one vector of columns from c on. The last one has n < WIDTH
+ * columns. */
+INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_STREAMS], const few_streams *values,
+                               ptrdiff_t c, ptrdiff_t n, const cattn_type type, const int rows, const int wide,
+                               const int listed)
 {
     vector value[FEW_STREAMS];
     UNROLL for (int w = 0; w < wide; w++) {
-        value[w] = F(load_stored)(values + w * apart, c, n, type);
-        F(prefetch_stored)(values + w * apart + ahead, c, type);
+        value[w] = F(load_stored)(few_row(values, w, listed), c, n, type);
+        F(prefetch_stored)(few_next_row(values, w, listed), c, type);
     }
     UNROLL for (int r = 0; r < rows; r++) {
         vector total = sum[r][c / WIDTH];
@@ -219,29 +230,30 @@ INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_ST
     }
 }
 
-INLINE void F(few_values_tile)(vector sum[][FEW_COLUMNS], const REAL *weights, ptrdiff_t pitch, const char *values,
-                               ptrdiff_t stride, ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t columns,
-                               const cattn_type type, const int rows, const int wide)
+INLINE void F(few_values_tile)(vector sum[][FEW_COLUMNS], const REAL *weights, ptrdiff_t pitch, few_keys values,
+                               ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t columns, const cattn_type type,
+                               const int rows, const int wide, const int listed)
 {
+    const few_streams value = few_streams_of(values, apart, ahead, wide, listed);
     vector weight[4][FEW_STREAMS];
     ptrdiff_t c = 0;
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int w = 0; w < wide; w++)
             weight[r][w] = F(splat)(weights[r * pitch + w * apart]);
     for (; c + WIDTH <= columns; c += WIDTH)
-        F(few_values_step)(sum, weight, values, apart * stride, ahead, c, WIDTH, type, rows, wide);
+        F(few_values_step)(sum, weight, &value, c, WIDTH, type, rows, wide, listed);
     if (c < columns)
-        F(few_values_step)(sum, weight, values, apart * stride, ahead, c, columns - c, type, rows, wide);
+        F(few_values_step)(sum, weight, &value, c, columns - c, type, rows, wide, listed);
 }
 
 /* Sums the values of at most FEW_COLUMNS vectors of columns. The sums lie in the first-level cache, because
  * they do not fit the registers. */
 INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const REAL *row_scale, const REAL *weights,
-                                  ptrdiff_t pitch, const char *values, ptrdiff_t stride, ptrdiff_t count,
-                                  ptrdiff_t columns, const cattn_type type, const int rows)
+                                  ptrdiff_t pitch, few_keys values, ptrdiff_t count, ptrdiff_t columns,
+                                  const cattn_type type, const int rows, const int listed)
 {
     const ptrdiff_t apart = pitch / FEW_STREAMS, vectors = (columns + WIDTH - 1) / WIDTH;
-    const ptrdiff_t ahead = count > FEW_STREAMS ? F(few_ahead)(stride, columns, type, FEW_STREAMS, rows) : 0;
+    const ptrdiff_t ahead = count > FEW_STREAMS ? F(few_ahead)(columns, type, FEW_STREAMS, rows) : 0;
     vector sum[4][FEW_COLUMNS], total[FEW_TOTALS][4][FEW_COLUMNS + 1], zero = {0};
     /* One vector more than there are columns: totals 4096 bytes apart would get in each other's way in the cache. */
     __asm__("" : "+m"(zero));   /* or gcc sees a memset in each loop, and writes one that takes 30 cycles to begin */
@@ -258,8 +270,9 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
         for (ptrdiff_t i = first, steps = 1; i < last; i += steps) {
             const ptrdiff_t left = count - i;
 #define FEW_VALUES_TILE(wide, apart)                                                                               \
-            F(few_values_tile)(sum, weights + i, pitch, values + i * stride, stride, apart, ahead, columns, type,  \
-                               rows, wide)
+            F(few_values_tile)(sum, weights + i, pitch, few_keys_from(values, i, listed), apart,                   \
+                               listed ? AT_MOST(ahead, left - (wide - 1) * (apart) - 1) : ahead * values.stride, columns, type, \
+                               rows, wide, listed)
             if (left > 3 * apart) {
                 FEW_VALUES_TILE(4, apart);
             } else if (left > 2 * apart) {
@@ -295,24 +308,32 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
 }
 
 INLINE void F(few_values_rows)(REAL *output, const cattn_row_tile *tile, const cattn_key_block *block, ptrdiff_t row,
-                               const cattn_type type, const int rows)
+                               const cattn_type type, const int rows, const int listed)
 {
     const REAL *row_scale = tile->is_new ? NULL : (const REAL *)tile->row_scale + row;
     const REAL *weights = (const REAL *)tile->scores + row * tile->pitch;
     for (ptrdiff_t c = 0, columns; c < block->size; c += columns) {
         columns = block->size - c < FEW_COLUMNS * WIDTH ? block->size - c : FEW_COLUMNS * WIDTH;
-        F(few_values_columns)(output + c, tile->output_pitch, row_scale, weights, tile->pitch,
-                              block->data + c * F(stored_size)(type), block->stride, block->count, columns, type, rows);
+        const ptrdiff_t offset = c * F(stored_size)(type);
+        const few_keys values = {block->data + offset, block->stride, block->list, offset};
+        F(few_values_columns)(output + c, tile->output_pitch, row_scale, weights, tile->pitch, values, block->count,
+                              columns, type, rows, listed);
     }
 }
 
-#define FEW_VALUES(type) F(few_values_rows)(array, tile, block, row, type, rows)
+#define FEW_VALUES(type) F(few_values_rows)(array, tile, block, row, type, rows, 0)
+#define FEW_LISTED(type) F(few_values_rows)(array, tile, block, row, type, rows, 1)
 FEW_FUNCTIONS(few_values, WITH_TYPE(block->type, FEW_VALUES))
+FEW_FUNCTIONS(few_listed_values, WITH_TYPE(block->type, FEW_LISTED))
 #undef FEW_VALUES
+#undef FEW_LISTED
 
 static int F(few_values)(void *output, const cattn_row_tile *tile, const cattn_key_block *block)
 {
-    F(few_values_of_all)(output, tile, block, tile->output_pitch);
+    if (block->list == NULL)
+        F(few_values_of_all)(output, tile, block, tile->output_pitch);
+    else
+        F(few_listed_values_of_all)(output, tile, block, tile->output_pitch);
     return 1;
 }
 
@@ -356,6 +377,7 @@ static const cattn_blocking F(few_blocking) = {.most = CATTN_MAX_KEYS, .least = 
 static void F(override_few)(cattn_kernels *few)
 {
     few->blocking = F(few_blocking);
+    few->takes_lists = 1;
     few->scores = F(few_scores);
     few->exponentials = F(few_exponentials);
     few->values = F(few_values);

@@ -9,7 +9,7 @@ INLINE void SCORES_OF(vector *scores, const cattn_row_tile *tile, const cattn_ke
 {
     const vector *queries = tile->queries;
     vector *block_max = tile->block_max;
-    const char *keys = block->data;
+    const char *keys = block->data, *const *list = block->list;
     const REAL scale = (REAL)tile->scale;
     const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
     cattn_prefetch *prefetch = block->prefetch;
@@ -22,7 +22,7 @@ INLINE void SCORES_OF(vector *scores, const cattn_row_tile *tile, const cattn_ke
         cattn_prefetch_next(prefetch);
 #define TILE_OF(n)                                                                                               \
         SCORES_TILE(scores + j * TILE_VECTORS, maximum, queries, added != NULL ? added + j * TILE_VECTORS : NULL, \
-                    keys + j * stride, stride, size, scale, NULL, n, vectors)
+                    keys + j * stride, stride, list != NULL ? list + j : NULL, size, scale, NULL, n, vectors)
         WITH_WIDTH(wide, widest, TILE_OF)
 #undef TILE_OF
     }
@@ -67,7 +67,8 @@ INLINE int MAXIMA_OF(const cattn_maxima *maxima, const cattn_row_tile *tile, con
         else if (asked != NULL && !within)
             asked += j * maxima->ahead_stride;
 #define TILE_OF(n)                                                                                              \
-        SCORES_TILE(scores, maximum, queries, NULL, keys + j * stride, stride, size, (REAL)1, asked, n, vectors); \
+        SCORES_TILE(scores, maximum, queries, NULL, keys + j * stride, stride, NULL, size, (REAL)1, asked, n,       \
+                    vectors);                                                                                   \
         UNROLL for (int i = 0; i < n; i++)                                                                      \
             UNROLL for (int v = 0; v < vectors; v++)                                                            \
                 sum[v] += scores[i * TILE_VECTORS + v]

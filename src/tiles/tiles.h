@@ -118,6 +118,8 @@ typedef struct {
     cattn_type type;                /* one of those that the kernels read */
     cattn_prefetch *prefetch;       /* NULL: there is nothing to ask for */
     const float *scales;            /* of int8 keys, one for each: their scores are multiplied by it. NULL: by nothing */
+    const char *const *list;        /* where each key's begin, whatever data and stride are; NULL: as these say. Only
+                                     * kernels that take lists get one */
 } cattn_key_block;
 
 /* Kept out of line: inlining it would cost the hot loops registers, and they rarely call it. */
@@ -191,6 +193,7 @@ typedef struct {
     ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain */
     cattn_type type;      /* of queries, keys and values as these kernels take them */
     unsigned reads;       /* types of keys and values that they read where they lie: bits 1 << cattn_type */
+    int takes_lists;      /* `scores` and `values` read keys that lie in several pages by a list of addresses */
     int rounds_weights;   /* to bfloat16: two of them make a word, and lse_sum is another array than row_sum */
     int scales_late;      /* without softcap, bias and ALiBi, `exponentials` applies a scale above 0, not `scores` */
     ptrdiff_t interleaves;   /* the values of so many keys lie beside each other, column by column; 1: row by row */

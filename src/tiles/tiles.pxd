@@ -75,6 +75,7 @@ cdef extern from "tiles/tiles.h" nogil:
         cattn_type type
         cattn_prefetch *prefetch
         const float *scales
+        const char *const *list
 
     ctypedef int (*cattn_kernel)(void *array, const cattn_row_tile *tile, const cattn_key_block *block) noexcept nogil
 
@@ -105,6 +106,7 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t lanes, half, itemsize, run
         cattn_type type
         unsigned int reads
+        int takes_lists
         int rounds_weights, scales_late
         Py_ssize_t interleaves
         cattn_blocking blocking

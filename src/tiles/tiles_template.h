@@ -71,17 +71,21 @@ static void F(load_queries)(void *queries_, const cattn_row_tile *tile, const ch
 /* Computes the scores of `wide` keys and the lanes in use. Each step multiplies a column of queries, which `load` has
  * scaled, by one broadcast element of each key. */
 INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *queries, const vector *added,
-                           const char *keys, ptrdiff_t stride, ptrdiff_t size, const REAL scale,
-                           const char *ahead, const int wide, const int vectors)
+                           const char *keys, ptrdiff_t stride, const char *const *list, ptrdiff_t size,
+                           const REAL scale, const char *ahead, const int wide, const int vectors)
 {
     (void)scale;
     const int bytes = wide * (int)sizeof(REAL), lines = COLUMN_RUN * bytes / 64;   /* of a column and of a run */
     const REAL *key[TILE_WIDE];
     vector sum[TILE_WIDE][TILE_VECTORS];
-    UNROLL for (int j = 0; j < wide; j++) {
-        key[j] = (const REAL *)(keys + j * stride);
+    if (list == NULL)
+        UNROLL for (int j = 0; j < wide; j++)
+            key[j] = (const REAL *)(keys + j * stride);
+    else
+        UNROLL for (int j = 0; j < wide; j++)
+            key[j] = (const REAL *)list[j];
+    UNROLL for (int j = 0; j < wide; j++)
         OPAQUE(key[j]);
-    }
     for (ptrdiff_t start = 0; start < size; start += COLUMN_RUN) {
         const ptrdiff_t columns = AT_MOST(size - start, COLUMN_RUN);
         ptrdiff_t c = start;
@@ -212,8 +216,9 @@ static int F(exponentials)(void *scores, const cattn_row_tile *tile, const cattn
 /* Sums `wide` value columns over one run of keys, for the lanes in use. The sums of the first run of a block begin
  * those of the block, which stay in `block_output` until the last run: that one adds them to the output. */
 INLINE void F(values_tile)(vector *output, vector *block_output, const vector *row_scale, const int first,
-                           const int last, const vector *weights, const char *values, ptrdiff_t stride, ptrdiff_t count,
-                           const int wide, const int vectors)
+                           const int last, const vector *weights, const char *values, ptrdiff_t stride,
+                           const char *const *list, ptrdiff_t offset, ptrdiff_t count, const int wide,
+                           const int vectors)
 {
     vector sum[TILE_WIDE][TILE_VECTORS];
     OPAQUE(output);
@@ -236,7 +241,14 @@ INLINE void F(values_tile)(vector *output, vector *block_output, const vector *r
     weights += TILE_VECTORS;                                                                                        \
     values += stride;
 #endif
-    STEPS(VALUES_STEP, count, RUN)
+    if (list == NULL) {
+        STEPS(VALUES_STEP, count, RUN)
+    } else {
+        for (ptrdiff_t j = 0; j < count; j++) {
+            values = list[j] + offset;
+            VALUES_STEP
+        }
+    }
 #undef VALUES_STEP
     OPAQUE(output);   /* or loads move up before the branches, into spilled registers */
     OPAQUE(block_output);
@@ -260,7 +272,7 @@ INLINE void F(values_of)(vector *output, const cattn_row_tile *tile, const cattn
 {
     vector *block_output = tile->block_output;
     const vector *weights = tile->scores, *row_scale = tile->is_new ? NULL : tile->row_scale;
-    const char *values = block->data;
+    const char *values = block->data, *const *list = block->list;
     const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
     cattn_prefetch *prefetch = block->prefetch;
     const int widest = F(widest)(vectors);
@@ -272,7 +284,8 @@ INLINE void F(values_of)(vector *output, const cattn_row_tile *tile, const cattn
 #define VALUES_TILE(n)                                                                                           \
             F(values_tile)(output + c * TILE_VECTORS, block_output + c * TILE_VECTORS, row_scale, start == 0,    \
                            start + RUN >= count, weights + start * TILE_VECTORS,                                 \
-                           values + start * stride + c * (ptrdiff_t)sizeof(REAL), stride, keys, n, vectors)
+                           values + start * stride + c * (ptrdiff_t)sizeof(REAL), stride,                        \
+                           list != NULL ? list + start : NULL, c * (ptrdiff_t)sizeof(REAL), keys, n, vectors)
             WITH_WIDTH(wide, widest, VALUES_TILE)
 #undef VALUES_TILE
         }
@@ -498,6 +511,7 @@ static void F(override)(cattn_table *table)
     many->query_gradients = F(query_gradients);
     many->join = F(join);
     many->dots = F(dots);
+    many->takes_lists = 1;
     F(override_few)(&table->kernels[type][CATTN_FEW]);
 #if REAL_BITS == 32
     for (int layout = 0; layout < CATTN_LAYOUTS; layout++)
