@@ -65,8 +65,8 @@ class Problem(NamedTuple):
     lse: np.ndarray | None  # (*batch, Hq, Lq)
     modifiers: Modifiers
     num_threads: int  # 0: not given
-    # Only attention_varlen and attention_paged have these, as contiguous int64. Their sequences are the batch, for which
-    # the arrays have no axis: they are (heads, total, size), and lse is (Hq, total).
+    # Only attention_varlen and attention_paged have these, as contiguous int64. Their sequences are the batch, for
+    # which the arrays have no axis: they are (heads, total, size), and lse is (Hq, total).
     query_indptr: np.ndarray | None = None
     key_indptr: np.ndarray | None = None
     # Only int8 keys and values have these: (*batch, Hkv, Lk or 1, D or 1) and (*batch, Hkv, Lk or 1, Dv or 1).
@@ -451,20 +451,26 @@ def _read_pages(table, key_lengths, modifiers, pages, page_size):
     if table.size == 0:  # an empty list has no type of its own
         return np.zeros((len(table), 0), np.int64)
     numbers = as_integers("block_table", table[:, :most], -FAR, FAR)
-    column = np.arange(most)
-    is_read = (first[:, None] <= column) & (column < stop[:, None])
-    wrong = is_read & ((numbers < 0) | (numbers >= pages))
+    is_read = check_pages(numbers, first, stop, pages)
+    if is_read.all():
+        return numbers
+    some = numbers[np.arange(len(table)), np.minimum(first, most - 1)]
+    some[first >= stop] = 0  # none is read
+    return np.where(is_read, numbers, some[:, None])
+
+
+def check_pages(numbers, first, stop, pages):
+    """Raise ValueError unless numbers first to stop of each sequence are those of pages. Return which these are."""
+    column = np.arange(numbers.shape[1])
+    checked = (first[:, None] <= column) & (column < stop[:, None])
+    wrong = checked & ((numbers < 0) | (numbers >= pages))
     if wrong.any():
         sequence, position = (x[0] for x in wrong.nonzero())
         raise ValueError(
             f"block_table: expected page numbers from 0 to {pages - 1}, got {numbers[sequence, position]} "
             f"(sequence {sequence}, position {position})"
         )
-    if is_read.all():
-        return numbers
-    some = numbers[np.arange(len(table)), np.minimum(first, most - 1)]
-    some[first >= stop] = 0  # none is read
-    return np.where(is_read, numbers, some[:, None])
+    return checked
 
 
 def as_indptr(name, argument, of, total):

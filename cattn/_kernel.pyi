@@ -663,6 +663,8 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[_T] | None = None,
     return_lse: Literal[False] = False,
     num_threads: SupportsIndex | None = None,
@@ -692,7 +694,11 @@ def attention_paged(
         The position of query 0 of each sequence among its keys, as in `attention`. "end" is what a cache needs.
     alibi_slopes : array_like, shape (Hq,), or (sequences, Hq), optional
         As in `attention`.
-    softcap, sinks, out, return_lse, num_threads : optional
+    softcap, sinks : optional
+        As in `attention`.
+    key_scale, value_scale : array_like, optional
+        As in `attention`, for int8 caches. They broadcast to the shapes of the caches.
+    out, return_lse, num_threads : optional
         As in `attention`.
 
     Returns
@@ -755,6 +761,8 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[_T] | None = None,
     return_lse: Literal[True],
     num_threads: SupportsIndex | None = None,
@@ -775,6 +783,8 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[Any] | None = None,
     return_lse: Literal[False] = False,
     num_threads: SupportsIndex | None = None,
@@ -795,6 +805,8 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[Any] | None = None,
     return_lse: Literal[True],
     num_threads: SupportsIndex | None = None,
@@ -815,6 +827,8 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     out: NDArray[Any] | None = None,
     return_lse: _Flag,
     num_threads: SupportsIndex | None = None,
@@ -989,6 +1003,9 @@ def change_float_mode(mode: int | None = None) -> int:
 
 def isa() -> str:
     """Return the name of the kernel table in use."""
+
+def attend(given: Any) -> None:
+    """Compute what a Problem of `_arguments` says. Its outputs are the arrays that came with it."""
 
 def task_times(
     query: object, key: object, value: object, *, num_threads: int, **modifiers: Any

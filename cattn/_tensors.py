@@ -90,6 +90,14 @@ def read(name, tensor):
     return to_numpy(tensor)
 
 
+def check_writable(name, tensor, array):
+    """Raise TypeError unless an array is the memory of the tensor, and can be written to."""
+    if tensor.numel() and (array.ctypes.data != tensor.data_ptr() or not array.flags.writeable):
+        raise TypeError(
+            f"{name}: expected a tensor that new tokens can be written to, got a view without memory of its own"
+        )
+
+
 def _check(name, tensor):
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {class_shown(tensor)}")

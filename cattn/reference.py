@@ -352,8 +352,9 @@ def attention_backward(
 
 
 def attention_paged(
-    query, key_cache, value_cache, block_table, key_lengths, *, query_indptr=None, **options
-):
+    query, key_cache, value_cache, block_table, key_lengths, *, query_indptr=None, key_scale=None, value_scale=None,
+    **options,
+):  # fmt: skip
     """Compute `attention_varlen` on keys and values that lie in pages.
 
     Parameters
@@ -365,12 +366,14 @@ def attention_paged(
     value_cache : array_like, (pages, page size, Hkv, Dv)
         The values.
     block_table : int array_like, (sequences, most pages)
-        The pages of each sequence, in order. Numbers that do not exist count as the nearest ones that do. They may stand
-        behind a length, and where nothing is attended to.
+        The pages of each sequence, in order. Numbers that do not exist count as the nearest ones that do. They may
+        stand behind a length, and where nothing is attended to.
     key_lengths : int array_like, (sequences,)
         The number of keys of each sequence.
     query_indptr : int array_like, (sequences + 1,), optional
         As in `attention_varlen`. By default each sequence has one query.
+    key_scale, value_scale : array_like, optional
+        As in `attention`: they broadcast to the caches.
     **options
         As in `attention_varlen`: scale, causal, window, query_offset, alibi_slopes, softcap, sinks, return_lse, dtype.
 
@@ -400,13 +403,14 @@ def attention_paged(
         query_indptr = np.arange(len(block_table) + 1)
 
     def in_order(cache):
-        cache = np.asarray(cache)
         none = cache.reshape(-1, *cache.shape[2:])[:0]
         pages = [cache.take(numbers, axis=0, mode="clip") for numbers in block_table] if cache.size else []
-        return np.concatenate([none, *(x.reshape(-1, *x.shape[2:])[:n] for x, n in zip(pages, key_lengths))])
+        return np.concatenate(
+            [none, *(x.reshape(-1, *x.shape[2:])[:n] for x, n in zip(pages, key_lengths, strict=False))]
+        )
 
-    key_indptr = np.cumsum([0, *key_lengths])
-    return attention_varlen(query, in_order(key_cache), in_order(value_cache), query_indptr, key_indptr, **options)
+    key, value = in_order(_times(key_cache, key_scale)), in_order(_times(value_cache, value_scale))
+    return attention_varlen(query, key, value, query_indptr, np.cumsum([0, *key_lengths]), **options)
 
 
 @forwarding(attention, without=("dtype",))

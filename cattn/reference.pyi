@@ -123,14 +123,13 @@ def attention_weights(
     dtype: DTypeLike | None = None,
 ) -> _Result: ...
 @overload
-def attention_paged(
+def attention_varlen(
     query: _Array,
-    key_cache: _Array,
-    value_cache: _Array,
-    block_table: _Integers,
-    key_lengths: _Integers,
+    key: _Array,
+    value: _Array,
+    query_indptr: _Integers,
+    key_indptr: _Integers,
     *,
-    query_indptr: _Integers | None = None,
     scale: _Number | None = None,
     causal: _Flag = False,
     window: _Window | None = None,
@@ -138,18 +137,19 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     return_lse: Literal[False] = False,
     dtype: DTypeLike | None = None,
 ) -> _Result: ...
 @overload
-def attention_paged(
+def attention_varlen(
     query: _Array,
-    key_cache: _Array,
-    value_cache: _Array,
-    block_table: _Integers,
-    key_lengths: _Integers,
+    key: _Array,
+    value: _Array,
+    query_indptr: _Integers,
+    key_indptr: _Integers,
     *,
-    query_indptr: _Integers | None = None,
     scale: _Number | None = None,
     causal: _Flag = False,
     window: _Window | None = None,
@@ -157,18 +157,19 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     return_lse: Literal[True],
     dtype: DTypeLike | None = None,
 ) -> tuple[_Result, _Result]: ...
 @overload
-def attention_paged(
+def attention_varlen(
     query: _Array,
-    key_cache: _Array,
-    value_cache: _Array,
-    block_table: _Integers,
-    key_lengths: _Integers,
+    key: _Array,
+    value: _Array,
+    query_indptr: _Integers,
+    key_indptr: _Integers,
     *,
-    query_indptr: _Integers | None = None,
     scale: _Number | None = None,
     causal: _Flag = False,
     window: _Window | None = None,
@@ -176,17 +177,20 @@ def attention_paged(
     alibi_slopes: _Array | None = None,
     softcap: _Number | None = None,
     sinks: _Array | None = None,
+    key_scale: _Array | None = None,
+    value_scale: _Array | None = None,
     return_lse: _Flag,
     dtype: DTypeLike | None = None,
 ) -> _Result | tuple[_Result, _Result]: ...
 @overload
-def attention_varlen(
+def attention_paged(
     query: _Array,
-    key: _Array,
-    value: _Array,
-    query_indptr: _Integers,
-    key_indptr: _Integers,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
     *,
+    query_indptr: _Integers | None = None,
     scale: _Number | None = None,
     causal: _Flag = False,
     window: _Window | None = None,
@@ -200,13 +204,14 @@ def attention_varlen(
     dtype: DTypeLike | None = None,
 ) -> _Result: ...
 @overload
-def attention_varlen(
+def attention_paged(
     query: _Array,
-    key: _Array,
-    value: _Array,
-    query_indptr: _Integers,
-    key_indptr: _Integers,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
     *,
+    query_indptr: _Integers | None = None,
     scale: _Number | None = None,
     causal: _Flag = False,
     window: _Window | None = None,
@@ -220,13 +225,14 @@ def attention_varlen(
     dtype: DTypeLike | None = None,
 ) -> tuple[_Result, _Result]: ...
 @overload
-def attention_varlen(
+def attention_paged(
     query: _Array,
-    key: _Array,
-    value: _Array,
-    query_indptr: _Integers,
-    key_indptr: _Integers,
+    key_cache: _Array,
+    value_cache: _Array,
+    block_table: _Integers,
+    key_lengths: _Integers,
     *,
+    query_indptr: _Integers | None = None,
     scale: _Number | None = None,
     causal: _Flag = False,
     window: _Window | None = None,

@@ -376,7 +376,7 @@ def interleaved(rows, bundle):
 def listed(block):
     """Return the same keys as a list of addresses, and the list, which must live as long."""
     addresses = np.array([block.data + j * block.stride for j in range(block.count)], np.uintp)
-    return KeyBlock(None, 0, block.count, block.size, block.type, None, address(addresses)), addresses
+    return KeyBlock(None, 0, block.count, block.size, block.type, None, None, address(addresses)), addresses
 
 
 def tile_with_gaps(memory, case, random):

@@ -159,6 +159,12 @@ FUNCTIONS = _all(
         integrations.check_flash_attn_varlen,
     ),
     Function(
+        "flash_attn.flash_attn_with_kvcache",
+        integrations.draw_flash_attn_cache,
+        integrations.call_flash_attn_cache,
+        integrations.check_flash_attn_cache,
+    ),
+    Function(
         "torch.scaled_dot_product_attention",
         integrations.draw_torch,
         integrations.call_torch,

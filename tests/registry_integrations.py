@@ -100,6 +100,70 @@ def call_flash_attn(name):
     return call
 
 
+def draw_flash_attn_cache(seed, types=tuple(cases.TYPES), work=SMALL):
+    """Draw a cache in one piece or in pages, with new tokens or without."""
+    random = np.random.default_rng([seed, 31])
+    case = draw_flash_attn(seed, types, work)
+    key, value = case.pop("k"), case.pop("v")
+    case["q"] = np.resize(case["q"], (len(key) if len(key) else 1, *case["q"].shape[1:]))
+    batch, slots, heads, _ = key.shape
+    value = np.resize(value, (batch, slots, heads, value.shape[-1]))
+    new = int(random.integers(0, min(slots, 5) + 1)) if seed % 2 else 0
+    del case["return_lse"]
+    case |= {"k_cache": key, "v_cache": value, "return_softmax_lse": True}
+    case["q"] = case["q"][:batch]
+    if new or seed % 3:
+        case["cache_seqlens"] = random.integers(0, slots - new + 1, batch).astype(np.int32)
+    if new:
+        case |= {name: random.standard_normal((batch, new, heads, x.shape[-1])).astype(x.dtype)
+                 for name, x in (("k", key), ("v", value))}  # fmt: skip
+    if random.random() < 0.4 and slots:
+        size = int(random.choice([1, 3, 16]))
+        pages = -(-slots // size)
+        case["block_table"] = random.permutation(batch * pages).reshape(batch, pages).astype(np.int32)
+        for name, x in (("k_cache", key), ("v_cache", value)):
+            cache = np.zeros((batch * pages, size, *x.shape[2:]), x.dtype)
+            case[name] = cache
+            for entry, numbers in zip(x, case["block_table"], strict=True):
+                for position, page in enumerate(numbers):
+                    some = entry[position * size : (position + 1) * size]
+                    cache[page, : len(some)] = some
+        if "cache_seqlens" not in case:
+            case["cache_seqlens"] = np.full(batch, slots)
+    elif random.random() < 0.4 and "cache_seqlens" in case:
+        case["cache_leftpad"] = np.minimum(case["cache_seqlens"], random.integers(0, 4, batch)).astype(np.int32)
+    if "alibi_slopes" in case:
+        case["alibi_slopes"] = np.resize(case["alibi_slopes"], case["q"].shape[2])
+    return case
+
+
+def call_flash_attn_cache(num_threads=None, **arguments):
+    """Write new tokens into copies of the caches, so that the arguments stay as they are."""
+    import cattn.flash_attn
+
+    if "k" in arguments:
+        arguments |= {name: arguments[name].copy() for name in ("k_cache", "v_cache")}
+    return cattn.flash_attn.flash_attn_with_kvcache(**arguments)
+
+
+def check_flash_attn_cache(arguments, result):
+    out, lse = result
+    case = dict(arguments)
+    caches = [case.pop(name) for name in ("k_cache", "v_cache")]
+    if "block_table" in case:
+        table = case.pop("block_table")
+        caches = [x[table].reshape(len(table), -1, *x.shape[2:]) for x in caches]
+    before = case.pop("cache_seqlens", np.full(len(caches[0]), caches[0].shape[1]))
+    leftpad = case.pop("cache_leftpad", np.zeros(len(before), int))
+    new, slopes = [case.pop(name, None) for name in ("k", "v")], case.pop("alibi_slopes", None)
+    for n, (start, length) in enumerate(zip(leftpad, before, strict=True)):
+        parts = [[x[n, start:length]] + ([] if y is None else [y[n]]) for x, y in zip(caches, new, strict=True)]
+        alone = case | {"q": case["q"][n : n + 1], "k": np.concatenate(parts[0])[None]}
+        alone |= {"v": np.concatenate(parts[1])[None]} | ({} if slopes is None else {"alibi_slopes": slopes})
+        del alone["return_softmax_lse"]
+        check_flash_attn(alone, (out[n : n + 1], lse[n : n + 1]))
+
+
 # PyTorch and transformers
 
 

@@ -193,16 +193,21 @@ def draw_attention_paged(seed, types=tuple(cases.TYPES), work=SMALLER):
     counts = -(-keys // size)
     pages, most = int(counts.sum()) + 2, int(counts.max(initial=0)) + int(random.integers(0, 3))
     order, table = random.permutation(pages), random.integers(-9, 10**9, (len(keys), most))
-    for name in ("key", "value"):
+    for name in ("key", "value", "key_scale", "value_scale"):
+        if name not in case:
+            continue
         x, taken = case.pop(name), iter(order)
-        cache = np.full((pages, size, *x.shape[1:]), np.nan, x.dtype)
+        if name.endswith("_scale") and len(x) == 1:
+            case[name] = x[None]
+            continue
+        cache = np.full((pages, size, *x.shape[1:]), 77 if x.dtype == np.int8 else np.nan, x.dtype)
         for n, (start, count) in enumerate(zip(edges["key"], keys, strict=False)):
             for position in range(counts[n]):
                 page = next(taken)
                 table[n, position] = page
                 some = x[start + position * size : start + min((position + 1) * size, count)]
                 cache[page, : len(some)] = some
-        case[name + "_cache"] = cache
+        case[name if name.endswith("_scale") else name + "_cache"] = cache
     if len(keys) > 1 and counts.min() > 1 and random.random() < 0.5:  # a shared prefix
         table[1:, 0] = table[0, 0]
     case |= {"block_table": table.astype(edges["key"].dtype), "key_lengths": keys}
@@ -214,8 +219,13 @@ def draw_attention_paged(seed, types=tuple(cases.TYPES), work=SMALLER):
 def check_attention_paged(arguments, result):
     case = dict(arguments)
     table, lengths = case.pop("block_table"), case.pop("key_lengths")
-    for name in ("key", "value"):
-        cache = case.pop(name + "_cache")
+    for name, given in (("key", "key_cache"), ("value", "value_cache"), ("key_scale",) * 2, ("value_scale",) * 2):
+        cache = case.pop(given, None)
+        if cache is None:
+            continue
+        if given == name and cache.shape[:2] == (1, 1):
+            case[name] = cache[0]
+            continue
         pages = [cache.take(numbers, axis=0, mode="clip") for numbers in table] if cache.size else []
         whole = [x.reshape(-1, *cache.shape[2:])[:n] for x, n in zip(pages, lengths, strict=True)]
         case[name] = np.concatenate([np.zeros((0, *cache.shape[2:]), cache.dtype), *whole])

@@ -375,7 +375,7 @@ REFUSED = {
 }  # fmt: skip
 LONG = {
     "axes": ({"q": Q}, ValueError, r"q: expected 3 axes \(total length, heads, size\), got shape \(2, 5, 4, 8\)$"),
-    "pages": ({"block_table": KEYS}, ValueError, "block_table: expected None, since cattn has no paged cache, got "),
+    "pages": ({"block_table": KEYS}, ValueError, "block_table: expected None, got "),
     "dropout": ({"dropout_p": 0.1}, ValueError, "dropout_p: expected 0, since cattn has no dropout, got 0.1$"),
     "scalar": ({"cu_seqlens_q": QUERIES[0:1].reshape(())}, ValueError, r"cu_seqlens_q: expected shape \(sequences \+ 1,\), got \(\)"),  # noqa: E501
     "begin": ({"cu_seqlens_q": QUERIES + 1}, ValueError, "cu_seqlens_q: expected to begin with 0, got 1$"),

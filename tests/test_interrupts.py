@@ -232,6 +232,9 @@ def long_arguments(name):
         query, cache = repeated(512, 8, 64), repeated(KEYS // 16, 16, 8, 64)
         table = {"block_table": np.arange(KEYS // 16)[None], "key_lengths": np.array([KEYS])}
         return {"query": query, "key_cache": cache, "value_cache": cache, "query_indptr": np.array([0, 512])} | table
+    if name == "flash_attn.flash_attn_with_kvcache":
+        cache = repeated(1, KEYS, 8, 64)
+        return {"q": repeated(1, 512, 8, 64), "k_cache": cache, "v_cache": cache}
     if name == "flash_attn.flash_attn_func":
         return {"q": repeated(1, 512, 8, 64), "k": repeated(1, KEYS, 8, 64), "v": repeated(1, KEYS, 8, 64)}
     if name == "merge_attention":

@@ -16,7 +16,7 @@ from cattn import _cli_selftest, _modifiers, flash_attn, reference
 from cattn._modifiers import MODIFIERS, Modifiers
 
 ROOT = PACKAGE.parent
-OF_FLASH_ATTN = ("flash_attn_func", "flash_attn_varlen_func")
+OF_FLASH_ATTN = ("flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache")
 
 # The queries, keys and values of one head are the same array (tokens, heads, size), so that all functions compare.
 X = normal(9, 1, 6, dtype=np.float64)
@@ -83,6 +83,9 @@ CALLS = {
     "flash_attn_varlen_func": lambda **modifiers: flash_attn.flash_attn_varlen_func(
         X, X, X, np.array(ENDS), np.array(ENDS), 9, 9, **modifiers
     ),
+    "flash_attn_with_kvcache": lambda **modifiers: flash_attn.flash_attn_with_kvcache(
+        X[None], X[None], X[None], **modifiers
+    )[0],
 }
 FUNCTIONS = {name: getattr(cattn, name) for name in CALLS if "." not in name and "flash" not in name}
 FUNCTIONS |= {"plan": cattn.plan} | {

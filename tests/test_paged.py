@@ -93,6 +93,42 @@ def test_halves_beside_float32(page_size, key_type):
     paged.check(paged.call())
 
 
+SCALES = {
+    "of tokens": lambda pages, size, columns: (pages, size, 2, 1),
+    "of channels": lambda pages, size, columns: (1, 1, 2, columns),
+    "of pages": lambda pages, size, columns: (pages, 1, 1, 1),
+    "of slots": lambda pages, size, columns: (size, 1, 1),
+    "of all": lambda pages, size, columns: (1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16, 64])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", SCALES)
+def test_int8(kind, dtype, page_size):
+    random = np.random.default_rng(page_size)
+    # Of a single key, the scale would count as one of channels.
+    paged = Paged(page_size, cases.TYPES[dtype], queries=[1, 3, 40, 0, 2], keys=[700, 35, 320, 20, 2500])
+    scales, shown = {}, {}
+    for name in ("key", "value"):
+        cache = getattr(paged, name + "_cache")
+        setattr(paged, name + "_cache", random.integers(-128, 128, cache.shape).astype(np.int8))
+        scale = random.uniform(0.001, 0.02, SCALES[kind](*cache.shape[:2], cache.shape[-1])).astype(np.float32)
+        scales[name + "_scale"], shown[name] = scale, np.broadcast_to(scale, (*cache.shape[:3], scale.shape[-1]))
+    out, lse = paged.call(**scales)
+    varies = max(scales["key_scale"].shape[:-2]) > 1
+    for n in range(len(paged.keys)):
+        own = {f"{name}_scale": paged.in_order(scale, n) for name, scale in shown.items()}
+        if not varies:
+            own = {name: scale[:1] for name, scale in own.items()}
+        rows = slice(*paged.query_indptr[n : n + 2])
+        expected = cattn.attention(**paged.alone(n, **own), return_lse=True)
+        assert_same_bits((out[rows], lse[rows]), expected)
+    given = paged.query, paged.key_cache, paged.value_cache, paged.table, paged.keys
+    wide = reference.attention_paged(*given, query_indptr=paged.query_indptr, **scales)
+    assert np.abs(out.astype(np.float64) - wide).max() < (1e-4 if dtype == "float32" else 2e-2)
+
+
 @EVERY_TYPE
 @pytest.mark.parametrize("sizes", [(1, 1), (64, 64), (128, 128), (130, 7), (33, 300)])
 def test_sizes_of_heads(dtype, sizes):
@@ -213,8 +249,8 @@ ERRORS = [
     ({"block_table": TABLE[0]}, ValueError, "block_table: expected shape (sequences, most pages), got (3,)"),
     ({"block_table": TABLE / 2}, TypeError, "block_table: expected integers, got float64"),
     ({"block_table": TABLE[:2]}, ValueError,
-     "query: expected 2 tokens, one for each sequence of block_table, got 3; pass query_indptr= for sequences with more "
-     "tokens or none"),
+     "query: expected 2 tokens, one for each sequence of block_table, got 3; pass query_indptr= for sequences with "
+     "more tokens or none"),
     ({"key_lengths": [48, 49, 5]}, ValueError,
      "key_lengths: expected 0 to 48, the room in 3 pages of 16 keys (the shape of block_table and key_cache), got 49 "
      "(sequence 1)"),
@@ -240,6 +276,12 @@ ERRORS = [
     ({"value_cache": CACHE[:8]}, ValueError, "value_cache: expected 10 pages like key_cache, got 8"),
     ({"key_cache": CACHE.astype(np.float64)}, TypeError, "key_cache: expected type float32 like query"),
     ({"value_cache": CACHE.astype(np.float16)}, TypeError, "value_cache: expected type float32 like query"),
+    ({"key_cache": CACHE.astype(np.int8)}, TypeError, "key_scale: expected an array beside key_cache of type int8"),
+    ({"key_scale": 0.1}, TypeError, "key_scale: expected None beside key_cache of type float32, got 0.1"),
+    ({"key_cache": CACHE.astype(np.int8), "value_cache": CACHE.astype(np.int8), "value_scale": 0.1,
+      "key_scale": np.ones((10, 1, 1, 8))}, ValueError, "key_scale: expected size 1 along the keys"),
+    ({"key_cache": CACHE.astype(np.int8), "value_cache": CACHE.astype(np.int8), "value_scale": 0.1,
+      "key_scale": np.ones((9, 1, 1, 1))}, ValueError, "key_scale: expected a shape that broadcasts to (10, 16, 2, 8)"),
     ({"causal": True}, ValueError, 'query_offset: expected "start"'),
     ({"out": np.ones((3, 4, 7), np.float32)}, ValueError, "out: expected shape (3, 4, 8), got (3, 4, 7)"),
     ({"mask": None}, TypeError, "mask: not an argument of attention_paged; expected one of query, key_cache, "),

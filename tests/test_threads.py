@@ -290,7 +290,8 @@ def by_threadpoolctl(n):
 
 WAYS = {"num_threads": cattn.num_threads, "setting": by_setting, "environment": by_environment}
 WAYS |= {"threadpoolctl": by_threadpoolctl, "argument": lambda n: contextlib.nullcontext()}
-TAKE_IT = {"attention", "attention_weights", "attention_varlen", "attention_paged", "self_attention", "cattn.h", "dask.attention"}
+TAKE_IT = {"attention", "attention_weights", "attention_varlen", "attention_paged", "self_attention", "cattn.h"}
+TAKE_IT |= {"dask.attention"}
 TAKE_NOTHING_ELSE = {"cattn.h", "dask.attention"}
 SHARE_NOTHING = {"merge_attention", "pad", "unpad", "plan"}
 

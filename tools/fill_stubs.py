@@ -39,7 +39,7 @@ def with_modifiers(stub, module):
 
     def signature(found):
         name, lines = found["name"], found["lines"].splitlines()
-        by_name = lines.index("    *,") if "    *," in lines else len(lines)  # the key_lengths of attention_paged are before
+        by_name = lines.index("    *,") if "    *," in lines else len(lines)  # others may come before, with such names
         is_modifier = [n > by_name and line.strip().partition(":")[0] in MODIFIERS for n, line in enumerate(lines)]
         if sum(is_modifier) < 2:  # the query_lengths of maxsim are its own
             return found[0]

@@ -5,8 +5,9 @@
 CHECKOUT is one of https://github.com/Dao-AILab/flash-attention; pytest, torch, ml_dtypes and einops must be installed.
 Each function has thousands of cases, of which so many are chosen at random, always the same ones.
 
-The tests run as they are, but for this. Their tensors lie on the CPU. Cases with dropout or a block table are left out.
-A test that repeats a call 50 or 250 times to find races repeats it 5 times.
+The tests run as they are, but for this. Their tensors lie on the CPU. Cases with dropout are left out. Of block tables,
+only those of flash_attn_with_kvcache are tested. A test that repeats a call 50 or 250 times to find races repeats it 5
+times.
 """
 
 import argparse
@@ -23,14 +24,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cattn.flash_attn import flash_attn_func, flash_attn_varlen_func
+from cattn.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 
 SERVED = (
     "test_flash_attn_qkvpacked", "test_flash_attn_varlen_qkvpacked", "test_flash_attn_output",
     "test_flash_attn_varlen_output", "test_flash_attn_causal", "test_flash_attn_varlen_causal",
     "test_flash_attn_splitkv", "test_flash_attn_race_condition", "test_flash_attn_bwd_overflow",
     "test_flash_attn_bwd_transpose", "test_flash_attn_bwd_varlen_overflow", "test_flash_attn_deterministic",
-    "test_flash_attn_varlen_deterministic",
+    "test_flash_attn_varlen_deterministic", "test_flash_attn_kvcache",
 )  # fmt: skip
 REPLACED = {'"cuda"': '"cpu"', "range(250)": "range(5)", "range(50)": "range(5)"}
 
@@ -52,6 +53,17 @@ def varlen_kvpacked(q, kv, *given, **options):
     return flash_attn_varlen_func(q, *kv.unbind(-3), *given, **options)
 
 
+def apply_rotary_emb(x, cos, sin, seqlen_offsets, interleaved):
+    """Rotate (batch, length, heads, size) at the positions from each offset on, in float32."""
+    positions = seqlen_offsets[:, None] + torch.arange(x.shape[1])
+    cos, sin = (angle[positions][:, :, None].float() for angle in (cos, sin))
+    columns = torch.arange(2 * cos.shape[-1])
+    one, other = (columns[::2], columns[1::2]) if interleaved else columns.chunk(2)
+    a, b, out = x[..., one].float(), x[..., other].float(), x.clone()
+    out[..., one], out[..., other] = (a * cos - b * sin).to(x.dtype), (a * sin + b * cos).to(x.dtype)
+    return out
+
+
 def install_modules(checkout):
     """Provide what the file imports of flash_attn: our functions, and that package's Python code for padding."""
     package = types.ModuleType("flash_attn")
@@ -60,11 +72,11 @@ def install_modules(checkout):
     package.flash_attn_qkvpacked_func, package.flash_attn_kvpacked_func = qkvpacked, kvpacked
     package.flash_attn_varlen_qkvpacked_func = varlen_qkvpacked
     package.flash_attn_varlen_kvpacked_func = varlen_kvpacked
-    package.flash_attn_with_kvcache = None
+    package.flash_attn_with_kvcache = flash_attn_with_kvcache
     interface = types.ModuleType("flash_attn.flash_attn_interface")
     interface._get_block_size_n, interface.USE_TRITON_ROCM = None, False
     rotary = types.ModuleType("flash_attn.layers.rotary")
-    rotary.apply_rotary_emb = None
+    rotary.apply_rotary_emb = apply_rotary_emb
     file = checkout / "flash_attn" / "bert_padding.py"
     spec = importlib.util.spec_from_file_location("flash_attn.bert_padding", file)
     padding = importlib.util.module_from_spec(spec)
@@ -83,7 +95,7 @@ def all_values(function, longest):
     """Return {parameter: its values} of a test. Parameters that go together are one."""
     found = dict(mark.args for mark in function.pytestmark)
     for names, values in found.items():
-        if names in ("dropout_p", "paged_kv_block_size"):
+        if names == "dropout_p" or (names == "paged_kv_block_size" and "kvcache" not in function.__name__):
             found[names] = [x for x in values if not x]
         elif names == "seqlen":
             found[names] = [x for x in values if x <= longest]
