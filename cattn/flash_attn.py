@@ -25,6 +25,7 @@ from ._read import (
     as_number,
     check_same_type,
     class_shown,
+    native,
     shown,
 )
 
@@ -353,7 +354,7 @@ def _problems(q, caches, table, lengths, leftpad, paged, options):
         problem, out, lse = _arguments.attention(*given, key_lengths=lengths, **options)
         return [problem], out, lse
     # Entries in another order, or with a padding at the left, are computed one by one, in place.
-    problems, out = [], np.empty((*q.shape[:-1], caches[1].shape[-1]), q.dtype)
+    problems, out = [], np.empty((*q.shape[:-1], caches[1].shape[-1]), native(q.dtype))
     lse = np.empty(q.shape[:-1], arithmetic(q.dtype)) if options["return_lse"] else None
     slopes = options.pop("alibi_slopes", None)
     for n, (entry,) in enumerate(table):
@@ -375,7 +376,8 @@ def _read_new(house, names, inputs, arrays, new):
     for name, given, other in (("k", k, "v"), ("v", v, "k")):
         if given is None:
             raise ValueError(f"{name}: expected an array, because {other} is given, got None")
-    _, *found = _read_inputs(house, 4, ("(batch, new, heads, size)",) * 3, inputs[0], k, v)
+    first = arrays[0] if house is _Arrays else inputs[0]  # no argument is converted twice
+    _, *found = _read_inputs(house, 4, "(batch, new, heads, size)", first, k, v)
     q, k_cache, v_cache = arrays
     expected = (len(q), found[0].shape[1], k_cache.shape[2])
     for name, x, cache in (("k", found[0], k_cache), ("v", found[1], v_cache)):

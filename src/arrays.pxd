@@ -86,6 +86,8 @@ cdef inline int set_scale(cattn_array *array, object given, int batch_ndim) exce
         settle_scale(array, rows, columns)
         if given.ndim > 3 and given.shape[0] == 1:   # of one page, which may count as many
             array.batch[0] = 0
+        if given.size == 0:   # there are no keys to multiply, and no scale to read
+            array.data = NULL
     return 0
 
 

@@ -142,7 +142,7 @@ def call_flash_attn_cache(num_threads=None, **arguments):
     import cattn.flash_attn
 
     if "k" in arguments:
-        arguments |= {name: arguments[name].copy() for name in ("k_cache", "v_cache")}
+        arguments |= {name: np.array(arguments[name], order="K") for name in ("k_cache", "v_cache")}
     return cattn.flash_attn.flash_attn_with_kvcache(**arguments)
 
 
