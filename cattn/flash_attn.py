@@ -493,11 +493,13 @@ class _Arrays:
 
     @staticmethod
     def check_writable(name, given, array):
-        if not (isinstance(given, np.ndarray) and given.flags.writeable and np.may_share_memory(given, array)):
-            found = f"one of type {given.dtype}" if isinstance(given, np.ndarray) else class_shown(given)
-            if isinstance(given, np.ndarray) and not given.flags.writeable:
-                found = "a read-only one"
-            raise TypeError(f"{name}: expected a NumPy array that new tokens can be written to, got {found}")
+        # A cast made an array of its own. Nothing is asked of the argument, whose class may be anyone's.
+        if not issubclass(type(given), np.ndarray) or array.base is None:
+            raise TypeError(
+                f"{name}: expected a NumPy array that new tokens can be written to, got {class_shown(given)}"
+            )
+        if not array.flags.writeable:
+            raise TypeError(f"{name}: expected a NumPy array that new tokens can be written to, got a read-only one")
 
     @staticmethod
     def uncompiled(function, *given):

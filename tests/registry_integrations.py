@@ -142,7 +142,9 @@ def call_flash_attn_cache(num_threads=None, **arguments):
     import cattn.flash_attn
 
     if "k" in arguments:
-        arguments |= {name: np.array(arguments[name], order="K") for name in ("k_cache", "v_cache")}
+        caches = {name: arguments[name] for name in ("k_cache", "v_cache")}
+        kept = np.ma.MaskedArray  # which is refused
+        arguments |= {name: x if isinstance(x, kept) else np.array(x, order="K") for name, x in caches.items()}
     return cattn.flash_attn.flash_attn_with_kvcache(**arguments)
 
 
