@@ -42,8 +42,10 @@ class Problem(NamedTuple):
     grad_bias: np.ndarray | None
     grad_slopes: np.ndarray | None  # (*batch, Hq), float64
     grad_sinks: np.ndarray | None  # (*batch, Hq), float64
-    query_indptr: None = None  # sequences are not packed
-    key_scale: None = None  # and keys are not int8
+    query_indptr: None = None  # sequences are not packed,
+    key_indptr: None = None
+    block_table: None = None  # keys are not in pages,
+    key_scale: None = None  # and they are not int8
     value_scale: None = None
 
 
