@@ -283,6 +283,11 @@ def _with_cache(house, inputs, new, rotary, places, options):
     names = "q", "k_cache", "v_cache"
     q, *caches = _read_inputs(house, 4, ("(batch, length, heads, size)", *[_OF_CACHES] * 2), *inputs, names=names)
     batch = len(q)
+    if caches[1].shape[:3] != caches[0].shape[:3]:
+        raise ValueError(
+            f"v_cache: expected {caches[0].shape[2]} heads like k_cache, and axes {caches[0].shape[:2]} before, "
+            f"got shape {caches[1].shape}"
+        )
     options = _options(house, *options)
     new = _read_new(house, names[1:], inputs, (q, *caches), new)
     added = 0 if new is None else new[0].shape[1]
