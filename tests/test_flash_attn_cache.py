@@ -276,6 +276,18 @@ def test_errors(name):
     assert_same_bits([np.array(given[name]) for name in ("k_cache", "v_cache")], before)
 
 
+def test_pages_that_are_only_written_are_checked():
+    """New tokens before every window are written, too."""
+    given = arrays(new=6)
+    for name in ("k_cache", "v_cache"):
+        given[name] = np.zeros((BATCH * SLOTS, 1, *given[name].shape[2:]), np.float32)
+    table = np.arange(BATCH * SLOTS).reshape(BATCH, SLOTS)
+    table[1, 30] = -1
+    with pytest.raises(ValueError, match=r"block_table: expected page numbers from 0 to 119, got -1 \(sequence 1, pos"):
+        flash_attn_with_kvcache(**given, cache_seqlens=LENGTHS, block_table=table, window_size=(0, 0))
+    assert not given["k_cache"].any() and not given["v_cache"].any()
+
+
 def test_read_only_caches():
     given = arrays(new=2) | {"cache_seqlens": LENGTHS}
     given["v_cache"].flags.writeable = False
