@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from ._arguments import empty
 from ._arithmetic import in_usual_arithmetic
-from ._read import TYPES, arithmetic, as_array, as_index, cast, native, type_name, type_shown
+from ._read import TYPES, arithmetic, as_array, as_index, native, type_name, type_shown
 
 __all__ = ["quantize"]
 
 _LARGEST = 127
+_PIECE = 2**20  # the elements that are computed at a time
 _FLOAT32 = np.finfo(np.float32)
 
 
@@ -71,14 +73,31 @@ def quantize(x, *, axis):
 
 
 def quantized(name, x, axis):
-    """Return an array of one of the four types in int8, and its scale. An error calls it by `name`."""
-    x = cast(name, x, arithmetic(native(x.dtype)))
-    largest = np.abs(x).max(axis=axis, keepdims=True, initial=0)
-    scale = cast("scale", largest / x.dtype.type(_LARGEST), np.float32)
+    """Return an array of one of the four types in int8, and its scale. An error calls it by `name`.
+
+    NumPy gets pieces of the longest axis, so that signal handlers run in between.
+    """
+    axis, cut = axis % x.ndim, int(np.argmax(x.shape))
+    dtype, step = arithmetic(native(x.dtype)), max(1, _PIECE * x.shape[cut] // max(1, x.size))
+    pieces = [(slice(None),) * cut + (slice(n, n + step),) for n in range(0, x.shape[cut], step)]
+
+    def of(array, piece):
+        return array if cut == axis else array[piece]
+
+    largest = np.zeros((*x.shape[:axis], 1, *x.shape[axis + 1 :]), dtype)
+    for piece in pieces:
+        here = of(largest, piece)
+        np.maximum(here, np.abs(x[piece].astype(dtype)).max(axis=axis, keepdims=True, initial=0), out=here)
+    scale = (largest / dtype.type(_LARGEST)).astype(np.float32)
     if not np.isfinite(scale).all():
         found = largest[~np.isfinite(scale)][0]
         expected = "finite numbers" if not np.isfinite(found) else f"numbers up to {_LARGEST * float(_FLOAT32.max):.3g}"
         raise ValueError(f"{name}: expected {expected}, got {found}")
     scale[scale < _FLOAT32.smallest_normal] = 0
-    x /= np.where(scale == 0, x.dtype.type(np.inf), scale)
-    return np.rint(x, out=x).clip(-_LARGEST, _LARGEST, out=x).astype(np.int8), scale
+    divisor = np.where(scale == 0, dtype.type(np.inf), scale)
+    result = empty(name, x.shape, np.dtype(np.int8))
+    for piece in pieces:
+        part = x[piece].astype(dtype)
+        part /= of(divisor, piece)
+        result[piece] = np.rint(part, out=part).clip(-_LARGEST, _LARGEST, out=part)
+    return result, scale

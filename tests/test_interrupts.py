@@ -244,6 +244,8 @@ def long_arguments(name):
         return {"x": x, "w_query": weights, "w_key": weights, "w_value": weights}
     if name == "unpad":
         return {"x": np.broadcast_to(one, (4, 400_000, 1024)), "lengths": [400_000] * 4}
+    if name == "quantize":
+        return {"x": np.broadcast_to(one, (1_600_000, 1024)), "axis": -1}
     if name == "pad":
         return {"packed": np.broadcast_to(one, (1_600_000, 1024)), "indptr": np.arange(0, 1_600_001, 400_000)}
     if name == "KVCache":  # which copies its keys

@@ -293,7 +293,7 @@ WAYS |= {"threadpoolctl": by_threadpoolctl, "argument": lambda n: contextlib.nul
 TAKE_IT = {"attention", "attention_weights", "attention_varlen", "attention_paged", "self_attention", "cattn.h"}
 TAKE_IT |= {"dask.attention"}
 TAKE_NOTHING_ELSE = {"cattn.h", "dask.attention"}
-SHARE_NOTHING = {"merge_attention", "pad", "unpad", "plan"}
+SHARE_NOTHING = {"merge_attention", "pad", "unpad", "plan", "quantize"}
 
 
 @NO_TIMES
