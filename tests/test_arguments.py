@@ -35,7 +35,7 @@ def test_plain():
     assert out.flags.c_contiguous
     assert lse is None
     assert p.modifiers == (1 / math.sqrt(8), 0.0, -1, -1, *(None,) * 9)
-    assert p[4:] == (None, p.modifiers, 0, *(None,) * 4)
+    assert p[4:] == (None, p.modifiers, 0, *(None,) * 6)
 
 
 def test_lse():

@@ -316,7 +316,7 @@ ONE = HUGE[:1]
         lambda: cattn.attention(HUGE.swapaxes(0, 1), ONE, ONE[..., :0]),
         lambda: cattn.attention(HUGE[:, None], ONE[None], ONE[None, ..., :0]),
         lambda: cattn.attention(HUGE[: 2**30, None, None], HUGE[None, : 2**30, None], ONE[None, None, ..., :0]),
-        lambda: cattn.attention(ONE, HUGE.swapaxes(0, 1), HUGE.swapaxes(0, 1)),
+        lambda: cattn.attention(ONE, HUGE.swapaxes(0, 1), HUGE.swapaxes(0, 1), num_threads=2),  # which share the keys
         lambda: cattn.attention_weights(HUGE, HUGE[:, :0]),
         lambda: cattn.attention_weights(HUGE.swapaxes(0, 1), ONE[:, :0]),
         lambda: cattn.attention_varlen(ONE, HUGE, HUGE, [0, 1], [0, 2**60]),
