@@ -66,10 +66,16 @@ def test_generated_cases(isa):
     on_table(isa, "check_seeds(1000, 1200)")
 
 
-@pytest.mark.slow
+def longer(share, rest):
+    """Parametrize a test with the seeds of -m slow and with those of -m exhaustive."""
+    marked = [pytest.param(share, marks=pytest.mark.slow), pytest.param(rest, marks=pytest.mark.exhaustive)]
+    return pytest.mark.parametrize("seeds", marked, ids=str)
+
+
+@longer((2000, 2200), (2200, 5000))
 @EVERY_TABLE
-def test_many_generated_cases(isa):
-    on_table(isa, "check_seeds(2000, 5000)")
+def test_many_generated_cases(isa, seeds):
+    on_table(isa, f"check_seeds{seeds}")
 
 
 def flat_case(seed):
@@ -101,10 +107,10 @@ def test_flat_rows(isa):
     on_table(isa, "check_flat(0, 30)")
 
 
-@pytest.mark.slow
+@longer((30, 70), (70, 600))
 @EVERY_TABLE
-def test_many_flat_rows(isa):
-    on_table(isa, "check_flat(30, 600)")
+def test_many_flat_rows(isa, seeds):
+    on_table(isa, f"check_flat{seeds}")
 
 
 def test_rows_and_keys_of_many_chunks():
