@@ -38,8 +38,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def scaled_dot_product_attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-):
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, *, key_scale=None,
+    value_scale=None,
+):  # fmt: skip
     """Compute attention as `torch.nn.functional.scaled_dot_product_attention` defines it.
 
     Parameters
@@ -65,6 +66,9 @@ def scaled_dot_product_attention(
     enable_gqa : bool
         If True, key and value may have fewer heads than query, by a factor. Query head h then reads head
         ``h // factor``.
+    key_scale, value_scale : Tensor, optional
+        The scales of key and value of int8, as in `cattn.attention`. PyTorch's function has no such arguments.
+        torch.compile does not look into such a call, and it has no gradients.
 
     Returns
     -------
@@ -110,6 +114,10 @@ def scaled_dot_product_attention(
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
             and (attn_mask is None or isinstance(attn_mask, Tensor))):  # fmt: skip
         _refuse_others(query=query, key=key, value=value, attn_mask=attn_mask)
+    scales = {"key_scale": key_scale, "value_scale": value_scale}
+    is_scaled = key_scale is not None or value_scale is not None or torch.int8 in (key.dtype, value.dtype)
+    if is_scaled and dropout_p != 0:
+        raise ValueError(f"dropout_p: expected 0 beside key and value of int8, got {dropout_p}")
     if dropout_p != 0:
         uncompiled(_leave_dropout, dropout_p)
         return F.scaled_dot_product_attention(
@@ -122,6 +130,9 @@ def scaled_dot_product_attention(
         attn_mask, is_causal, query_offset = None, True, _query_offset(query, key, attn_mask)
     if torch.is_autocast_enabled("cpu"):
         query, key, value, attn_mask = map(_cast, (query, key, value, attn_mask))
+    if is_scaled:
+        inputs = query, key, value
+        return uncompiled(_scaled_attention, inputs, scales, attn_mask, is_causal, scale, enable_gqa, query_offset)
     try:
         return _operator(query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset)
     except RuntimeError as error:
@@ -270,6 +281,22 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None, e
             if not raised_here(error):
                 raise
             # The call below raises the error again, with the shapes as they were given.
+    try:
+        return to_tensor(cattn.attention(q, k, v, **options))
+    except (TypeError, ValueError) as error:
+        raise _as_pytorchs(error, q, k, v) from None
+
+
+def _scaled_attention(inputs, scales, attn_mask, is_causal, scale, enable_gqa, query_offset):
+    """Return attention over keys and values of int8. The steps are those of `_attention`."""
+    q, k, v = _aligned(*map(read, _INPUTS, inputs), enable_gqa)
+    options = {name: read(name, x) for name, x in scales.items() if x is not None}
+    options |= {"scale": scale, "causal": is_causal, "num_threads": num_threads()}
+    if attn_mask is not None:
+        _refuse_causal(is_causal)
+        options[_kind(attn_mask, inputs[0].dtype)] = _read_mask(attn_mask)
+    if is_causal:
+        options["query_offset"] = query_offset
     try:
         return to_tensor(cattn.attention(q, k, v, **options))
     except (TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import warnings
 
+import helpers
 import numpy as np
 import pytest
 
@@ -25,6 +26,7 @@ from torch_tensors import (
 )
 
 import cattn
+from cattn import _tensors
 from cattn.torch import scaled_dot_product_attention
 
 
@@ -489,3 +491,35 @@ def test_export(strict):
     for batch, length in ((2, 5), (3, 7)):
         tensors = transposed(batch, length)
         assert torch.equal(program.module()(*tensors), Model()(*tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_int8(dtype):
+    """Keys and values of int8 with scales have the bits of the same call on arrays."""
+    query = torch.from_numpy(helpers.normal(2, 4, 5, 16)).to(dtype)
+    given = ((16, -1), (7, -2))
+    arrays = [cattn.quantize(helpers.normal(2, 2, 33, size, seed=size), axis=axis) for size, axis in given]
+    (key, key_scale), (value, value_scale) = [[torch.from_numpy(x) for x in pair] for pair in arrays]
+    mask = torch.from_numpy(np.random.default_rng(0).random((5, 33)) < 0.7)
+    scales = {"key_scale": key_scale, "value_scale": value_scale}
+    for options, same in (
+        ({}, {}), ({"attn_mask": mask}, {"mask": mask.numpy()}),
+        ({"is_causal": True}, {"causal": True, "query_offset": "start"}), ({"scale": 0.3}, {"scale": 0.3}),
+    ):  # fmt: skip
+        out = cattn.torch.scaled_dot_product_attention(query, key, value, enable_gqa=True, **options, **scales)
+        (small_key, array_scale), (small_value, other_scale) = arrays
+        expected = cattn.attention(
+            _tensors.to_numpy(query), small_key, small_value, key_scale=array_scale, value_scale=other_scale, **same
+        )
+        assert out.dtype is dtype
+        helpers.assert_same_bits(_tensors.to_numpy(out), expected)
+    compiled = torch.compile(cattn.torch.scaled_dot_product_attention, backend="eager")
+    assert torch.equal(compiled(query, key, value, enable_gqa=True, scale=0.3, **scales), out)
+    with pytest.raises(TypeError, match=r"^value_scale: expected an array beside value of type int8, got None"):
+        cattn.torch.scaled_dot_product_attention(query, key, value, enable_gqa=True, key_scale=key_scale)
+    with pytest.raises(TypeError, match=r"^key_scale: expected None beside key of type float32"):
+        cattn.torch.scaled_dot_product_attention(query, key.float(), value.float(), enable_gqa=True, **scales)
+    with pytest.raises(ValueError, match=r"^dropout_p: expected 0 beside key and value of int8"):
+        cattn.torch.scaled_dot_product_attention(query, key, value, dropout_p=0.5, **scales)
+    with pytest.raises(NotImplementedError, match=r"^query: expected a tensor that needs no gradient"):
+        cattn.torch.scaled_dot_product_attention(query.requires_grad_(), key, value, enable_gqa=True, **scales)
