@@ -215,17 +215,21 @@ cdef inline bint place_array(CallFromC *call, const GivenArray *array) noexcept 
     return left == 0
 
 
-cdef inline bint settle(CallFromC *call, const cattn_argument *scale) noexcept nogil:
-    """Return whether a scale varies along the keys or along the columns, and not along both."""
-    return settle_scale(place_of(&call.problem, scale), size_in(&call.problem, scale.axes[1])[0],
-                        size_in(&call.problem, scale.axes[2])[0])
+cdef inline bint settle(CallFromC *call, const GivenArray *scale) noexcept nogil:
+    """Return whether a scale varies along the keys or along the columns, and not along both. One without elements, of
+    no keys, is not read."""
+    cdef cattn_array *place = place_of(&call.problem, scale.argument)
+    if scale.count == 0:
+        place.data = NULL
+    return settle_scale(place, size_in(&call.problem, scale.argument.axes[1])[0],
+                        size_in(&call.problem, scale.argument.axes[2])[0])
 
 
 cdef inline int check_scales(const CallFromC *call) noexcept nogil:
     """Check that int8 keys and values have scales. That nothing else has, the types say."""
-    if call.problem.key.type == CATTN_INT8 and call.problem.key_scale.data == NULL:
+    if call.problem.key.type == CATTN_INT8 and call.args.key_scale.data == NULL:
         return wrong(CATTN_ARGUMENT_KEY_SCALE, CATTN_IS_MISSING)
-    if call.problem.value.type == CATTN_INT8 and call.problem.value_scale.data == NULL:
+    if call.problem.value.type == CATTN_INT8 and call.args.value_scale.data == NULL:
         return wrong(CATTN_ARGUMENT_VALUE_SCALE, CATTN_IS_MISSING)
     return CATTN_DONE
 
@@ -236,7 +240,7 @@ cdef inline int place_arrays(CallFromC *call) noexcept nogil:
     set_sizes(call)
     for i in range(call.given_count):
         if not place_array(call, &call.given[i]) or (call.given[i].argument.is_scale
-                                                     and not settle(call, call.given[i].argument)):
+                                                     and not settle(call, &call.given[i])):
             return wrong(call.given[i].number, CATTN_WRONG_SHAPE)
         status = check_sizes(&call.problem, call.given[i].number)
         if status != CATTN_DONE:

@@ -191,6 +191,20 @@ def test_c_interface(seed):
     check(capsule, case, num_threads=seed % 3)
 
 
+@pytest.mark.parametrize("shape", [(0, 1), (0, 1, 1), (1, 0, 1)])
+def test_no_keys(shape):
+    """A scale of no keys is not read, and all rows are zeros."""
+    rows = (*shape[:-2], 1) if len(shape) > 2 else (1,)
+    query = normal(*rows, SIZE)
+    key, value = np.zeros((*shape[:-1], SIZE), np.int8), np.zeros((*shape[:-1], VALUE_SIZE), np.int8)
+    if shape[0] == 0 and len(shape) == 3:
+        query = normal(0, 1, SIZE)
+    case = {"query": query, "key": key, "value": value}
+    case |= {name: np.ones(shape, np.float32) for name in SCALES}
+    assert (cattn.attention(**case) == 0).all()
+    check(capsule, case)
+
+
 def c_call(**changes):
     return Call(**problem(2, 3, "key") | changes)
 
