@@ -12,7 +12,7 @@ from registry_own import check_attention_backward, draw_attention_backward
 from test_modifiers import EXAMPLES
 
 import cattn
-from cattn import reference
+from cattn import _kernel, reference
 
 
 def backward(
@@ -61,7 +61,17 @@ def check_seeds(start, stop):
             raise AssertionError(f"seed {seed}: {error}") from error
 
 
-@EVERY_TABLE
+# The portable table and the one in use; the others are for -m slow.
+TWO_TABLES = pytest.mark.parametrize(
+    "isa",
+    [
+        isa if isa in ("portable", _kernel.isa()) else pytest.param(isa, marks=pytest.mark.slow)
+        for isa in _kernel.runnable_isas()
+    ],
+)
+
+
+@TWO_TABLES
 def test_generated_cases(isa):
     on_table(isa, "check_seeds(1000, 1200)")
 
@@ -102,7 +112,7 @@ def check_flat(start, stop):
         assert_accurate(*backward(*arrays, **more), least=KAPPA)
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_flat_rows(isa):
     on_table(isa, "check_flat(0, 30)")
 
@@ -155,7 +165,7 @@ def check_awkward():
         assert_accurate(*backward(**arrays, **modifiers))
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_awkward_sizes(isa):
     on_table(isa, "check_awkward()")
 
@@ -357,7 +367,7 @@ def check_bits():
                 assert not padded.key[:, :, keys:].any() and not padded.value[:, :, keys:].any()
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_bits(isa):
     """Neither the number of threads, nor the batch, nor padding behind the keys changes a bit."""
     on_table(isa, "check_bits()")
