@@ -350,7 +350,7 @@ def meddling(arguments):
     """Yield (place, what makes an argument of it that calls a function while it is converted)."""
     for place, x in arrays_of(arguments):
         if place[0] not in OUTPUTS:
-            yield place, lambda change, x=x: Array(x, change)
+            yield place, lambda change, x=x: Array(x.copy(), change)  # a cache is written to
     for name, given in arguments.items():
         if type(given) in (int, str):
             kind = Index if type(given) is int else Word
