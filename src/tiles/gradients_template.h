@@ -228,11 +228,10 @@ static void F(join)(void *total_, void *carry_, const void *part_, ptrdiff_t cou
         vector sum = before + x;
         if (carry != NULL) {   /* either of the two may be the larger one (Knuth, as in `merge`) */
             const vector added = sum - before;
-            const integers finite = (integers)(sum - sum == 0);
             const vector lost = F(load_up_to)(carry + i, n) + ((before - (sum - added)) + (x - added));
             const vector all = sum + lost;
-            F(store_up_to)(carry + i, F(select)(finite, lost - (all - sum), (vector){0}), n);
-            sum = F(select)(finite, all, sum);
+            F(store_up_to)(carry + i, F(select)(sum - sum == 0, lost - (all - sum), (vector){0}), n);
+            sum = F(select)(sum - sum == 0, all, sum);
         }
         F(store_up_to)(total + i, sum, n);
     }
