@@ -95,6 +95,7 @@ AXES = {
     "rows": "rows count size",
     "widen": "size",
     "narrow": "size",
+    "multiply": "size",
     "round_to_float": "size",
     "interleave": "count size",
 }

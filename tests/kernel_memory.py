@@ -298,3 +298,38 @@ class Tile:
     def logsumexp(self, softmax, destination):
         """Store the logarithms of a softmax's sums."""
         self.call("logsumexp", softmax, self.struct, pointers(destination))
+
+
+def value_block(memory, case, values):
+    """Return the values as the kernels take them: interleaved groups of keys lie one behind the other."""
+    bundle = case.kernels.interleaves
+    if bundle == 1:
+        return memory.block(values, case.type, case.placement, case.at_end)
+    padded = np.pad(values, ((0, -len(values) % bundle), (0, 0)), mode="edge")
+    block = memory.block(interleaved(padded, bundle), case.type, "contiguous", case.at_end)
+    block.count, block.stride, block.size = len(values), block.stride // bundle, values.shape[1]
+    return block
+
+
+def interleaved(rows, bundle):
+    """Return the rows with those of each bundle of keys as one, column by column."""
+    return rows.reshape(-1, bundle, rows.shape[1]).swapaxes(1, 2).reshape(len(rows) // bundle, -1)
+
+
+def listed(block):
+    """Return the same keys as a list of addresses, and the list, which must live as long."""
+    addresses = np.array([block.data + j * block.stride for j in range(block.count)], np.uintp)
+    return KeyBlock(None, 0, block.count, block.size, block.type, None, None, address(addresses)), addresses
+
+
+def tile_with_gaps(memory, case, random):
+    """Return a tile whose output may have columns beside those of the call, and a pitch that is larger than needed."""
+    beside = case.few and random.random() < 0.5
+    pitch = round_up(case.count, 64) + 64 * int(random.integers(3))
+    start, beyond = (ALIGNMENT // case.real.itemsize, int(random.integers(1, 9))) if beside else (0, 0)
+    return Tile(memory, case, pitch=pitch, start=start, beyond=beyond)
+
+
+def set_total(tile, total, carries=(0, 0, 0)):
+    tile.total_max[...], tile.total_sum[...], tile.total_lse_sum[...], tile.total_output[...] = total
+    tile.row_sum_carry[...], tile.lse_sum_carry[...], tile.output_carry[...] = carries

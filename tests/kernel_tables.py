@@ -11,6 +11,7 @@ from cattn import _kernel
 MAX_LANES, FEW_ROWS, ALIGNMENT = 64, 8, 64
 VECTOR_NUMBERS = ALIGNMENT // 2  # of bfloat16
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
+INT8 = 6
 TYPES = [np.dtype(type) for type in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 MANY, FEW = range(2)
 integer, count_of, pointer = ctypes.c_int, ctypes.c_ssize_t, ctypes.c_void_p
