@@ -4,9 +4,9 @@ import pytest
 from peers import NumPy
 from workloads import CASES
 
-from cattn import reference
 from cattn._bench.engines import Cattn
 from cattn._bench.timing import limited
+from cattn.reference import _bounds
 
 QUICK_CASES = ("seed", "minilm", "bert-128", "self-attention")
 ENGINES = {engine.name: engine for engine in (NumPy, Cattn)}
@@ -29,7 +29,7 @@ def problem(case):
     inputs = case.make_inputs()
     answer = case.answer(inputs)
     kappa = answer.check(NumPy(1).prepare(case, inputs).result()).kappa
-    return inputs, answer, None if kappa is None else reference._allowed(kappa)
+    return inputs, answer, None if kappa is None else _bounds.allowed(kappa)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -17,6 +17,7 @@ import numpy as np
 import cattn
 from cattn import _kernel, reference
 from cattn._cli import print_table
+from cattn.reference import _bounds
 
 # The checks of one table may take so long on a slow machine that others use too.
 SECONDS = 120
@@ -199,8 +200,8 @@ def _error(case):
 def _share(found, expected, allowed):
     """Return the largest error as a share of what is allowed, which is infinity if a number is wrongly NaN."""
     with np.errstate(all="ignore"):
-        error = reference._distance(found, expected)
-        return reference._largest(np.where(error == 0, 0, error / allowed))
+        error = _bounds.distance_between(found, expected)
+        return _bounds.largest_kappa(np.where(error == 0, 0, error / allowed))
 
 
 def _types():

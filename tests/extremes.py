@@ -12,10 +12,10 @@ import sys
 import cases
 import numpy as np
 from helpers import same_bits
-from kappa import LSE_KAPPA, ROUNDED_WEIGHTS, allowed
 
 import cattn
 from cattn import reference
+from cattn.reference._bounds import LSE_KAPPA, ROUNDED_WEIGHTS, allowed
 
 ml_dtypes = cases.ml_dtypes
 HAS_LONGDOUBLE = np.finfo(np.longdouble).maxexp > 1024

@@ -9,9 +9,9 @@ import functools
 import numpy as np
 
 from cattn import reference
+from cattn.reference._bounds import LSE_KAPPA, allowed, largest_kappa
+from cattn.reference._bounds import Yardstick as Measure
 
-KAPPA, LSE_KAPPA, ROUNDED_WEIGHTS = reference._KAPPA, reference._LSE_KAPPA, reference._ROUNDED_WEIGHTS
-TIMES_NUMPY, PLUS, allowed = reference._TIMES_NUMPY, reference._PLUS, reference._allowed
 USUAL = 2  # in the place of the promised 4
 
 
@@ -26,7 +26,7 @@ def kappa(out, case):
     return Yardstick(case).kappa(out)
 
 
-class Yardstick(reference._Yardstick):
+class Yardstick(Measure):
     """Hold the reference result of a case, a dict of the arguments of `attention`, and what errors are measured by."""
 
     def __init__(self, case):
@@ -42,7 +42,7 @@ class Yardstick(reference._Yardstick):
 
     def kappa(self, out):
         """Return the largest κ of an output."""
-        return reference._largest(self.each(out))
+        return largest_kappa(self.each(out))
 
     def each(self, out):
         """Return the κ of each output. It is infinity where a row that attends to nothing is not exactly 0."""
@@ -54,7 +54,7 @@ class Yardstick(reference._Yardstick):
         """Return the largest κ of logarithms of sums."""
         assert lse.shape == self.lse.shape
         with np.errstate(all="ignore"):
-            return reference._largest(self.lse_kappas(lse))
+            return largest_kappa(self.lse_kappas(lse))
 
     def check(self, out, lse=None):
         """Fail unless out, in query's type or in float32, and lse are as accurate as is promised. Return whether out is

@@ -10,6 +10,7 @@ from kappa import USUAL, allowed, assert_accurate
 import cattn
 from cattn import reference
 from cattn._modifiers import MODIFIERS
+from cattn.reference import _bounds
 
 OUTPUTS = ("out", "lse")  # the arguments that a call writes to
 
@@ -113,7 +114,7 @@ def draw_attention_backward(seed, types=tuple(cases.TYPES), work=SMALLER):
 def check_attention_backward(arguments, result):
     arguments = {name: x for name, x in arguments.items() if name != "num_threads"}
     with_bias = arguments.pop("bias_grad", False)
-    yardstick = reference._GradientYardstick(**arguments)
+    yardstick = _bounds.GradientYardstick(**arguments)
     plain = reference.attention_backward(**arguments, bias_grad=True, dtype=yardstick.arithmetic)
     of_numpy = yardstick.kappas(plain)
     for name, found in result._asdict().items():
@@ -122,7 +123,7 @@ def check_attention_backward(arguments, result):
             continue
         given = np.asarray(arguments[name])
         assert found.shape == given.shape and found.dtype == given.dtype.newbyteorder("=")
-        kappa, numpys = (reference._largest(getattr(x, name)) for x in (yardstick.kappas(result), of_numpy))
+        kappa, numpys = (_bounds.largest_kappa(getattr(x, name)) for x in (yardstick.kappas(result), of_numpy))
         assert kappa <= allowed(numpys, USUAL), f"κ {kappa:.3g} of {name} exceeds {allowed(numpys, USUAL):.3g}"
 
 

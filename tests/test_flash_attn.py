@@ -477,7 +477,7 @@ def reference_gradients(grad_out, grad_lse, q, k, v, softmax_scale=None, window_
 @EVERY_OPTION
 @pytest.mark.parametrize("queries, keys", [(5, 5), (3, 8), (8, 3)])
 def test_gradients(queries, keys, options, tensors):
-    """Those of lse as well. A row that attends to nothing has none, though its lse is +inf."""
+    """The gradients of lse come through, too. A row that attends to nothing gets none, though its lse is +inf."""
     arrays = batch(queries, keys)
     found, grad_out, grad_lse, lse = gradients(tensors, flash_attn_func, arrays, **options)
     expected = reference_gradients(grad_out, grad_lse, *arrays, **options)

@@ -7,12 +7,14 @@ import cases
 import numpy as np
 import pytest
 from helpers import EVERY_TABLE, EVERY_TYPE, assert_same_bits, normal, problem, python, run_python
-from kappa import KAPPA, USUAL, allowed
+from kappa import USUAL
 from registry_own import check_attention_backward, draw_attention_backward
 from test_modifiers import EXAMPLES
 
 import cattn
 from cattn import _kernel, reference
+from cattn.reference import _bounds
+from cattn.reference._bounds import KAPPA, allowed
 
 
 def backward(
@@ -29,10 +31,10 @@ def backward(
 
 def kappas(arguments, result):
     """Return the largest κ of each gradient, and that of plain NumPy in the same precision."""
-    yardstick = reference._GradientYardstick(**arguments)
+    yardstick = _bounds.GradientYardstick(**arguments)
     numpy = reference.attention_backward(**arguments, bias_grad=True, dtype=yardstick.arithmetic)
     return {
-        name: (reference._largest(found), reference._largest(numpys))
+        name: (_bounds.largest_kappa(found), _bounds.largest_kappa(numpys))
         for name, found, numpys in zip(result._fields, yardstick.kappas(result), yardstick.kappas(numpy), strict=True)
         if found is not None
     }

@@ -9,6 +9,7 @@ import pytest
 from helpers import EVERY_TYPE, normal, problem
 
 from cattn import reference
+from cattn.reference import _bounds
 
 # Two entries, four query heads on two key heads, three queries, four keys. Sizes differ, so that no axis is another.
 QUERY, KEY, VALUE = problem(3, 4, np.float64).values()
@@ -219,7 +220,7 @@ def test_units():
     """The unit of a sum is that of its terms without signs: two equal keys, one row, A = |scale| Σ|qk| = 2."""
     eps, tiny = 2.0**-23, 2.0**-126
     arrays = (np.array(x, np.float32) for x in ([[3]], [[2]], [[1], [1]], [[5], [-5]]))
-    yardstick = reference._GradientYardstick(
+    yardstick = _bounds.GradientYardstick(
         *arrays, scale=1.0, bias=[0, 0], alibi_slopes=[0], sinks=[-np.inf], query_offset=0
     )
     error = eps * (1 + 2 + 2 + math.log(2))  # lse is 2 + log 2
@@ -240,7 +241,7 @@ def test_units():
 def test_units_of_softcap():
     """Its derivative is 1 - t², and both terms count."""
     arrays = (np.array(x, np.float32) for x in ([[1]], [[1]], [[2], [2]], [[5], [-5]]))
-    units = reference._GradientYardstick(*arrays, scale=1.0, softcap=2.0, bias=[[0, 0]]).units
+    units = _bounds.GradientYardstick(*arrays, scale=1.0, softcap=2.0, bias=[[0, 0]]).units
     np.testing.assert_allclose(units.key, units.bias.T * (1 + math.tanh(1) ** 2), rtol=1e-12)
 
 
@@ -252,11 +253,11 @@ def test_kappas(dtype):
         case = cases.case(seed, work=20_000, types=[dtype.name])
         out = reference.attention(**case)
         grad_out = np.random.default_rng(seed).standard_normal(out.shape).astype(dtype)
-        yardstick = reference._GradientYardstick(grad_out, **case)
+        yardstick = _bounds.GradientYardstick(grad_out, **case)
         numpy = reference.attention_backward(grad_out, **case, bias_grad=True, dtype=yardstick.arithmetic)
         message = f"seed {seed}: {cases.describe(case)}"
         for kappas in yardstick.kappas(numpy):
-            assert kappas is None or reference._largest(kappas) <= 2, message
+            assert kappas is None or _bounds.largest_kappa(kappas) <= 2, message
         for name, x in yardstick.expected._asdict().items():
             if x is not None:
                 with np.errstate(over="ignore"):

@@ -19,7 +19,7 @@ from cattn import _kernel
 
 HERE = Path(__file__).parent
 PROGRAM, ERRORS = HERE / "typing_program.py", HERE / "typing_errors.py"
-STUBS = sorted(PACKAGE.glob("*.pyi"))
+STUBS = sorted(PACKAGE.rglob("*.pyi"))
 WRONG = [node for node in ast.parse(ERRORS.read_text(encoding="utf-8")).body[1:] if isinstance(node, ast.Expr)]
 # No checker follows the finder of an editable installation.
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else None

@@ -1,4 +1,4 @@
-"""Fill the stubs, cattn/*.pyi, with what has its home elsewhere.
+"""Fill the stubs, the .pyi files of cattn/, with what has its home elsewhere.
 
 Each signature gets the modifiers that the function takes, from the table in cattn/_modifiers.py. cattn/_kernel.pyi gets
 the docstrings of the compiled functions, because editors read only this file. Run `python tools/fill_stubs.py` after
@@ -15,7 +15,7 @@ from pathlib import Path
 from cattn import _kernel
 from cattn._modifiers import MODIFIERS
 
-STUBS = sorted((Path(__file__).parents[1] / "cattn").glob("*.pyi"))
+STUBS = sorted((Path(__file__).parents[1] / "cattn").rglob("*.pyi"))
 TYPES = {
     "number": "_Number | None",
     "flag": "_Flag",

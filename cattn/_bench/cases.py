@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cattn import reference
+from cattn.reference import _bounds
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 HALF_TYPES = ("bfloat16", "float16")
@@ -149,7 +149,7 @@ def answer_of(dtype: str, query: np.ndarray, key: np.ndarray, value: np.ndarray,
         place = entry, slice(group * head, group * (head + 1)), slice(start, min(start + step, length))
         seen, options = part(*place)
         with np.errstate(all="ignore"):
-            found = reference._Yardstick(query[place], *(x[entry, head, seen][None] for x in (key, value)), **options)
+            found = _bounds.Yardstick(query[place], *(x[entry, head, seen][None] for x in (key, value)), **options)
         answer.out[place], answer.size[place], answer.unit[place] = found.out, found.magnitude, found.unit
     return answer
 

@@ -3,8 +3,8 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._gradients import Gradients
-from ._kernel import (
+from .._gradients import Gradients
+from .._kernel import (
     _Array,
     _Flag,
     _Integers,
