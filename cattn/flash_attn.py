@@ -4,45 +4,19 @@ The functions take NumPy arrays, which need nothing else to be installed, and Py
 gradients. Not affiliated with, nor endorsed by, the authors of FlashAttention.
 """
 
-import sys
-
-import numpy as np
-
 import cattn
 
-from . import _arguments, _kernel
-from ._arithmetic import in_usual_arithmetic
 from ._calls import renamed
-from ._modifiers import FAR, names_in
-from ._read import (
-    arithmetic,
-    as_array,
-    as_flag,
-    as_floats,
-    as_index,
-    as_integers,
-    as_items,
-    as_number,
-    check_same_type,
-    class_shown,
-    native,
-    shown,
-)
+from ._flash_arguments import UNLIMITED, WORDS, flash_lse, house_of, options_of, read_inputs, recording
+from ._flash_cache import attend_cache
+from ._modifiers import FAR
+from ._read import as_index, as_integers, shown
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
 
-_UNLIMITED = (-1, -1)
-_INPUTS = ("q", "k", "v")
-_OF_CACHES = "(batch, slots, heads, size) or, with block_table, (pages, page size, heads, size)"
-# The words of cattn's errors, and flash_attn's. The colons keep a name apart from the same word in a sentence.
-_WORDS = {"query": "q", "key": "k", "value": "v", "query_indptr": "cu_seqlens_q", "key_indptr": "cu_seqlens_k"}
-_WORDS |= {f"{name}:": f"{theirs}:" for name, theirs in names_in("flash_attn").items()}
-_WORDS_OF_CACHE = _WORDS | {name: "k_cache" for name in ("key", "key_cache")}
-_WORDS_OF_CACHE |= {"value": "v_cache", "value_cache": "v_cache", "key_lengths": "cache_seqlens"}
-
 
 def flash_attn_func(
-    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=_UNLIMITED, softcap=0.0, alibi_slopes=None,
+    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=UNLIMITED, softcap=0.0, alibi_slopes=None,
     deterministic=False, return_attn_probs=False, *, return_lse=False,
 ):  # fmt: skip
     """Compute attention over a batch of sequences of one length.
@@ -117,14 +91,14 @@ def flash_attn_func(
     (1, 128, 12, 64)
     """
     given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
-    house = _house(q)
+    house = house_of(q)
     found = house.uncompiled(_batched, house, q, k, v, *given)
     return (*found, None) if return_attn_probs else found
 
 
 def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=_UNLIMITED, softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
+    window_size=UNLIMITED, softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
     block_table=None, *, return_lse=False,
 ):  # fmt: skip
     """Compute attention over packed sequences: sequence n owns rows ``cu_seqlens[n]`` to ``cu_seqlens[n + 1]``.
@@ -176,14 +150,14 @@ def flash_attn_varlen_func(
         )
     given = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
     lengths = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
-    house = _house(q)
+    house = house_of(q)
     found = house.uncompiled(_packed, house, q, k, v, *lengths, *given)
     return (*found, None) if return_attn_probs else found
 
 
 def flash_attn_with_kvcache(
     q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None,
-    cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=_UNLIMITED, softcap=0.0,
+    cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=UNLIMITED, softcap=0.0,
     rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
 ):  # fmt: skip
     """Compute attention over a cache of keys and values, after new ones were written into it.
@@ -271,319 +245,31 @@ def flash_attn_with_kvcache(
     >>> out.shape, np.array_equal(k_cache[:, 4:5], k)
     ((1, 1, 4, 16), True)
     """
-    house = _house(q)
+    house = house_of(q)
     options = 0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, False, return_softmax_lse
     rotary = rotary_cos, rotary_sin, rotary_interleaved
     places = cache_seqlens, cache_batch_idx, cache_leftpad, block_table
-    return house.uncompiled(_with_cache, house, (q, k_cache, v_cache), (k, v), rotary, places, options)
-
-
-@in_usual_arithmetic
-def _with_cache(house, inputs, new, rotary, places, options):
-    names = "q", "k_cache", "v_cache"
-    q, *caches = _read_inputs(house, 4, ("(batch, length, heads, size)", *[_OF_CACHES] * 2), *inputs, names=names)
-    batch = len(q)
-    if caches[1].shape[:3] != caches[0].shape[:3]:
-        raise ValueError(
-            f"v_cache: expected {caches[0].shape[2]} heads like k_cache, and axes {caches[0].shape[:2]} before, "
-            f"got shape {caches[1].shape}"
-        )
-    options = _options(house, *options)
-    new = _read_new(house, names[1:], inputs, (q, *caches), new)
-    added = 0 if new is None else new[0].shape[1]
-    cache_seqlens, cache_batch_idx, cache_leftpad, block_table = places
-    if new is not None and cache_seqlens is None:
-        raise ValueError("cache_seqlens: expected the lengths before k is written, because k is given, got None")
-    for name, given in (("cache_batch_idx", cache_batch_idx), ("cache_leftpad", cache_leftpad)):
-        if block_table is not None and given is not None:
-            raise ValueError(f"{name}: expected None beside block_table, got {shown(given)}")
-
-    # A cache without pages has one page for each entry.
-    if block_table is not None:
-        table = as_integers("block_table", house.read("block_table", block_table), -FAR, FAR)
-        if table.ndim != 2 or len(table) != batch:
-            raise ValueError(f"block_table: expected shape ({batch}, most pages), got {table.shape}")
-    elif cache_batch_idx is not None:
-        table = _per_sequence(house, "cache_batch_idx", cache_batch_idx, batch)[:, None]
-        _check_numbers("cache_batch_idx", table[:, 0], 0, len(caches[0]) - 1, "the entries of k_cache")
-    elif len(caches[0]) >= batch:
-        table = np.arange(batch)[:, None]
-    else:
-        raise ValueError(f"k_cache: expected an entry for each of {batch} sequences, got shape {caches[0].shape}")
-    room = table.shape[1] * caches[0].shape[1]
-    if cache_seqlens is None:
-        before = np.full(batch, room)
-    else:
-        before = _per_sequence(house, "cache_seqlens", cache_seqlens, batch)
-        beside = f" beside the {added} new tokens of k" if added else ""
-        _check_numbers("cache_seqlens", before, 0, room - added, f"the slots of k_cache{beside}")
-    leftpad = None
-    if cache_leftpad is not None:
-        leftpad = _per_sequence(house, "cache_leftpad", cache_leftpad, batch)
-        _check_numbers("cache_leftpad", leftpad, 0, before, "its cache_seqlens")
-    if rotary[0] is not None or rotary[1] is not None:
-        sides = as_items(options.get("window", ())) or ()
-        moves = as_flag("causal", options["causal"]) or any(side not in (None, -1) for side in sides)
-        q, new = _rotate_both(house, q, new, rotary, before, moves)
-
-    lengths = before + added
-    if added and block_table is not None:
-        size = caches[0].shape[1]
-        _arguments.check_pages(table, before // size, -(-lengths // size), len(caches[0]))
-    try:
-        problems, out, lse = _problems(q, caches, table, lengths, leftpad, block_table is not None, options)
-    except (TypeError, ValueError) as error:
-        raise renamed(error, _WORDS_OF_CACHE) from None
-    if new is not None:
-        _write(caches, new, table, before)
-    for problem in problems:
-        _kernel.attend(problem)
-    if lse is None:
-        return house.to_tensor(out)
-    return house.to_tensor(out), house.to_tensor(_flash_lse(lse))
-
-
-def _problems(q, caches, table, lengths, leftpad, paged, options):
-    """Return the checked problems that are to be computed, and the results that they will write."""
-    batch, queries = q.shape[:2]
-    options = options | {"query_offset": "end"}
-    if paged:
-        given = q.reshape(batch * queries, *q.shape[2:]), *caches, table, lengths
-        indptr = np.arange(batch + 1) * queries
-        problem, out, lse = _arguments.attention_paged(*given, query_indptr=indptr, may_be_longer=True, **options)
-        shape = (batch, queries, *out.shape[1:])
-        return [problem], out.reshape(shape), None if lse is None else lse.reshape(shape[:-1])
-    options["layout"] = "blhd"
-    if leftpad is None and np.array_equal(table[:, 0], np.arange(batch)):
-        given = q, *(cache[:batch] for cache in caches)
-        problem, out, lse = _arguments.attention(*given, key_lengths=lengths, **options)
-        return [problem], out, lse
-    # Entries in another order, or with a padding at the left, are computed one by one, in place.
-    problems, out = [], np.empty((*q.shape[:-1], caches[1].shape[-1]), native(q.dtype))
-    lse = np.empty(q.shape[:-1], arithmetic(q.dtype)) if options["return_lse"] else None
-    slopes = options.pop("alibi_slopes", None)
-    for n, (entry,) in enumerate(table):
-        own = {} if slopes is None else {"alibi_slopes": slopes[n] if slopes.ndim == 2 and len(slopes) > 1 else slopes}
-        keys = slice(0 if leftpad is None else int(leftpad[n]), int(lengths[n]))
-        given = q[n : n + 1], *(cache[entry : entry + 1, keys] for cache in caches)
-        problem, _, _ = _arguments.attention(*given, out=out[n : n + 1], **options, **own)
-        if lse is not None:
-            problem = problem._replace(lse=lse[n : n + 1].swapaxes(-2, -1))
-        problems.append(problem)
-    return problems, out, lse
-
-
-def _read_new(house, names, inputs, arrays, new):
-    """Return the new keys and values as arrays, or None if there are none. The caches must then be writable."""
-    k, v = new
-    if k is None and v is None:
-        return None
-    for name, given, other in (("k", k, "v"), ("v", v, "k")):
-        if given is None:
-            raise ValueError(f"{name}: expected an array, because {other} is given, got None")
-    first = arrays[0] if house is _Arrays else inputs[0]  # no argument is converted twice
-    _, *found = _read_inputs(house, 4, "(batch, new, heads, size)", first, k, v)
-    q, k_cache, v_cache = arrays
-    expected = (len(q), found[0].shape[1], k_cache.shape[2])
-    for name, x, cache in (("k", found[0], k_cache), ("v", found[1], v_cache)):
-        if x.shape != (*expected, cache.shape[-1]):
-            raise ValueError(f"{name}: expected shape {(*expected, cache.shape[-1])}, got {x.shape}")
-    for name, given, cache in zip(names, inputs[1:], (k_cache, v_cache), strict=True):
-        house.check_writable(name, given, cache)
-    return found
-
-
-def _write(caches, new, table, before):
-    """Write new tokens behind those before them, page by page."""
-    page_size = caches[0].shape[1]
-    for n, start in enumerate(before.tolist()):
-        stop, at = start + new[0].shape[1], start
-        while at < stop:
-            page, slot = table[n, at // page_size], at % page_size
-            count = min(page_size - slot, stop - at)
-            for cache, x in zip(caches, new, strict=True):
-                cache[page, slot : slot + count] = x[n, at - start : at - start + count]
-            at += count
-
-
-def _rotate_both(house, q, new, rotary, before, moves):
-    """Return the queries and the new keys and values, rotated at their positions."""
-    names = "rotary_cos", "rotary_sin"
-    if new is None:
-        raise ValueError("rotary_cos: expected None without k, got an array; rotate q before the call")
-    for name, given in zip(names, rotary, strict=False):
-        if given is None:
-            raise ValueError(f"{name}: expected an array, because its other half is given, got None")
-    interleaved = as_flag("rotary_interleaved", rotary[2])
-    cos, sin = (as_floats(name, house.read(name, given)) for name, given in zip(names, rotary, strict=False))
-    for name, x in zip(names, (cos, sin), strict=True):
-        if x.ndim != 2 or x.shape != cos.shape or 2 * x.shape[1] > q.shape[-1]:
-            raise ValueError(
-                f"{name}: expected shape (positions, rotary size / 2), like rotary_cos, of at most half the "
-                f"{q.shape[-1]} columns of q, got {x.shape}"
-            )
-    k, v = new
-    ends = k.shape[1], q.shape[1] if moves else min(q.shape[1], 1)
-    needed = int(before.max(initial=0)) + max(ends)
-    if len(before) and needed > len(cos):
-        raise ValueError(f"rotary_cos: expected at least {needed} positions, got shape {cos.shape}")
-    positions = before[:, None] + np.arange(k.shape[1])
-    k = _rotate(k, cos[positions], sin[positions], interleaved)
-    positions = before[:, None] + np.arange(q.shape[1]) * moves
-    return _rotate(q, cos[positions], sin[positions], interleaved), (k, v)
-
-
-def _rotate(x, cos, sin, interleaved):
-    """Return the heads of x (batch, length, heads, size) rotated by angles (batch, length, size of the angles)."""
-    wide, half = arithmetic(x.dtype), cos.shape[-1]
-    cos, sin = (angle.astype(wide)[:, :, None] for angle in (cos, sin))
-    pairs = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
-    one, other = (x[..., columns].astype(wide) for columns in pairs)
-    rotated = np.array(x, x.dtype.newbyteorder("="))
-    rotated[..., pairs[0]] = one * cos - other * sin
-    rotated[..., pairs[1]] = one * sin + other * cos
-    return rotated
-
-
-def _per_sequence(house, name, given, batch):
-    """Return integers, one for each sequence, as an array. One number counts for all of them."""
-    numbers = as_integers(name, given if type(given) is int else house.read(name, given), -FAR, FAR)
-    if numbers.ndim == 0:
-        return np.full(batch, numbers)
-    if numbers.shape != (batch,):
-        raise ValueError(f"{name}: expected shape {(batch,)}, one number for each sequence, got {numbers.shape}")
-    return numbers
-
-
-def _check_numbers(name, numbers, least, most, what):
-    most = np.broadcast_to(most, numbers.shape)
-    (wrong,) = ((numbers < least) | (numbers > most)).nonzero()
-    if wrong.size:
-        n = wrong[0]
-        raise ValueError(f"{name}: expected {least} to {most[n]}, {what}, got {numbers[n]} (sequence {n})")
+    return house.uncompiled(attend_cache, house, (q, k_cache, v_cache), (k, v), rotary, places, options)
 
 
 def _batched(house, q, k, v, *given):
-    house = _recording(house, q, k, v, *given)
-    arrays = _read_inputs(house, 4, "(batch, length, heads, size)", q, k, v)
-    options = _options(house, *given)
+    house = recording(house, q, k, v, *given)
+    arrays = read_inputs(house, 4, "(batch, length, heads, size)", q, k, v)
+    options = options_of(house, *given)
     if arrays[0].shape[1] != arrays[1].shape[1]:
         options["query_offset"] = "end"
     return _attend(house, "attention", *arrays, layout="blhd", **options)
 
 
 def _packed(house, q, k, v, cu_seqlens, max_seqlens, *given):
-    house = _recording(house, q, k, v, *given)
-    arrays = _read_inputs(house, 3, "(total length, heads, size)", q, k, v)
+    house = recording(house, q, k, v, *given)
+    arrays = read_inputs(house, 3, "(total length, heads, size)", q, k, v)
     for side, argument, most in zip("qk", cu_seqlens, max_seqlens, strict=True):
         indptr = as_integers(f"cu_seqlens_{side}", house.read(f"cu_seqlens_{side}", argument), -FAR, FAR)
         if indptr.ndim == 1:
             _check_longest(side, most, indptr)
         arrays.append(indptr)
-    return _attend(house, "attention_varlen", *arrays, query_offset="end", **_options(house, *given))
-
-
-class _Arrays:
-    """Do for arrays what the module _tensors does for tensors."""
-
-    read = staticmethod(as_array)
-
-    @staticmethod
-    def read_inputs(names, *given):
-        arrays = [as_floats(name, argument) for name, argument in zip(names, given, strict=True)]
-        for name, array in zip(names, arrays, strict=True):
-            if array.dtype != arrays[0].dtype:
-                check_same_type(name, array.dtype, names[0], arrays[0].dtype)
-        return arrays
-
-    @staticmethod
-    def check_writable(name, given, array):
-        # A cast made an array of its own. Nothing is asked of the argument, whose class may be anyone's.
-        if not issubclass(type(given), np.ndarray) or array.base is None:
-            raise TypeError(
-                f"{name}: expected a NumPy array that new tokens can be written to, got {class_shown(given)}"
-            )
-        if not array.flags.writeable:
-            raise TypeError(f"{name}: expected a NumPy array that new tokens can be written to, got a read-only one")
-
-    @staticmethod
-    def uncompiled(function, *given):
-        return function(*given)
-
-    @staticmethod
-    def num_threads():
-        return None
-
-    @staticmethod
-    def to_tensor(array):
-        return array
-
-
-def _house(q):
-    """Return what reads the caller's arguments: the module _tensors for tensors, _Arrays for all others."""
-    torch = sys.modules.get("torch")
-    if not isinstance(q, getattr(torch, "Tensor", ())):
-        return _Arrays
-    from . import _tensors
-
-    return _tensors
-
-
-def _recording(house, *given):
-    """Return the module _autograd if a gradient of something that was given is wanted, else the house itself."""
-    if house is _Arrays or not house.is_recorded(*given):
-        return house
-    from . import _autograd
-
-    return _autograd
-
-
-def _read_inputs(house, ndim, axes, *given, names=_INPUTS):
-    arrays = [*house.read_inputs(names, *given)]
-    for name, array, of_this in zip(names, arrays, axes if isinstance(axes, tuple) else [axes] * 3, strict=True):
-        if array.ndim != ndim:
-            raise ValueError(f"{name}: expected {ndim} axes {of_this}, got shape {tuple(array.shape)}")
-    return arrays
-
-
-def _options(
-    house, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs, return_lse
-):
-    """Return flash_attn's options as the arguments of `cattn.attention`."""
-    if _number("dropout_p", dropout_p) != 0:
-        raise ValueError(f"dropout_p: expected 0, since cattn has no dropout, got {shown(dropout_p)}")
-    options = {
-        "scale": softmax_scale,
-        "causal": causal,
-        "return_lse": return_lse,
-        "num_threads": house.num_threads(),
-    }
-    if return_attn_probs is not False:
-        options["return_lse"] = as_flag("return_attn_probs", return_attn_probs) | as_flag("return_lse", return_lse)
-    if window_size is not _UNLIMITED:  # what else is given may be an array, which == would compare by elements
-        options["window"] = _window(window_size)
-    softcap = _number("softcap", softcap)
-    if softcap != 0:
-        options["softcap"] = softcap
-    if alibi_slopes is not None:
-        options["alibi_slopes"] = house.read("alibi_slopes", alibi_slopes)
-    return options
-
-
-def _number(name, argument):
-    """Return a float as it is, NaN included, and quickly. Anything else goes through `as_number`."""
-    return argument if type(argument) is float else as_number(name, argument)
-
-
-def _window(window_size):
-    """Return a tuple of Python's numbers, whatever holds them. cattn.attention says whether they are a window."""
-
-    def unpacked(argument):
-        return as_array("window_size", argument).tolist() if hasattr(argument, "dtype") else argument
-
-    window = unpacked(window_size)
-    sides = as_items(window)
-    return window if sides is None else tuple(map(unpacked, sides))
+    return _attend(house, "attention_varlen", *arrays, query_offset="end", **options_of(house, *given))
 
 
 def _attend(house, name, *arrays, **options):
@@ -591,21 +277,11 @@ def _attend(house, name, *arrays, **options):
     try:
         found = function(*arrays, **options)
     except (TypeError, ValueError) as error:
-        raise renamed(error, _WORDS) from None
+        raise renamed(error, WORDS) from None
     if not options["return_lse"]:
         return house.to_tensor(found)
     out, lse = found
-    return house.to_tensor(out), house.to_tensor(_flash_lse(lse))
-
-
-def _flash_lse(lse):
-    """Return an lse (..., length, heads) as flash_attn has it: (..., heads, length), +inf where a row sees nothing."""
-    lse = lse.swapaxes(-1, -2)
-    if not isinstance(lse, np.ndarray):
-        return lse.contiguous().masked_fill(lse == -np.inf, np.inf)
-    lse = np.ascontiguousarray(lse)
-    lse[lse == -np.inf] = np.inf
-    return lse
+    return house.to_tensor(out), house.to_tensor(flash_lse(lse))
 
 
 def _check_longest(side, most, indptr):
