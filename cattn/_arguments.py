@@ -24,6 +24,7 @@ from ._read import (
     HALF_TYPES,
     arithmetic,
     as_array,
+    as_even,
     as_flag,
     as_floats,
     as_integers,
@@ -73,7 +74,7 @@ class Problem(NamedTuple):
     key_scale: np.ndarray | None = None
     value_scale: np.ndarray | None = None
     # Only attention_paged has these instead of key_indptr. Its key and value are (pages, heads, page size, size).
-    block_table: np.ndarray | None = None  # (B, most pages); what is not read holds a page that is
+    block_table: np.ndarray | None = None  # (B, most pages); where none is read, the number of one that is
     key_lengths: np.ndarray | None = None  # (B,)
 
 
@@ -177,7 +178,9 @@ def attention_paged(
         inputs, sizes = _inputs("paged", (key_scale, value_scale), query=query, key=key_cache, value=value_cache)
     except (TypeError, ValueError, MemoryError) as error:
         raise renamed(error, {"key": "key_cache", "value": "value_cache"}) from None
-    table = as_array("block_table", block_table)
+    table = as_even(
+        "block_table", block_table, "fill shorter rows up with -1, because numbers behind a length are never read"
+    )
     if table.ndim != 2:
         raise ValueError(f"block_table: expected shape (sequences, most pages), got {table.shape}")
     batch, most = table.shape
@@ -301,7 +304,7 @@ def _inputs(layout, scales=(), **given):
         raise ValueError(f"value: expected {len(key)} pages like key, got {len(value)} (shape {value.shape})")
 
     batch = views["query"].shape[:-3]
-    for name, view in views.items() if layout != "paged" else ():  # whose pages are no batch
+    for name, view in views.items() if layout != "paged" else ():  # pages are no axis of a batch
         leading = view.shape[:-3]
         if leading != batch:
             pairs = list(itertools.zip_longest(reversed(batch), reversed(leading), fillvalue=1))
@@ -344,7 +347,7 @@ def _as_scale(name, scale, of, shape, layout):
     if varies and given[-1] != 1:
         raise ValueError(
             f"{name}: expected size 1 along the keys (a scale for each column) or along the last axis (a scale for "
-            f"each key), got shape {scale.shape}"
+            f"each token), got shape {scale.shape}"
         )
     return _canonical(scale.reshape(given), layout)
 

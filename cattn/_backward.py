@@ -1,5 +1,5 @@
-"""Turn the arguments of one call of `attention_backward` into arrays that need no further check, and what was computed
-into the gradients that the caller gets."""
+"""Turn the arguments of one call of `attention_backward` into arrays that need no further check, and the arrays that
+were computed into the gradients that the caller gets."""
 
 import math
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from ._gradients import Gradients
 from ._modifiers import Modifiers, modifiers
 from ._read import (
     HALF_TYPES,
-    TYPES,
     arithmetic,
     as_array,
     as_flag,
+    as_floats,
     native,
     type_name,
     type_shown,
@@ -42,10 +42,11 @@ class Problem(NamedTuple):
     grad_bias: np.ndarray | None
     grad_slopes: np.ndarray | None  # (*batch, Hq), float64
     grad_sinks: np.ndarray | None  # (*batch, Hq), float64
-    query_indptr: None = None  # sequences are not packed,
+    # The kernel looks for these, too: sequences are not packed, keys are not in pages, and they are not int8.
+    query_indptr: None = None
     key_indptr: None = None
-    block_table: None = None  # keys are not in pages,
-    key_scale: None = None  # and they are not int8
+    block_table: None = None
+    key_scale: None = None
     value_scale: None = None
 
 
@@ -67,10 +68,11 @@ class _Result(NamedTuple):
 def attention_backward(
     grad_out, query, key, value, out, lse, *, grad_lse=None, bias_grad=False, layout="bhld", num_threads=None, **given
 ):
-    """Return (Problem, a function that returns the Gradients once it was computed)."""
+    """Return (Problem, a function that returns the Gradients once the problem has been computed)."""
     bias_grad = as_flag("bias_grad", bias_grad)
     layout = _layout(layout)
-    arrays = {name: _floats(name, x) for name, x in (("query", query), ("key", key), ("value", value))}
+    arrays = {"query": query, "key": key, "value": value}
+    arrays = {name: as_floats(name, x, integers=False) for name, x in arrays.items()}
     inputs, sizes = _inputs(layout, **arrays)
     value_size = inputs["value"].shape[-1]
     if value_size > _LARGEST_VALUE:
@@ -127,21 +129,15 @@ def attention_backward(
     return problem, finished
 
 
-def _floats(name, argument):
-    """Return an array of one of the four types. Integers have no gradient."""
-    array = as_array(name, argument)
-    if type_name(array.dtype) is None:
-        advice = f"; write {name}.astype(np.float32)" if array.dtype.kind in "iu" else ""
-        raise TypeError(f"{name}: expected type {TYPES}, got {type_shown(array.dtype)}{advice}")
-    return array
-
-
 def _like_out(name, argument, shape, dtype):
     """Return a checked array like the output of queries of this type."""
-    array = _floats(name, argument)
+    array = as_floats(name, argument, integers=False)
     types = [type_name(dtype), "float32"] if type_name(dtype) in HALF_TYPES else [type_name(dtype)]
     if type_name(array.dtype) not in types:
-        raise TypeError(f"{name}: expected type {' or '.join(types)}, got {type_shown(array.dtype)}")
+        raise TypeError(
+            f"{name}: expected type {' or '.join(types)}, got {type_shown(array.dtype)}; "
+            f"write {name}.astype(np.{types[-1]})"
+        )
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape} like the output of attention, got {array.shape}")
     return array
@@ -152,7 +148,9 @@ def _like_lse(name, argument, shape, dtype):
     array = as_array(name, argument)
     expected = arithmetic(dtype)
     if type_name(array.dtype) != expected.name:
-        raise TypeError(f"{name}: expected type {expected}, got {type_shown(array.dtype)}")
+        raise TypeError(
+            f"{name}: expected type {expected}, got {type_shown(array.dtype)}; write {name}.astype(np.{expected})"
+        )
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape} like the lse of attention, got {array.shape}")
     return np.require(array, expected, "A")
@@ -183,7 +181,7 @@ def _sum_to(shape, x):
     lead = x.ndim - len(shape)
     axes = [*range(lead), *(lead + n for n, size in enumerate(shape) if size != x.shape[lead + n])]
     rest = [axis for axis in range(x.ndim) if axis not in axes]
-    # Summed along the last axis, NumPy adds up pairs.
+    # NumPy adds up pairs of numbers along a contiguous last axis only, and pairs are more exact than one long chain.
     flat = np.ascontiguousarray(x.transpose(rest + axes), np.float64)
     count = math.prod(x.shape[axis] for axis in axes)
     return flat.reshape(*(x.shape[axis] for axis in rest), count).sum(axis=-1).reshape(shape)

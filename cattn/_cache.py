@@ -487,7 +487,8 @@ def _check_query_type(came, kept):
     if kept == np.int8:
         if query == "float64":
             raise TypeError(
-                f"query: expected type float32, float16 or bfloat16 beside int8 keys, got {type_shown(came)}"
+                f"query: expected type float32, float16 or bfloat16 beside int8 keys, got {type_shown(came)}; "
+                "write query.astype(np.float32)"
             )
         return
     if query == cache or cache in KEY_TYPES_BESIDE.get(query, ()):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._arguments import LARGEST_HEAD, as_indptr, as_lengths, empty, result, threads
-from ._read import arithmetic, as_array, as_flag, as_floats, as_items, check_type_beside
+from ._read import arithmetic, as_array, as_even, as_flag, as_floats, check_type_beside
 
 
 class Problem(NamedTuple):
@@ -24,7 +24,11 @@ class Problem(NamedTuple):
 def maxsim(query, document, *, document_lengths, document_indptr, query_lengths, return_index, out, num_threads):
     """Return (Problem, out, index or None) for a call of `cattn.maxsim`."""
     return_index = as_flag("return_index", return_index)
-    query, document = as_array("query", query), _as_documents(document)
+    query = as_array("query", query)
+    document = as_even(
+        "document", document, "if documents have different lengths, pack them: np.concatenate(document) with "
+        "document_indptr=np.cumsum([0, *map(len, document)])",
+    )  # fmt: skip
     came = query.dtype, document.dtype
     query, document = as_floats("query", query), as_floats("document", document)
     if query.ndim not in (2, 3):
@@ -72,19 +76,6 @@ def maxsim(query, document, *, document_lengths, document_indptr, query_lengths,
         number,
     )
     return problem, out, index
-
-
-def _as_documents(argument):
-    """Return an array. A list of documents of different lengths is none, and gets advice."""
-    try:
-        return as_array("document", argument)
-    except TypeError as error:
-        if as_items(argument) is None:
-            raise
-        raise TypeError(
-            f"{error}; if documents have different lengths, pack them: np.concatenate(document) with "
-            "document_indptr=np.cumsum([0, *map(len, document)])"
-        ) from None
 
 
 def _check_sizes(query, document):

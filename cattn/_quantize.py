@@ -4,7 +4,7 @@ import numpy as np
 
 from ._arguments import empty
 from ._arithmetic import in_usual_arithmetic
-from ._read import TYPES, arithmetic, as_array, as_index, native, type_name, type_shown
+from ._read import arithmetic, as_floats, as_index, native
 
 __all__ = ["quantize"]
 
@@ -23,7 +23,7 @@ def quantize(x, *, axis):
         Finite numbers of one of the four floating types.
     axis : int
         The axis whose numbers share a scale. -1 gives each token its own scale, (..., L, 1), which is what a growing
-        cache needs. -2 gives each channel its own, (..., 1, D).
+        cache needs. -2 gives each channel its own, (..., 1, D). For arrays (..., L, H, D), that is -3.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def quantize(x, *, axis):
     Raises
     ------
     TypeError
-        `x` is of another type.
+        `x` has another type, or `axis` is no integer.
     ValueError
         A number is NaN, infinite or larger than ``127 * np.finfo(np.float32).max``, or `x` has no such axis.
 
@@ -62,9 +62,7 @@ def quantize(x, *, axis):
     array([[0.0157],
            [0.    ]], dtype=float32)
     """
-    x = as_array("x", x)
-    if type_name(x.dtype) is None:
-        raise TypeError(f"x: expected type {TYPES}, got {type_shown(x.dtype)}")
+    x = as_floats("x", x, integers=False)
     expected = f"axis: expected an axis of x, which has shape {x.shape}"
     axis = as_index(expected, axis, -x.ndim)
     if axis >= x.ndim:

@@ -64,11 +64,22 @@ def _long_list_of_numbers(argument):
     return np.concatenate(arrays) if len({array.dtype for array in arrays}) == 1 else None
 
 
-def as_floats(name, argument):
+def as_even(name, argument, advice):
+    """Return an array. A list whose parts have different lengths is none, and gets advice."""
+    try:
+        return as_array(name, argument)
+    except TypeError as error:
+        if as_items(argument) is None:
+            raise
+        raise TypeError(f"{error}; {advice}") from None
+
+
+def as_floats(name, argument, integers=True):
+    """Return an array of one of the four types. int32 and int64 are converted, unless integers make no sense here."""
     array = as_array(name, argument)
     if type_name(array.dtype):
         return array
-    if array.dtype.kind == "i" and array.dtype.itemsize in (4, 8):  # int32 and int64, whatever C calls them here
+    if integers and array.dtype.kind == "i" and array.dtype.itemsize in (4, 8):  # whatever C calls these types here
         return cast(name, array, np.float64)
     advice = _conversion(name, array.dtype)
     raise TypeError(f"{name}: expected type {TYPES}, got {type_shown(array.dtype)}{advice}")

@@ -34,6 +34,7 @@ _INPUTS = ("query", "key", "value")
 _TENSORS = (*_INPUTS, "attn_mask")
 # The words of cattn's errors, and PyTorch's. PyTorch has no lengths that an error could recommend.
 _WORDS = names_in("torch") | {", or pass key_lengths= for padding at the end of the keys": ""}
+_WORDS |= {"astype(np.float32)": "to(torch.float32)", "an array": "a tensor", "ndarray": "tensor"}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -48,10 +49,10 @@ def scaled_dot_product_attention(
     query : Tensor, shape (..., H, L, E)
         A tensor on the CPU, of float16, bfloat16, float32 or float64, with any strides. Inputs are not copied.
     key : Tensor, shape (..., H, S, E)
-        It has the type of query. With a float32 query, it may also be float16 or bfloat16. All axes before S broadcast
-        with those of query.
+        It has the type of query. With a float32 query, it may also be float16 or bfloat16, and with a key_scale int8.
+        All axes before S broadcast with those of query.
     value : Tensor, shape (..., H, S, Ev)
-        It has the type of key. All axes before S broadcast with those of query.
+        It has the type of key. int8 needs a value_scale. All axes before S broadcast with those of query.
     attn_mask : Tensor, broadcastable to (..., H, L, S), or CausalBias, optional
         A mask of booleans is True where a query may attend to a key. A mask of the type of query, or of float32, is
         added to the scores. A bias of `torch.nn.attention.bias.causal_upper_left` or `causal_lower_right` says where
@@ -67,8 +68,8 @@ def scaled_dot_product_attention(
         If True, key and value may have fewer heads than query, by a factor. Query head h then reads head
         ``h // factor``.
     key_scale, value_scale : Tensor, optional
-        The scales of key and value of int8, as in `cattn.attention`. PyTorch's function has no such arguments.
-        torch.compile does not look into such a call, and it has no gradients.
+        The scales of an int8 key and value, as in `cattn.attention`. PyTorch's function has no such arguments. A call
+        with scales has no gradients and no dropout, and torch.compile does not look into it.
 
     Returns
     -------
@@ -455,8 +456,8 @@ class sdpa(TorchFunctionMode):
     may therefore take longer there than without the context.
 
     Calls that cattn does not serve (dropout, tensors of other classes) are left to PyTorch. A warning names each reason
-    once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other devices are left
-    to PyTorch silently.
+    once. ``warnings.filterwarnings("error", "cattn")`` makes it an error. Tensors on other devices are left to PyTorch
+    silently.
 
     The context reaches the calls of its own thread that go through Python. These are the calls in a model's code, and
     those in `torch.nn.functional.multi_head_attention_forward`, which serves PyTorch's Transformer layers and

@@ -407,17 +407,21 @@ ERRORS = {
     "out: expected shape (2, 4, 5, 3) like the output of attention, got (4, 5, 3)": {
         "out": np.zeros((4, 5, 3), np.float32)
     },
-    "out: expected type float32, got float64": {"out": np.zeros((2, 4, 5, 3))},
+    "out: expected type float32, got float64; write out.astype(np.float32)": {"out": np.zeros((2, 4, 5, 3))},
     "lse: expected shape (2, 4, 5) like the lse of attention, got (2, 5, 4)": {"lse": np.zeros((2, 5, 4), np.float32)},
-    "lse: expected type float32, got float64": {"lse": np.zeros((2, 4, 5))},
+    "lse: expected type float32, got float64; write lse.astype(np.float32)": {"lse": np.zeros((2, 4, 5))},
     "grad_lse: expected shape (2, 4, 5) like the lse of attention, got (1,)": {"grad_lse": np.zeros(1, np.float32)},
-    "grad_lse: expected type float32, got int64": {"grad_lse": np.zeros((2, 4, 5), np.int64)},
-    "query: expected type float16, bfloat16, float32 or float64, got int64; write query.astype(np.float32)": {
+    "grad_lse: expected type float32, got int64; write grad_lse.astype(np.float32)": {
+        "grad_lse": np.zeros((2, 4, 5), np.int64)
+    },
+    "grad_out: expected type float32, got float64; write grad_out.astype(np.float32)": {
+        "grad_out": np.zeros((2, 4, 5, 3))
+    },
+    "query: expected type float16, bfloat16, float32 or float64, got int64; write query.astype(np.float64)": {
         "query": np.zeros((2, 4, 5, 6), np.int64)
     },
-    "value: expected type float16, bfloat16, float32 or float64, got int8; write value.astype(np.float32)": {
-        "value": np.zeros((2, 2, 5, 3), np.int8)
-    },
+    "value: expected type float16, bfloat16, float32 or float64, got int8; write value.astype(np.float32), and "
+    "multiply quantised numbers by their scale": {"value": np.zeros((2, 2, 5, 3), np.int8)},
     "bias_grad: expected False without a bias, got True": {"bias_grad": True},
     "out: expected an array, got None": {"out": None},
 }

@@ -27,7 +27,7 @@ UNREAD = 10**9
 
 
 class Paged:
-    """Sequences whose keys lie in pages in random order, and the same keys one after the other."""
+    """Hold sequences whose keys lie in pages in random order, and the same keys one after the other."""
 
     def __init__(self, page_size, dtype, key_type=None, *, size=24, value_size=20, queries=QUERIES, keys=KEYS):
         random = np.random.default_rng([page_size, size])
@@ -279,7 +279,9 @@ ERRORS = [
     ({"key_cache": CACHE.astype(np.int8)}, TypeError, "key_scale: expected an array beside key_cache of type int8"),
     ({"key_scale": 0.1}, TypeError, "key_scale: expected None beside key_cache of type float32, got 0.1"),
     ({"key_cache": CACHE.astype(np.int8), "value_cache": CACHE.astype(np.int8), "value_scale": 0.1,
-      "key_scale": np.ones((10, 1, 1, 8))}, ValueError, "key_scale: expected size 1 along the keys"),
+      "key_scale": np.ones((10, 1, 1, 8))}, ValueError,
+     "key_scale: expected size 1 along the keys (a scale for each column) or along the last axis (a scale for each "
+     "token), got shape (10, 1, 1, 8)"),
     ({"key_cache": CACHE.astype(np.int8), "value_cache": CACHE.astype(np.int8), "value_scale": 0.1,
       "key_scale": np.ones((9, 1, 1, 1))}, ValueError, "key_scale: expected a shape that broadcasts to (10, 16, 2, 8)"),
     ({"causal": True}, ValueError, 'query_offset: expected "start"'),
@@ -295,6 +297,11 @@ def test_errors(given, error, message):
     with pytest.raises(error) as raised:
         cattn.attention_paged(**case | given)
     assert str(raised.value).startswith(message)
+
+
+def test_a_ragged_table_gets_advice():
+    with pytest.raises(TypeError, match=r"^block_table: expected an array, .*; fill shorter rows up with -1"):
+        cattn.attention_paged(QUERY, CACHE, CACHE, [[0, 1, 2], [3], [4]], LENGTHS)
 
 
 def test_out_overlaps():
