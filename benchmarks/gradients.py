@@ -4,8 +4,7 @@
 
 All engines take turns in one process, and the figures are medians over the rounds: GFLOP/s of the backward pass,
 counting 10·Lq·Lk·D a head (half of that under a causal mask), and how much longer PyTorch takes than cattn in the same
-round.
-PyTorch's forward pass within autograd is timed with its backward pass, because it saves what that needs.
+round. PyTorch's forward pass is timed within autograd, because it saves there what its backward pass needs.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     pip install cattn ml_dtypes onnx onnxruntime && python benchmarks/int8.py
 
-All take turns in one process, with a rest before each call. A figure is the median time of a call, and what it is of
-float32's, as the median of the rounds' ratios. `--beside` lets other processes read memory at full speed meanwhile.
+All take turns in one process, with a rest before each call. The figures are the median time of a call, and the median
+of its ratio to float32's time in the same round. `--beside` lets other processes read memory at full speed meanwhile.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--case", action="append", choices=CASES, help="one of the cases; all by default")
-    parser.add_argument("--beside", type=int, default=0, help="so many processes read memory meanwhile")
+    parser.add_argument("--beside", type=int, default=0, help="the number of processes that read memory meanwhile")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if cores and options.threads == 1:

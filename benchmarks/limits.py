@@ -193,7 +193,7 @@ class Limits:
         return 2 * 1024**3 / _fastest(lambda: a @ a)
 
     def _peak(self, function: str) -> float:
-        peak, steps = getattr(self._library, function), 20_000_000  # 40 ms
+        peak, steps = getattr(self._library, function), 20_000_000
         flops = peak(1, 0.5, 0.5) * steps * self.threads
         return flops / _fastest(lambda: self._on_all_threads(lambda _: peak(steps, 0.5, 0.5)))
 
@@ -219,7 +219,7 @@ class Limits:
         processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
         def work_apart(thread: int) -> None:
-            if processors:  # or new threads share one for a while
+            if processors:  # otherwise new threads share a processor for a while
                 os.sched_setaffinity(0, {processors[thread % len(processors)]})
             work(thread)
 

@@ -202,7 +202,7 @@ def measured(case, rounds, threads, names):
     for number in range(rounds):
         for name in list(ready) if number % 2 else reversed(ready):
             time.sleep(REST)
-            if not samples[name] or samples[name][0] < slow:  # what is slow fills the caches itself
+            if not samples[name] or samples[name][0] < slow:  # a slow call fills the caches itself
                 ready[name]()
             start = time.perf_counter()
             ready[name]()
@@ -253,9 +253,9 @@ PAGE = """\
 `python benchmarks/maxsim.py --write` wrote this page in {month}. The processor is
 {processor} (kernel table {isa}). A figure is the
 median time of a call, and in parentheses the largest error of a score. All engines take
-turns in one process. Vectors have 128 numbers and length 1. *limit* is the time that the machine's multiply-adds (f)
-or its memory (m) leave, whichever is longer. NumKong quantises vectors when it packs them, which is not timed, and has
-no threads. The cases are
+turns in one process. Vectors have 128 numbers and length 1. *limit* is how long the multiply-adds (f), or reading the
+documents (m), would take at the machine's full speed, whichever is longer. NumKong quantises vectors when it packs
+them, which is not timed, and has no threads. The cases are
 
 - `colpali`: a query of 32 tokens, 1,000 documents of 666 tokens; `colpali-bfloat16` is the same in bfloat16;
 - `packed`: the same query, 2,000 documents of 20 to 300 tokens; packed for cattn, NumPy and NumKong, else padded;

@@ -3,7 +3,7 @@
     python benchmarks/paged.py                 # pages of 16 keys
     python benchmarks/paged.py --page-size 64 --threads 2
 
-Both calls take turns in one process, and each figure is the median of the ratios of two neighbours. The pages of a
+Both calls take turns in one process, and a ratio is the median over pairs of successive calls. The pages of a
 sequence lie in random order. Both caches have the layout (tokens, heads, head size) of a serving engine, so that the
 keys of one head are as far apart here as there. The results must have the same bits.
 """
@@ -35,7 +35,7 @@ CASES = {
 
 
 def aligned(x):
-    """Return the numbers at an address that a line of the cache begins at: elsewhere they may take longer to read."""
+    """Return a copy that begins at a line of the processor's cache: from elsewhere, reading may take longer."""
     room = np.empty(x.nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64
     copy = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)

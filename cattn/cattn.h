@@ -133,8 +133,8 @@ enum {
  * and strides in the order above.
  *
  * Types. query is float32, float64, float16 or bfloat16. key and value have the type of query. With a float32 query,
- * they may also be float16 or bfloat16. Unless query is float64, they may be int8, and then have scales. out has the type of query. With a float16 or bfloat16 query, it may also be
- * float32, and is then not rounded.
+ * they may also be float16 or bfloat16. Unless query is float64, they may be int8, and then have scales. out has the
+ * type of query. With a float16 or bfloat16 query, it may also be float32, and is then not rounded.
  *
  * Scores. The score of row i and key j is scale * dot(q, k). With a softcap it becomes softcap * tanh(score / softcap).
  * Then bias - slope * |p_i - j| is added, where p_i = query_offset + i is the position of row i. A row that may attend

@@ -232,7 +232,7 @@ class Tensors:
 
 
 class Recorded(Tensors):
-    """Tensors that need gradients. Where numbers are wrong, they are float64, and need none."""
+    """Draw tensors that need gradients. Where numbers are wrong, they are float64, and need none."""
 
     def of(self, x):
         tensor = super().of(x)
@@ -468,7 +468,7 @@ def gradients(tensors, function, arrays, *others, **options):
 
 
 def reference_gradients(grad_out, grad_lse, q, k, v, softmax_scale=None, window_size=(-1, -1), **options):
-    """Return those of one sequence, (length, heads, size), or of a batch."""
+    """Return the reference's gradients of one sequence, (length, heads, size), or of a batch."""
     options |= {"scale": softmax_scale, "window": window_size, "query_offset": "end", "layout": "blhd"}
     found = reference.attention_backward(grad_out, q, k, v, grad_lse=grad_lse.swapaxes(-1, -2), **options)
     return [x for x in found if x is not None]
@@ -477,7 +477,7 @@ def reference_gradients(grad_out, grad_lse, q, k, v, softmax_scale=None, window_
 @EVERY_OPTION
 @pytest.mark.parametrize("queries, keys", [(5, 5), (3, 8), (8, 3)])
 def test_gradients(queries, keys, options, tensors):
-    """The gradients of lse come through, too. A row that attends to nothing gets none, though its lse is +inf."""
+    """lse has gradients as well. A row that attends to nothing has none, though its lse is +inf."""
     arrays = batch(queries, keys)
     found, grad_out, grad_lse, lse = gradients(tensors, flash_attn_func, arrays, **options)
     expected = reference_gradients(grad_out, grad_lse, *arrays, **options)

@@ -141,7 +141,7 @@ def test_masked_scales_never_leak(heads, rows, garbage, name):
 
 @ROWS
 def test_scales_of_columns_that_are_nan(heads, rows):
-    """They show in all rows that attend to something, even beside a 0, and in no others."""
+    """Such scales show in all rows that attend to something, even beside a 0, and in no others."""
     case = problem(heads, rows, "column")
     case["value"][:, :, :, 3] = 0
     case["value_scale"][..., 3] = np.nan
@@ -291,7 +291,7 @@ def test_nothing_is_copied():
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 3])
 def test_what_quantising_costs_at_most(sigma):
-    """The worst case in trust.md's footnote."""
+    """The rounding to int8 changes the output by no more than the worst case in trust.md's footnote."""
     query, key, value = normal(3, 40, 9)
     query, half, scale = sigma * query.astype(np.float64), 0.5 + 2.0**-16, 1 / 3
     (small_key, key_scale), (small_value, value_scale) = (cattn.quantize(x, axis=-1) for x in (key, value))
@@ -309,7 +309,7 @@ def test_what_quantising_costs_at_most(sigma):
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_cache(dtype, window):
-    """It keeps what `quantize` gives for each token, and attends to it as a plain call does."""
+    """A cache of int8 keeps what `quantize` gives for each token, and attends to it as a plain call does."""
     dtype, capacity = cases.TYPES[dtype], 5 if window is None else 0
     cache = cattn.KVCache(2, 2, SIZE, value_size=VALUE_SIZE, dtype="int8", window=window, capacity=capacity)
     tokens = [[], []]

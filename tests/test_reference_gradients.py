@@ -135,7 +135,7 @@ def test_two_keys():
 
 
 def test_out_and_lse_may_be_given():
-    """They count as they are: with a larger lse all weights are smaller."""
+    """out and lse count as they are: with a larger lse all weights are smaller."""
     expected = reference.attention_backward(GRAD_OUT, QUERY, KEY, VALUE, sinks=MODIFIERS["sinks"]["sinks"])
     out, lse = reference.attention(QUERY, KEY, VALUE, sinks=MODIFIERS["sinks"]["sinks"], return_lse=True)
     for given in ((out, lse), (out, None), (None, lse)):
@@ -239,7 +239,7 @@ def test_units():
 
 
 def test_units_of_softcap():
-    """Its derivative is 1 - t², and both terms count."""
+    """The derivative of the softcap is 1 - t², and both terms count."""
     arrays = (np.array(x, np.float32) for x in ([[1]], [[1]], [[2], [2]], [[5], [-5]]))
     units = _bounds.GradientYardstick(*arrays, scale=1.0, softcap=2.0, bias=[[0, 0]]).units
     np.testing.assert_allclose(units.key, units.bias.T * (1 + math.tanh(1) ** 2), rtol=1e-12)

@@ -41,7 +41,7 @@ def calls(monkeypatch):
 
 
 def with_gradients(attention, given, names):
-    """The result, and the gradients of the tensors of these names."""
+    """Return the result, and the gradients of the tensors of these names."""
     given = given | {name: wanted(given[name]) for name in names}
     out = attention(**given)
     out.square().sum().backward()
@@ -143,7 +143,7 @@ def test_float32_queries_over_half_keys_and_values(half):
 
 
 def test_what_is_not_wanted_is_not_computed(calls):
-    """The gradient of a mask, which is as large as the scores."""
+    """The gradient of a mask, which is as large as the scores, is computed only if it is wanted."""
     for names in (["query"], ["attn_mask"], ["value", "attn_mask"]):
         with_gradients(scaled_dot_product_attention, {"query": Q, "key": K, "value": V, "attn_mask": EYE}, names)
         assert calls[-1][1]["bias_grad"] is ("attn_mask" in names)
@@ -151,7 +151,7 @@ def test_what_is_not_wanted_is_not_computed(calls):
 
 
 def test_memory_of_gradients():
-    """They lie in memory as their inputs do, so that PyTorch copies nothing where heads were split from positions."""
+    """Gradients lie in memory as inputs do, so that PyTorch copies nothing where heads were split from positions."""
     x = normal(2, 5, 4, 8)
     q, k, v = (wanted(x).transpose(1, 2) for _ in range(3))
     gradients = torch.autograd.grad(scaled_dot_product_attention(q, k, v).square().sum(), (q, k, v))
@@ -203,7 +203,7 @@ def test_checkpoints():
     ids=["key size", "value length", "mask rows", "integers", "key type", "heads", "two masks", "scale", "device"],
 )  # fmt: skip
 def test_errors(options):
-    """They are those of calls without gradients."""
+    """Errors are those of calls without gradients."""
     given = {"query": Q, "key": K, "value": V} | options
     for order in (lambda x: x, within):
         given["query"] = order(Q)
@@ -321,7 +321,7 @@ def test_opcheck_of_operators(dtype, order):
 
 
 def test_gradcheck_of_all_modifiers():
-    """With the gradient of lse, alone and beside that of the output."""
+    """Gradients are slopes with a gradient of lse, alone and beside that of the output."""
     from cattn._autograd import attention
 
     options = ARGUMENTS | {"key_range": (ARGUMENTS["key_start"], ARGUMENTS["key_stop"]), "window": (3, 1)}
@@ -339,7 +339,7 @@ def test_gradcheck_of_all_modifiers():
 
 
 def test_the_modifiers_gradients():
-    """They are those of the reference, from the options as the operator passes them on."""
+    """Gradients are those of the reference, from the options as the operator passes them on."""
     given = {"query": Q, "key": K, "value": V} | ARGUMENTS
     tensors = [wanted(x) if i < 6 else x for i, x in enumerate(given.values())]
     out, lse = torch.ops.cattn.attention_forward(*tensors)

@@ -259,7 +259,7 @@ def gradients(model, given):
 
 
 def check_gradients(found, expected):
-    """Within float32's rounding. A change of one unit in the last place of all embeddings changes gradients by more."""
+    """Compare within float32's rounding. One unit in the last place of all embeddings changes gradients by more."""
     eps, largest = torch.finfo(torch.float32).eps, max(gradient.abs().max() for gradient in expected.values())
     for parameter, gradient in found.items():
         error = (gradient - expected[parameter]).abs().max()
