@@ -79,7 +79,9 @@ def _read_places(house, batch, caches, added, cache_seqlens, cache_batch_idx, ca
         before = np.full(batch, room)
     else:
         before = _per_sequence(house, "cache_seqlens", cache_seqlens, batch)
-        beside = f" beside the {added} new tokens of k" if added else ""
+        if added and added > room:
+            raise ValueError(f"k: expected {room} new tokens at most, the slots of k_cache, got {added}")
+        beside = f" beside the {added} new token{'s' if added > 1 else ''} of k" if added else ""
         _check_numbers("cache_seqlens", before, 0, room - (added or 0), f"the slots of k_cache{beside}")
     leftpad = None
     if cache_leftpad is not None:
@@ -135,6 +137,13 @@ def _read_new(house, names, inputs, arrays, new):
             raise ValueError(f"{name}: expected shape {(*expected, cache.shape[-1])}, got {x.shape}")
     for name, given, cache in zip(names, inputs[1:], (k_cache, v_cache), strict=True):
         house.check_writable(name, given, cache)
+        if any(stride == 0 and size > 1 for stride, size in zip(cache.strides, cache.shape, strict=True)):
+            raise ValueError(
+                f"{name}: expected memory of its own for each slot, because k and v are written, got strides "
+                f"{cache.strides}; copy it first"
+            )
+    if k_cache.size and k_cache.ctypes.data == v_cache.ctypes.data:
+        raise ValueError("v_cache: expected memory of its own, because k and v are written, got that of k_cache")
     return found
 
 
@@ -163,9 +172,10 @@ def _rotate_both(house, q, new, rotary, before, moves):
     cos, sin = (as_floats(name, house.read(name, given)) for name, given in zip(names, rotary, strict=False))
     for name, x in zip(names, (cos, sin), strict=True):
         if x.ndim != 2 or x.shape != cos.shape or 2 * x.shape[1] > q.shape[-1]:
+            like = ", like rotary_cos" if name != names[0] else ""
             raise ValueError(
-                f"{name}: expected shape (positions, rotary size / 2), like rotary_cos, of at most half the "
-                f"{q.shape[-1]} columns of q, got {x.shape}"
+                f"{name}: expected shape (positions, rotary size / 2){like}, of at most half the {q.shape[-1]} columns "
+                f"of q, got {x.shape}"
             )
     k, v = new
     ends = k.shape[1], q.shape[1] if moves else min(q.shape[1], 1)

@@ -185,12 +185,13 @@ def flash_attn_with_kvcache(
         The number of tokens that the cache holds for each sequence **before** k is written, with those of
         `cache_leftpad`. `k` needs it. By default all slots are filled.
     cache_batch_idx : Tensor or ndarray of integers, shape (batch,), optional
-        The entry of the cache that each sequence has. By default, sequence n has entry n.
+        The entry of the cache that each sequence has. By default, sequence n has entry n. If an entry appears twice and
+        `k` is given, its new tokens may be those of either sequence, as in flash_attn.
     cache_leftpad : Tensor or ndarray of integers, shape (batch,), optional
         The slot at which each sequence begins. Slots before it are not attended to.
     block_table : Tensor or ndarray of integers, shape (batch, most pages), optional
-        The pages of each sequence, in order. As in flash_attn, it cannot stand beside `cache_batch_idx` or
-        `cache_leftpad`.
+        The pages of each sequence, in order. Sequences may share a page, but not one that is written to: copy it first.
+        As in flash_attn, a table cannot stand beside `cache_batch_idx` or `cache_leftpad`.
     softmax_scale : float, optional
         The factor of the scores. The default is ``1 / sqrt(D)``.
     causal : bool

@@ -129,7 +129,7 @@ cdef inline int set_problem(cattn_problem *problem, object given) except -1:
 
 
 cdef inline int set_gradients(GradientProblem *problem, object given) except -1:
-    """Copy what _gradients.Problem says into the problem."""
+    """Copy what _backward.Problem says into the problem."""
     cdef int batch_ndim
     set_problem(&problem.forward, given)
     batch_ndim = problem.forward.batch_ndim

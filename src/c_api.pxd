@@ -226,7 +226,7 @@ cdef inline bint settle(CallFromC *call, const GivenArray *scale) noexcept nogil
 
 
 cdef inline int check_scales(const CallFromC *call) noexcept nogil:
-    """Check that int8 keys and values have scales. That nothing else has, the types say."""
+    """Check that int8 keys and values have scales. check_types has refused scales beside other types."""
     if call.problem.key.type == CATTN_INT8 and call.args.key_scale.data == NULL:
         return wrong(CATTN_ARGUMENT_KEY_SCALE, CATTN_IS_MISSING)
     if call.problem.value.type == CATTN_INT8 and call.args.value_scale.data == NULL:

@@ -261,6 +261,15 @@ ERRORS = {
                          "rotary_cos: expected None without k, got an array; rotate q before the call"),
     "window": ({"window_size": (1, 2, 3)}, ValueError, "window_size: expected (left, right)"),
     "slopes": ({"alibi_slopes": np.ones(3)}, ValueError, "alibi_slopes: expected shape (4,)"),
+    "more new tokens than slots": ({"k": np.zeros((3, 41, 2, 16), np.float32),
+                                    "v": np.zeros((3, 41, 2, 12), np.float32)}, ValueError,
+                                   "k: expected 40 new tokens at most, the slots of k_cache, got 41"),
+    "one place for all": ({"k_cache": np.lib.stride_tricks.as_strided(
+        np.zeros((1, 40, 2, 16), np.float32), (3, 40, 2, 16), (0, 128, 64, 4))}, ValueError,
+        "k_cache: expected memory of its own for each slot, because k and v are written, got strides (0, 128, 64, 4)"),
+    "one memory": (dict.fromkeys(("k_cache", "v_cache"), np.zeros((3, 40, 2, 12), np.float32)) | {
+        "q": np.zeros((3, 1, 4, 12), np.float32), "k": np.zeros((3, 2, 2, 12), np.float32)}, ValueError,
+        "v_cache: expected memory of its own, because k and v are written, got that of k_cache"),
 }  # fmt: skip
 
 

@@ -65,16 +65,30 @@ def through_dask(**modifiers):
     return cattn.dask.attention(x, x, x, **modifiers).compute(scheduler="sync").swapaxes(0, 1)
 
 
+def through_gradients(function):
+    """Return a function that finds the weights as gradients of values, and from them the context."""
+
+    def call(**modifiers):
+        none = np.zeros_like(X[..., :1]).repeat(len(X), axis=-1)
+        out, lse = cattn.attention(X, X, none, layout="blhd", return_lse=True, **modifiers)
+        weights = function(np.eye(len(X))[:, None], X, X, none, out, lse, layout="blhd", **modifiers).value
+        return np.einsum("jhi,jhd->ihd", weights, X)
+
+    return call
+
+
 # Each takes modifiers and returns the context (tokens, heads, size).
 CALLS = {
     "attention": lambda **modifiers: cattn.attention(X, X, X, layout="blhd", **modifiers),
     "attention_weights": through_weights(cattn.attention_weights),
+    "attention_backward": through_gradients(cattn.attention_backward),
     "attention_varlen": lambda **modifiers: cattn.attention_varlen(X, X, X, ENDS, ENDS, **modifiers),
     "attention_paged": lambda **modifiers: cattn.attention_paged(*PAGES, query_indptr=ENDS, **modifiers),
     "self_attention": lambda **modifiers: cattn.self_attention(X[:, 0], ONE, ONE, ONE, **modifiers)[:, None],
     "trace": lambda **modifiers: cattn.trace(X[:, 0], ONE, ONE, ONE, **modifiers).context[:, None],
     "reference.attention": lambda **modifiers: reference.attention(X, X, X, layout="blhd", **modifiers),
     "reference.attention_weights": through_weights(reference.attention_weights),
+    "reference.attention_backward": through_gradients(reference.attention_backward),
     "reference.attention_varlen": lambda **modifiers: reference.attention_varlen(X, X, X, ENDS, ENDS, **modifiers),
     "reference.attention_paged": lambda **modifiers: reference.attention_paged(*PAGES, query_indptr=ENDS, **modifiers),
     "dask.attention": through_dask,
