@@ -170,7 +170,7 @@ static void check_halves(const cattn_table *table, cattn_type type)
                                            .scores = scores[stored], .block_max = vectors[0], .row_scale = vectors[1],
                                            .layout = CATTN_FEW, .is_new = 1};
                     const char *from = stored ? (const char *)halves : (const char *)wide;
-                    cattn_key_block block = {from, size * (stored ? 2 : 4), count, size, stored ? type : CATTN_FLOAT32, NULL, NULL};
+                    cattn_key_block block = {from, size * (stored ? 2 : 4), count, size, stored ? type : CATTN_FLOAT32, NULL, NULL, NULL};
                     kernels->scores(scores[stored], &tile, &block);
                     kernels->values(output[stored], &tile, &block);
                 }
@@ -216,7 +216,7 @@ static void check_pairs(const cattn_table *table, int few, ptrdiff_t rows, ptrdi
                            .scores = scores, .attn_bias = attn_bias, .block_max = block_max, .row_scale = row_scale,
                            .block_output = block_output, .layout = few ? CATTN_FEW : CATTN_MANY,
                            .softmax = {.row_max = row_max, .row_sum = row_sum, .lse_sum = lse_sum, .output = output}};
-    cattn_key_block block = {(const char *)keys, stride, count, size, CATTN_BFLOAT16, NULL, NULL};
+    cattn_key_block block = {(const char *)keys, stride, count, size, CATTN_BFLOAT16, NULL, NULL, NULL};
 #define AT(matrix, r, i, width) matrix[few ? (r) * (width) + (i) : (i) * lanes + (r)]
 #define EXPECT(what, got, expected, terms, operations) \
     expect_float(what, few ? "few pairs" : "many pairs", rows, count, size, got, expected, terms, operations)
