@@ -96,7 +96,8 @@ static void cattn_add_type(cattn_text *text, const cattn_ndarray *array)
 {
     static const char *const names[] = {
         [CATTN_FLOAT32] = "CATTN_FLOAT32", [CATTN_FLOAT64] = "CATTN_FLOAT64", [CATTN_FLOAT16] = "CATTN_FLOAT16",
-        [CATTN_BFLOAT16] = "CATTN_BFLOAT16", [CATTN_BOOL] = "CATTN_BOOL", [CATTN_INT64] = "CATTN_INT64"};
+        [CATTN_BFLOAT16] = "CATTN_BFLOAT16", [CATTN_BOOL] = "CATTN_BOOL", [CATTN_INT64] = "CATTN_INT64",
+        [CATTN_INT8] = "CATTN_INT8"};
     if (array->type >= 0 && (size_t)array->type < sizeof names / sizeof *names)
         cattn_add(text, "; got %s", names[array->type]);
     else

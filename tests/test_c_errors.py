@@ -463,6 +463,7 @@ def test_sizes_beyond_memory(door):
             "; got (5,); query has (2, 3, 4, 5, 6); key has (2, 3, 2, 9, 6); value has (2, 3, 2, 9, 3)",
         ),
         ({"mask": zeros(5, 9)}, "; got CATTN_FLOAT32"),
+        ({"mask": np.zeros((5, 9), np.int8)}, "; got CATTN_INT8"),
         ({"query_lengths": np.array([[5, -4, 3], [2, 6, 0]])[:, ::-1]}, "; got -4 to 6"),
         ({"key_lengths": np.array(10)}, "; got 10"),
     ],
