@@ -383,6 +383,7 @@ cdef inline bint score_document(Comparison *comparison, Py_ssize_t number) noexc
     cdef cattn_maxima maxima
     cdef Rows rows
     rows.array = &problem.document
+    rows.pages = NULL
     rows.first = first_token_of(problem, number)
     reset_maxima(comparison)
     block.size = problem.size

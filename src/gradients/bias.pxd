@@ -14,6 +14,7 @@ from rows cimport open_rows, row_at, Rows
 from score_mod cimport Region
 from tile cimport Tile
 from tiles.portable_float cimport FloatBits
+from worker cimport MOVE_WORK, ROW_WORK, stopped, Worker
 
 cdef enum:
     RUN = 16   # terms that are added up in one chain
@@ -56,7 +57,7 @@ cdef inline bint is_sparse(const GradientCall *call) noexcept nogil:
             or forward.key_start.data != NULL or forward.key_stop.data != NULL)
 
 
-cdef inline void clear_own(const GradientCall *call, Py_ssize_t owner, Py_ssize_t key,
+cdef inline void clear_own(const GradientCall *call, const Worker *worker, Py_ssize_t owner, Py_ssize_t key,
                            Py_ssize_t key_stop) noexcept nogil:
     """Set the gradients of an owner's biases for these keys to 0."""
     cdef const cattn_array *array = &call.problem.bias
@@ -64,21 +65,25 @@ cdef inline void clear_own(const GradientCall *call, Py_ssize_t owner, Py_ssize_
     cdef Rows to
     open_owner_bias(&to, call, owner)
     for line in range(call.plan.bias_heads * rows):
+        if stopped(worker, ROW_WORK + MOVE_WORK * (key_stop - key)):
+            return
         memset(row_at(&to, line // rows, line % rows) + key * item, 0, (key_stop - key) * item)
 
 
-cdef inline void begin_bias(const GradientCall *call, Py_ssize_t owner, Py_ssize_t split, Py_ssize_t split_stop,
-                            Py_ssize_t key, Py_ssize_t key_stop) noexcept nogil:
+cdef inline void begin_bias(const GradientCall *call, const Worker *worker, Py_ssize_t owner, Py_ssize_t split,
+                            Py_ssize_t split_stop, Py_ssize_t key, Py_ssize_t key_stop) noexcept nogil:
     """Set the sums of a task, which computes these splits and keys, to 0."""
     cdef const GradientPlan *plan = &call.plan
     cdef Py_ssize_t item = bias_item(plan), line, at
     if plan.bias == BIAS_OWN and is_sparse(call):
-        clear_own(call, owner, key, key_stop)
+        clear_own(call, worker, owner, key, key_stop)
     if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED:
         return
     if sums_keys(call):
         key, key_stop = split, split_stop
     for line in range(plan.bias_heads * plan.bias_rows):
+        if stopped(worker, ROW_WORK + 2 * MOVE_WORK * (key_stop - key)):
+            return
         at = (owner * bias_numbers(call) + line * plan.bias_keys + key) * item
         memset(call.bias_totals + at, 0, (key_stop - key) * item)
         memset(call.bias_carries + at, 0, (key_stop - key) * item)
@@ -165,7 +170,7 @@ cdef inline void add_bias_gradients(const Head *head, Py_ssize_t owner, Py_ssize
             sum_keys(totals + at + split, carries + at + split, gradients, row * lanes, keys, head.is_float)
 
 
-cdef inline void finish_bias(const GradientCall *call, Py_ssize_t owner, Py_ssize_t key,
+cdef inline void finish_bias(const GradientCall *call, const Worker *worker, Py_ssize_t owner, Py_ssize_t key,
                              Py_ssize_t key_stop) noexcept nogil:
     """Store the sums of a task for these keys. Sums over keys wait for the other tasks."""
     cdef const GradientPlan *plan = &call.plan
@@ -177,6 +182,8 @@ cdef inline void finish_bias(const GradientCall *call, Py_ssize_t owner, Py_ssiz
         return
     open_owner_bias(&rows, call, owner)
     for line in range(plan.bias_heads * plan.bias_rows):
+        if stopped(worker, ROW_WORK + 2 * MOVE_WORK * (key_stop - key)):
+            return
         to = row_at(&rows, line // plan.bias_rows, line % plan.bias_rows)
         at = owner * bias_numbers(call) + line * plan.bias_keys
         if plan.bias == BIAS_SHARED:

@@ -13,7 +13,7 @@ from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_array, cattn_problem
 from rows cimport open_rows, read_block, row_at, Rows, Storage
 from tile cimport find_intervals, HeadGroup, open_heads, Tile
 from tiles.tiles cimport CATTN_MAX_LANES, cattn_key_block
-from worker cimport Worker
+from worker cimport MOVE_WORK, stopped, Worker
 
 cdef enum:
     # What of a block of rows is not finite somewhere.
@@ -181,9 +181,12 @@ cdef inline void open_head(Head *head, const Worker *worker, const GradientCall 
     head.wild = <unsigned char *>buffer(head, call.plan.wild)
 
 
-cdef inline void open_head_rows(Head *head) noexcept nogil:
-    """Find what is known of a head's rows before any key comes."""
-    cdef Py_ssize_t query_head, block
+cdef inline bint open_head_rows(Head *head) noexcept nogil:
+    """Find what is known of a head's rows before any key comes. Return whether to go on."""
+    cdef Py_ssize_t numbers = head.problem.forward.head_size + 2 * head.problem.forward.value_size, query_head, block
     for query_head in range(head.plan.base.group):
         for block in range(head.plan.row_blocks):
+            if stopped(head.worker, MOVE_WORK * head.plan.rows * numbers):
+                return False
             find_deltas(head, query_head, block)
+    return True

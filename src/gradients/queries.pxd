@@ -9,6 +9,7 @@ from gradients.head cimport buffer, Head, rows_of_block
 from gradients.gradient_plan cimport EVEN_SPLITS, GradientCall, GradientPlan, PIECE
 from gradients.sums cimport scale_reals
 from rows cimport row_at
+from worker cimport MOVE_WORK, stopped
 
 
 cdef struct QuerySums:
@@ -150,6 +151,8 @@ cdef inline void end_split(QuerySums *sums) noexcept nogil:
     if sums.slot != NULL or sums.split < EVEN_SPLITS:
         return
     for number in range(plan.base.group * plan.row_blocks):
+        if stopped(head.worker, MOVE_WORK * plan.rows * head.problem.forward.head_size):
+            return
         if sums.in_part[number]:
             at = place_of(head, number)
             join_rows(buffer(head, plan.total) + at, buffer(head, plan.total_carry) + at, &sums.in_total[number],
@@ -163,6 +166,8 @@ cdef inline void finish_queries(const QuerySums *sums) noexcept nogil:
     if plan.splits_are_tasks or plan.splits == 1 and sums.head.problem.forward.key_length > 0:
         return
     for number in range(plan.base.group * plan.row_blocks):
+        if stopped(sums.head.worker, MOVE_WORK * plan.rows * sums.head.problem.forward.head_size):
+            return
         store_queries(sums.head, number,
                       buffer(sums.head, plan.total) + place_of(sums.head, number) if sums.in_total[number] else NULL)
 

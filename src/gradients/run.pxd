@@ -71,6 +71,7 @@ cdef inline bint meet_split(RowBlock *rows, QuerySums *sums, Py_ssize_t split) n
     cdef const GradientPlan *plan = head.plan
     cdef Py_ssize_t piece = split_start(split), start, stop
     cdef Py_ssize_t end = min(split_start(split + 1), head.problem.forward.key_length)
+    cdef Py_ssize_t numbers = head.problem.forward.head_size + head.problem.forward.value_size
     cdef KeyBlock keys
     begin_split(sums, split)
     rows.split = split
@@ -80,6 +81,8 @@ cdef inline bint meet_split(RowBlock *rows, QuerySums *sums, Py_ssize_t split) n
         begin_piece(sums)
         start = piece
         while start < stop:
+            if stopped(head.worker, TASK_WORK + MOVE_WORK * plan.keys * numbers):   # even if no query sees the keys
+                return False
             open_keys(&keys, head, start, min(start + plan.keys, stop))
             if not meet_all(rows, &keys, sums, start + plan.keys >= stop):
                 return False
@@ -95,7 +98,8 @@ cdef inline void backward(Head *head, Py_ssize_t owner, Py_ssize_t split, Py_ssi
     """Compute the gradients of some splits of the keys of a head."""
     cdef QuerySums sums
     cdef RowBlock rows
-    open_head_rows(head)
+    if not open_head_rows(head):
+        return
     if split == 0 and head.problem.sinks != NULL:
         store_sink_gradients(head)
     rows.head = head
@@ -135,14 +139,14 @@ cdef inline void compute_task(const GradientCall *call, const Worker *worker, Py
     cdef Head head
     for i in range(CATTN_MAX_LANES):
         set_real(worker.memory + plan.ones, i, plan.base.itemsize == sizeof(float), 1)
-    begin_bias(call, owner, split, split_stop, key, key_stop)
+    begin_bias(call, worker, owner, split, split_stop, key, key_stop)
     for member in range(plan.members):
         find_member(&call.problem, owner, member, &entry, &key_head)
         open_head(&head, worker, call, entry, key_head)
         backward(&head, owner, split, split_stop)
         if worker.call.stopped:
             return
-    finish_bias(call, owner, key, key_stop)
+    finish_bias(call, worker, owner, key, key_stop)
 
 
 cdef inline int do_task_of_gradients(void *context, Py_ssize_t number, int worker_number) noexcept nogil:
