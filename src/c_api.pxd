@@ -13,11 +13,12 @@ from libc.string cimport memset
 from cattn cimport (
     CATTN_ARGUMENT_ARGS, CATTN_ARGUMENT_FLAGS, CATTN_ARGUMENT_KEY, CATTN_ARGUMENT_KEY_SCALE, CATTN_ARGUMENT_NUM_THREADS,
     CATTN_ARGUMENT_QUERY, CATTN_ARGUMENT_QUERY_OFFSET, CATTN_ARGUMENT_SCALE, CATTN_ARGUMENT_SOFTCAP,
-    CATTN_ARGUMENT_VALUE, CATTN_ARGUMENT_VALUE_SCALE, CATTN_ARGUMENT_WINDOW, CATTN_CAUSAL, CATTN_HAS_SCALE, CATTN_HAS_WINDOW, CATTN_IS_MISSING, CATTN_IS_NULL,
-    CATTN_IS_UNKNOWN, CATTN_MISALIGNED, CATTN_OFFSET_END, CATTN_OFFSET_START, CATTN_OVERLAPS, CATTN_WRONG_SHAPE,
-    CATTN_WRONG_TYPE, CATTN_WRONG_VALUE, cattn_attention_args, cattn_ndarray)
+    CATTN_ARGUMENT_VALUE, CATTN_ARGUMENT_VALUE_SCALE, CATTN_ARGUMENT_WINDOW, CATTN_CAUSAL, CATTN_HAS_SCALE,
+    CATTN_HAS_WINDOW, CATTN_IS_MISSING, CATTN_IS_NULL, CATTN_IS_UNKNOWN, CATTN_MISALIGNED, CATTN_OFFSET_END,
+    CATTN_OFFSET_START, CATTN_OVERLAPS, CATTN_WRONG_SHAPE, CATTN_WRONG_TYPE, CATTN_WRONG_VALUE, cattn_attention_args,
+    cattn_ndarray)
 from c_arguments cimport (
-    CATTN_ARGUMENTS, CATTN_AXES, CATTN_BROADCAST_ALL, CATTN_BROADCAST_NONE, CATTN_FAR, CATTN_KIND_ARRAY,
+    CATTN_ARGUMENTS, CATTN_BROADCAST_ALL, CATTN_BROADCAST_NONE, CATTN_FAR, CATTN_KIND_ARRAY,
     CATTN_KNOWN_FLAGS, CATTN_LEAST_ARGS, CATTN_MOST_ARGS, CATTN_NUMBERS_LENGTHS, CATTN_NUMBERS_LOGITS,
     CATTN_NUMBERS_POSITIONS, cattn_argument, cattn_arguments, cattn_explain_status, cattn_given)
 from c_arrays cimport check_given, copy_known, GivenArray, has_type, is_aligned, item_at, measure, overlap, wrong
@@ -27,7 +28,8 @@ from execute cimport Cost, run
 from plan cimport STAGE_OUTPUT, Machine
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT64, CATTN_INT64, CATTN_INT8, CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY,
-    CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status, cattn_type)
+    CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_type)
+from rows cimport count_entries
 from scales cimport settle_scale
 from sizes cimport reserve, times
 from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_now
@@ -338,14 +340,6 @@ cdef inline int check_integers(CallFromC *call) noexcept nogil:
 # What the problem reads and the caller does not have
 
 
-cdef inline Py_ssize_t count_entries(const cattn_problem *problem) noexcept nogil:
-    cdef Py_ssize_t entries = 1
-    cdef int axis
-    for axis in range(problem.batch_ndim):
-        entries = times(entries, problem.batch_shape[axis])
-    return entries
-
-
 cdef inline int count_from_end(CallFromC *call, int64_t *offsets, bint each) noexcept nogil:
     """Set the query offset at which the last query stands at the last key, of all entries or of each."""
     cdef cattn_problem *problem = &call.problem
@@ -420,8 +414,7 @@ cdef inline int set_problem_of(CallFromC *call) noexcept nogil:
     """Fill the problem from the arguments. Return the first status that is not CATTN_DONE, which is 0."""
     call.problem.query_indptr = call.problem.key_indptr = NULL
     call.problem.block_table = call.problem.paged_lengths = NULL
-    return (check_arrays(call) or check_types(call) or place_arrays(call) or check_scales(call)
-            or check_results(call)
+    return (check_arrays(call) or check_types(call) or place_arrays(call) or check_scales(call) or check_results(call)
             or set_numbers(call) or check_offset(call) or check_integers(call) or add_copies(call))
 
 

@@ -11,7 +11,7 @@ from problem cimport CATTN_DONE, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOP
 from reductions.attend cimport attend
 from reductions.weights cimport find_weights
 from schedule cimport count_packed, find_task, make_schedule, Schedule, Start, Task
-from sizes cimport reserve, times
+from sizes cimport aligned_from, reserve, times
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_now, cattn_pool_run, cattn_task
 from tiles.tiles cimport CATTN_ALIGNMENT
 from worker cimport ROW_WORK, TASK_WORK, Call, open_worker, poll, stopped, TaskTimes, Worker
@@ -155,7 +155,7 @@ cdef inline cattn_status execute(const Prepared *prepared, const cattn_problem *
         memory = <char *>malloc(bytes[0] + CATTN_ALIGNMENT)
         if memory == NULL:
             return CATTN_NO_MEMORY
-    aligned = <char *>((<Py_ssize_t>memory + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT)
+    aligned = aligned_from(memory)
     open_call(&own, prepared, problem)
     own.starts = <Start *>(aligned + starts_at) if packed else NULL
     own.partials = aligned + partials_at

@@ -25,7 +25,7 @@ from plan cimport Machine
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_array, cattn_status, cattn_type)
 from rows cimport gathered_bytes, read_block, Rows, set_storage, Storage
-from sizes cimport reserve, round_up, times
+from sizes cimport aligned_from, reserve, round_up, times
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run
 from tiles.tiles cimport (
     CATTN_ALIGNMENT, CATTN_MANY, CATTN_MAX_LANES, cattn_kernels, cattn_key_block, cattn_maxima, cattn_row_tile,
@@ -475,7 +475,7 @@ cdef inline cattn_status run_maxsim(const Maxsim *problem, const Machine *machin
     memory = <char *>malloc(bytes[0] + CATTN_ALIGNMENT)
     if memory == NULL:
         return CATTN_NO_MEMORY
-    aligned = <char *>((<Py_ssize_t>memory + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT)
+    aligned = aligned_from(memory)
     call = <MaxsimCall *>(aligned + call_at)
     memset(&call.call, 0, sizeof(Call))
     call.problem = problem[0]

@@ -10,7 +10,7 @@ from convert cimport in_place, item_size
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
     cattn_type)
-from rows cimport entry_key_length, entry_query_length, set_storage, Storage
+from rows cimport count_entries, entry_key_length, entry_query_length, set_storage, Storage
 from scales cimport folds_columns
 from sizes cimport count_pieces, round_up, times
 from tiles.tiles cimport (
@@ -194,6 +194,18 @@ cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Mach
                             and bytes_of_all > machine.l2_bytes // 2)
 
 
+cdef inline void open_plan(Plan *plan, const cattn_problem *problem, const Machine *machine, int stage) noexcept nogil:
+    """Set what every call has, one of gradients too: sizes, and which modifiers are read where they lie."""
+    plan.stage = stage
+    plan.table = &machine.table
+    plan.arithmetic = CATTN_FLOAT64 if problem.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
+    plan.itemsize = item_size(plan.arithmetic)
+    plan.group = problem.query_heads // problem.key_heads if problem.key_heads > 0 else 0
+    plan.entries = count_entries(problem)
+    plan.mask_in_place = problem.mask.data == NULL or problem.mask.column == 1
+    plan.bias_in_place = problem.bias.data == NULL or in_place(&problem.bias, plan.arithmetic, problem.batch_ndim)
+
+
 cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, const Machine *machine, int stage,
                                    Py_ssize_t threads, const Caller *caller) noexcept nogil:
     """Decide how a problem is computed by at most so many threads. The caller may stop the loop over packed
@@ -203,16 +215,8 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     cdef ManyRows many
     cdef cattn_status status
     cdef bint one_type
-    cdef int axis
-    plan.stage = stage
-    plan.table = &machine.table
-    plan.arithmetic = CATTN_FLOAT64 if problem.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
-    plan.itemsize = item_size(plan.arithmetic)
+    open_plan(plan, problem, machine, stage)
     plan.partial_row_bytes = (3 + problem.value_size) * plan.itemsize
-    plan.group = problem.query_heads // problem.key_heads if problem.key_heads > 0 else 0
-    plan.entries = 1
-    for axis in range(problem.batch_ndim):
-        plan.entries = times(plan.entries, problem.batch_shape[axis])
     # Scores and weights that are asked for are not rounded.
     one_type = stage == STAGE_OUTPUT and problem.key.type == problem.query.type
     kernels = &machine.table.kernels[<int>problem.query.type if one_type else <int>plan.arithmetic][0]
@@ -229,6 +233,4 @@ cdef inline cattn_status make_plan(Plan *plan, const cattn_problem *problem, con
     if plan.has_few or not plan.has_many:
         set_strategy(&plan.few, problem, depth)
     plan.out_in_place = in_place(&problem.out, plan.arithmetic, problem.batch_ndim)
-    plan.mask_in_place = problem.mask.data == NULL or problem.mask.column == 1
-    plan.bias_in_place = problem.bias.data == NULL or in_place(&problem.bias, plan.arithmetic, problem.batch_ndim)
     return CATTN_DONE

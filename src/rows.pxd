@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t
 from convert cimport (
     MOST_INTERLEAVED, gather_rows, gather_rows_function, in_place, interleave_rows, item_size)
 from problem cimport CATTN_INT8, cattn_array, cattn_problem, cattn_type
-from sizes cimport round_up
+from sizes cimport round_up, times
 from tiles.tiles cimport (
     CATTN_PREFETCH, CATTN_PREFETCH_L2, CATTN_PREFETCH_WRITE, cattn_kernels, cattn_key_block, cattn_table)
 
@@ -23,6 +23,15 @@ cdef struct Rows:
     char *first                      # row 0 of the first head, in page 0 if there are pages; NULL: not given
     const int64_t *pages             # the pages in which the rows lie; NULL: they lie one after the other
     Py_ssize_t page_size             # rows of a page
+
+
+cdef inline Py_ssize_t count_entries(const cattn_problem *problem) noexcept nogil:
+    """Return the number of batch entries, or of packed sequences."""
+    cdef Py_ssize_t entries = 1
+    cdef int axis
+    for axis in range(problem.batch_ndim):
+        entries = times(entries, problem.batch_shape[axis])
+    return entries
 
 
 cdef inline Py_ssize_t entry_query_length(const cattn_problem *problem, Py_ssize_t entry) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from convert cimport gather_row, is_multiple
 from problem cimport CATTN_FLOAT32, CATTN_INT8, cattn_array
 from rows cimport count_in_page, key_at, Rows, Storage
-from tiles.tiles cimport CATTN_FEW, cattn_key_block, cattn_row_tile, cattn_table
+from tiles.tiles cimport cattn_key_block, cattn_row_tile, cattn_table
 
 
 cdef inline bint settle_scale(cattn_array *scale, Py_ssize_t rows, Py_ssize_t columns) noexcept nogil:

@@ -29,6 +29,11 @@ cdef inline Py_ssize_t round_up(Py_ssize_t number, Py_ssize_t multiple) noexcept
     return (number + multiple - 1) // multiple * multiple
 
 
+cdef inline char *aligned_from(char *memory) noexcept nogil:
+    """Return the first address from `memory` on that CATTN_ALIGNMENT divides."""
+    return <char *>round_up(<Py_ssize_t>memory, CATTN_ALIGNMENT)
+
+
 cdef inline Py_ssize_t reserve(Py_ssize_t *bytes, Py_ssize_t size) noexcept nogil:
     """Add an array of `size` bytes behind the first `bytes` bytes, and return where it begins."""
     cdef Py_ssize_t at = bytes[0]

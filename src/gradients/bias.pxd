@@ -2,7 +2,7 @@
 # of one owner are computed by one task, which goes over entries and heads in order.
 
 from libc.math cimport INFINITY, nextafterf
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from convert cimport is_half_type, item_size, scatter_row
 from gradients.head cimport Head
@@ -132,9 +132,6 @@ cdef inline void store_numbers(const cattn_array *array, char *to, const char *s
     """Store contiguous numbers of float32 or float64 in an array, each rounded once."""
     cdef float rounded
     cdef Py_ssize_t i
-    if type == array.type:   # this array is new, and its rows contiguous
-        memcpy(to, source, count * item_size(type))
-        return
     if type != CATTN_FLOAT64 or not is_half_type(array.type):
         scatter_row(array, to, source, type, count, plan.base.table)
         return

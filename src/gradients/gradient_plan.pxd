@@ -4,12 +4,10 @@
 # that padding behind them changes nothing, and rows at fixed places from the first row of each head. Whether the splits
 # of the keys are tasks decides only who computes them.
 
-from convert cimport in_place, item_size
 from gradients.gradient_problem cimport GradientProblem
-from plan cimport STAGE_OUTPUT, Machine, Plan
+from plan cimport STAGE_OUTPUT, TASKS_PER_THREAD, Machine, open_plan, Plan
 from problem cimport (
-    CATTN_FLOAT32, CATTN_FLOAT64, CATTN_LARGEST_COUNT, CATTN_TOO_MANY_TASKS, CATTN_DONE, cattn_array, cattn_problem,
-    cattn_status)
+    CATTN_DONE, CATTN_LARGEST_COUNT, CATTN_TOO_MANY_TASKS, cattn_array, cattn_problem, cattn_status)
 from rows cimport gathered_bytes, set_storage, Storage
 from sizes cimport reserve, round_up, times
 from tiles.tiles cimport CATTN_GRADIENT_KEYS, CATTN_MANY, CATTN_MAX_LANES, cattn_kernels
@@ -30,7 +28,6 @@ cdef enum:
     # Blocks of rows of a chunk. Sums over rows are joined chunk by chunk, the first of them without a carry.
     CHUNK = 8
     PLAIN_CHUNKS = 8
-    TASKS_PER_THREAD = 4
     TASK_ROWS = 480          # of a task that joins partial sums
 
 
@@ -57,7 +54,8 @@ cdef struct GradientPlan:
     bint splits_are_tasks
     BiasGradient bias
     Py_ssize_t bias_heads, bias_rows, bias_keys   # of a summed gradient of one owner: keys, or splits of them
-    Py_ssize_t tasks, join_tasks_of_head
+    Py_ssize_t tasks
+    Py_ssize_t join_blocks, join_tasks_of_head    # blocks of rows whose partial sums a task joins, and such tasks
     # Where the buffers of a worker begin.
     Py_ssize_t lse, delta, wild, in_piece, in_part, in_total
     Py_ssize_t total, total_carry, part, part_carry, piece
@@ -220,18 +218,9 @@ cdef inline cattn_status plan_gradients(GradientPlan *plan, const GradientProble
     """Decide how gradients are computed by at most so many threads. The plan is zeroed before."""
     cdef const cattn_problem *forward = &problem.forward
     cdef Plan *base = &plan.base
-    cdef int batch_ndim = forward.batch_ndim, axis
+    cdef int batch_ndim = forward.batch_ndim
     cdef Py_ssize_t bytes, run
-    base.stage = STAGE_OUTPUT
-    base.table = &machine.table
-    base.arithmetic = CATTN_FLOAT64 if forward.query.type == CATTN_FLOAT64 else CATTN_FLOAT32
-    base.itemsize = item_size(base.arithmetic)
-    base.group = forward.query_heads // forward.key_heads if forward.key_heads > 0 else 0
-    base.entries = 1
-    for axis in range(batch_ndim):
-        base.entries = times(base.entries, forward.batch_shape[axis])
-    base.mask_in_place = forward.mask.data == NULL or forward.mask.column == 1
-    base.bias_in_place = forward.bias.data == NULL or in_place(&forward.bias, base.arithmetic, batch_ndim)
+    open_plan(base, forward, machine, STAGE_OUTPUT)
     plan.kernels = &machine.table.kernels[<int>base.arithmetic][<int>CATTN_MANY]
     set_storage(&plan.query, &forward.query, plan.kernels, False, batch_ndim)
     set_storage(&plan.key, &forward.key, plan.kernels, False, batch_ndim)
@@ -255,7 +244,7 @@ cdef inline cattn_status plan_gradients(GradientPlan *plan, const GradientProble
     set_owners(plan, problem)
     plan.splits_are_tasks = threads > 1 and plan.splits > 1 and plan.owners < TASKS_PER_THREAD * threads
     plan.tasks = times(plan.owners, plan.splits if plan.splits_are_tasks else 1)
-    run = max(<Py_ssize_t>1, TASK_ROWS // plan.rows)
-    plan.join_tasks_of_head = (plan.row_blocks + run - 1) // run * base.group
+    plan.join_blocks = max(<Py_ssize_t>1, TASK_ROWS // plan.rows)
+    plan.join_tasks_of_head = (plan.row_blocks + plan.join_blocks - 1) // plan.join_blocks * base.group
     place_buffers(plan, forward)
     return CATTN_TOO_MANY_TASKS if plan.tasks > CATTN_LARGEST_COUNT else CATTN_DONE

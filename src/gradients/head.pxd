@@ -1,15 +1,15 @@
 # One key head of one batch entry, and the query heads that share it: the rows of all arrays, and what is known of each
 # row before any key comes: its lse, Δ = Σ dO·out - dlse, and whether it holds anything that is not finite.
 
-from libc.math cimport exp, INFINITY
+from libc.math cimport exp, INFINITY, isfinite
 from libc.string cimport memcpy, memset
 
-from convert cimport gather_row, item_size
+from convert cimport gather_row
 from gradients.gradient_plan cimport GradientCall, GradientPlan
 from gradients.gradient_problem cimport GradientProblem
-from gradients.sums cimport add_exactly, exact_sum, is_a_number, real_at, set_real
+from gradients.sums cimport add_exactly, exact_sum, real_at, set_real
 from non_finite cimport are_finite
-from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_array, cattn_problem
+from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_problem
 from rows cimport open_rows, read_block, row_at, Rows, Storage
 from tile cimport find_intervals, HeadGroup, open_heads, Tile
 from tiles.tiles cimport CATTN_MAX_LANES, cattn_key_block
@@ -100,7 +100,7 @@ cdef inline void find_wild_rows(Head *head, Py_ssize_t number, const cattn_key_b
     finite."""
     cdef Py_ssize_t row
     for row in range(rows.count):
-        if not (is_a_number(real_at(dots, row, head.is_float))
+        if not (isfinite(real_at(dots, row, head.is_float))
                 or are_finite(rows.data + row * rows.stride, rows.size, head.plan.base.arithmetic)):
             head.wild[number] |= mark
 
@@ -134,7 +134,7 @@ cdef inline void find_deltas(Head *head, Py_ssize_t query_head, Py_ssize_t block
     for row in range(rows):
         memcpy(head.lse + (at + row) * item, row_at(&head.heads.lse, query_head, first + row), item)
         dot = real_at(delta, row, head.is_float)
-        if not is_a_number(dot) and not attends(head, &tile, row):
+        if not isfinite(dot) and not attends(head, &tile, row):
             dot = 0   # the output of such a row is 0, whatever its gradient
         set_real(delta, row, head.is_float, dot - grad_lse_of(head, query_head, first + row))
 

@@ -1,12 +1,13 @@
 # A block of keys: they are packed into lanes, as `scores` takes queries, and the gradients of keys and values are added
 # up there over all rows.
 
+from libc.math cimport isfinite
 from libc.string cimport memcpy, memset
 
 from convert cimport in_place, scatter_row
 from gradients.head cimport buffer, Head
-from gradients.gradient_plan cimport CHUNK, GradientPlan, MOST_TILES, PLAIN_CHUNKS
-from gradients.sums cimport is_a_number, real_at, scale_reals
+from gradients.gradient_plan cimport GradientPlan, MOST_TILES, PLAIN_CHUNKS
+from gradients.sums cimport real_at, scale_reals
 from non_finite cimport are_finite, non_finite
 from problem cimport cattn_problem
 from rows cimport read_block, row_at, Rows
@@ -85,7 +86,7 @@ cdef inline void open_keys(KeyBlock *keys, const Head *head, Py_ssize_t start, P
     keys.rows = keys.given
     plan.kernels.dots(buffer(head, plan.dots), &keys.given, &keys.given)
     for row in range(keys.given.count):
-        if not is_a_number(real_at(buffer(head, plan.dots), row, head.is_float)):
+        if not isfinite(real_at(buffer(head, plan.dots), row, head.is_float)):
             keys.is_wild |= not are_finite(keys.given.data + row * keys.given.stride, keys.given.size,
                                            plan.base.arithmetic)
     if keys.is_wild:

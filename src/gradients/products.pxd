@@ -7,18 +7,19 @@
 #     dV += Pᵀ·dO, dK += dSᵀ·Q                        the kernel `values`, where rows take the place of values
 #   dQ += dS·K, for CATTN_GRADIENT_KEYS keys          the kernel `query_gradients`
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from gradients.bias cimport add_bias_gradients
 from gradients.exact cimport add_wild_keys, add_wild_rows, mark_scores
 from gradients.head cimport (
-    buffer, Head, open_row_block, read_head_rows, rows_of_block, WILD_GRAD_OUT, WILD_QUERY)
+    buffer, Head, open_row_block, read_head_rows, WILD_GRAD_OUT, WILD_QUERY)
 from gradients.keys cimport clean_rows, KeyBlock, open_arrays
 from gradients.gradient_plan cimport BIAS_NONE, BIAS_OWN, GradientPlan
 from gradients.queries cimport piece_rows, QuerySums
 from gradients.sums cimport add_exactly, real_at
 from problem cimport cattn_problem
 from score_mod cimport Region, set_score_mod
+from sweep cimport take_rows
 from tile cimport Tile
 from tiles.tiles cimport (
     CATTN_GRADIENT_KEYS, cattn_gradient_tile, cattn_key_block, cattn_row_tile, cattn_score_mod)
@@ -71,13 +72,6 @@ cdef inline void find_seen(Region *region, const Tile *tile, Py_ssize_t run) noe
     region.rows = region.lanes = stop - first
 
 
-cdef inline void take(cattn_key_block *part, const cattn_key_block *block, const Region *region) noexcept nogil:
-    """Take the rows of a region from a block of rows."""
-    part[0] = block[0]
-    part.data += region.first * block.stride
-    part.count = region.rows
-
-
 cdef inline void multiply(RowBlock *rows, KeyBlock *keys, const Region *region, Py_ssize_t number, char *gradients,
                           unsigned char *attended) noexcept nogil:
     """Add the products of a region's rows with tile number `number` of a block of keys to the gradients of keys and
@@ -100,11 +94,11 @@ cdef inline void multiply(RowBlock *rows, KeyBlock *keys, const Region *region, 
     open_arrays(&arrays, head, region.high - region.low)
     arrays.is_new = keys.is_new[number]
     arrays.queries = buffer(head, plan.packed_keys) + number * plan.packed_keys_stride
-    take(&block, &rows.query, region)
+    take_rows(&block, &rows.query, region.first, region.rows, NULL)
     plan.kernels.scores(weights, &arrays, &block)
     if forward.value_size > 0:
         arrays.queries = buffer(head, plan.packed_values) + number * plan.packed_values_stride
-        take(&block, &rows.grad_out, region)
+        take_rows(&block, &rows.grad_out, region.first, region.rows, NULL)
         plan.kernels.scores(gradients, &arrays, &block)
     else:
         memset(gradients, 0, region.rows * lanes * item)
@@ -122,17 +116,17 @@ cdef inline void multiply(RowBlock *rows, KeyBlock *keys, const Region *region, 
     plan.kernels.differentiate(&tile)
     if forward.value_size > 0:
         arrays.scores = weights
-        take(&block, &rows.clean_grad_out, region)
+        take_rows(&block, &rows.clean_grad_out, region.first, region.rows, NULL)
         plan.kernels.values(value_sums, &arrays, &block)
     arrays.scores = gradients
-    take(&block, &rows.clean_query, region)
+    take_rows(&block, &rows.clean_query, region.first, region.rows, NULL)
     plan.kernels.values(key_sums, &arrays, &block)
     keys.is_new[number] = False
     if is_wild and forward.value_size > 0:
-        take(&block, &rows.grad_out, region)
+        take_rows(&block, &rows.grad_out, region.first, region.rows, NULL)
         add_wild_rows(head, value_sums, weights, True, &block, attended, tile.keys)
     if is_wild:
-        take(&block, &rows.query, region)
+        take_rows(&block, &rows.query, region.first, region.rows, NULL)
         add_wild_rows(head, key_sums, gradients, False, &block, attended, tile.keys)
     if plan.bias != BIAS_NONE:
         add_bias_gradients(head, rows.owner, rows.split, &rows.tile, region, <const char *>tile.bias_gradients)
@@ -146,7 +140,7 @@ cdef inline void meet_keys(RowBlock *rows, KeyBlock *keys, QuerySums *sums, Regi
     cdef const Head *head = rows.head
     cdef const GradientPlan *plan = head.plan
     cdef Py_ssize_t lanes = plan.kernels.lanes, item = plan.base.itemsize, size = head.problem.forward.head_size
-    cdef Py_ssize_t low = region.low, high = region.high, number = 0, pitch = plan.rows * lanes, row
+    cdef Py_ssize_t low = region.low, high = region.high, number = 0, pitch = plan.rows * lanes, t
     cdef char *piece = piece_rows(sums, rows.number)
     cdef unsigned char *attended = <unsigned char *>buffer(head, plan.attended)
     cdef char *gradients
@@ -174,18 +168,14 @@ cdef inline void meet_keys(RowBlock *rows, KeyBlock *keys, QuerySums *sums, Regi
         memset(piece, 0, rows.tile.arrays.rows * size * item)
         sums.in_piece[rows.number] = True
     piece += region.first * size * item
-    block = keys.rows
-    block.data += (low - keys.start) * block.stride
-    block.count = high - low
+    take_rows(&block, &keys.rows, low - keys.start, high - low, NULL)
     plan.kernels.query_gradients(piece, region.rows, buffer(head, plan.gradients), pitch, &block,
                                  not sums.in_piece[rows.number])
     sums.in_piece[rows.number] = True
-    for row in range(number if keys.is_wild else 0):
-        block = keys.given
-        block.data += (low - keys.start + row * lanes) * block.stride
-        block.count = min(lanes, high - low - row * lanes)
-        add_wild_keys(head, piece, buffer(head, plan.gradients) + row * pitch * item, &block,
-                      attended + row * plan.rows * lanes, region.rows)
+    for t in range(number if keys.is_wild else 0):
+        take_rows(&block, &keys.given, low - keys.start + t * lanes, min(lanes, high - low - t * lanes), NULL)
+        add_wild_keys(head, piece, buffer(head, plan.gradients) + t * pitch * item, &block,
+                      attended + t * plan.rows * lanes, region.rows)
 
 
 cdef inline void meet_block(RowBlock *rows, KeyBlock *keys, QuerySums *sums, Py_ssize_t number) noexcept nogil:

@@ -10,19 +10,19 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from caller cimport Caller
-from gradients.bias cimport begin_bias, bias_item, bias_numbers, finish_bias, finish_sums_over_keys
+from gradients.bias cimport begin_bias, bias_item, finish_bias, finish_sums_over_keys
 from gradients.head cimport buffer, Head, open_head, open_head_rows, store_sink_gradients
 from gradients.keys cimport end_chunk, finish_keys, KeyBlock, open_keys
 from gradients.gradient_plan cimport (
-    BIAS_NONE, BIAS_OWN, CHUNK, find_member, GradientCall, GradientPlan, PIECE, plan_gradients, split_start, TASK_ROWS)
+    BIAS_OWN, CHUNK, find_member, GradientCall, GradientPlan, PIECE, plan_gradients, split_start)
 from gradients.gradient_problem cimport GradientProblem
 from gradients.products cimport meet_block, RowBlock
 from gradients.queries cimport (
-    begin_piece, begin_split, end_piece, end_split, finish_queries, join_splits, open_query_sums, QuerySums, row_bytes)
+    begin_piece, begin_split, end_piece, end_split, finish_queries, join_splits, open_query_sums, QuerySums)
 from gradients.sums cimport add_exactly, exact_sum, set_real
 from plan cimport Machine
 from problem cimport CATTN_DONE, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
-from sizes cimport reserve, times
+from sizes cimport aligned_from, reserve, times
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run
 from tiles.tiles cimport CATTN_ALIGNMENT, CATTN_MAX_LANES
 from work cimport work_of
@@ -117,12 +117,11 @@ cdef inline void join_rows_of_task(const GradientCall *call, const Worker *worke
     cdef const GradientPlan *plan = &call.plan
     cdef Py_ssize_t head_number = number // plan.join_tasks_of_head, rest = number % plan.join_tasks_of_head
     cdef Py_ssize_t spans = plan.join_tasks_of_head // plan.base.group
-    cdef Py_ssize_t count = max(<Py_ssize_t>1, TASK_ROWS // plan.rows)
-    cdef Py_ssize_t query_head = rest // spans, block = rest % spans * count
+    cdef Py_ssize_t query_head = rest // spans, block = rest % spans * plan.join_blocks
     cdef Head head
     open_head(&head, worker, call, head_number // call.problem.forward.key_heads,
               head_number % call.problem.forward.key_heads)
-    for block in range(block, min(plan.row_blocks, block + count)):
+    for block in range(block, min(plan.row_blocks, block + plan.join_blocks)):
         if stopped(worker, TASK_WORK + plan.splits * plan.rows * call.problem.forward.head_size * MOVE_WORK):
             return
         join_splits(call, &head, query_head * plan.row_blocks + block)
@@ -228,7 +227,7 @@ cdef inline cattn_status run_gradients(const GradientProblem *problem, const Mac
     memory = <char *>malloc(bytes[0] + CATTN_ALIGNMENT)
     if memory == NULL:
         return CATTN_NO_MEMORY
-    aligned = <char *>((<Py_ssize_t>memory + CATTN_ALIGNMENT - 1) // CATTN_ALIGNMENT * CATTN_ALIGNMENT)
+    aligned = aligned_from(memory)
     call = <GradientCall *>(aligned + call_at)
     memset(&call.call, 0, sizeof(call.call))
     call.problem = problem[0]

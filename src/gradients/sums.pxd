@@ -1,5 +1,7 @@
 # Numbers of the arithmetic type one by one, and sums that lose nothing.
 
+from libc.math cimport isfinite
+
 
 cdef inline double real_at(const char *array, Py_ssize_t index, bint is_float) noexcept nogil:
     return (<const float *>array)[index] if is_float else (<const double *>array)[index]
@@ -10,11 +12,6 @@ cdef inline void set_real(char *array, Py_ssize_t index, bint is_float, double v
         (<float *>array)[index] = <float>value
     else:
         (<double *>array)[index] = value
-
-
-cdef inline bint is_a_number(double x) noexcept nogil:
-    """Return whether x is finite."""
-    return x - x == 0
 
 
 cdef inline void scale_reals(char *to, const char *source, Py_ssize_t count, double scale,
@@ -40,4 +37,4 @@ cdef inline void add_exactly(double *total, double *carry, double x) noexcept no
 
 cdef inline double exact_sum(double total, double carry) noexcept nogil:
     """Return a total and its carry as one number. What is not finite stays."""
-    return total + carry if is_a_number(total) else total
+    return total + carry if isfinite(total) else total
