@@ -57,8 +57,8 @@ cdef struct GradientPlan:
     Py_ssize_t tasks
     Py_ssize_t join_blocks, join_tasks_of_head    # blocks of rows whose partial sums a task joins, and such tasks
     # Where the buffers of a worker begin.
-    Py_ssize_t lse, delta, wild, in_piece, in_part, in_total
-    Py_ssize_t total, total_carry, part, part_carry, piece
+    Py_ssize_t lse, delta, wild, in_piece, in_split, in_total
+    Py_ssize_t total, total_carry, split, split_carry, piece
     Py_ssize_t packed_keys, packed_values, packed_keys_stride, packed_values_stride
     Py_ssize_t key_sums, value_sums, key_totals, value_totals, key_carries, value_carries
     Py_ssize_t key_rows, clean_keys, value_rows, query_rows, clean_queries, grad_out_rows, clean_grad_out
@@ -171,13 +171,13 @@ cdef inline void place_buffers(GradientPlan *plan, const cattn_problem *forward)
     plan.delta = reserve(&bytes, plan.head_rows * item)
     plan.wild = reserve(&bytes, blocks)
     plan.in_piece = reserve(&bytes, blocks)
-    plan.in_part = reserve(&bytes, blocks)
+    plan.in_split = reserve(&bytes, blocks)
     plan.in_total = reserve(&bytes, blocks)
     plan.slopes = reserve(&bytes, 2 * plan.base.group * sizeof(double))
     plan.total = reserve(&bytes, sums if in_turn else rows * depth * item)
     plan.total_carry = reserve(&bytes, sums if in_turn and is_long else rows * depth * item)
-    plan.part = reserve(&bytes, sums if in_turn and is_long else 0)
-    plan.part_carry = reserve(&bytes, sums if is_long else 0)
+    plan.split = reserve(&bytes, sums if in_turn and is_long else 0)
+    plan.split_carry = reserve(&bytes, sums if is_long else 0)
     plan.piece = reserve(&bytes, sums if plan.keys < PIECE and forward.key_length > plan.keys else rows * depth * item)
     # A block of keys.
     plan.packed_keys_stride = round_up(round_up(depth, 16) * lanes * item, 64)

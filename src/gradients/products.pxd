@@ -72,10 +72,10 @@ cdef inline void find_seen(Region *region, const Tile *tile, Py_ssize_t run) noe
     region.rows = region.lanes = stop - first
 
 
-cdef inline void multiply(RowBlock *rows, KeyBlock *keys, const Region *region, Py_ssize_t number, char *gradients,
-                          unsigned char *attended) noexcept nogil:
-    """Add the products of a region's rows with tile number `number` of a block of keys to the gradients of keys and
-    values, and leave those of the scores in `gradients`."""
+cdef inline void meet_tile(RowBlock *rows, KeyBlock *keys, const Region *region, Py_ssize_t number, char *gradients,
+                           unsigned char *attended) noexcept nogil:
+    """Let a region's rows meet tile number `number` of a block of keys: add their products to the gradients of keys and
+    values, and leave the gradients of the scores in `gradients`."""
     cdef const Head *head = rows.head
     cdef const GradientPlan *plan = head.plan
     cdef const cattn_problem *forward = &head.problem.forward
@@ -152,8 +152,8 @@ cdef inline void meet_keys(RowBlock *rows, KeyBlock *keys, QuerySums *sums, Regi
         region.high = min(high, region.low + lanes)
         gradients = buffer(head, plan.gradients) + number * pitch * item
         if set_score_mod(&mod, head.worker, &head.heads, &rows.tile, region):
-            multiply(rows, keys, region, (region.low - keys.start) // lanes, gradients,
-                     attended + number * plan.rows * lanes)
+            meet_tile(rows, keys, region, (region.low - keys.start) // lanes, gradients,
+                      attended + number * plan.rows * lanes)
             met = True
         else:
             memset(gradients, 0, region.rows * lanes * item)

@@ -18,7 +18,7 @@ cdef struct QuerySums:
     char *slot                   # the partial sums of the split; NULL: its task goes on with the next split
     unsigned char *touched       # which blocks of rows they hold
     unsigned char *in_piece      # and the same for the sums of a piece, a split and all splits
-    unsigned char *in_part
+    unsigned char *in_split
     unsigned char *in_total
 
 
@@ -56,7 +56,7 @@ cdef inline void open_query_sums(QuerySums *sums, const Head *head) noexcept nog
     cdef const GradientPlan *plan = head.plan
     sums.head = head
     sums.in_piece = <unsigned char *>buffer(head, plan.in_piece)
-    sums.in_part = <unsigned char *>buffer(head, plan.in_part)
+    sums.in_split = <unsigned char *>buffer(head, plan.in_split)
     sums.in_total = <unsigned char *>buffer(head, plan.in_total)
     memset(sums.in_total, 0, plan.base.group * plan.row_blocks)
     if not plan.splits_are_tasks and plan.splits > EVEN_SPLITS:
@@ -72,7 +72,7 @@ cdef inline void begin_split(QuerySums *sums, Py_ssize_t split) noexcept nogil:
         sums.slot = slot_of(sums.head.call, sums.head, split)
         sums.touched = touched_of(sums.head.call, sums.head, split)
         memset(sums.touched, 0, blocks)
-    memset(sums.in_part, 0, blocks)
+    memset(sums.in_split, 0, blocks)
 
 
 cdef inline void begin_piece(QuerySums *sums) noexcept nogil:
@@ -134,13 +134,13 @@ cdef inline void end_piece(QuerySums *sums, Py_ssize_t number) noexcept nogil:
         store_queries(head, number, piece)
     elif piece != NULL and sums.slot != NULL:
         if sums.split >= EVEN_SPLITS:
-            join_rows(sums.slot + at, buffer(head, plan.part_carry) + at, &sums.touched[number], piece, rows, head)
+            join_rows(sums.slot + at, buffer(head, plan.split_carry) + at, &sums.touched[number], piece, rows, head)
         sums.touched[number] = True
     elif piece != NULL and sums.split < EVEN_SPLITS:
         join_rows(buffer(head, plan.total) + at, NULL, &sums.in_total[number], piece, rows, head)
     elif piece != NULL:
-        join_rows(buffer(head, plan.part) + at, buffer(head, plan.part_carry) + at, &sums.in_part[number], piece, rows,
-                  head)
+        join_rows(buffer(head, plan.split) + at, buffer(head, plan.split_carry) + at, &sums.in_split[number], piece,
+                  rows, head)
 
 
 cdef inline void end_split(QuerySums *sums) noexcept nogil:
@@ -153,10 +153,10 @@ cdef inline void end_split(QuerySums *sums) noexcept nogil:
     for number in range(plan.base.group * plan.row_blocks):
         if stopped(head.worker, MOVE_WORK * plan.rows * head.problem.forward.head_size):
             return
-        if sums.in_part[number]:
+        if sums.in_split[number]:
             at = place_of(head, number)
             join_rows(buffer(head, plan.total) + at, buffer(head, plan.total_carry) + at, &sums.in_total[number],
-                      buffer(head, plan.part) + at, rows_of_block(head, number % plan.row_blocks), head)
+                      buffer(head, plan.split) + at, rows_of_block(head, number % plan.row_blocks), head)
 
 
 cdef inline void finish_queries(const QuerySums *sums) noexcept nogil:

@@ -135,15 +135,15 @@ INLINE void F(query_tile)(REAL *sums, ptrdiff_t size, const REAL *gradients, ptr
                           ptrdiff_t stride, ptrdiff_t count, ptrdiff_t columns, const int is_new, const int wide,
                           const int vectors, const int whole)
 {
-    enum { PIECE = LANES < QUERY_RUN ? LANES : QUERY_RUN };   /* keys that lie in one tile */
+    enum { TOGETHER = LANES < QUERY_RUN ? LANES : QUERY_RUN };   /* keys that lie in one tile */
     vector block[TILE_WIDE][TILE_VECTORS], sum[TILE_WIDE][TILE_VECTORS];
     OPAQUE(sums);
     F(clear)(block, wide, vectors);
     for (ptrdiff_t start = 0;; start += QUERY_RUN) {
         const ptrdiff_t end = F(run_end)(start, count, QUERY_RUN);
         F(clear)(sum, wide, vectors);
-        for (ptrdiff_t at = start; at < end; at += PIECE) {
-            const ptrdiff_t steps = AT_MOST(end - at, PIECE);
+        for (ptrdiff_t at = start; at < end; at += TOGETHER) {
+            const ptrdiff_t steps = AT_MOST(end - at, TOGETHER);
             const REAL *gradient = gradients + at / LANES * pitch + at % LANES;
 #define QUERY_STEP                                                                                                  \
             vector key[TILE_VECTORS];                                                                               \
@@ -154,7 +154,7 @@ INLINE void F(query_tile)(REAL *sums, ptrdiff_t size, const REAL *gradients, ptr
                 sum[w][v] = F(muladd)(F(splat)(gradient[w * LANES]), key[v], sum[w][v]);                            \
             gradient++;                                                                                             \
             keys += stride;
-            STEPS(QUERY_STEP, steps, PIECE)
+            STEPS(QUERY_STEP, steps, TOGETHER)
 #undef QUERY_STEP
         }
         EACH_SUM(w, v)
