@@ -74,7 +74,7 @@ class Problem(NamedTuple):
     key_scale: np.ndarray | None = None
     value_scale: np.ndarray | None = None
     # Only attention_paged has these instead of key_indptr. Its key and value are (pages, heads, page size, size).
-    block_table: np.ndarray | None = None  # (B, most pages); where none is read, the number of one that is
+    block_table: np.ndarray | None = None  # (B, most pages), contiguous; what is not read holds a page that is
     key_lengths: np.ndarray | None = None  # (B,)
 
 
@@ -218,7 +218,7 @@ def attention_paged(
         modifiers=checked,
         num_threads=count,
         query_indptr=query_indptr,
-        block_table=block_table,
+        block_table=np.ascontiguousarray(block_table),
         key_lengths=key_lengths,
     )
     return problem, out, lse

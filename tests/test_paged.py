@@ -151,6 +151,16 @@ def test_any_strides(dtype, page_size):
     assert_same_bits(paged.call(), expected)
 
 
+def test_tables_of_any_strides():
+    paged = Paged(16, np.float32, queries=[1, 2, 12], keys=[40, 48, 33])  # each of which has three pages
+    expected = paged.call()
+    spread = np.repeat(paged.table, 2, axis=1)
+    tables = [np.asfortranarray(paged.table), paged.table[::-1].copy()[::-1], spread[:, ::2], spread.T.copy().T[:, ::2]]
+    for table in tables:
+        assert_same_bits(paged.call(table), expected)
+        assert_same_bits(paged.call(table.astype(np.int32)), expected)
+
+
 @EVERY_TYPE
 def test_results(dtype):
     for modifiers in MODIFIERS.values():
