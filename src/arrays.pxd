@@ -79,12 +79,12 @@ cdef inline int set_modifiers(cattn_problem *problem, object given) except -1:
 
 
 cdef inline int set_scale(cattn_array *array, object given, int batch_ndim) except -1:
-    """Describe the scale of int8 keys or values, whose last two axes may have 1 element each."""
+    """Describe the scale of int8 keys or values. Each of its last two axes may have 1 element."""
     set_array(array, given, batch_ndim, 3)
     if given is not None:
         *_, rows, columns = given.shape
         settle_scale(array, rows, columns)
-        if given.ndim > 3 and given.shape[0] == 1:   # of one page, which may count as many
+        if given.ndim > 3 and given.shape[0] == 1:   # all pages share it
             array.batch[0] = 0
         if given.size == 0:   # there are no keys to multiply, and no scale to read
             array.data = NULL
@@ -256,7 +256,8 @@ cdef inline bint set_plain_scale(cattn_array *array, object given, cnp.ndarray o
     if not cnp.PyArray_CheckExact(given):
         return False
     scale = <cnp.ndarray>given
-    if cnp.PyArray_TYPE(scale) != cnp.NPY_FLOAT or not cnp.PyArray_ISBEHAVED_RO(scale) or cnp.PyArray_NDIM(scale) != ndim:
+    if (cnp.PyArray_TYPE(scale) != cnp.NPY_FLOAT or not cnp.PyArray_ISBEHAVED_RO(scale)
+            or cnp.PyArray_NDIM(scale) != ndim):
         return False
     is_blhd = is_blhd and ndim > 2
     for axis in range(ndim - 1):

@@ -218,8 +218,8 @@ cdef inline bint place_array(CallFromC *call, const GivenArray *array) noexcept 
 
 
 cdef inline bint settle(CallFromC *call, const GivenArray *scale) noexcept nogil:
-    """Return whether a scale varies along the keys or along the columns, and not along both. One without elements, of
-    no keys, is not read."""
+    """Settle the strides of a scale, and return whether it varies along one axis at most. A scale without elements
+    belongs to no keys, and is not read."""
     cdef cattn_array *place = place_of(&call.problem, scale.argument)
     if scale.count == 0:
         place.data = NULL

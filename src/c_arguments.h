@@ -148,7 +148,8 @@ static const cattn_argument cattn_arguments[] = {
         CATTN_SAYS(WRONG_VALUE, "window_left, window_right: expected 0 or more, or -1 for no limit on that side"),
         CATTN_SAYS(IS_MISSING, "window_left, window_right: expected CATTN_HAS_WINDOW among the flags beside a window")},
     [CATTN_ARGUMENT_QUERY] = {
-        CATTN_INPUT(query, CATTN_ANY_FLOAT, CATTN_FLOATS_EXPECTED, "shape (..., Hq, Lq, D) or (Lq, D), with D from 1 to 16384"),
+        CATTN_INPUT(query, CATTN_ANY_FLOAT, CATTN_FLOATS_EXPECTED,
+                    "shape (..., Hq, Lq, D) or (Lq, D), with D from 1 to 16384"),
         .axes = {CATTN_HQ, CATTN_LQ, CATTN_D}},
     [CATTN_ARGUMENT_KEY] = {
         CATTN_INPUT(key, CATTN_ANY_FLOAT | CATTN_BYTES,

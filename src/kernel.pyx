@@ -13,7 +13,8 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from arrays cimport (
-    set_gradients, set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem, set_unmodified)
+    set_gradients, set_maxsim, set_modifiers, set_plain_inputs, set_plain_lse, set_plain_out, set_problem,
+    set_unmodified)
 from c_api cimport attend_for_c, explain_for_c
 from c_arguments cimport cattn_status_message
 from c_maxsim cimport compare_for_c

@@ -97,6 +97,7 @@ cdef inline void open_strategy(Strategy *strategy, const cattn_kernels *kernels)
     strategy.tiles_per_task = 1
     strategy.splits_keys = False
     strategy.prefetches = False
+    strategy.key.type = strategy.value.type = kernels.type
     strategy.key.gather = strategy.value.gather = NULL
     strategy.key.listed = strategy.value.listed = False
     strategy.query_in_place = True
@@ -121,8 +122,7 @@ cdef inline void set_strategy(Strategy *strategy, const cattn_problem *problem, 
     if problem.value.data != NULL:
         set_storage(&strategy.value, &problem.value, strategy.kernels, strategy.kernels.interleaves > 1,
                     problem.batch_ndim)
-        strategy.folds_value_columns = folds_columns(&problem.value_scale, &strategy.value,
-                                                        problem.block_table != NULL)
+        strategy.folds_value_columns = folds_columns(&problem.value_scale, &strategy.value, problem.block_table != NULL)
     strategy.folds_columns = folds_columns(&problem.key_scale, &strategy.key, problem.block_table != NULL)
     strategy.query_in_place = strategy.query_in_place and not strategy.folds_columns
 

@@ -15,7 +15,7 @@ from tiles.tiles cimport (
 cdef struct Storage:
     cattn_type type                  # of the numbers that they get
     gather_rows_function gather      # turns rows into these, in the workspace; NULL: they are read where they lie
-    bint listed                      # of rows in several pages, the kernels take a list of addresses
+    bint listed                      # if rows lie in several pages, the kernels take a list of their addresses
 
 
 cdef struct Rows:
@@ -104,7 +104,7 @@ cdef inline void set_storage(Storage *storage, const cattn_array *array, const c
     storage.listed = False
     storage.gather = interleave_rows if interleaves else gather_rows
     if not interleaves and kernels.reads >> array.type & 1:
-        if array.type == CATTN_INT8:   # gathered as it is, because a scale is folded in either case or in none
+        if array.type == CATTN_INT8:   # it stays so if it is gathered: where its scale goes must not depend on strides
             storage.type = array.type
         if in_place(array, array.type, batch_ndim):
             storage.type = array.type
@@ -118,7 +118,8 @@ cdef inline Py_ssize_t gathered_bytes(const Storage *storage, Py_ssize_t rows, P
 
 
 cdef inline Py_ssize_t paged_bytes(const Storage *storage, Py_ssize_t rows, Py_ssize_t size) noexcept nogil:
-    """Return the room that it takes if the rows lie in several pages: read_pages says for what."""
+    """Return the room that a block takes if its rows lie in several pages: for their addresses, for the rows, or for
+    the rows twice, before and after they are interleaved."""
     if storage.listed:
         return rows * sizeof(char *)
     return (2 if storage.gather == interleave_rows else 1) * rows * size * item_size(storage.type)

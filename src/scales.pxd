@@ -1,5 +1,5 @@
-# The scales of int8 keys and values, which stand for the products of both. A scale varies along the keys (one for each
-# token), or along the columns (one for each channel), or not at all.
+# The scales of int8 keys and values. Each number stands for its product with its scale. A scale varies along the keys
+# (one for each token), or along the columns (one for each channel), or not at all.
 #
 # If the kernels read int8, the scale of a column goes into the queries, or into the output. The scale of a key goes into
 # its score, or into its weight on the way to the values, but not into the sum of weights. For other kernels a block is

@@ -49,8 +49,8 @@ cdef inline void open_owner_bias(Rows *rows, const GradientCall *call, Py_ssize_
 
 
 cdef inline bint is_sparse(const GradientCall *call) noexcept nogil:
-    """Return whether rows may attend to some of the keys only, so that parts of a bias are not visited. Parts
-    that a mask hides are visited."""
+    """Return whether rows may attend to some of the keys only, so that parts of a bias are not visited. What a mask
+    hides is visited."""
     cdef const cattn_problem *forward = &call.problem.forward
     return (forward.window_left != CATTN_UNLIMITED or forward.window_right != CATTN_UNLIMITED
             or forward.query_lengths.data != NULL or forward.key_lengths.data != NULL

@@ -16,7 +16,7 @@ from tiles.tiles cimport CATTN_MAX_LANES, cattn_key_block
 from worker cimport MOVE_WORK, stopped, Worker
 
 cdef enum:
-    # What of a block of rows is not finite somewhere.
+    # A block of rows is marked with these if its queries, or the gradients of its outputs, are not all finite.
     WILD_QUERY = 1
     WILD_GRAD_OUT = 2
 

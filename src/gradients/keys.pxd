@@ -41,7 +41,7 @@ cdef inline void clean_rows(cattn_key_block *clean, const cattn_key_block *rows,
 
 
 cdef inline void open_arrays(cattn_row_tile *arrays, const Head *head, Py_ssize_t keys) noexcept nogil:
-    """Describe the arrays of a tile of keys. Which numbers lie in its lanes is said before each kernel."""
+    """Describe the arrays of a tile of keys. The caller sets which numbers lie in its lanes."""
     memset(arrays, 0, sizeof(cattn_row_tile))
     arrays.rows = keys
     arrays.lanes = head.plan.kernels.lanes

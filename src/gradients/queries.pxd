@@ -17,9 +17,9 @@ cdef struct QuerySums:
     Py_ssize_t split
     char *slot                   # the partial sums of the split; NULL: its task goes on with the next split
     unsigned char *touched       # which blocks of rows they hold
-    unsigned char *in_piece      # and the same for the sums of a piece, a split and all splits
-    unsigned char *in_split
-    unsigned char *in_total
+    unsigned char *in_piece      # which blocks of rows the sums of a piece hold,
+    unsigned char *in_split      # those of a split,
+    unsigned char *in_total      # and those of all splits
 
 
 cdef inline Py_ssize_t head_number(const Head *head) noexcept nogil:
@@ -64,6 +64,7 @@ cdef inline void open_query_sums(QuerySums *sums, const Head *head) noexcept nog
 
 
 cdef inline void begin_split(QuerySums *sums, Py_ssize_t split) noexcept nogil:
+    """Begin the sums of a split: they hold nothing."""
     cdef const GradientPlan *plan = sums.head.plan
     cdef Py_ssize_t blocks = plan.base.group * plan.row_blocks
     sums.split = split
@@ -76,6 +77,7 @@ cdef inline void begin_split(QuerySums *sums, Py_ssize_t split) noexcept nogil:
 
 
 cdef inline void begin_piece(QuerySums *sums) noexcept nogil:
+    """Begin the sums of a piece: they hold nothing."""
     memset(sums.in_piece, 0, sums.head.plan.base.group * sums.head.plan.row_blocks)
 
 

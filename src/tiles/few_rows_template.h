@@ -9,7 +9,8 @@
 
 #include "few_streams.h"
 
-/* Returns how many rows of keys or values lie between one and that to ask for meanwhile, in each of so many streams. */
+/* Returns how many keys or values of a stream lie between the one that is read and the one to ask for meanwhile, if there
+ * are so many streams. */
 INLINE ptrdiff_t F(few_ahead)(ptrdiff_t size, const cattn_type type, const int streams, const int rows)
 {
     const ptrdiff_t bytes = size * F(stored_size)(type);
@@ -271,8 +272,8 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
             const ptrdiff_t left = count - i;
 #define FEW_VALUES_TILE(wide, apart)                                                                               \
             F(few_values_tile)(sum, weights + i, pitch, few_keys_from(values, i, listed), apart,                   \
-                               listed ? AT_MOST(ahead, left - (wide - 1) * (apart) - 1) : ahead * values.stride, columns, type, \
-                               rows, wide, listed)
+                               listed ? AT_MOST(ahead, left - (wide - 1) * (apart) - 1) : ahead * values.stride,   \
+                               columns, type, rows, wide, listed)
             if (left > 3 * apart) {
                 FEW_VALUES_TILE(4, apart);
             } else if (left > 2 * apart) {

@@ -1,17 +1,17 @@
-/* Where few rows find keys, and values: a stride apart, or, if they are `listed`, where the block's list says. Kernels for
- * listed keys are functions of their own, so that the others pay nothing for it. */
+/* Few rows find keys and values a stride apart, or, if these are `listed`, at the addresses in the block's list. Kernels
+ * for listed keys are functions of their own, so that the others pay nothing for it. */
 #ifndef TILES_FEW_STREAMS
 #define TILES_FEW_STREAMS
 /* Where some keys lie, or a part of the columns of their values. */
 typedef struct {
-    const char *data;            /* that of the first one, and */
-    ptrdiff_t stride;            /* the bytes from one to the next; */
-    const char *const *list;     /* if they are listed, the address of each, */
-    ptrdiff_t offset;            /* and what is to be added to it */
+    const char *data;            /* where the first one lies */
+    ptrdiff_t stride;            /* bytes from one to the next */
+    const char *const *list;     /* if they are listed: the address of each */
+    ptrdiff_t offset;            /* what is added to these addresses */
 } few_keys;
 
-/* One key from each stream, and those to ask for meanwhile: by pointers, or, if keys are not listed, as bytes from the
- * first one. Which of these needs fewer registers depends on what else a loop holds in them. */
+/* One key from each stream, and the keys to ask for meanwhile. Both are pointers, or, if keys are not listed, bytes from
+ * the first key. Which of these needs fewer registers depends on what else a loop holds in them. */
 typedef struct {
     const char *row[16], *next[16];
     const char *first;

@@ -117,8 +117,8 @@ typedef struct {
     ptrdiff_t stride, count, size;  /* bytes from key to key, keys, columns */
     cattn_type type;                /* one of those that the kernels read */
     cattn_prefetch *prefetch;       /* NULL: there is nothing to ask for */
-    const float *scales;            /* of int8 keys, one for each: their scores are multiplied by it. NULL: by nothing */
-    const char *const *list;        /* where each key's begin, whatever data and stride are; NULL: as these say. Only
+    const float *scales;            /* the scale of each int8 key, which `scores` applies; NULL: there are none */
+    const char *const *list;        /* the address of each key, in the place of data and stride; NULL: these hold. Only
                                      * kernels that take lists get one */
 } cattn_key_block;
 
@@ -208,9 +208,9 @@ typedef struct {
      * sums. `sinks` has one for each row, -infinity where a row has none; NULL where no row has one. */
     void (*reset)(const cattn_softmax *softmax, const cattn_row_tile *tile, const double *sinks);
 
-    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], times the key's scale if there is one, then score_mod. block_max[r] = max_j scores[j][r], where a NaN does
-     * not count. A masked NaN or +infinity may come out as NaN. If the kernels scale late, scores come without the
-     * scale, and block_max has it. */
+    /* scores[j][r] = Σ_c queries[c][r] · key_j[c], times the key's scale if there is one, then score_mod. block_max[r] =
+     * max_j scores[j][r], where a NaN does not count. A masked NaN or +infinity may come out as NaN. If the kernels
+     * scale late, scores come without the scale, and block_max has it. */
     cattn_kernel scores;
 
     /* attended = whether a score is not -infinity, after masked NaN and +infinity have become that. Returns whether all

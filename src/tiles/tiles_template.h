@@ -489,8 +489,9 @@ static void round_to_float(void *to_, const void *from_, ptrdiff_t count)
 
 /* A block of keys (and one of values) stays in an L1 cache of 32 KiB beside the score tile, and has four, two, one or
  * half a run. Merging chunks takes as long as 5 keys or so. */
-static const cattn_blocking F(many_blocking) = {.most = 4 * RUN, .least = RUN / 2, .bytes = 25600,
-                                                .step = CATTN_BY_HALVES, .chunk_blocks = 5, .least_chunk = 100, .most_chunk = PTRDIFF_MAX};
+static const cattn_blocking F(many_blocking) = {
+    .most = 4 * RUN, .least = RUN / 2, .bytes = 25600, .step = CATTN_BY_HALVES, .chunk_blocks = 5, .least_chunk = 100,
+    .most_chunk = PTRDIFF_MAX};
 
 static void F(override)(cattn_table *table)
 {
