@@ -126,6 +126,13 @@ def test_interrupts_reach_many_small_tasks(call, in_time):
 
 
 @TIMERS
+def test_interrupts_reach_gradients_of_keys_that_no_query_sees(in_time):
+    query, lse = np.ones((1, 0, 64), np.float32), np.ones((1, 0), np.float32)
+    keys = np.broadcast_to(np.float32(1), (1, 600_000, 64))
+    assert in_time(lambda: cattn.attention_backward(query, query, keys, keys, query, lse, num_threads=1), 0.1)
+
+
+@TIMERS
 @pytest.mark.parametrize("seconds", [0.3, slow(1.5)])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("call", ["attention", "weights"])
