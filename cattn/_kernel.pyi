@@ -118,7 +118,8 @@ def attention(
     key_scale, value_scale : array_like, optional
         The scales of int8 keys and values, which stand for ``key * key_scale`` and ``value * value_scale``. A scale
         broadcasts to `key` or `value` as it is passed, and has size 1 along the keys (a scale for each column) or along
-        the last axis (a scale for each key), or both. It may have any of the four types. `quantize` makes such numbers.
+        the last axis (a scale for each key), or both. Keep these axes of size 1. It may have any of the four types.
+        `quantize` makes such numbers.
     layout : {"bhld", "blhd"}
         With "blhd", query, key, value and out are (..., L, H, D), and lse is (..., L, H). Modifiers keep their shapes.
     out : ndarray, optional
@@ -590,7 +591,8 @@ def attention_backward(
     grad_lse : array_like, shape ``out.shape[:-1]``, optional
         The gradient of the loss with respect to lse. None stands for zeros.
     scale, causal, window, query_offset, key_range, query_lengths, key_lengths : optional
-        As in `attention`, and as in the call that `out` comes from.
+        As in `attention`, and as in the call that `out` comes from. If one differs, the gradients are wrong, and no
+        error says so.
     mask, bias, alibi_slopes, softcap, sinks, layout : optional
         As in `attention`, and as in the call that `out` comes from.
     bias_grad : bool
@@ -669,7 +671,7 @@ def attention_paged(
     return_lse: Literal[False] = False,
     num_threads: SupportsIndex | None = None,
 ) -> NDArray[_T]:
-    """Attend to keys and values that lie in pages, which the sequences of a batch share as a table says.
+    """Attend to keys and values that lie in pages, where a table says which pages each sequence has.
 
     Parameters
     ----------
@@ -681,8 +683,8 @@ def attention_paged(
         The values, in the same pages.
     block_table : int array_like, shape (sequences, most pages)
         The pages of each sequence, in order. A page may appear more than once, so that sequences can share a prefix.
-        Numbers behind a length are never read, and neither are those of pages that lie wholly before every query's
-        window.
+        Numbers past a length are never read, so they may be -1. Neither are those of pages that lie wholly before every
+        query's window.
     key_lengths : int array_like, shape (sequences,)
         The number of keys of each sequence. It must be at least the number of its queries.
     query_indptr : int array_like, shape (sequences + 1,), optional

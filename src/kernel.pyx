@@ -354,13 +354,11 @@ def attention_varlen(query, key, value, query_indptr, key_indptr, *, scale=None,
     >>> np.array_equal(context[3:], alone)
     True
     """
-    cdef cattn_problem problem
     given, result, lse = _arguments.attention_varlen(
         query, key, value, query_indptr, key_indptr, scale=scale, causal=causal, window=window,
         query_offset=query_offset, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, key_scale=key_scale,
         value_scale=value_scale, out=out, return_lse=return_lse, num_threads=num_threads)
-    set_problem(&problem, given)
-    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, default_threads)
+    attend(given)
     return (result, lse) if return_lse else result
 
 
@@ -442,13 +440,11 @@ def attention_paged(query, key_cache, value_cache, block_table, key_lengths, *, 
     >>> np.array_equal(context[1:], cattn.attention(query[1:], key, value, layout="blhd"))
     True
     """
-    cdef cattn_problem problem
     given, result, lse = _arguments.attention_paged(
         query, key_cache, value_cache, block_table, key_lengths, query_indptr=query_indptr, scale=scale, causal=causal,
         window=window, query_offset=query_offset, alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks,
         key_scale=key_scale, value_scale=value_scale, out=out, return_lse=return_lse, num_threads=num_threads)
-    set_problem(&problem, given)
-    compute(&problem, STAGE_OUTPUT, given.num_threads, &machine, default_threads)
+    attend(given)
     return (result, lse) if return_lse else result
 
 

@@ -151,6 +151,18 @@ def test_any_strides(dtype, page_size):
     assert_same_bits(paged.call(), expected)
 
 
+def test_scores_without_values():
+    paged = Paged(16, np.float32)
+    _, expected = paged.call()
+    paged.value_cache = paged.value_cache[..., :0]
+    out, lse = paged.call()
+    assert out.shape == (*paged.query.shape[:2], 0)
+    given = paged.query, paged.key_cache, paged.value_cache, paged.table, paged.keys
+    wide, wide_lse = reference.attention_paged(*given, query_indptr=paged.query_indptr, return_lse=True)
+    assert wide.shape == out.shape
+    assert np.allclose(lse, expected, rtol=1e-6) and np.allclose(lse, wide_lse, rtol=1e-6)
+
+
 def test_tables_of_any_strides():
     paged = Paged(16, np.float32, queries=[1, 2, 12], keys=[40, 48, 33])  # each of which has three pages
     expected = paged.call()

@@ -285,11 +285,10 @@ def attention_paged(
         query_indptr = np.arange(len(block_table) + 1)
 
     def in_order(cache):
-        none = cache.reshape(-1, *cache.shape[2:])[:0]
-        pages = [cache.take(numbers, axis=0, mode="clip") for numbers in block_table] if cache.size else []
-        return np.concatenate(
-            [none, *(x.reshape(-1, *x.shape[2:])[:n] for x, n in zip(pages, key_lengths, strict=False))]
-        )
+        pages, page_size, *row = cache.shape
+        places = np.clip(block_table, 0, max(0, pages - 1))[..., None] * page_size + np.arange(page_size)
+        keys = [of_sequence.ravel()[:n] for of_sequence, n in zip(places, key_lengths, strict=True)]
+        return cache.reshape(pages * page_size, *row)[np.concatenate([np.zeros(0, int), *keys])]
 
     key, value = in_order(times(key_cache, key_scale)), in_order(times(value_cache, value_scale))
     return attention_varlen(query, key, value, query_indptr, np.cumsum([0, *key_lengths]), **options)
