@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import Cython
@@ -88,16 +89,25 @@ def is_current(path):
 
 class BuildExt(build_ext):
     def build_extensions(self):
-        if self.compiler.compiler_type == "msvc" and "CC" in os.environ:  # setuptools does not ask for it there
+        if self.compiler.compiler_type == "msvc":
             if not self.compiler.initialized:
                 self.compiler.initialize(self.plat_name)
-            self.compiler.cc = os.environ["CC"]
+            if "CC" in os.environ:  # setuptools does not ask for it there
+                self.compiler.cc = os.environ["CC"]
         compiler = getattr(self.compiler, "compiler", None)  # none on Windows, which says by itself what is missing
         if compiler and shutil.which(compiler[0]) is None:
             raise SystemExit(f"cattn is built by a C compiler, and {compiler[0]} is not there: install one or set CC")
         header = Path(sysconfig.get_path("include"), "Python.h")
         if not header.exists():
             raise SystemExit(f"cattn is built with Python's headers, and {header} is not there: install python3-dev")
+        one_by_one = self.compiler.compile
+
+        def compile_side_by_side(sources, **options):
+            """Compile each source by a compiler of its own, because setuptools would compile one after the other."""
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                return sum(threads.map(lambda source: one_by_one([source], **options), sources), [])
+
+        self.compiler.compile = compile_side_by_side
         super().build_extensions()
 
     def build_extension(self, extension):
