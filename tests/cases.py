@@ -144,7 +144,7 @@ def describe(case):
 class _Draw:
     def __init__(self, seed, modifiers, types, key_type):
         self.random = np.random.default_rng(seed)
-        self.apart = np.random.default_rng([seed, 1])  # for what no other choice depends on
+        self.apart = np.random.default_rng(np.append(seed, 1))  # for what no other choice depends on
         self.modifiers = modifiers
         self.dtype = TYPES[self.one_of(types, p=[4 if name == "float32" else 1 for name in types])]
         self.key_dtype = self.dtype if key_type is None else TYPES[key_type]
