@@ -3,7 +3,7 @@
 #
 # Debian 13 or its like, with the packages
 #
-#     gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user python3 python3-venv
+#     gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user python3 python3-venv
 #
 # Debian's Python for arm64 is unpacked under build/aarch64, without installing it; NumPy and the test's other needs come
 # from PyPI as wheels for aarch64. The module is cross-compiled by setup.py, under this machine's Python of
@@ -76,9 +76,19 @@ export CC=$compiler   # some tests compile a library that replaces functions of 
 export QEMU_LD_PREFIX=$root QEMU_CPU=${QEMU_CPU:-cortex-a72}
 export PYTHONHOME=$root/usr PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
 cd "$copy"
-# Tests that start Python in a process of their own run sys.executable: a script that says how.
-printf '#!/bin/sh\nexec qemu-aarch64 -0 "%s" "%s" "$@"\n' "$work/python" "$root/usr/bin/$version" > "$work/python"
-chmod +x "$work/python"
+# Tests that start Python in a process of their own run sys.executable: a program that says how. It is linked statically, as the
+# emulator is, because what a test preloads is for the emulated process alone.
+gcc -static -x c -o "$work/python" - << END
+#include <unistd.h>
+int main(int count, char **given)
+{
+    char *all[count + 4];
+    all[0] = "qemu-aarch64", all[1] = "-0", all[2] = "$work/python", all[3] = "$root/usr/bin/$version";
+    for (int n = 1; n <= count; n++)
+        all[n + 3] = given[n];
+    return execvp(all[0], all);
+}
+END
 "$work/python" -c 'import cattn; cattn.show_config()'
 
 mkdir -p "$work/clocks"
