@@ -179,6 +179,8 @@ def test_csv(demo, tmp_path, content, tokens):
 
 @pytest.mark.parametrize("extra", [(), ("--plot", "weights.png")], ids=str)
 def test_no_tokens_take_one_line(run, tmp_path, extra):
+    if extra:
+        pytest.importorskip("matplotlib")
     np.save(tmp_path / "x.npy", np.ones((0, 4)))
     result = run("demo", "x.npy", *extra)
     (line,) = (result.stdout + result.stderr).splitlines()

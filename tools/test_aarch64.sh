@@ -59,7 +59,7 @@ fi
 copy=$work/cattn
 rm -rf "$copy/cattn"
 mkdir -p "$copy"
-cp -ru "$checkout"/{setup.py,pyproject.toml,src,cattn,tests,benchmarks} "$copy"
+cp -ru "$checkout"/{setup.py,pyproject.toml,src,cattn,tests,benchmarks,docs} "$copy"
 cp "$checkout"/README.md "$copy"
 rm -f "$copy"/cattn/_kernel.*.so
 mkdir -p "$work/sysconfig"
