@@ -27,6 +27,12 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.fixture(autouse=True)
+def threads_of_blas(monkeypatch):
+    """Processes have those of NumPy's BLAS beside ours, as they have elsewhere, but for conftest.py."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+
+
 BEGINNING = """
 import os, signal, sys, threading, time, warnings
 import numpy as np

@@ -12,7 +12,7 @@ WITH_TORCH = all(importlib.util.find_spec(package) for package in ("torch", "ml_
 
 
 def test_train_copy(tmp_path):
-    done = run_python("-W", "error", PROGRAM, "--steps=100", cwd=tmp_path, OPENBLAS_NUM_THREADS="1")
+    done = run_python("-W", "error", PROGRAM, "--steps=100", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     title, *rows = done.stdout.splitlines()
     first, last = (float(row.split()[1]) for row in (rows[0], rows[8]))
