@@ -134,7 +134,11 @@ def identity(function, isa, own, few):
 
 
 def cases(function, isa, rounds, others=()):
-    """Yield every awkward number of rows, of keys and of columns, each with some number of the others."""
+    """Yield every awkward number of rows, of keys and of columns, each with some number of the others.
+
+    A case of `rows` is half a dozen calls of all kernels. In a single round, float32 and float64 take the numbers in
+    turns.
+    """
     random = np.random.default_rng(zlib.crc32(f"{function} {isa}".encode()))
     number = itertools.count()
     for _, (own, few) in itertools.product(range(rounds), kernel_sets(function, isa, others)):
@@ -146,8 +150,9 @@ def cases(function, isa, rounds, others=()):
             "size": edges(Memory.LARGEST if few else 129, width, 6, 12, min(16 * width, 256) if few else 16),
         }
         types = [type for type in range(4) if kernels.reads >> type & 1]
+        step = 2 if function == "rows" and rounds == 1 and own != BFLOAT16 else 1
         for axis in AXES[function].split():
-            for value in axes[axis]:
+            for value in axes[axis][(own + few) % step :: step]:
                 chosen = {axis: value}
                 while len(chosen) < 3 or math.prod(chosen.values()) > MOST_WORK:
                     chosen = {name: int(random.choice(values)) for name, values in axes.items()} | {axis: value}

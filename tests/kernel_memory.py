@@ -61,7 +61,7 @@ class Fence:
         low = mmap.PAGESIZE + slot * self.pitch
         start = low + self.size - whole if at_end else low
         self.used.append((start, whole, low, None))
-        return self.bytes[start : start + bytes].view(dtype).reshape(shape)
+        return np.ndarray(shape, dtype, self.bytes, start)
 
     def freeze(self, last=1):
         """Demand that the last arrays keep what they hold."""
@@ -145,7 +145,7 @@ def unpack(words):
 
 
 def address(array):
-    return array.ctypes.data
+    return array.__array_interface__["data"][0]  # array.ctypes would make objects that nobody needs
 
 
 def pointers(arrays):
@@ -255,10 +255,10 @@ class Tile:
     def bytes_outside(self, kernel):
         """Return the bytes that a kernel must leave alone. Rounded weights of few rows end in a whole vector."""
         parts = []
-        for name, array in self.arrays.items():
+        for name, array in self.arrays.items() if self.is_half or self.few else ():
             if self.is_half:
                 parts += [array[..., : self.first], array[..., self.first + self.kernels.half :]]
-            elif self.few and array.ndim == 2:
+            elif array.ndim == 2:
                 columns = self.column_ranges[name]
                 rounding = self.pairs and (kernel, name) == ("exponentials", "scores")
                 stop = max(columns.stop, VECTOR_NUMBERS // 2) if rounding else columns.stop
