@@ -17,9 +17,11 @@ PACKAGE = Path(cattn.__file__).parent
 
 EVERY_TYPE = pytest.mark.parametrize("dtype", list(cases.TYPES.values()), ids=str)
 TABLES = ("portable", "vec128", "neon", "avx2", "avx512", "avx512bf16", "amx")
-NOT_HERE = pytest.mark.skip(reason="this kernel table does not run here")
+NOT_HERE = pytest.mark.skip(reason="this kernel table does not run here, or CATTN_ISA asks for another one")
+# CATTN_ISA asks for tests of one table.
+ISAS = [_kernel.isa()] if os.environ.get("CATTN_ISA") else _kernel.runnable_isas()
 EVERY_TABLE = pytest.mark.parametrize(
-    "isa", [isa if isa in _kernel.runnable_isas() else pytest.param(isa, marks=NOT_HERE) for isa in TABLES]
+    "isa", [isa if isa in ISAS else pytest.param(isa, marks=NOT_HERE) for isa in TABLES]
 )
 
 

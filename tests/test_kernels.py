@@ -16,6 +16,7 @@ import sys
 
 import kernel_tables
 import pytest
+from helpers import ISAS
 from kernel_checks import checks
 from kernel_memory import Memory
 from kernel_tables import (
@@ -31,7 +32,6 @@ from kernel_tables import (
 )
 
 import cattn
-from cattn import _kernel
 
 
 @functools.cache
@@ -66,7 +66,6 @@ def outcome(isa, rounds):
     return messages
 
 
-ISAS = _kernel.runnable_isas() if not os.environ.get("CATTN_ISA") else [_kernel.isa()]
 # Kernels that a table shares with one that is checked as well are checked once.
 WITHOUT = {isa: ISAS[number + 1 :] for number, isa in enumerate(ISAS)}
 EACH = pytest.mark.parametrize(
@@ -102,8 +101,10 @@ def test_kernels(isa, function):
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.slow
 @EACH
-def test_kernels_thoroughly(isa, function):
-    failures = outcome(isa, 8)[function]
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.exhaustive)]
+)
+def test_kernels_thoroughly(isa, function, rounds):
+    failures = outcome(isa, rounds)[function]
     assert not failures, "\n".join(failures)
