@@ -13,7 +13,7 @@ from cattn.reference._bounds import KAPPA, PLUS, TIMES_NUMPY, allowed
 
 CHUNK = 50
 DEFAULT = range(0, 1500, CHUNK)
-SLOW = range(1500, 8000, CHUNK)
+MORE = range(1500, 8000, CHUNK)
 BFLOAT16 = range(0, 10_000, CHUNK)
 
 
@@ -74,21 +74,26 @@ def test_bfloat16(start):
     check_chunk(start, types=["bfloat16"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", SLOW)
+# A third is for -m slow, and the rest for -m exhaustive.
+EACH_OF_MORE = pytest.mark.parametrize(
+    "start",
+    [pytest.param(start, marks=pytest.mark.exhaustive if n % 3 else pytest.mark.slow) for n, start in enumerate(MORE)],
+)
+
+
+@EACH_OF_MORE
 def test_more_core_modifiers(start):
     check_chunk(start, modifiers=cases.CORE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", SLOW)
+@EACH_OF_MORE
 def test_more_of_all_modifiers(start):
     check_chunk(start)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key_type", ["float16", "bfloat16"])
-@pytest.mark.parametrize("start", SLOW[::5])
+@pytest.mark.parametrize("start", MORE[::5])
 def test_more_float32_queries_over_half_types(start, key_type):
     check_chunk(start, types=["float32"], key_type=key_type)
 
@@ -213,9 +218,9 @@ def check_flat(seed, dtype):
 FLAT = range(0, 2000, CHUNK)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_flat_rows(dtype):
-    for seed in range(40):
+@pytest.mark.parametrize("dtype, count", [(np.float32, 40), (np.float64, 15)])  # products of longdouble take long
+def test_flat_rows(dtype, count):
+    for seed in range(count):
         check_flat(seed, dtype)
 
 

@@ -170,9 +170,8 @@ def test_padded_keys(dtype, rows, keys, causal):
         case |= {"causal": True, "query_offset": keys // 2}
     expected = attention(**case)
     for padding in (1, 5, 70):
-        random = np.random.default_rng(padding)
         width = [(0, 0), (0, 0), (0, padding), (0, 0)]
-        for content in (0, 1e3, np.nan, random.standard_normal()):
+        for content in (1e3, np.nan):
             padded = case | {name: np.pad(case[name], width, constant_values=content) for name in ("key", "value")}
             assert_same_bits(attention(**padded, key_lengths=keys), expected)
             assert_same_bits(attention(**padded, key_range=(None, np.array(keys))), expected)
