@@ -57,8 +57,8 @@ cdef inline bint is_sparse(const GradientCall *call) noexcept nogil:
             or forward.key_start.data != NULL or forward.key_stop.data != NULL)
 
 
-cdef inline void clear_own(const GradientCall *call, const Worker *worker, Py_ssize_t owner, Py_ssize_t key,
-                           Py_ssize_t key_stop) noexcept nogil:
+cdef inline void clear_gradients(const GradientCall *call, const Worker *worker, Py_ssize_t owner, Py_ssize_t key,
+                                 Py_ssize_t key_stop) noexcept nogil:
     """Set the gradients of an owner's biases for these keys to 0."""
     cdef const cattn_array *array = &call.problem.bias
     cdef Py_ssize_t line, rows = call.plan.bias_rows, item = item_size(array.type)
@@ -75,9 +75,9 @@ cdef inline void begin_bias(const GradientCall *call, const Worker *worker, Py_s
     """Set the sums of a task, which computes these splits and keys, to 0."""
     cdef const GradientPlan *plan = &call.plan
     cdef Py_ssize_t item = bias_item(plan), line, at
-    if plan.bias == BIAS_OWN and is_sparse(call):
-        clear_own(call, worker, owner, key, key_stop)
-    if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED:
+    if plan.bias == BIAS_OWN and is_sparse(call) or plan.sums_in_place:
+        clear_gradients(call, worker, owner, key, key_stop)
+    if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED or plan.sums_in_place and not plan.has_carries:
         return
     if sums_keys(call):
         key, key_stop = split, split_stop
@@ -85,8 +85,10 @@ cdef inline void begin_bias(const GradientCall *call, const Worker *worker, Py_s
         if stopped(worker, ROW_WORK + 2 * MOVE_WORK * (key_stop - key)):
             return
         at = (owner * bias_numbers(call) + line * plan.bias_keys + key) * item
-        memset(call.bias_totals + at, 0, (key_stop - key) * item)
-        memset(call.bias_carries + at, 0, (key_stop - key) * item)
+        if not plan.sums_in_place:
+            memset(call.bias_totals + at, 0, (key_stop - key) * item)
+        if plan.has_carries:
+            memset(call.bias_carries + at, 0, (key_stop - key) * item)
 
 
 cdef inline void sum_rows(double *totals, double *carries, const char *gradients, Py_ssize_t rows, Py_ssize_t keys,
@@ -140,6 +142,13 @@ cdef inline void store_numbers(const cattn_array *array, char *to, const char *s
         scatter_row(array, to + i * array.column, <const char *>&rounded, CATTN_FLOAT32, 1, plan.base.table)
 
 
+cdef inline char *carries_of(const Head *head, Py_ssize_t owner, Py_ssize_t query_head, Py_ssize_t row) noexcept nogil:
+    """Return where the carries of a row's sums lie, from key 0 on."""
+    cdef const GradientPlan *plan = head.plan
+    return head.call.bias_carries + (owner * bias_numbers(head.call) + bias_line(plan, query_head, row)
+                                     * plan.bias_keys) * bias_item(plan)
+
+
 cdef inline void add_bias_gradients(const Head *head, Py_ssize_t owner, Py_ssize_t split, const Tile *tile,
                                     const Region *region, const char *gradients) noexcept nogil:
     """Add the gradients of a region's scores to those of the bias, or store them."""
@@ -150,19 +159,21 @@ cdef inline void add_bias_gradients(const Head *head, Py_ssize_t owner, Py_ssize
     cdef Py_ssize_t index = tile.index[region.first], query_head = tile.head[region.first]
     cdef double *totals = <double *>call.bias_totals + first
     cdef double *carries = <double *>call.bias_carries + first
+    cdef char *to
     if plan.bias == BIAS_SUMMED and plan.bias_rows == 1 and not sums_keys(call):
         at = bias_line(plan, query_head, 0) * plan.bias_keys + region.low
         sum_rows(totals + at, carries + at, gradients, region.rows, keys, lanes, head.is_float)
         return
     for row in range(region.rows):
         at = bias_line(plan, query_head, index + row) * plan.bias_keys
+        to = row_at(&head.grad_bias, query_head, index + row) + region.low * head.grad_bias.array.column
         if plan.bias == BIAS_OWN:
-            store_numbers(head.grad_bias.array, row_at(&head.grad_bias, query_head, index + row)
-                          + region.low * head.grad_bias.array.column, gradients + row * lanes * item,
-                          plan.base.arithmetic, keys, plan)
+            store_numbers(head.grad_bias.array, to, gradients + row * lanes * item, plan.base.arithmetic, keys, plan)
         elif plan.bias == BIAS_SHARED:
             at = (first + at + region.low) * item
-            plan.kernels.join(call.bias_totals + at, call.bias_carries + at, gradients + row * lanes * item, keys)
+            plan.kernels.join(to if plan.sums_in_place else call.bias_totals + at,
+                              call.bias_carries + at if plan.has_carries else NULL, gradients + row * lanes * item,
+                              keys)
         else:
             sum_keys(totals + at + split, carries + at + split, gradients, row * lanes, keys, head.is_float)
 
@@ -175,7 +186,7 @@ cdef inline void finish_bias(const GradientCall *call, const Worker *worker, Py_
     cdef Rows rows
     cdef double sum
     cdef char *to
-    if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED or sums_keys(call):
+    if plan.bias != BIAS_SHARED and plan.bias != BIAS_SUMMED or plan.sums_in_place or sums_keys(call):
         return
     open_owner_bias(&rows, call, owner)
     for line in range(plan.bias_heads * plan.bias_rows):

@@ -4,6 +4,7 @@
 # that padding behind them changes nothing, and rows at fixed places from the first row of each head. Whether the splits
 # of the keys are tasks decides only who computes them.
 
+from convert cimport in_place
 from gradients.gradient_problem cimport GradientProblem
 from plan cimport STAGE_OUTPUT, TASKS_PER_THREAD, Machine, open_plan, Plan
 from problem cimport (
@@ -28,6 +29,7 @@ cdef enum:
     # Blocks of rows of a chunk. Sums over rows are joined chunk by chunk, the first of them without a carry.
     CHUNK = 8
     PLAIN_CHUNKS = 8
+    PLAIN_SHARES = 8         # entries and heads whose gradients of a bias are added up without a carry
     TASK_ROWS = 480          # of a task that joins partial sums
 
 
@@ -54,6 +56,8 @@ cdef struct GradientPlan:
     bint splits_are_tasks
     BiasGradient bias
     Py_ssize_t bias_heads, bias_rows, bias_keys   # of a summed gradient of one owner: keys, or splits of them
+    bint sums_in_place           # a shared gradient of a bias is added up where it will stay
+    bint has_carries             # of the sums of a bias's gradient
     Py_ssize_t tasks
     Py_ssize_t join_blocks, join_tasks_of_head    # blocks of rows whose partial sums a task joins, and such tasks
     # Where the buffers of a worker begin.
@@ -136,6 +140,7 @@ cdef inline void set_owners(GradientPlan *plan, const GradientProblem *problem) 
     cdef const cattn_array *bias = &problem.bias
     cdef bint shares_rows = bias.row == 0 and forward.query_length > 1
     cdef bint shares_keys = bias.column == 0 and forward.key_length > 1
+    cdef Py_ssize_t shares
     cdef int axis
     plan.owners = 1 if heads_share(problem) else forward.key_heads
     plan.members = forward.key_heads if heads_share(problem) else 1
@@ -155,8 +160,11 @@ cdef inline void set_owners(GradientPlan *plan, const GradientProblem *problem) 
             plan.bias = BIAS_SUMMED
         elif plan.members > 1 or heads_share(problem) and forward.query_heads > 1:
             plan.bias = BIAS_SHARED
+            plan.sums_in_place = in_place(bias, plan.base.arithmetic, forward.batch_ndim)
         else:
             plan.bias = BIAS_OWN
+        shares = times(plan.members, plan.base.group if heads_share(problem) else 1)
+        plan.has_carries = plan.bias == BIAS_SUMMED or plan.bias == BIAS_SHARED and shares > PLAIN_SHARES
 
 
 cdef inline void place_buffers(GradientPlan *plan, const cattn_problem *forward) noexcept nogil:

@@ -9,20 +9,23 @@
 
 from libc.string cimport memset
 
-from gradients.bias cimport add_bias_gradients
+from convert cimport item_size
+from gradients.bias cimport add_bias_gradients, carries_of
 from gradients.exact cimport add_wild_keys, add_wild_rows, mark_scores
 from gradients.head cimport (
-    buffer, Head, open_row_block, read_head_rows, WILD_GRAD_OUT, WILD_QUERY)
+    buffer, Head, open_row_block, read_head_rows, rows_of_block, WILD_GRAD_OUT, WILD_QUERY)
 from gradients.keys cimport clean_rows, KeyBlock, open_arrays
 from gradients.gradient_plan cimport BIAS_NONE, BIAS_OWN, GradientPlan
 from gradients.queries cimport piece_rows, QuerySums
 from gradients.sums cimport add_exactly, real_at
 from problem cimport cattn_problem
+from rows cimport row_at, Rows
 from score_mod cimport Region, set_score_mod
 from sweep cimport take_rows
 from tile cimport Tile
 from tiles.tiles cimport (
-    CATTN_GRADIENT_KEYS, cattn_gradient_tile, cattn_key_block, cattn_row_tile, cattn_score_mod)
+    CATTN_GRADIENT_KEYS, CATTN_MAX_LANES, cattn_gradient_tile, cattn_key_block, cattn_prefetch, cattn_row_tile,
+    cattn_score_mod)
 
 
 # A block of queries while it meets keys.
@@ -34,6 +37,8 @@ cdef struct RowBlock:
     cattn_key_block query, grad_out               # as they are,
     cattn_key_block clean_query, clean_grad_out   # and with 0 in the place of what is not finite
     bint is_wild
+    cattn_prefetch ahead         # what the next block of queries needs of the bias or the mask
+    const void *ahead_rows[3 * CATTN_MAX_LANES]
 
 
 cdef inline void read_rows(RowBlock *rows) noexcept nogil:
@@ -72,6 +77,39 @@ cdef inline void find_seen(Region *region, const Tile *tile, Py_ssize_t run) noe
     region.rows = region.lanes = stop - first
 
 
+cdef inline void add_ahead(RowBlock *rows, const void *row) noexcept nogil:
+    """Add a row to those that the kernels ask for."""
+    rows.ahead_rows[rows.ahead.count] = row
+    rows.ahead.count += 1
+
+
+cdef inline void look_ahead(RowBlock *rows, const KeyBlock *keys) noexcept nogil:
+    """List what the next block of queries reads of its bias, or else of its mask, and where the gradients of its bias
+    are added up. Such rows lie far apart, so that the processor does not foresee them. The kernels ask for them."""
+    cdef const Head *head = rows.head
+    cdef const GradientPlan *plan = head.plan
+    cdef const Rows *beside = &head.heads.bias if head.heads.bias.first != NULL else &head.heads.mask
+    cdef Py_ssize_t low = keys.start, high = keys.stop, number = rows.number + 1, query_head, row, first
+    rows.ahead.next = rows.ahead.count = 0
+    if beside.first == NULL or beside.array.column != item_size(beside.array.type):
+        return
+    if number == plan.base.group * plan.row_blocks:
+        number = 0
+        low = keys.stop
+        high = min(low + plan.keys, head.heads.key_limit)
+    query_head = number // plan.row_blocks
+    first = number % plan.row_blocks * plan.rows
+    for row in range(first, first + (rows_of_block(head, number % plan.row_blocks) if low < high else 0)):
+        add_ahead(rows, row_at(beside, query_head, row))
+        if plan.bias == BIAS_OWN or plan.sums_in_place:
+            add_ahead(rows, row_at(&head.grad_bias, query_head, row))
+        if plan.sums_in_place and plan.has_carries:
+            add_ahead(rows, carries_of(head, rows.owner, query_head, row))
+    rows.ahead.starts = rows.ahead_rows
+    rows.ahead.offset = low * beside.array.column
+    rows.ahead.bytes = (high - low) * beside.array.column
+
+
 cdef inline void meet_tile(RowBlock *rows, KeyBlock *keys, const Region *region, Py_ssize_t number, char *gradients,
                            unsigned char *attended) noexcept nogil:
     """Let a region's rows meet tile number `number` of a block of keys: add their products to the gradients of keys and
@@ -94,11 +132,11 @@ cdef inline void meet_tile(RowBlock *rows, KeyBlock *keys, const Region *region,
     open_arrays(&arrays, head, region.high - region.low)
     arrays.is_new = keys.is_new[number]
     arrays.queries = buffer(head, plan.packed_keys) + number * plan.packed_keys_stride
-    take_rows(&block, &rows.query, region.first, region.rows, NULL)
+    take_rows(&block, &rows.query, region.first, region.rows, &rows.ahead)
     plan.kernels.scores(weights, &arrays, &block)
     if forward.value_size > 0:
         arrays.queries = buffer(head, plan.packed_values) + number * plan.packed_values_stride
-        take_rows(&block, &rows.grad_out, region.first, region.rows, NULL)
+        take_rows(&block, &rows.grad_out, region.first, region.rows, &rows.ahead)
         plan.kernels.scores(gradients, &arrays, &block)
     else:
         memset(gradients, 0, region.rows * lanes * item)
@@ -116,10 +154,10 @@ cdef inline void meet_tile(RowBlock *rows, KeyBlock *keys, const Region *region,
     plan.kernels.differentiate(&tile)
     if forward.value_size > 0:
         arrays.scores = weights
-        take_rows(&block, &rows.clean_grad_out, region.first, region.rows, NULL)
+        take_rows(&block, &rows.clean_grad_out, region.first, region.rows, &rows.ahead)
         plan.kernels.values(value_sums, &arrays, &block)
     arrays.scores = gradients
-    take_rows(&block, &rows.clean_query, region.first, region.rows, NULL)
+    take_rows(&block, &rows.clean_query, region.first, region.rows, &rows.ahead)
     plan.kernels.values(key_sums, &arrays, &block)
     keys.is_new[number] = False
     if is_wild and forward.value_size > 0:
@@ -190,6 +228,7 @@ cdef inline void meet_block(RowBlock *rows, KeyBlock *keys, QuerySums *sums, Py_
         return
     rows.number = number
     read_rows(rows)
+    look_ahead(rows, keys)
     low = keys.start
     while low < keys.stop:
         region.low = low

@@ -221,8 +221,8 @@ cdef inline cattn_status run_gradients(const GradientProblem *problem, const Mac
     touched_at = reserve(bytes, times(splits, plan.base.group * plan.row_blocks))
     slopes_at = reserve(bytes, 0 if problem.slopes == NULL else
                         times(times(heads, plan.base.group * sizeof(double)), plan.splits))
-    totals_at = reserve(bytes, sums)
-    carries_at = reserve(bytes, sums)
+    totals_at = reserve(bytes, 0 if plan.sums_in_place else sums)
+    carries_at = reserve(bytes, sums if plan.has_carries else 0)
     workspaces_at = reserve(bytes, times(threads[0], plan.space.bytes))
     memory = <char *>malloc(bytes[0] + CATTN_ALIGNMENT)
     if memory == NULL:
