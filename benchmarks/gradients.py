@@ -3,8 +3,9 @@
     pip install 'cattn[bench]' torch && python benchmarks/gradients.py
 
 All engines take turns in one process, and the figures are medians over the rounds: GFLOP/s of the backward pass,
-counting 10·Lq·Lk·D a head (half of that under a causal mask), and how much longer PyTorch takes than cattn in the same
-round. PyTorch's forward pass is timed within autograd, because it saves there what its backward pass needs.
+counting 10·Lq·Lk·D a head (half of that under a causal mask), the share of cattn's in the peak of float32 that was
+measured just before, and how much longer PyTorch takes than cattn in the same round. PyTorch's forward pass is timed
+within autograd, because it saves there what its backward pass needs.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import time
 
 import numpy as np
+from limits import Limits
 
 # name: batch, heads, key heads, length, head size, causal, bias
 CASES = {
@@ -25,6 +27,7 @@ CASES = {
     "grouped 32/8": (1, 32, 8, 1024, 64, False, False),
     "grouped 32/8 causal": (1, 32, 8, 1024, 64, True, False),
     "T5 with bias gradient": (1, 8, 8, 512, 64, False, True),
+    "T5, a batch of 4": (4, 8, 8, 512, 64, False, True),
 }
 
 
@@ -118,16 +121,18 @@ def main():
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--seconds", type=float, default=4, help="of a case")
     arguments = parser.parse_args()
-    print(f"{'case':22} {'type':9} threads   backward GFLOP/s      PyTorch's time / cattn's: backward, both")
+    print(f"{'case':22} {'type':9} threads   backward GFLOP/s, % of peak      PyTorch's time / cattn's: backward, both")
     for threads in map(int, arguments.threads.split(",")):
         for type in arguments.types.split(","):
             for name in arguments.cases.split(","):
                 case = Case(name, type, threads)
+                peak = Limits(threads).peak_flops("float32")
                 times = measure(case, arguments.seconds)
                 speed = {x: case.flops / statistics.median(b for _, b in found) / 1e9 for x, found in times.items()}
                 line = f"{name:22} {type:9} {threads:7}   " + " ".join(
                     f"{x} {gflops:.0f}" for x, gflops in speed.items()
                 )
+                line += f", {100 * speed['cattn'] * 1e9 / peak:.0f}%"
                 for other in [x for x in times if x != "cattn"]:
                     pairs = list(zip(times[other], times["cattn"], strict=True))
                     backward = statistics.median(theirs[1] / ours[1] for theirs, ours in pairs)

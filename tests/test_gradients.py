@@ -233,6 +233,20 @@ def test_biases_of_every_shape(shape, dtype):
     assert_accurate(arguments, result)
 
 
+@EVERY_TYPE
+@pytest.mark.parametrize("batch", [2, 9, 40])
+def test_biases_that_entries_share(batch, dtype):
+    """The gradients of few entries are added up in another way than those of many. Whether the splits of the keys are
+    tasks, or the bias lies in a strange order, changes no bit."""
+    arrays = problem(30, 300, np.float64 if dtype == np.float64 else np.float32, batch=(batch,), heads=2, key_heads=1)
+    bias = normal(2, 30, 300).astype(dtype)
+    arguments, result = backward(**arrays, bias=bias, bias_grad=True, num_threads=1)
+    assert_accurate(arguments, result)
+    for threads, given in ((3, bias), (1, np.asfortranarray(bias))):
+        _, other = backward(**arrays, bias=given, bias_grad=True, num_threads=threads)
+        assert_same_bits(result.bias, other.bias)
+
+
 # What is masked
 
 
