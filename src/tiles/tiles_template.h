@@ -241,14 +241,16 @@ INLINE void F(values_tile)(vector *output, vector *block_output, const vector *r
     weights += TILE_VECTORS;                                                                                        \
     values += stride;
 #endif
+#define LISTED_STEP                                                                                                 \
+    values = *list++ + offset;                                                                                      \
+    OPAQUE(values);                                                                                                 \
+    VALUES_STEP
     if (list == NULL) {
         STEPS(VALUES_STEP, count, RUN)
     } else {
-        for (ptrdiff_t j = 0; j < count; j++) {
-            values = list[j] + offset;
-            VALUES_STEP
-        }
+        STEPS(LISTED_STEP, count, RUN)
     }
+#undef LISTED_STEP
 #undef VALUES_STEP
     OPAQUE(output);   /* or loads move up before the branches, into spilled registers */
     OPAQUE(block_output);
