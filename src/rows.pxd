@@ -118,11 +118,13 @@ cdef inline Py_ssize_t gathered_bytes(const Storage *storage, Py_ssize_t rows, P
 
 
 cdef inline Py_ssize_t paged_bytes(const Storage *storage, Py_ssize_t rows, Py_ssize_t size) noexcept nogil:
-    """Return the room that a block takes if its rows lie in several pages: for their addresses, for the rows, or for
-    the rows twice, before and after they are interleaved."""
+    """Return the room that a block takes if its rows lie in several pages: for their addresses, or for the rows, and
+    for a few of them before they are interleaved."""
     if storage.listed:
         return rows * sizeof(char *)
-    return (2 if storage.gather == interleave_rows else 1) * rows * size * item_size(storage.type)
+    if storage.gather == interleave_rows:
+        rows = round_up(rows, MOST_INTERLEAVED) + MOST_INTERLEAVED
+    return rows * size * item_size(storage.type)
 
 
 cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Storage *storage, Py_ssize_t low,
@@ -144,13 +146,25 @@ cdef inline void read_block(cattn_key_block *block, const Rows *rows, const Stor
 
 cdef inline void list_rows(const char **addresses, const Rows *rows, Py_ssize_t low, Py_ssize_t count) noexcept nogil:
     """List the addresses of rows low, low + 1, ..., which lie in several pages."""
-    cdef Py_ssize_t row = rows.array.row, done = 0, some, i
+    cdef Py_ssize_t row = rows.array.row, page = low // rows.page_size, place = low % rows.page_size, done = 0, some, i
     cdef const char *first
     while done < count:
-        first = key_at(rows, low + done)
-        some = count_in_page(rows, low + done, count - done)
+        first = rows.first + rows.pages[page] * rows.array.batch[0] + place * row
+        some = min(rows.page_size - place, count - done)
         for i in range(some):
             addresses[done + i] = first + i * row
+        done += some
+        page += 1
+        place = 0
+
+
+cdef inline void gather_pages(char *to, const Rows *rows, cattn_type type, Py_ssize_t low, Py_ssize_t count,
+                              Py_ssize_t size, const cattn_table *table) noexcept nogil:
+    """Gather rows low, low + 1, ..., which lie in several pages, one behind the other."""
+    cdef Py_ssize_t done = 0, some
+    while done < count:
+        some = count_in_page(rows, low + done, count - done)
+        gather_rows(to + done * size * item_size(type), type, rows.array, key_at(rows, low + done), some, size, table)
         done += some
 
 
@@ -158,7 +172,7 @@ cdef inline void read_pages(cattn_key_block *block, const Rows *rows, const Stor
                             char *room, const cattn_table *table) noexcept nogil:
     """Do what read_block does with rows that lie in pages. If they lie in several, they are listed, or gathered."""
     cdef Py_ssize_t bytes = block.size * item_size(storage.type), done = 0, some
-    cdef char *gathered = room
+    cdef char *gathered
     cdef Rows page = rows[0]
     if count_in_page(rows, low, block.count) == block.count:
         page.first = key_at(rows, low)
@@ -175,13 +189,15 @@ cdef inline void read_pages(cattn_key_block *block, const Rows *rows, const Stor
         block.list = <const char *const *>room
         return
     if storage.gather == interleave_rows:
-        gathered += round_up(block.count, MOST_INTERLEAVED) * bytes
-    while done < block.count:
-        some = count_in_page(rows, low + done, block.count - done)
-        gather_rows(gathered + done * bytes, storage.type, rows.array, key_at(rows, low + done), some, block.size, table)
-        done += some
-    if storage.gather == interleave_rows:
-        table.interleave(room, gathered, bytes, block.count, block.size)
+        # Few rows at a time are gathered, so that the nearest cache has them when they are interleaved.
+        gathered = room + round_up(block.count, MOST_INTERLEAVED) * bytes
+        while done < block.count:
+            some = min(<Py_ssize_t>MOST_INTERLEAVED, block.count - done)
+            gather_pages(gathered, rows, storage.type, low + done, some, block.size, table)
+            table.interleave(room + done * bytes, gathered, bytes, some, block.size)
+            done += some
+    else:
+        gather_pages(room, rows, storage.type, low, block.count, block.size, table)
     block.data = room
     block.stride = bytes
 
