@@ -50,12 +50,9 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
                                ptrdiff_t streams_apart, ptrdiff_t ahead, const cattn_type type, const int rows,
                                const int wide, const int steps, const int listed)
 {
-    vector total[FEW_SUMS];
-    UNROLL for (int i = 0; i < FEW_SUMS; i++)
-        total[i] = (vector){0};
-    for (ptrdiff_t start = 0; start < size; start += 16 * WIDTH) {
+    vector total[FEW_SUMS], sum[FEW_SUMS];
+    for (ptrdiff_t start = 0;; start += 16 * WIDTH) {
         const ptrdiff_t end = F(run_end)(start, size, 16 * WIDTH);
-        vector sum[FEW_SUMS];
         UNROLL for (int i = 0; i < FEW_SUMS; i++)
             sum[i] = (vector){0};
 #if defined(MULTIPLIES_BY_LANE)   /* all steps at once: four pipes want so many sums */
@@ -66,8 +63,6 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
         UNROLL for (int i = 0; i < steps; i++)
             step[i] = few_streams_of(few_keys_from(keys, i, listed), streams_apart, ahead, wide, listed);
         ptrdiff_t c = start;
-        UNROLL for (int i = 0; i < FEW_SUMS; i++)   /* the totals wait in memory, or the sums would */
-            __asm__("" : "+m"(total[i]));
         for (; c + WIDTH <= end; c += WIDTH) {
             FEW_SCORES_STEPS(WIDTH)
         }
@@ -86,13 +81,23 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
                 F(few_scores_step)(step, queries, size, &key, c, size - c, type, rows, wide, listed);
         }
 #endif
-        UNROLL for (int i = 0; i < FEW_SUMS; i++)
-            total[i] += sum[i];
+        if (start > 0) {
+            UNROLL for (int i = 0; i < FEW_SUMS; i++)
+                sum[i] += total[i];
+        }
+        if (end == size)
+            break;
+        UNROLL for (int i = 0; i < FEW_SUMS; i++) {
+            total[i] = sum[i];
+#if defined(MULTIPLIES_BY_LANE)
+            __asm__("" : "+m"(total[i]));   /* the totals wait in memory, or the sums would */
+#endif
+        }
     }
     F(lanes) score[FEW_SUMS / WIDTH];
     UNROLL for (int i = 0; i < FEW_SUMS / WIDTH; i++)
         if (i * WIDTH < rows * wide * steps)
-            score[i].v = F(fold)(total + i * WIDTH, 0);
+            score[i].v = F(fold)(sum + i * WIDTH, 0);
     UNROLL for (int i = 0; i < steps; i++)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int w = 0; w < wide; w++)
