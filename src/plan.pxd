@@ -169,6 +169,7 @@ cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Mach
     cdef Py_ssize_t spans
     cdef Py_ssize_t tile_bytes = lanes * plan.itemsize * max(problem.head_size + problem.value_size, <Py_ssize_t>1)
     cdef double bytes_of_head, bytes_of_all
+    cdef bint foreseen
     # A chunk has an output beside that of its split, which has carries. A row with several splits has as much again.
     outputs = lanes * plan.itemsize * problem.value_size * (4 if problem.key_length > plan.many.split else 2)
     largest = min(machine.l2_bytes // 2 // tile_bytes, <Py_ssize_t>TILES_BYTES // (tile_bytes + outputs))
@@ -190,8 +191,9 @@ cdef inline void fit_caches(Plan *plan, const cattn_problem *problem, const Mach
                          > bytes_of_head * spans or problem.window_right != CATTN_UNLIMITED and 1 < spans <= threads)
     plan.head_fits_l2 = (bytes_of_head + bytes_beside(&problem.mask, problem, False)
                          + bytes_beside(&problem.bias, problem, False) <= machine.l2_bytes // 2)
-    plan.many.prefetches = (plan.stage == STAGE_OUTPUT and not machine.prefetches_rows
-                            and bytes_of_all > machine.l2_bytes // 2)
+    # No processor foresees the page that a block is gathered from next.
+    foreseen = machine.prefetches_rows and (problem.block_table == NULL or plan.many.key.listed)
+    plan.many.prefetches = plan.stage == STAGE_OUTPUT and not foreseen and bytes_of_all > machine.l2_bytes // 2
 
 
 cdef inline void open_plan(Plan *plan, const cattn_problem *problem, const Machine *machine, int stage) noexcept nogil:
