@@ -44,6 +44,39 @@ INLINE void F(few_scores_step)(vector *sum, const REAL *queries, ptrdiff_t size,
     }
 }
 
+#if defined(MULTIPLIES_BY_LANE)
+/* Does that for one row and `steps` keys of each stream, four vectors of columns at a time from `start` on. Each key
+ * has an address of its own, which moves once in four loads. Returns the first column that is left. */
+INLINE ptrdiff_t F(few_scores_of_keys)(vector *sum, const REAL *query, const few_streams *step, const ptrdiff_t start,
+                                       const ptrdiff_t end, const cattn_type type, const int wide, const int steps,
+                                       const int listed)
+{
+    enum { TOGETHER = 4 };
+    const int bytes = WIDTH * (int)F(stored_size)(type);
+    const char *key[FEW_SUMS];
+    ptrdiff_t c = start;
+    UNROLL for (int k = 0; k < wide * steps; k++) {
+        key[k] = step[k / wide].row[k % wide] + start / WIDTH * bytes;
+        OPAQUE(key[k]);
+    }
+    for (; c + TOGETHER * WIDTH <= end; c += TOGETHER * WIDTH) {
+        if (TOGETHER * bytes % 64 == 0 || c / WIDTH * bytes % 64 == 0)   /* a line of memory begins */
+            UNROLL for (int k = 0; k < wide * steps; k++)
+                CATTN_PREFETCH_L2(listed ? step[k / wide].next[k % wide] + c / WIDTH * bytes : key[k] + step->ahead);
+        UNROLL for (int v = 0; v < TOGETHER; v++) {
+            const vector x = F(load)(query + c + v * WIDTH);
+            UNROLL for (int k = 0; k < wide * steps; k++)
+                sum[k] = F(muladd)(x, F(load_stored)(key[k], v * WIDTH, WIDTH, type), sum[k]);
+        }
+        UNROLL for (int k = 0; k < wide * steps; k++) {
+            key[k] += TOGETHER * bytes;
+            OPAQUE(key[k]);
+        }
+    }
+    return c;
+}
+#endif
+
 /* Computes the scores of `rows` rows and `steps` keys from each of `wide` streams. Dot products are summed lane by
  * lane, and one fold finishes all of them. */
 INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *queries, ptrdiff_t size, few_keys keys,
@@ -63,6 +96,8 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
         UNROLL for (int i = 0; i < steps; i++)
             step[i] = few_streams_of(few_keys_from(keys, i, listed), streams_apart, ahead, wide, listed);
         ptrdiff_t c = start;
+        if (rows == 1)
+            c = F(few_scores_of_keys)(sum, queries, step, start, end, type, wide, steps, listed);
         for (; c + WIDTH <= end; c += WIDTH) {
             FEW_SCORES_STEPS(WIDTH)
         }
@@ -237,12 +272,11 @@ INLINE void F(few_values_step)(vector sum[][FEW_COLUMNS], vector weight[][FEW_ST
 }
 
 INLINE void F(few_values_tile)(vector sum[][FEW_COLUMNS], const REAL *weights, ptrdiff_t pitch, few_keys values,
-                               ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t columns, const cattn_type type,
-                               const int rows, const int wide, const int listed)
+                               ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t c, ptrdiff_t columns,
+                               const cattn_type type, const int rows, const int wide, const int listed)
 {
     const few_streams value = few_streams_of(values, apart, ahead, wide, listed);
     vector weight[4][FEW_STREAMS];
-    ptrdiff_t c = 0;
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int w = 0; w < wide; w++)
             weight[r][w] = F(splat)(weights[r * pitch + w * apart]);
@@ -251,6 +285,65 @@ INLINE void F(few_values_tile)(vector sum[][FEW_COLUMNS], const REAL *weights, p
     if (c < columns)
         F(few_values_step)(sum, weight, &value, c, columns - c, type, rows, wide, listed);
 }
+
+#if defined(MULTIPLIES_BY_LANE)
+/* Adds the weighted values of a whole run from all streams to the totals of one or two rows. It takes them in the order
+ * of few_values_tile, but the sums of `together` vectors of columns stay in registers meanwhile. If `asks`, it asks for
+ * what comes next. Returns the first column that is left. */
+INLINE ptrdiff_t F(few_values_run)(vector total[][FEW_COLUMNS + 1], const REAL *weights, ptrdiff_t pitch,
+                                   few_keys values, ptrdiff_t apart, ptrdiff_t ahead, ptrdiff_t columns,
+                                   const cattn_type type, const int rows, const int together, const int asks,
+                                   const int listed)
+{
+    enum { PARTS = (FEW_STEPS + QUAD - 1) / QUAD };
+    const int bytes = WIDTH * (int)F(stored_size)(type);
+    few_streams step[FEW_STEPS];
+    const char *value[FEW_STEPS][FEW_STREAMS];
+    vector weight[2][FEW_STREAMS][PARTS];   /* of the steps, by lane */
+    ptrdiff_t c = 0;
+#define EACH_WEIGHT(r, w, part)                                \
+    UNROLL for (int r = 0; r < rows; r++)                      \
+        UNROLL for (int w = 0; w < FEW_STREAMS; w++)           \
+            UNROLL for (int part = 0; part < PARTS; part++)
+    EACH_WEIGHT(r, w, part)
+        weight[r][w][part] = F(load_factors)(weights + r * pitch + w * apart + part * QUAD,
+                                             AT_MOST(FEW_STEPS - part * QUAD, QUAD));
+    UNROLL for (int i = 0; i < FEW_STEPS; i++) {
+        step[i] = few_streams_of(few_keys_from(values, i, listed), apart, ahead, FEW_STREAMS, listed);
+        UNROLL for (int w = 0; w < FEW_STREAMS; w++) {
+            value[i][w] = step[i].row[w];
+            OPAQUE(value[i][w]);
+        }
+    }
+    for (; c + together * WIDTH <= columns; c += together * WIDTH) {
+        const int begins = together * bytes % 64 == 0 || c / WIDTH * bytes % 64 == 0;   /* a line of memory */
+        vector sum[2][8];
+        EACH_WEIGHT(r, w, part)   /* or gcc would make a vector of each lane beforehand, and run out of registers */
+            __asm__("" : "+w"(weight[r][w][part]));
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < together; v++)
+                sum[r][v] = (vector){0};
+        UNROLL for (int i = 0; i < FEW_STEPS; i++)
+            UNROLL for (int w = 0; w < FEW_STREAMS; w++) {
+                UNROLL for (int v = 0; v < together; v++) {
+                    const vector x = F(load_stored)(value[i][w], v * WIDTH, WIDTH, type);
+                    if (asks && begins && v * bytes % 64 == 0)
+                        CATTN_PREFETCH_L2((listed ? step[i].next[w] + c / WIDTH * bytes : value[i][w] + ahead) +
+                                          v * bytes);
+                    UNROLL for (int r = 0; r < rows; r++)
+                        sum[r][v] = F(muladd_by)(x, weight[r][w][i / QUAD], i % QUAD, sum[r][v]);
+                }
+                value[i][w] += together * bytes;
+                OPAQUE(value[i][w]);
+            }
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < together; v++)
+                total[r][c / WIDTH + v] += sum[r][v];
+    }
+#undef EACH_WEIGHT
+    return c;
+}
+#endif
 
 /* Sums the values of at most FEW_COLUMNS vectors of columns. The sums lie in the first-level cache, because
  * they do not fit the registers. */
@@ -273,12 +366,25 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
         ptrdiff_t last = first + FEW_STEPS;
         last = last < apart ? last : apart;
         last = last < count ? last : count;
+        ptrdiff_t done = 0;   /* columns of the run */
+#if defined(MULTIPLIES_BY_LANE)
+        if (last - first == FEW_STEPS && count - last >= 3 * apart) {
+            const ptrdiff_t left = count - (last + 3 * apart);   /* of the last stream; a list ends with it */
+            UNROLL for (int r = 0; r < rows; r += 2)
+                done = F(few_values_run)(total[run % FEW_TOTALS] + r, weights + first + r * pitch, pitch,
+                                         few_keys_from(values, first, listed), apart,
+                                         listed ? AT_MOST(ahead, left) : ahead * values.stride, columns, type,
+                                         AT_MOST(rows - r, 2), rows == 1 ? 8 : 4, r == 0, listed);
+            if (done >= columns)
+                continue;
+        }
+#endif
         for (ptrdiff_t i = first, steps = 1; i < last; i += steps) {
             const ptrdiff_t left = count - i;
 #define FEW_VALUES_TILE(wide, apart)                                                                               \
             F(few_values_tile)(sum, weights + i, pitch, few_keys_from(values, i, listed), apart,                   \
                                listed ? AT_MOST(ahead, left - (wide - 1) * (apart) - 1) : ahead * values.stride,   \
-                               columns, type, rows, wide, listed)
+                               done, columns, type, rows, wide, listed)
             if (left > 3 * apart) {
                 FEW_VALUES_TILE(4, apart);
             } else if (left > 2 * apart) {
@@ -295,7 +401,7 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
 #undef FEW_VALUES_TILE
         }
         UNROLL for (int r = 0; r < rows; r++)
-            for (ptrdiff_t c = 0; c < vectors; c++) {
+            for (ptrdiff_t c = done / WIDTH; c < vectors; c++) {
                 total[run % FEW_TOTALS][r][c] += sum[r][c];
                 sum[r][c] = zero;
             }

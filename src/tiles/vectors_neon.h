@@ -21,6 +21,14 @@ INLINE vector widen_float16(halves x)
 {
     return (vector)vcvt_f32_f16((float16x4_t)x);
 }
+
+#define OWN_WIDEN_INT8
+INLINE vector widen_int8(quarters x)   /* gcc would go element by element */
+{
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, 4);
+    return (vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(bits)))));
+}
 #endif
 
 #if defined(TILES_NEON)
