@@ -20,6 +20,7 @@ from helpers import environment, run_python
 import cattn
 from cattn import _cli_bench
 from cattn._bench import cases, chart, engines, load, runs, timing
+from cattn._bench import record as recording
 from cattn._cli import main
 
 RECORDS = sorted(Path(__file__).parents[1].glob("benchmarks/results/*.json"))
@@ -424,6 +425,20 @@ def test_outside_load_is_unknown_where_no_file_says_it(monkeypatch, tmp_path, te
 
 
 # Cases and answers
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script takes the place of lscpu")
+@pytest.mark.parametrize(
+    ("command", "told"), [("lscpu", "Architecture: aarch64\nModel name:   Neoverse-N2\n"), ("sysctl", "Neoverse-N2\n")]
+)
+def test_processors_without_a_name_in_cpuinfo_are_named(monkeypatch, tmp_path, command, told):
+    script = tmp_path / command
+    script.write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    script.chmod(0o755)
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU implementer\t: 0x41\n")
+    monkeypatch.setattr(recording, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert recording.processor_name() == "Neoverse-N2"
 
 
 def test_cases_are_found():

@@ -39,6 +39,7 @@ import datetime
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ from cattn import _config, _kernel
 from cattn._bench.cases import Case, Check
 from cattn._bench.engines import Engine
 from cattn._bench.timing import Timings
+
+CPUINFO = Path("/proc/cpuinfo")
+# Linux on ARM has no name there, but numbers, which lscpu knows; macOS has no such file.
+NAMING_COMMANDS = [(["sysctl", "-n", "machdep.cpu.brand_string"], r"(\S.*)"), (["lscpu"], r"Model name:\s+(\w.*)")]
 
 
 def run_record(threads: int, engines: Sequence[Engine], limits: Any = None) -> dict:
@@ -129,8 +134,14 @@ def _short(number: float) -> float:
 def processor_name() -> str:
     """Return what the processor is called."""
     with contextlib.suppress(OSError):
-        if named := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+        if named := re.search(r"model name\s*: (.+)", CPUINFO.read_text(encoding="utf-8")):
             return named[1]
+    english = os.environ | {"LC_ALL": "C"}
+    for command, name in NAMING_COMMANDS:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run(command, env=english, capture_output=True, text=True, timeout=10, check=True).stdout
+            if named := re.search(name, told):
+                return named[1]
     return platform.processor() or platform.machine()
 
 
