@@ -9,9 +9,10 @@ A line has, for each processor:
 
     scores, values        the share of the peak, which is the rate at which the processor begins multiply-adds
     exponentials          cycles per score
-    few rows              cycles per turn, and how many its loads and its multiply-adds would take alone
+    few rows              cycles per vector of a key's columns, for all rows together, and how many its loads and its
+                          multiply-adds would take alone
 
-and, of the code, the instructions per multiply-add (per score, per vector that is loaded), how many registers hold
+and, of the code, the instructions per multiply-add (per score, per vector of a key's columns), how many registers hold
 sums, and how many instructions of the loop touch the stack, where spilled registers are. Debian's packages:
 gcc-12-aarch64-linux-gnu, libc6-dev-arm64-cross, clang-19, llvm-19.
 """
@@ -36,17 +37,17 @@ PROCESSORS = {
     "V2": ("neoverse-v2", 4),
     "M1": ("apple-m1", 4),
 }
-# What is cut out: a name, the function that has the loop, and the kind of figure.
+# What is cut out: a name, the function that has the loop, the kind of figure, and how many few rows there are.
 LOOPS = [
-    ("scores", "scores_{bits}", "tile"),
-    ("values", "values_{bits}", "tile"),
-    ("exponentials", "exponentials_{bits}", "exponentials"),
-    *((f"few rows: scores of {n}", f"few_scores_of_{n}_{{bits}}", "few") for n in (1, 2, 4)),
-    *((f"few rows: values of {n}", f"few_values_of_{n}_{{bits}}", "few") for n in (1, 2, 4)),
+    ("scores", "scores_{bits}", "tile", 0),
+    ("values", "values_{bits}", "tile", 0),
+    ("exponentials", "exponentials_{bits}", "exponentials", 0),
+    *((f"few rows: scores of {n}", f"few_scores_of_{n}_{{bits}}", "few", n) for n in (1, 2, 4)),
+    *((f"few rows: values of {n}", f"few_values_of_{n}_{{bits}}", "few", n) for n in (1, 2, 4)),
 ]
 FMA = re.compile(r"fml[as]\s+v")
 EXPONENT = re.compile(r"shl|uqsub")
-WIDENS = re.compile(r"u?s?shll|fcvtl|zip")
+WIDENS = re.compile(r"u?s?shll|[su]xtl|[su]cvtf|fcvtl|zip")
 BRANCH = re.compile(r"(?:b|b\.?[a-z][a-z]|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
 VECTOR_LOAD = re.compile(r"ldp?r?u?r?\s+(q\d+)(?:, (q\d+))?, \[(\w+)")
 VECTOR_STORE = re.compile(r"stp?r?u?r?\s+(q\d+)(?:, (q\d+))?, \[(\w+)")
@@ -148,13 +149,13 @@ def chosen(functions, name, kind):
     return max(loops, key=lambda loop: (accumulators(loop), count_fmas(loop)))
 
 
-def line_of(loop, kind, bits):
+def line_of(loop, kind, bits, rows):
     """Return the figures of a loop for each processor, and those of its code."""
     fmas, cells = count_fmas(loop), []
     if kind == "exponentials":
         unit = registers(VECTOR_STORE, loop) * 128 // bits
     elif kind == "few":
-        unit = registers(VECTOR_LOAD, loop)
+        unit = fmas / rows
     else:
         unit = fmas
     for processor in PROCESSORS:
@@ -166,7 +167,7 @@ def line_of(loop, kind, bits):
             cells.append(f"{turn / unit:.2f}")
         else:
             loads = cycles([f"ldr q{n % 24}, [x1]" for n in range(240)], processor) / 240 * registers(VECTOR_LOAD, loop)
-            cells.append(f"{turn:.1f} (loads {loads:.1f}, multiply-adds {fmas * alone:.1f})")
+            cells.append(f"{turn / unit:.2f} (loads {loads / unit:.2f}, multiply-adds {rows * alone:.2f})")
     return [*cells, f"{len(loop) / unit:.2f}", f"{accumulators(loop)}", f"{spills(loop)}"]
 
 
@@ -184,13 +185,13 @@ def main():
         for table in arguments.tables.split(","):
             functions = assembly(compiler, table)
             for bits in map(int, arguments.bits.split(",")):
-                for title, name, kind in LOOPS:
+                for title, name, kind, rows in LOOPS:
                     if not re.search(arguments.loops, title):
                         continue
                     loop = chosen(functions, name.format(bits=bits), kind)
                     if title == arguments.show:
                         print("\n".join(loop))
-                    cells = [f"{title}, {bits}", table, compiler, *line_of(loop, kind, bits)]
+                    cells = [f"{title}, {bits}", table, compiler, *line_of(loop, kind, bits, rows)]
                     print("|", " | ".join(cells), "|", flush=True)
 
 
