@@ -396,9 +396,11 @@ class KVCache:
         """Return how many tokens to make room for where so many must fit."""
         if needed <= self._capacity:
             return self._capacity
+        more = max(with_spare_room(needed), 2 * self._state.capacity)
         if self._window is None:
-            return max(with_spare_room(needed), 2 * self._state.capacity)
-        return max(needed, with_spare_room(self._window))  # a long prompt gets no more than it needs for a moment
+            return more
+        # A window may be longer than any sequence. A long prompt gets no more than it needs for a moment.
+        return max(needed, min(more, with_spare_room(self._window)))
 
 
 def with_spare_room(needed):
@@ -433,8 +435,8 @@ def _new_arrays(leading, rows, capacity):
     except (MemoryError, ValueError, OverflowError):  # the last two mean more bytes than addresses can count
         (size, dtype), (value_size, _), *_ = rows
         raise MemoryError(
-            f"capacity: cannot allocate {shown(capacity)} tokens of {leading[0]} sequences, {leading[1]} heads and "
-            f"sizes {size} and {value_size}, of type {dtype}"
+            f"capacity: cannot allocate {shown(capacity)} tokens of {shown(leading[0])} sequences, {shown(leading[1])} "
+            f"heads and sizes {shown(size)} and {shown(value_size)}, of type {dtype}"
         ) from None
 
 
@@ -449,10 +451,11 @@ def _fixed(array):
 
 def _as_type(argument):
     name = as_text(argument)
+    kind = argument if name is None else name
     try:
         if name == "bfloat16":
-            from ml_dtypes import bfloat16 as argument
-        dtype = native(np.dtype(argument))
+            from ml_dtypes import bfloat16 as kind
+        dtype = native(np.dtype(kind))
     except ModuleNotFoundError:
         raise ImportError("dtype: bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
     except Exception:  # whatever a foreign object or a name raises

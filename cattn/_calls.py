@@ -98,4 +98,5 @@ def renamed(error, words):
     if not raised_here(error):
         raise error
     pattern = "|".join(re.escape(word) for word in words)
-    return type(error)(re.sub(rf"(?<!\w)({pattern})(?!\w)", lambda found: words[found[0]], str(error)))
+    kind = MemoryError if isinstance(error, MemoryError) else type(error)  # NumPy's own takes other arguments
+    return kind(re.sub(rf"(?<!\w)({pattern})(?!\w)", lambda found: words[found[0]], str(error)))

@@ -4,7 +4,7 @@ import numpy as np
 
 from ._arguments import empty
 from ._arithmetic import in_usual_arithmetic
-from ._read import arithmetic, as_floats, as_index, native
+from ._read import arithmetic, as_floats, as_index, native, shown
 
 __all__ = ["quantize"]
 
@@ -66,7 +66,7 @@ def quantize(x, *, axis):
     expected = f"axis: expected an axis of x, which has shape {x.shape}"
     axis = as_index(expected, axis, -x.ndim)
     if axis >= x.ndim:
-        raise ValueError(f"{expected}, got {axis}")
+        raise ValueError(f"{expected}, got {shown(axis)}")
     return quantized("x", x, axis)
 
 
@@ -75,6 +75,7 @@ def quantized(name, x, axis):
 
     NumPy gets pieces of the longest axis, so that signal handlers run in between.
     """
+    result = empty(name, x.shape, np.dtype(np.int8))  # before anything is read: if it does not fit, x may be endless
     axis, cut = axis % x.ndim, int(np.argmax(x.shape))
     dtype, step = arithmetic(native(x.dtype)), max(1, _PIECE * x.shape[cut] // max(1, x.size))
     pieces = [(slice(None),) * cut + (slice(n, n + step),) for n in range(0, x.shape[cut], step)]
@@ -93,7 +94,6 @@ def quantized(name, x, axis):
         raise ValueError(f"{name}: expected {expected}, got {found}")
     scale[scale < _FLOAT32.smallest_normal] = 0
     divisor = np.where(scale == 0, dtype.type(np.inf), scale)
-    result = empty(name, x.shape, np.dtype(np.int8))
     for piece in pieces:
         part = x[piece].astype(dtype)
         part /= of(divisor, piece)

@@ -36,12 +36,14 @@ import numpy as np
 from fuzz_model import (
     ALL,
     ANYTHING,
+    AXIS,
     BASES,
     C_NUMBERS,
     COUNT,
     FLAG,
     FLOATS,
     INTEGERS,
+    KEYS,
     MASK,
     MAYBE,
     NUMBER,
@@ -51,15 +53,19 @@ from fuzz_model import (
     RANGE,
     REFUSED,
     SAME,
+    SCALE,
     TOKENS,
+    TYPE,
     UNUSED,
     VALID,
     WINDOW,
     WORD,
     Model,
+    as_array,
     base_of,
     is_array,
 )  # fmt: skip
+from fuzz_scales import SCALES, refusals
 from fuzz_values import MAKERS, Changing
 from registry import fingerprint
 
@@ -72,6 +78,9 @@ SHARES = {
     "merge_attention": 6,
     "self_attention": 8,
     "trace": 2,
+    "KVCache": 5,
+    "quantize": 3,
+    "maxsim": 5,
     "unpad": 5,
     "pad": 5,
     "plan": 5,
@@ -87,6 +96,8 @@ SHARES = {
 STEPS = {
     FLOATS: {"memory": 6, "wrapped": 3, "listed": 2, "typed": 4, "shaped": 5, "numbers": 3, "foreign": 2, "raising": 3,
              "liar": 2, "none": 1, "huge": 0.3},
+    AXIS: {"count": 8, "foreign": 2, "raising": 2, "liar": 2, "none": 1},
+    TYPE: {"type": 8, "foreign": 2, "raising": 2, "liar": 2, "none": 1},
     MASK: {"memory": 6, "wrapped": 3, "listed": 2, "typed": 3, "shaped": 5, "foreign": 2, "raising": 3, "liar": 2,
            "none": 1, "huge": 0.3},
     INTEGERS: {"memory": 3, "wrapped": 3, "listed": 3, "typed": 3, "shaped": 4, "integers": 6, "foreign": 2,
@@ -105,8 +116,12 @@ STEPS = {
     TOKENS: {"tokens": 6, "foreign": 2, "raising": 2, "none": 1},
     UNUSED: {"foreign": 1},
 }  # fmt: skip
+STEPS[KEYS] = STEPS[FLOATS] | {"garbage": 4}
+STEPS[SCALE] = STEPS[KEYS] | {"scaled": 8}
 CALLS = {"missing": 2, "misspelt": 3, "positional": 2, "extra": 1}  # steps of a call, not of an argument
 CALL_STEPS_SHARE = 0.06
+MEMORY = ("length", "batch", "num_kv_heads", "head_size", "value_size")  # what they ask for may not be there
+OWN_SIGNATURE = ("set_num_threads", "KVCache")  # is that of the registry or the model, not of cattn
 
 
 def steps_of(base, place):
@@ -138,7 +153,7 @@ def recipe_of(seed, names, bases=BASES):
     base = base_of(name, r.randrange(bases))
     steps, taken = [], set()
     for _ in range(weighted(r, {1: 60, 2: 25, 3: 10, 5: 5})):
-        if r.random() < CALL_STEPS_SHARE and base.is_ours and name != "set_num_threads":
+        if r.random() < CALL_STEPS_SHARE and base.is_ours and name not in OWN_SIGNATURE:
             kind, place = weighted(r, CALLS), "-"
         else:
             place = r.choice(base.places)
@@ -169,13 +184,21 @@ class Case:
         self.is_wrong_call = False
         base.raised = self.raised = []
         model = Model(base, alone=len(steps) == 1)
+        self.arrays = {name: as_array(x) for name, x in base.arguments.items() if is_array(x)}
+        self.refusals = []
         for kind, place, own in sorted(self.steps, key=lambda step: step[0] in CALLS):
             if kind in CALLS:
                 getattr(self, kind)(random.Random(int(own)))
             else:
                 self.replace(kind, place, int(own), model)
+        changed = place if len(steps) == 1 else None
+        if self.effect != OPEN and (words := refusals(base, self.arrays, changed)):
+            self.effect = REFUSED
+            # An array of another shape may be refused for that.
+            if changed in SCALES or (changed and np.shape(self.arrays[changed]) == np.shape(base.arguments[changed])):
+                self.refusals = words
         self.may_lack_memory = any(
-            kind in ("huge", "liar", "foreign") or place == "length" for kind, place, _ in self.steps
+            kind in ("huge", "liar", "foreign") or place in MEMORY for kind, place, _ in self.steps
         )
 
     def replace(self, kind, place, seed, model):
@@ -191,8 +214,14 @@ class Case:
         if not is_array(given):  # it may change when it is looked at
             seen = MAKERS[kind](random.Random(seed), before, place, self.base)
         plain, effect = model(place, seen)
+        self.arrays.pop(name, None)
+        if seen is not None and "[" not in place:
+            array = None if kind == "liar" or type(given) is Changing else as_array(seen)
+            self.arrays = {} if array is None else self.arrays | {name: array}  # without one, nothing is known of them
         if (kind == "liar" and effect != REFUSED) or type(given) is Changing:
             effect = OPEN
+        if type(given) is Changing:  # nobody knows what it was
+            plain = None
         if kind in ("raising", "liar") and place in ("outputs", "tokens"):
             effect = OPEN
         if self.base.kind(place) == OUT and is_array(given):
@@ -217,6 +246,7 @@ class Case:
         name = r.choice(untouched)
         del self.named[name]
         self.plain.pop(name, None)
+        self.arrays.pop(name, None)
         default = getattr(self.base.parameters.get(name), "default", None)
         if default not in (None, inspect.Parameter.empty):
             self.plain[name] = default
@@ -279,6 +309,8 @@ def wrong_error(case, error):
         return None  # Python's, about the object
     if case.effect in (SAME, VALID):
         return f"refused: {shown}"
+    if case.refusals and not message.startswith(tuple(case.refusals)):
+        return f"{shown}, not {case.refusals}"
     found = OURS.match(message)
     if not base.is_ours:
         if base.name == "cattn.h":

@@ -14,6 +14,27 @@ flash_attn.flash_attn_varlen_func 1 foreign:alibi_slopes:78
 plan 0 window:window:14
 attention_weights 8 window:window:489
 self_attention 39 count:num_kv_heads:691
+KVCache 29 count:batch:82
+KVCache 49 count:num_kv_heads:997
+KVCache 43 count:head_size:911
+quantize 27 count:axis:535
+# a window longer than any memory
+KVCache 48 count:window:610
+# numbers without end, for a function that reads them all
+quantize 4 huge:x:1
+# NumPy's MemoryError, which other text cannot be put into
+attention_paged 43 liar:query:276
+# a name whose own methods fail
+KVCache 35 raising:dtype:717
+# int8 arrays and scales that do not belong together, or that do
+attention 4 typed:value:10
+attention 4 none:key_scale:1
+attention 4 typed:query:15
+attention 0 typed:key:86
+attention 0 scaled:key_scale:0
+attention_paged 4 scaled:key_scale:4
+attention_paged 10 scaled:value_scale:8
+attention_varlen 4 scaled:key_scale:3
 # objects that could not be shown
 pad 6 foreign:length:871
 plan 10 foreign:softcap:195

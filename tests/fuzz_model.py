@@ -6,7 +6,9 @@ import inspect
 import math
 import operator
 
+import cases
 import numpy as np
+from fuzz_scales import SCALE_OF, SCALES, unread, with_lengths
 from registry import FUNCTIONS, Function, arrays_of, fingerprint, to_array, to_tensor
 
 import cattn
@@ -43,6 +45,7 @@ FLOATS, MASK, INTEGERS, ANYTHING, NUMBER, FLAG, COUNT, WORD, WINDOW, RANGE, OUT,
     *("floats", "mask", "integers", "anything", "number", "flag", "count", "word", "window", "range", "out", "parts"),
     *("tokens", "unused"),
 )
+KEYS, SCALE, AXIS, TYPE = "keys", "scale", "axis", "type"
 KINDS = {
     **{name: INTEGERS if row.kind == "offset" else row.kind for name, row in MODIFIERS.items()},
     "window_size": WINDOW,
@@ -55,25 +58,31 @@ KINDS = {
     "module": UNUSED,
     "deterministic": UNUSED,
     "block_table": UNUSED,
+    "axis": AXIS,
+    "dtype": TYPE,
 }
+KINDS |= dict.fromkeys(SCALE_OF, KEYS) | dict.fromkeys(SCALES, SCALE)
 KINDS |= dict.fromkeys(("lengths", "indptr", "query_indptr", "key_indptr", "cu_seqlens_q", "cu_seqlens_k"), INTEGERS)
+KINDS |= dict.fromkeys(("document_lengths", "document_indptr"), INTEGERS)
 KINDS |= dict.fromkeys(("softmax_scale", "scaling", "dropout_p"), NUMBER)
-KINDS |= dict.fromkeys(("is_causal", "return_lse", "return_attn_probs", "enable_gqa"), FLAG)
+KINDS |= dict.fromkeys(("is_causal", "return_lse", "return_attn_probs", "return_index", "enable_gqa"), FLAG)
 KINDS |= dict.fromkeys(
     ("num_threads", "num_heads", "num_kv_heads", "length", "max_seqlen_q", "max_seqlen_k", "n"), COUNT
 )
+KINDS |= dict.fromkeys(("batch", "head_size", "value_size"), COUNT)
 KINDS |= dict.fromkeys(("layout", "stage"), WORD)
 # These fields of C's struct can be wrong without that memory beyond an array is read.
 C_NUMBERS = [x for row in MODIFIERS.values() if row.kind in (NUMBER, WINDOW) for x in row.fields]
 C_NUMBERS += ["num_threads", "flags"]
 C_INTEGERS = [x for row in MODIFIERS.values() if row.kind in (INTEGERS, RANGE, "offset") for x in row.fields]
 
+TYPES = (*cases.TYPES, "int8")  # of a cache
 WORDS = {"layout": ("bhld", "blhd"), "stage": ("scores", "softcapped", "biased", "weights")}
 # Of self_attention and trace, what the registry's check looks at.
 CHECKED = {"x", "causal", "mask", "num_heads", "num_kv_heads", "num_threads"}
 CHECKED |= {f"{kind}_{name}" for kind in "wb" for name in ("query", "key", "value", "output")}
 
-READ_LATE = ("query", "key", "value", "key_cache", "value_cache", "mask", "bias")
+READ_LATE = ("query", *SCALE_OF, *SCALES, "document", "mask", "bias")
 OF_PAGES = ("block_table", "key_lengths", "query_indptr")  # of attention_paged
 
 # What a call must do: the later one counts where steps differ.
@@ -107,9 +116,7 @@ class Base:
         if name.startswith("torch."):
             self.call = _call_torch
         self.arguments = self.function.arguments(seed)
-        while "key_scale" in self.arguments:  # the model below knows no int8
-            seed += 1
-            self.arguments = self.function.arguments(seed)
+        self.arguments = with_lengths(self)
         if name == "cattn.h":
             self.parameters = {}
             self.options = [x for x in C_NUMBERS if x in self.arguments]
@@ -147,6 +154,10 @@ class Base:
             return ANYTHING
         if index:
             return INTEGERS if name == "key_range" else FLOATS
+        if name in SCALE_OF and SCALE_OF[name] not in self.parameters:
+            return FLOATS
+        if self.name == "KVCache" and name == "window":
+            return COUNT
         if self.name == "cattn.h":
             return NUMBER if name in C_NUMBERS else INTEGERS
         return INTEGERS if name == "block_table" and self.name == "attention_paged" else KINDS.get(name, FLOATS)
@@ -201,11 +212,24 @@ class Model:
         is_same = given.shape == old.shape and is_close_kind(given.dtype, old.dtype) and np.array_equal(given, old)
         return (old, SAME) if is_same else (given, MAYBE)
 
+    def keys(self, place, value):
+        """Floats or int8. What lies behind the lengths may be anything. fuzz_scales.py knows what must fit."""
+        given, old = as_array(value), self.before(place)
+        behind = unread(self.base, place) if self.alone else None
+        is_alike = behind is not None and given is not None and (given.shape, given.dtype) == (old.shape, old.dtype)
+        if is_alike and np.array_equal(given[~behind], old[~behind]):
+            return given, SAME
+        if given is not None and given.dtype == np.int8 and place in SCALE_OF:
+            return self.compared(place, given) if given.size < 1e6 else (given, OPEN)
+        return self.floats(place, value)
+
+    scale = keys
+
     def floats(self, place, value):
         given = as_array(value)
         if given is None:
             return None, REFUSED
-        if given.dtype.kind == "i" and given.dtype.itemsize in (4, 8):
+        if given.dtype.kind == "i" and given.dtype.itemsize in (4, 8) and self.base.name != "quantize":
             given = given.astype(np.float64) if given.size < 1e6 else given
         elif not (given.dtype.char in "efd" or given.dtype.name == "bfloat16"):
             return None, REFUSED
@@ -252,7 +276,9 @@ class Model:
         if given is None:
             return None, REFUSED
         if given.dtype.kind not in "iu" and not (given.dtype == object and type(value) is int):
-            return None, OPEN if given.size == 0 and name == "lengths" else REFUSED
+            nothing = given.size == 0 and name in ("lengths", "block_table")
+            nothing |= name == "document_lengths" and len(self.base.arguments["document"]) == 0
+            return None, OPEN if nothing else REFUSED
         if given.size > 1e6 or (name in OF_PAGES and self.base.name == "attention_paged"):
             return given, OPEN
         base, numbers = self.base, np.array(given, object)
@@ -312,6 +338,8 @@ class Model:
             number = operator.index(value)
         except BaseException:
             return None, REFUSED
+        if place == "window":
+            number = min(number, 2**40)
         if place in ("num_threads", "n"):
             return 1, REFUSED if number < 1 else SAME if place == "num_threads" else MAYBE
         if place.startswith("max_seqlen"):
@@ -321,6 +349,26 @@ class Model:
             longest = int(np.diff(self.base.arguments["indptr"]).max(initial=0))
             return number, MAYBE if number >= longest or not self.alone else REFUSED
         return number, REFUSED if number < 1 else SAME if number == self.before(place) else MAYBE
+
+    def axis(self, place, value):
+        ndim = self.base.arguments["x"].ndim
+        try:
+            number = None if type(value) in (bool, np.bool_) else operator.index(value)
+        except BaseException:
+            return None, REFUSED
+        if number is None or (self.alone and not -ndim <= number < ndim):
+            return None, REFUSED
+        return number, SAME if self.alone and (number - self.before(place)) % ndim == 0 else MAYBE
+
+    def type(self, place, value):
+        try:
+            word = str.__str__(value) if issubclass(type(value), str) else value
+            name = word if type(word) is str and word in TYPES else np.dtype(word).name
+        except BaseException:
+            return None, REFUSED
+        if value is None or name not in TYPES:
+            return None, REFUSED
+        return name, SAME if name == self.before(place) else MAYBE
 
     def word(self, place, value):
         if not issubclass(type(value), str) or str.__str__(value) not in WORDS[place]:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import cases
 import numpy as np
-from fuzz_model import PARTS, TOKENS, WORDS, is_array, native
+from fuzz_model import PARTS, TOKENS, TYPES, WORDS, is_array, native
+from fuzz_scales import scaled_array, unread
 from registry import arrays_of
 
 ml_dtypes = cases.ml_dtypes
@@ -196,8 +197,29 @@ def numbers(r, x, place, base):
     if x.size:
         with np.errstate(all="ignore"):
             for _ in range(r.choice([1, 3, x.size])):
-                x[tuple(r.randrange(n) for n in x.shape)] = r.choice(NUMBERS)
+                index = tuple(r.randrange(n) for n in x.shape)
+                x[index] = r.choice(NUMBERS) if x.dtype != np.int8 else r.randrange(-128, 128)
     return x
+
+
+def garbage(r, x, place, base):
+    """Return other numbers where nobody reads them, behind the lengths of keys."""
+    behind = unread(base, place)
+    if behind is None:
+        return numbers(r, x, place, base)
+    x = np.array(x)
+    x[behind] = r.choice([math.nan, math.inf, -math.inf, 6e4]) if x.dtype != np.int8 else r.randrange(-128, 128)
+    return x
+
+
+def scaled(r, x, place, base):
+    """Return another scale of the same keys or values, along any of their axes."""
+    sizes = [n if r.random() < 0.5 else 1 for n in scaled_array(base.arguments, place).shape]
+    sizes = sizes[r.choice([0, 0, 0, 1, 2, len(sizes)]) :]
+    random = np.random.default_rng(r.randrange(1000))
+    scale = np.asarray(r.choice([-1, 1]) * 10 ** random.uniform(-4, 0, sizes))
+    scale[random.random(sizes) < r.choice([0, 0.2])] = 0
+    return scale.astype(r.choice([*cases.TYPES.values(), np.dtype(np.int64)]))
 
 
 INTEGERS_ = (-1, 0, 1, 2, 7, 2**31, -(2**31), 2**62, 2**63 - 1, -(2**63), 2**63, 2**64 - 1, 2**64, 10**30, -(10**30))
@@ -293,6 +315,12 @@ def word(r, x, place, base):
     return r.choice([*words, *map(Text, words), Text("no"), "", words[0].upper(), words[0] + " ", "bhdl", words[0][:-1],
                      words[0].encode(), "\ud800", "\0", "x" * 10**6, 0, True, [words[0]], np.array(words[0]),
                      np.str_(words[0])])  # fmt: skip
+
+
+def type_(r, x, place, base):
+    return r.choice([*TYPES, *map(Text, TYPES), *cases.TYPES.values(), np.int8, np.float32, ml_dtypes.bfloat16, float,
+                     "f4", ">f2", "<i1", "b", "Float32", "float", "int16", "uint8", "", "float128", "bool", "U3", "O",
+                     "f4,f4", "\ud800", int, object, np.float32(1), 4, np.zeros(2), [("a", "f4")], b"f4"])  # fmt: skip
 
 
 def side(r):
@@ -560,5 +588,5 @@ MAKERS = {
     "memory": memory, "wrapped": wrapped, "listed": listed, "typed": typed, "shaped": shaped, "numbers": numbers,
     "huge": huge, "foreign": foreign, "raising": raising, "liar": liar, "none": none, "integers": integers,
     "number": number, "flag": flag, "count": count, "word": word, "window": window, "range": range_,
-    "overlap": overlap, "parts": parts, "tokens": tokens,
+    "overlap": overlap, "parts": parts, "tokens": tokens, "garbage": garbage, "scaled": scaled, "type": type_,
 }  # fmt: skip

@@ -172,6 +172,7 @@ def check_attention_varlen(arguments, result):
         case = {"query": arguments["query"][rows], "key": arguments["key"][keys], "value": arguments["value"][keys]}
         for name in ("key", "value"):
             if (scale := arguments.get(f"{name}_scale")) is not None:
+                scale = np.array(scale, ndmin=3)
                 case[f"{name}_scale"] = scale if len(scale) == 1 else scale[keys]
         case |= modifiers | {"layout": "blhd"}
         for name, shared in (("query_offset", 0), ("alibi_slopes", 1)):  # each sequence may have its own
@@ -224,9 +225,12 @@ def check_attention_paged(arguments, result):
         cache = case.pop(given, None)
         if cache is None:
             continue
-        if given == name and cache.shape[:2] == (1, 1):
-            case[name] = cache[0]
-            continue
+        if given == name:
+            cache = np.array(cache, ndmin=4)
+            if cache.shape[:2] == (1, 1):
+                case[name] = cache[0]
+                continue
+            cache = np.broadcast_to(cache, (*arguments[f"{name[:-6]}_cache"].shape[:2], *cache.shape[2:]))
         pages = [cache.take(numbers, axis=0, mode="clip") for numbers in table] if cache.size else []
         whole = [x.reshape(-1, *cache.shape[2:])[:n] for x, n in zip(pages, lengths, strict=True)]
         case[name] = np.concatenate([np.zeros((0, *cache.shape[2:]), cache.dtype), *whole])
@@ -366,9 +370,11 @@ def check_quantize(arguments, result):
     quantised, scale = result
     assert quantised.dtype == np.int8 and scale.dtype == np.float32 and quantised.shape == x.shape
     largest = np.abs(x).max(axis=arguments["axis"], keepdims=True, initial=0)
-    np.testing.assert_allclose(scale, largest / 127, rtol=2.0**-23)
+    least = np.finfo(np.float32).smallest_normal
+    np.testing.assert_allclose(scale, np.where(largest / 127 < least, 0, largest / 127), rtol=2.0**-23)
     assert np.all(np.abs(quantised.astype(int)) <= np.where(scale == 0, 0, 127))
-    assert np.all(np.abs(quantised * scale.astype(np.float64) - x) <= (0.5 + 2.0**-16) * scale)
+    bound = np.where(scale == 0, 127 * least, (0.5 + 2.0**-16) * scale)
+    assert np.all(np.abs(quantised * scale.astype(np.float64) - x) <= bound)
 
 
 def draw_unpad(seed, types=tuple(cases.TYPES), work=SMALLER):  # it multiplies no matrices
@@ -399,8 +405,7 @@ def check_pad(arguments, result):
         assert np.array_equal(entry[:length], packed[start : start + length]) and not np.any(entry[length:])
 
 
-SIZES = ("batch", "num_kv_heads", "head_size")
-OF_CACHE = (*SIZES, "value_size", "dtype", "cache_window")
+OF_CACHE = ("batch", "num_kv_heads", "head_size", "value_size", "dtype", "window")
 
 
 def draw_cache(seed, types=tuple(cases.TYPES), work=SMALL):
@@ -415,25 +420,30 @@ def draw_cache(seed, types=tuple(cases.TYPES), work=SMALL):
     case |= {"batch": batch, "num_kv_heads": heads, "head_size": size, "value_size": case["value"].shape[-1]}
     kept = "int8" if seed % 4 == 2 and case["query"].dtype.itemsize < 8 else case["key"].dtype.name
     case |= {"dtype": kept, "return_lse": True}
-    return case | ({"cache_window": int(random.integers(1, 20))} if seed % 2 else {})
+    return case | ({"window": int(random.integers(1, 20))} if seed % 2 else {})
 
 
-def call_cache(query, key, value, *, cache_window=None, **arguments):
-    sizes = [arguments.pop(name) for name in SIZES]
-    of_cache = {name: arguments.pop(name) for name in ("value_size", "dtype")}
-    cache = cattn.KVCache(*sizes, **of_cache, window=cache_window)
+def call_cache(
+    query, key, value, *, batch, num_kv_heads, head_size, value_size=None, dtype="float32", window=None, scale=None,
+    softcap=None, sinks=None, return_lse=False, num_threads=None,
+):  # fmt: skip
+    cache = cattn.KVCache(batch, num_kv_heads, head_size, value_size=value_size, dtype=dtype, window=window)
     cache.append(key, value)
-    return cache.attend(query, **arguments)
+    modifiers = {"scale": scale, "softcap": softcap, "sinks": sinks}
+    return cache.attend(query, **modifiers, return_lse=return_lse, num_threads=num_threads)
 
 
 def check_cache(arguments, result):
     case = {name: x for name, x in arguments.items() if name not in OF_CACHE}
     case |= {"causal": True, "query_offset": "end"}
-    if arguments["dtype"] == "int8":
-        for name in ("key", "value"):
+    dtype = arguments.get("dtype", "float32")
+    for name in ("key", "value"):
+        if dtype == "int8":
             case[name], case[f"{name}_scale"] = cattn.quantize(case[name], axis=-1)
-    if "cache_window" in arguments:
-        case["window"] = (arguments["cache_window"] - 1, 0)
+        else:
+            case[name] = case[name].astype(cases.TYPES[dtype])
+    if arguments.get("window") is not None:
+        case["window"] = (arguments["window"] - 1, 0)
     check_attention(case, result)
 
 
@@ -506,16 +516,19 @@ def check_plan(arguments, plan):
 def draw_c_attention(seed, types=tuple(cases.TYPES), work=SMALL):
     from c_interface_calls import Call
 
-    call = Call(**draw_case(seed, types, work=work), with_lse=seed % 2 == 1)
+    case = draw_case(seed, types, work=work)
+    if seed % 6 == 4:
+        case = cases.with_int8(case, seed)
+    call = Call(**case, with_lse=seed % 2 == 1)
     return call.arrays | call.numbers | {"num_threads": 1 + seed % 2}
 
 
 def call_c(**arguments):
-    from c_interface_calls import ARRAYS, DONE, capsule, described
+    from c_interface_calls import ARRAYS, DONE, SCALES, capsule, described
 
-    fields = {name: x for name, x in arguments.items() if name not in ARRAYS}
-    alive = []
-    for name in ARRAYS:
+    arrays, alive = ARRAYS + SCALES, []
+    fields = {name: x for name, x in arguments.items() if name not in arrays}
+    for name in arrays:
         if name in arguments:
             fields[name], memory = described(arguments[name])
             alive.append(memory)
@@ -528,10 +541,11 @@ def call_c(**arguments):
 
 
 def check_c(arguments, result):
-    from c_interface_calls import CAUSAL, HAS_SCALE, HAS_WINDOW, OFFSET_END, OFFSET_START
+    from c_interface_calls import CAUSAL, HAS_SCALE, HAS_WINDOW, OFFSET_END, OFFSET_START, SCALES
 
     flags = arguments["flags"]
-    same = ["query", "key", "value", *(name for name, row in MODIFIERS.items() if row.shape and row.fields == (name,))]
+    same = ["query", "key", "value", *SCALES]
+    same += [name for name, row in MODIFIERS.items() if row.shape and row.fields == (name,)]
     case = {name: arguments[name] for name in same if name in arguments}
     if flags & CAUSAL:
         case["causal"] = True
