@@ -22,6 +22,8 @@ quantize 27 count:axis:535
 KVCache 48 count:window:610
 # numbers without end, for a function that reads them all
 quantize 4 huge:x:1
+# a length in an array, for a query without an axis for queries
+maxsim 10 shaped:query:86
 # NumPy's MemoryError, which other text cannot be put into
 attention_paged 43 liar:query:276
 # a name whose own methods fail

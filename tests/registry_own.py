@@ -231,8 +231,11 @@ def check_attention_paged(arguments, result):
                 case[name] = cache[0]
                 continue
             cache = np.broadcast_to(cache, (*arguments[f"{name[:-6]}_cache"].shape[:2], *cache.shape[2:]))
-        pages = [cache.take(numbers, axis=0, mode="clip") for numbers in table] if cache.size else []
-        whole = [x.reshape(-1, *cache.shape[2:])[:n] for x, n in zip(pages, lengths, strict=True)]
+        if cache.size:
+            pages = [cache.take(numbers, axis=0, mode="clip") for numbers in table]
+            whole = [x.reshape(-1, *cache.shape[2:])[:n] for x, n in zip(pages, lengths, strict=True)]
+        else:  # there are no columns, or no keys
+            whole = [np.zeros((n, *cache.shape[2:]), cache.dtype) for n in lengths]
         case[name] = np.concatenate([np.zeros((0, *cache.shape[2:]), cache.dtype), *whole])
     case["key_indptr"] = np.cumsum([0, *lengths])
     case.setdefault("query_indptr", np.arange(len(table) + 1))

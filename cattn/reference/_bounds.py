@@ -133,7 +133,8 @@ def maxsim_error_bound(query, document, *, document_lengths=None, document_indpt
     arithmetic = np.dtype(np.float64 if query.dtype.newbyteorder("=") == np.float64 else np.float32)
     wide = np.longdouble if arithmetic == np.float64 else np.float64
     info = np.finfo(arithmetic)
-    tokens = np.asarray(query.shape[-2] if query_lengths is None else query_lengths)[..., None]
+    tokens = query.shape[-2] if query_lengths is None else query_lengths
+    tokens = np.broadcast_to(tokens, query.shape[:-2] or 1).reshape(*query.shape[:-2], 1)
     with np.errstate(all="ignore"):
         expected = maxsim(query, document, **lengths, dtype=wide)
         magnitude = maxsim(np.abs(query.astype(wide)), np.abs(document.astype(wide)), **lengths, dtype=wide)
