@@ -133,6 +133,16 @@ def test_interrupts_reach_gradients_of_keys_that_no_query_sees(in_time):
 
 
 @TIMERS
+def test_interrupts_reach_gradients_of_masked_rows_that_are_nan(in_time):
+    """Whether such a row attends to anything is found out key by key."""
+    ones, zeros, nan, masked = np.float32([1, 0, np.nan, -np.inf])
+    query, key = np.broadcast_to(ones, (1, 60, 1)), np.broadcast_to(ones, (1, 3_000_000, 1))
+    grad_out, out = np.broadcast_to(nan, query.shape), np.broadcast_to(zeros, query.shape)
+    lse, bias = np.broadcast_to(masked, (1, 60)), np.broadcast_to(masked, (60, 3_000_000))
+    assert in_time(lambda: cattn.attention_backward(grad_out, query, key, key, out, lse, bias=bias, num_threads=1), 0.1)
+
+
+@TIMERS
 @pytest.mark.parametrize("seconds", [0.3, slow(1.5)])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("call", ["attention", "weights"])

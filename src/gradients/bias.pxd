@@ -204,7 +204,7 @@ cdef inline void finish_bias(const GradientCall *call, const Worker *worker, Py_
             store_numbers(rows.array, to + j * rows.array.column, <const char *>&sum, CATTN_FLOAT64, 1, plan)
 
 
-cdef inline void finish_sums_over_keys(const GradientCall *call) noexcept nogil:
+cdef inline void finish_sums_over_keys(const GradientCall *call, const Worker *worker) noexcept nogil:
     """Join the sums of all splits of the keys, from left to right, and store them."""
     cdef const GradientPlan *plan = &call.plan
     cdef Py_ssize_t owner, line, at, split
@@ -213,6 +213,8 @@ cdef inline void finish_sums_over_keys(const GradientCall *call) noexcept nogil:
     for owner in range(plan.owners if plan.bias != BIAS_NONE and sums_keys(call) else 0):
         open_owner_bias(&rows, call, owner)
         for line in range(plan.bias_heads * plan.bias_rows):
+            if stopped(worker, ROW_WORK + 2 * MOVE_WORK * plan.splits):
+                return
             at = owner * bias_numbers(call) + line * plan.bias_keys
             total = carry = 0
             for split in range(plan.splits):

@@ -13,7 +13,7 @@ from problem cimport CATTN_FLOAT32, CATTN_FLOAT64, cattn_problem
 from rows cimport open_rows, read_block, row_at, Rows, Storage
 from tile cimport find_intervals, HeadGroup, open_heads, Tile
 from tiles.tiles cimport CATTN_MAX_LANES, cattn_key_block
-from worker cimport MOVE_WORK, stopped, Worker
+from worker cimport MOVE_WORK, ROW_WORK, stopped, Worker
 
 cdef enum:
     # A block of rows is marked with these if its queries, or the gradients of its outputs, are not all finite.
@@ -78,6 +78,8 @@ cdef inline bint attends(const Head *head, const Tile *tile, Py_ssize_t row) noe
     cdef Py_ssize_t query_head = tile.head[row], index = tile.index[row], j
     cdef double added
     for j in range(tile.start[row], tile.stop[row]):
+        if stopped(head.worker, 2 * MOVE_WORK):   # a row of NaN that is masked throughout sees all keys here
+            return False
         if mask.first != NULL and row_at(mask, query_head, index)[j * mask.array.column] == 0:
             continue
         if bias.first != NULL:
@@ -148,6 +150,8 @@ cdef inline void store_sink_gradients(const Head *head) noexcept nogil:
         sink = (<const double *>(forward.sinks.data + (head.heads.first_head + query_head) * forward.sinks.head))[0]
         total = carry = 0
         for row in range(head.row_limit if sink != -INFINITY else 0):
+            if stopped(head.worker, ROW_WORK):
+                return
             at = query_head * forward.query_length + row
             add_exactly(&total, &carry, -exp(sink - real_at(head.lse, at, head.is_float))
                         * real_at(head.delta, at, head.is_float))

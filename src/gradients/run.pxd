@@ -26,7 +26,7 @@ from sizes cimport aligned_from, reserve, times
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run
 from tiles.tiles cimport CATTN_ALIGNMENT, CATTN_MAX_LANES
 from work cimport work_of
-from worker cimport MOVE_WORK, open_worker, poll, stopped, TASK_WORK, Worker
+from worker cimport MOVE_WORK, open_worker, poll, ROW_WORK, stopped, TASK_WORK, Worker
 
 cdef enum:
     PRODUCTS = 3   # of gradients for each of attention, about
@@ -165,12 +165,14 @@ cdef inline int do_task_of_gradients(void *context, Py_ssize_t number, int worke
     return call.call.stopped
 
 
-cdef inline void sum_slopes(const GradientCall *call) noexcept nogil:
+cdef inline void sum_slopes(const GradientCall *call, const Worker *worker) noexcept nogil:
     """Join the gradients of the slopes from all splits of the keys, from left to right."""
     cdef const cattn_problem *forward = &call.problem.forward
     cdef Py_ssize_t at, split
     cdef double total, carry
     for at in range(call.plan.base.entries * forward.query_heads if call.slope_parts != NULL else 0):
+        if stopped(worker, ROW_WORK + 2 * MOVE_WORK * call.plan.splits):
+            return
         total = carry = 0
         for split in range(call.plan.splits):
             add_exactly(&total, &carry, call.slope_parts[at * call.plan.splits + split])
@@ -180,6 +182,7 @@ cdef inline void sum_slopes(const GradientCall *call) noexcept nogil:
 cdef inline cattn_status run_tasks_of_gradients(GradientCall *call) noexcept nogil:
     """Do all tasks of a call, and then join what they have left."""
     cdef unsigned int mode
+    cdef Worker worker
     cattn_pool_run(do_task_of_gradients, call, call.plan.tasks, call.call.threads, poll)
     if call.plan.splits_are_tasks and not call.call.stopped:
         call.call.joining = True
@@ -188,10 +191,11 @@ cdef inline cattn_status run_tasks_of_gradients(GradientCall *call) noexcept nog
     if call.call.stopped:
         return CATTN_STOPPED
     mode = cattn_change_float_mode(CATTN_TASK_MODE)
-    sum_slopes(call)
-    finish_sums_over_keys(call)
+    open_worker(&worker, &call.call, 0)
+    sum_slopes(call, &worker)
+    finish_sums_over_keys(call, &worker)
     cattn_change_float_mode(mode)
-    return CATTN_DONE
+    return CATTN_STOPPED if call.call.stopped else CATTN_DONE
 
 
 cdef inline cattn_status run_gradients(const GradientProblem *problem, const Machine *machine, const Caller *caller,
