@@ -89,7 +89,9 @@ def quantized(name, x, axis):
         np.maximum(here, np.abs(x[piece].astype(dtype)).max(axis=axis, keepdims=True, initial=0), out=here)
     scale = (largest / dtype.type(_LARGEST)).astype(np.float32)
     if not np.isfinite(scale).all():
-        found = largest[~np.isfinite(scale)][0]
+        place = np.unravel_index(np.isfinite(scale).argmin(), scale.shape)
+        line = x[(*place[:axis], slice(None), *place[axis + 1 :])].astype(dtype)
+        found = line[np.abs(line).argmax()]
         expected = "finite numbers" if not np.isfinite(found) else f"numbers up to {_LARGEST * float(_FLOAT32.max):.3g}"
         raise ValueError(f"{name}: expected {expected}, got {found}")
     scale[scale < _FLOAT32.smallest_normal] = 0

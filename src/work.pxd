@@ -4,9 +4,9 @@ from problem cimport cattn_problem
 from rows cimport entry_key_length, entry_query_length
 
 cdef enum:
-    # Multiply-adds below which waking a worker costs more than it brings: about 50 µs.
+    # Multiply-adds below which waking a worker costs more than it brings.
     THREADS_WORK = 2097152
-    # Multiply-adds below which a task is not worth making: about 20 µs.
+    # Multiply-adds below which a task is not worth making.
     TASK_LEAST = 1048576
     # Reading a key takes as long as its multiply-adds with so many rows.
     READING_ROWS = 3
