@@ -14,6 +14,7 @@ import shutil
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import Cython
@@ -105,7 +106,7 @@ class BuildExt(build_ext):
         def compile_side_by_side(sources, **options):
             """Compile each source by a compiler of its own, because setuptools would compile one after the other."""
             with ThreadPoolExecutor(os.cpu_count()) as threads:
-                return sum(threads.map(lambda source: one_by_one([source], **options), sources), [])
+                return [*chain.from_iterable(threads.map(lambda source: one_by_one([source], **options), sources))]
 
         self.compiler.compile = compile_side_by_side
         super().build_extensions()
