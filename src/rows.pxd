@@ -218,9 +218,12 @@ cdef inline void prefetch_row_to_write(const char *row, Py_ssize_t bytes) noexce
 
 cdef inline void prefetch_rows(const Rows *rows, Py_ssize_t low, Py_ssize_t high, Py_ssize_t size) noexcept nogil:
     """Ask for rows low <= i < high, of `size` numbers each, as far as L2."""
-    cdef Py_ssize_t row, line, bytes = size * item_size(rows.array.type)
+    cdef Py_ssize_t bytes = size * item_size(rows.array.type), some, i, line
     cdef const char *first
-    for row in range(low, high):
-        first = key_at(rows, row)
-        for line in range((bytes + 63) // 64):
-            CATTN_PREFETCH_L2(first + line * 64)
+    while low < high:
+        first = key_at(rows, low)
+        some = count_in_page(rows, low, high - low)
+        for i in range(some):
+            for line in range((bytes + 63) // 64):
+                CATTN_PREFETCH_L2(first + i * rows.array.row + line * 64)
+        low += some
