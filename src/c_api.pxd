@@ -22,7 +22,7 @@ from c_arguments cimport (
     CATTN_KNOWN_FLAGS, CATTN_LEAST_ARGS, CATTN_MOST_ARGS, CATTN_NUMBERS_LENGTHS, CATTN_NUMBERS_LOGITS,
     CATTN_NUMBERS_POSITIONS, cattn_argument, cattn_arguments, cattn_explain_status, cattn_given)
 from c_arrays cimport check_given, copy_known, GivenArray, has_type, is_aligned, item_at, measure, overlap, wrong
-from caller cimport ask, Caller, POLL_ENTRIES
+from caller cimport ask_at_times, Caller, POLL_ENTRIES
 from convert cimport gather_row
 from execute cimport Cost, run
 from plan cimport STAGE_OUTPUT, Machine
@@ -32,11 +32,10 @@ from problem cimport (
 from rows cimport count_entries
 from scales cimport settle_scale
 from sizes cimport reserve, times
-from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_now
+from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode
 from tile cimport entry_integer
 from tiles.tiles cimport cattn_table
 from work cimport gains_by_threads, work_of
-from worker cimport POLL_NANOSECONDS
 
 
 # A call while its arguments become a problem.
@@ -55,18 +54,11 @@ cdef struct CallFromC:
 
 cdef inline bint wants_to_end(CallFromC *call, Py_ssize_t entries) noexcept nogil:
     """Return whether to give up after so many more entries. The caller is asked as often as in the tasks."""
-    cdef int64_t nanoseconds
     call.entries += entries
-    if call.entries < POLL_ENTRIES or call.caller.wants_to_stop == NULL:
+    if call.entries < POLL_ENTRIES:
         return False
     call.entries = 0
-    nanoseconds = cattn_now()
-    if call.polled == 0:
-        call.polled = nanoseconds
-    if 0 <= nanoseconds - call.polled < POLL_NANOSECONDS:
-        return False
-    call.polled = nanoseconds
-    return ask(&call.caller)
+    return ask_at_times(&call.caller, &call.polled)
 
 
 cdef inline int read_args(cattn_attention_args *args, const cattn_attention_args *given) noexcept nogil:

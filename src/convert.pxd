@@ -13,7 +13,7 @@ from problem cimport (
 from tiles.tiles cimport CATTN_MANY, cattn_table
 
 cdef enum:
-    PIECE = 128   # elements converted at a time, through the stack
+    STACK = 128   # elements converted at a time, through the stack
     MOST_INTERLEAVED = 32   # rows at most: as many as bfloat16 numbers lie in a row of an AMX tile
 
 
@@ -59,7 +59,7 @@ cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn
                          const cattn_table *table) noexcept nogil:
     """Convert contiguous, aligned elements to another floating type. Half types go through float. Doubles never become
     halves, int8 becomes float alone, and an unknown type becomes nothing."""
-    cdef float[PIECE] middle
+    cdef float[STACK] middle
     cdef Py_ssize_t i, number, start, size
     if to_type == type:
         memcpy(to, source, count * item_size(type))
@@ -73,9 +73,9 @@ cdef inline void convert(char *to, cattn_type to_type, const char *source, cattn
     elif type == CATTN_FLOAT32 and is_half_type(to_type):
         table.narrow(to, source, to_type, count)
     elif is_half_type(type):
-        for number in range((count + PIECE - 1) // PIECE):
-            start = number * PIECE
-            size = min(<Py_ssize_t>PIECE, count - start)
+        for number in range((count + STACK - 1) // STACK):
+            start = number * STACK
+            size = min(<Py_ssize_t>STACK, count - start)
             table.widen(middle, source + start * item_size(type), type, size)
             convert(to + start * item_size(to_type), to_type, <const char *>middle, CATTN_FLOAT32, size, table)
 
@@ -99,16 +99,16 @@ cdef inline bint is_direct(const cattn_array *array, const char *row) noexcept n
 cdef inline void gather_row(char *to, cattn_type to_type, const cattn_array *array, const char *row, Py_ssize_t count,
                             const cattn_table *table) noexcept nogil:
     """Gather `count` elements of `array` from `row` on, along its last axis."""
-    cdef double[PIECE] buffer
+    cdef double[STACK] buffer
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), to_item = item_size(to_type)
     cdef Py_ssize_t number, start, i, size
     if is_direct(array, row):
         convert(to, to_type, row, array.type, count, table)
         return
-    for number in range((count + PIECE - 1) // PIECE):
-        start = number * PIECE
-        size = min(<Py_ssize_t>PIECE, count - start)
+    for number in range((count + STACK - 1) // STACK):
+        start = number * STACK
+        size = min(<Py_ssize_t>STACK, count - start)
         for i in range(size):
             copy_item(piece + i * item, row + (start + i) * array.column, item, array.swapped)
         convert(to + start * to_item, to_type, piece, array.type, size, table)
@@ -131,7 +131,7 @@ cdef inline void gather_rows(char *to, cattn_type to_type, const cattn_array *ar
 cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array *array, const char *row,
                                  Py_ssize_t rows, Py_ssize_t count, const cattn_table *table) noexcept nogil:
     """Gather rows of bfloat16 in bundles, as the table's kernels take values of that type."""
-    cdef uint16_t[MOST_INTERLEAVED * PIECE] gathered
+    cdef uint16_t[MOST_INTERLEAVED * STACK] gathered
     cdef Py_ssize_t bundle = table.kernels[<int>to_type][<int>CATTN_MANY].interleaves
     cdef Py_ssize_t size = bundle * item_size(to_type)
     cdef Py_ssize_t index, first, number, start, piece, i
@@ -140,29 +140,29 @@ cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array
         return
     for index in range((rows + bundle - 1) // bundle):
         first = index * bundle
-        for number in range((count + PIECE - 1) // PIECE):
-            start = number * PIECE
-            piece = min(<Py_ssize_t>PIECE, count - start)
+        for number in range((count + STACK - 1) // STACK):
+            start = number * STACK
+            piece = min(<Py_ssize_t>STACK, count - start)
             for i in range(min(bundle, rows - first)):
-                gather_row(<char *>&gathered[i * PIECE], to_type, array,
+                gather_row(<char *>&gathered[i * STACK], to_type, array,
                            row + (first + i) * array.row + start * array.column, piece, table)
             table.interleave(to + first * count * item_size(to_type) + start * size, <const char *>gathered,
-                             PIECE * sizeof(uint16_t), min(bundle, rows - first), piece)
+                             STACK * sizeof(uint16_t), min(bundle, rows - first), piece)
 
 
 cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type,
                              Py_ssize_t count, const cattn_table *table) noexcept nogil:
     """Convert contiguous numbers to `count` elements of `array` from `row` on."""
-    cdef double[PIECE] buffer
+    cdef double[STACK] buffer
     cdef char *piece = <char *>buffer
     cdef Py_ssize_t item = item_size(array.type), source_item = item_size(source_type)
     cdef Py_ssize_t number, start, i, size
     if is_direct(array, row):
         convert(row, array.type, source, source_type, count, table)
         return
-    for number in range((count + PIECE - 1) // PIECE):
-        start = number * PIECE
-        size = min(<Py_ssize_t>PIECE, count - start)
+    for number in range((count + STACK - 1) // STACK):
+        start = number * STACK
+        size = min(<Py_ssize_t>STACK, count - start)
         convert(piece, array.type, source + start * source_item, source_type, size, table)
         for i in range(size):
             copy_item(row + (start + i) * array.column, piece + i * item, item, array.swapped)

@@ -24,7 +24,7 @@ cdef struct Task:
     Py_ssize_t partial_step          # how far that for the next split is from it; 0: there are no partial results
 
 
-# The first task of a packed sequence and the first row of its partial results, counted over all of them.
+# A number of tasks and of rows of their partial results. Where a packed sequence starts, they are those before it.
 cdef struct Start:
     Py_ssize_t task, partial
 
@@ -44,25 +44,31 @@ cdef inline Py_ssize_t count_splits(const Strategy *strategy, Py_ssize_t keys) n
     return count_pieces(keys, strategy.split) if strategy.splits_keys else 1
 
 
+cdef inline Start count_tasks(const Plan *plan, const cattn_problem *problem, Py_ssize_t rows,
+                              Py_ssize_t keys) noexcept nogil:
+    """Count the tasks of an entry with so many rows and keys for each of its key heads, and their partial results."""
+    cdef const Strategy *strategy = strategy_of(plan, rows)
+    cdef Py_ssize_t splits = count_splits(strategy, keys)
+    return Start(times(times(problem.key_heads, count_row_spans(strategy, rows)), splits),
+                 times(problem.key_heads, rows * splits) if splits > 1 else 0)
+
+
 cdef inline cattn_status count_packed(Schedule *schedule, const Plan *plan, const cattn_problem *problem,
                                       const Caller *caller, Start *starts) noexcept nogil:
     """Count the tasks of packed sequences and the rows of their partial results. If `starts` is not NULL, note where
     those of each sequence begin."""
-    cdef Py_ssize_t entry, rows, splits
-    cdef const Strategy *strategy
+    cdef Py_ssize_t entry
+    cdef Start own
     schedule.tasks = schedule.partial_rows = 0
     for entry in range(plan.entries):
         if is_stopped(caller, entry):
             return CATTN_STOPPED
         if starts != NULL:
             starts[entry] = Start(schedule.tasks, schedule.partial_rows)
-        rows = entry_query_length(problem, entry) * plan.group
-        strategy = strategy_of(plan, rows)
-        splits = count_splits(strategy, entry_key_length(problem, entry))
-        splits = times(problem.key_heads, splits)
-        schedule.tasks += times(count_row_spans(strategy, rows), splits)
-        if splits > problem.key_heads:
-            schedule.partial_rows += times(rows, splits)
+        own = count_tasks(plan, problem, entry_query_length(problem, entry) * plan.group,
+                          entry_key_length(problem, entry))
+        schedule.tasks += own.task
+        schedule.partial_rows += own.partial
         if schedule.tasks > CATTN_LARGEST_COUNT:
             break
     return CATTN_DONE
@@ -71,16 +77,15 @@ cdef inline cattn_status count_packed(Schedule *schedule, const Plan *plan, cons
 cdef inline cattn_status make_schedule(Schedule *schedule, const Plan *plan, const cattn_problem *problem,
                                        const Caller *caller) noexcept nogil:
     """Count the tasks and the rows of their partial results."""
-    cdef Py_ssize_t rows = problem.query_length * plan.group, splits
-    cdef const Strategy *strategy = strategy_of(plan, rows)
     cdef cattn_status status = CATTN_DONE
+    cdef Start own
     if problem.query_indptr != NULL:
         status = count_packed(schedule, plan, problem, caller, NULL)
     else:
-        splits = count_splits(strategy, problem.key_length)
-        schedule.tasks_of_entry = times(times(problem.key_heads, count_row_spans(strategy, rows)), splits)
-        schedule.tasks = times(plan.entries, schedule.tasks_of_entry)
-        schedule.partial_rows = times(plan.entries, times(problem.key_heads, rows * splits)) if splits > 1 else 0
+        own = count_tasks(plan, problem, problem.query_length * plan.group, problem.key_length)
+        schedule.tasks_of_entry = own.task
+        schedule.tasks = times(plan.entries, own.task)
+        schedule.partial_rows = times(plan.entries, own.partial)
     return CATTN_TOO_MANY_TASKS if schedule.tasks > CATTN_LARGEST_COUNT else status
 
 

@@ -2,22 +2,22 @@
 
 from libc.stdint cimport int64_t
 
-from caller cimport ask, Caller
+from caller cimport ask_at_times, Caller
 from plan cimport Plan
 from problem cimport cattn_problem
 from schedule cimport Schedule, Start
-from system.system cimport cattn_now, cattn_shared
+from system.system cimport cattn_shared
 from workspace cimport Workspace
 
 cdef enum:
-    # Scores × head size between two looks at the clock: under 10 ms at 2 GFLOP/s.
+    # Scores × head size between two looks at the clock: much more than a look costs, and little enough that a slow
+    # processor, too, answers an interrupt without a delay that anybody notices.
     CLOCK_WORK = 8388608
-    # What a task and a row cost without any keys, in the same unit: about 400 and 20 ns.
+    # What a task and a row cost without any keys, in the same unit. Calls with many of them look at the clock, too.
     TASK_WORK = 1024
     ROW_WORK = 64
-    # And a number that is moved: memory that is new costs up to 1 ns a number.
+    # And a number that is moved, perhaps into memory that is new, which is slower.
     MOVE_WORK = 4
-    POLL_NANOSECONDS = 20000000
 
 
 # How long the tasks of a call take that one thread does in turn: what each of `seats` threads would begin with.
@@ -60,13 +60,8 @@ cdef inline void open_worker(Worker *worker, Call *call, int number) noexcept no
 cdef inline void poll(void *context) noexcept nogil:
     """Ask the caller, now and then, whether to stop."""
     cdef Call *call = <Call *>context
-    cdef int64_t nanoseconds = cattn_now()
-    if call.polled == 0:
-        call.polled = nanoseconds
-    elif (not call.stopped and not 0 <= nanoseconds - call.polled < POLL_NANOSECONDS
-            and call.caller.wants_to_stop != NULL):
-        call.polled = nanoseconds
-        call.stopped = ask(&call.caller)
+    if not call.stopped:
+        call.stopped = ask_at_times(&call.caller, &call.polled)
 
 
 cdef inline bint stopped(const Worker *worker, Py_ssize_t work) noexcept nogil:

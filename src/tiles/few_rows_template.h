@@ -480,15 +480,8 @@ static void F(few_merge)(const cattn_total *total, const cattn_softmax *part, co
                          F(splat)(scale[r / WIDTH].lane[r % WIDTH]), F(splat)(x_scale[r / WIDTH].lane[r % WIDTH]));
 }
 
-/* Streams are long, and one of them stays in L2. A chunk has more blocks than with many rows, because each chunk is a
- * task. The partial results of 8 rows are at most 0.8% of the bytes of their keys and values if a chunk has 512 keys,
- * and 2048 keys are few enough for many threads. */
-static const cattn_blocking F(few_blocking) = {.most = CATTN_MAX_KEYS, .least = 64, .step = 64, .bytes = 262144,
-                                               .chunk_blocks = 8, .least_chunk = 64, .most_chunk = 2048};
-
 static void F(override_few)(cattn_kernels *few)
 {
-    few->blocking = F(few_blocking);
     few->takes_lists = 1;
     few->scores = F(few_scores);
     few->exponentials = F(few_exponentials);

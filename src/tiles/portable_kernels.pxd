@@ -20,8 +20,9 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few) noexcept 
     few.layout = CATTN_FEW
     few.lanes = few.half = CATTN_FEW_ROWS
     few.run = PY_SSIZE_T_MAX   # calls begin with a block
-    # Streams are long, and one of them stays in L2. Each chunk leaves a partial result, which takes less than 1% of the
-    # bytes of its keys and values.
+    # Streams are long, and one of them stays in L2. A chunk has more blocks than with many rows, because each chunk is a
+    # task. Its partial result then takes little memory beside its keys and values, and chunks still are enough for many
+    # threads. The other tables keep these numbers.
     few.blocking = cattn_blocking(
         most=CATTN_MAX_KEYS, least=64, step=64, bytes=262144, chunk_blocks=8, least_chunk=64, most_chunk=2048)
 
