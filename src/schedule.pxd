@@ -50,7 +50,7 @@ cdef inline Start count_tasks(const Plan *plan, const cattn_problem *problem, Py
     cdef const Strategy *strategy = strategy_of(plan, rows)
     cdef Py_ssize_t splits = count_splits(strategy, keys)
     return Start(times(times(problem.key_heads, count_row_spans(strategy, rows)), splits),
-                 times(problem.key_heads, rows * splits) if splits > 1 else 0)
+                 times(problem.key_heads, times(rows, splits)) if splits > 1 else 0)
 
 
 cdef inline cattn_status count_packed(Schedule *schedule, const Plan *plan, const cattn_problem *problem,
