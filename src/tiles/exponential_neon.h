@@ -10,6 +10,7 @@
     ALL(0.008290306f), ALL(0.041897975f), ALL(0.16667637f), ALL(0.4999915f), ALL(0.9999997f), ALL(1.0f)
 #define EXPONENT_BITS(n) vcvtq_n_u32_f32((float32x4_t)(n), MANTISSA)
 #define SUBTRACT_BITS(x, bits) (vector)vqsubq_u32((uint32x4_t)(x), bits)
+#define ADD_BITS(x, bits) (vector)vaddq_u32((uint32x4_t)(x), bits)
 #else
 #define ALL(x) {x, x}
 #define LOGARITHMS {(REAL)-CATTN_LOG2E, (REAL)0.69314718055994530942}
@@ -20,6 +21,7 @@
     ALL(0.1666666666666669), ALL(0.5000000000000006), ALL(1.0), ALL(1.0)
 #define EXPONENT_BITS(n) vcvtq_n_u64_f64((float64x2_t)(n), MANTISSA)
 #define SUBTRACT_BITS(x, bits) (vector)vqsubq_u64((uint64x2_t)(x), bits)
+#define ADD_BITS(x, bits) (vector)vaddq_u64((uint64x2_t)(x), bits)
 #endif
 static const vector F(natural)[] = {LOGARITHMS, ALL((REAL)(3ll << (MANTISSA - 1))), NATURAL_TERMS};
 #undef ALL
@@ -41,8 +43,9 @@ INLINE vector F(reload)(const vector *constant)
 /* e^x for x <= 0: 0 from -EXPONENT_BIAS·ln(2) down, NaN for NaN. With n the integer nearest to -x / ln(2) and
  * g = x + n·ln(2), it is e^g / 2^n. Adding 1.5·2^MANTISSA leaves no bits for a fraction, and taking it away again gives
  * n. The division takes n from the exponent of e^g. The bits are unsigned and saturate: n is at most what they hold,
- * also for x = -infinity, the difference is at least 0, and n is 0 for NaN. What would be subnormal comes out smaller. */
-INLINE void F(exponential)(vector *x, const int n)
+ * also for x = -infinity, the difference is at least 0, and n is 0 for NaN. What would be subnormal comes out smaller.
+ * Where x may be above 0, up to EXPONENT_BIAS·ln(2), the bits of -n are added. */
+INLINE void F(exponential_with)(vector *x, const int n, const int may_grow)
 {
     const vector *natural = F(natural);
     OPAQUE(natural);   /* or each load computes its address from the beginning */
@@ -59,7 +62,21 @@ INLINE void F(exponential)(vector *x, const int n)
             power[i] = F(muladd)(power[i], x[i], F(reload)(&terms[k]));
     UNROLL for (int i = 0; i < n; i++)
         x[i] = SUBTRACT_BITS(power[i], EXPONENT_BITS(halvings[i]));
+    if (may_grow)
+        UNROLL for (int i = 0; i < n; i++)
+            x[i] = ADD_BITS(x[i], EXPONENT_BITS(-halvings[i]));
+}
+
+INLINE void F(exponential)(vector *x, const int n)
+{
+    F(exponential_with)(x, n, 0);
+}
+
+INLINE void F(exponential_of_any)(vector *x, const int n)
+{
+    F(exponential_with)(x, n, 1);
 }
 #undef NATURAL_COUNT
 #undef EXPONENT_BITS
 #undef SUBTRACT_BITS
+#undef ADD_BITS

@@ -86,7 +86,7 @@ INLINE void F(differentiate_of)(const cattn_gradient_tile *tile, const int modif
             F(modify_row)(score, slope, away, mod, row, tile->keys, cap, factor, vectors);
         UNROLL for (int v = 0; v < vectors; v++)
             weight[v] = EXPONENT(score[v] - lse[row]);
-        F(exponential)(weight, vectors);
+        F(exponential_of_any)(weight, vectors);   /* lse is the caller's */
         UNROLL for (int v = 0; v < vectors; v++) {
             vector gradient = F(where_attended)(score[v], weight[v] * (gradients[v] - delta[row]));
             weights[v] = F(where_attended)(score[v], weight[v]);

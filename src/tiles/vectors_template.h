@@ -395,6 +395,12 @@ INLINE void F(exponential)(vector *x, const int n)
     UNROLL for (int i = 0; i < n; i++)
         x[i] = F(muladd)(q[i], x[i], F(splat)(1)) * power[i];
 }
+
+/* The same for x up to EXPONENT_BIAS. */
+INLINE void F(exponential_of_any)(vector *x, const int n)
+{
+    F(exponential)(x, n);
+}
 #endif
 
 /* cap · tanh(x / cap), from e = exp(-2|x| / cap) - 1: tanh = -e / (2 + e), which loses nothing near 0 because e does
