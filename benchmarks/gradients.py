@@ -27,7 +27,7 @@ CASES = {
     "grouped 32/8": (1, 32, 8, 1024, 64, False, False),
     "grouped 32/8 causal": (1, 32, 8, 1024, 64, True, False),
     "T5 with bias gradient": (1, 8, 8, 512, 64, False, True),
-    "T5, a batch of 4": (4, 8, 8, 512, 64, False, True),
+    "T5 with a batch of 4": (4, 8, 8, 512, 64, False, True),
 }
 
 
