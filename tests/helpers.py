@@ -25,6 +25,15 @@ EVERY_TABLE = pytest.mark.parametrize(
 )
 
 
+def slow(*values):
+    """Return a set of parameters that only the long tests have."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# The portable table and the one in use; the others are for -m slow.
+TWO_TABLES = pytest.mark.parametrize("isa", [isa if isa in ("portable", _kernel.isa()) else slow(isa) for isa in ISAS])
+
+
 def zeros(*shape, dtype=np.float32):
     return np.zeros(shape, dtype)
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import EVERY_TABLE, python, run_python
+from helpers import TWO_TABLES, python, run_python
 
 HAS_AMX = sys.platform == "linux" and " amx_bf16 " in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 # Linux refuses register tiles while a thread has an alternate stack that they could not be saved on.
@@ -55,7 +55,7 @@ print("equal")
 """
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_handlers_that_use_the_same_units(isa):
     """A signal handler that computes attention in bfloat16 changes nothing of the call that it interrupts."""
     assert python(HANDLERS, CATTN_ISA=isa) == "equal\n"

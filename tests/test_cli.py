@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import environment, run_python
+from helpers import environment, run_python, slow
 from test_package import copy_checkout
 
 import cattn
@@ -291,7 +291,9 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize(("code", "message"), BREAKS.values(), ids=BREAKS)
+@pytest.mark.parametrize(
+    ("code", "message"), [x if name in ("wrong", "crash") else slow(*x) for name, x in BREAKS.items()], ids=BREAKS
+)
 def test_selftest_finds_a_broken_table(broken, capsys, monkeypatch, code, message):
     isa = _kernel.runnable_isas()[0]
     broken(isa, code)
@@ -307,6 +309,7 @@ def test_selftest_finds_a_broken_table(broken, capsys, monkeypatch, code, messag
     assert 2 <= len(lines) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(_kernel.isa() == "portable", reason="needs another table in use")
 def test_selftest_names_a_table_that_is_right(broken, capsys, monkeypatch):
     """The table that is right has passed all checks."""

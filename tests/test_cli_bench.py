@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import environment, run_python
+from helpers import environment, run_python, slow
 
 import cattn
 from cattn import _cli_bench
@@ -241,7 +241,7 @@ def settings(*names, titles=("seed",), **options):
     return runs.Settings(cases.find_cases(titles), {name: engines.find_engine(name) for name in names}, **options)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow("float64"), slow("float16"), slow("bfloat16")])
 def test_wrong_answers_are_said_and_not_timed(dtype):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")

@@ -8,7 +8,7 @@ import pickle
 
 import extremes
 import pytest
-from helpers import EVERY_TABLE, run_python
+from helpers import EVERY_TABLE, TWO_TABLES, run_python
 
 CHUNK = 24  # problems
 DEFAULT = 3  # the chunk with the first problem that ever went wrong
@@ -24,7 +24,7 @@ def check(isa, chunk, folder):
     assert not any(wrong.values()), {seed: text for seed, text in wrong.items() if text}
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_extremes(isa, tmp_path):
     check(isa, DEFAULT, tmp_path)
 

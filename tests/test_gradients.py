@@ -6,7 +6,7 @@ import os
 import cases
 import numpy as np
 import pytest
-from helpers import EVERY_TABLE, EVERY_TYPE, ISAS, assert_same_bits, normal, problem, python, run_python
+from helpers import EVERY_TABLE, EVERY_TYPE, TWO_TABLES, assert_same_bits, normal, problem, python, run_python
 from kappa import USUAL
 from registry_own import check_attention_backward, draw_attention_backward
 from test_modifiers import EXAMPLES
@@ -64,13 +64,6 @@ def check_seeds(start, stop):
             check_attention_backward(arguments, cattn.attention_backward(**arguments))
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-
-
-# The portable table and the one in use; the others are for -m slow.
-TWO_TABLES = pytest.mark.parametrize(
-    "isa",
-    [isa if isa in ("portable", _kernel.isa()) else pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS],
-)
 
 
 @TWO_TABLES
@@ -282,7 +275,7 @@ def test_masked_garbage_reaches_nothing(dtype):
         assert not result.value[..., 50:, :].any()
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_masked_garbage_in_the_midst(isa):
     on_table(isa, "check_garbage_in_the_midst()")
 

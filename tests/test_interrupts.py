@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from c_interface_calls import WantsToStop
-from helpers import python, start_python
+from helpers import python, slow, start_python
 from known_calls import SHARED_WORK, endless, known_calls
 from registry import FUNCTIONS
 
@@ -24,11 +24,6 @@ import cattn
 x = np.ones((3, 150, 64), np.float32)
 """
 TIMERS = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
-
-
-def slow(*values):
-    """Return a set of parameters that only the long tests have."""
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one process")

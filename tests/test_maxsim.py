@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import EVERY_TABLE, EVERY_TYPE, assert_same_bits, normal, python
+from helpers import EVERY_TYPE, TWO_TABLES, assert_same_bits, normal, python
 from test_invariance import in_another_memory
 
 import cattn
@@ -176,7 +176,7 @@ print("well")
 """
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_every_table(isa):
     """Scores are as exact as is promised, equal terms included, and do not depend on what is around them."""
     assert python(TABLE, CATTN_ISA=isa) == "well\n"

@@ -8,7 +8,7 @@ import sys
 import cases
 import numpy as np
 import pytest
-from helpers import EVERY_TABLE, python
+from helpers import TWO_TABLES, python
 
 import cattn
 
@@ -82,7 +82,7 @@ def check_bounds(isa):
             assert fits or plan.key_block == LEAST_BLOCK, (arguments, plan)
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_bounds(isa):
     """At most 1 MiB a thread for head sizes up to 256; a block of keys that stays in L1; and the table's own name."""
     python("import sys, test_plan; test_plan.check_bounds(*sys.argv[1:])", isa, CATTN_ISA=isa)

@@ -12,7 +12,7 @@ import threading
 import warnings
 
 import pytest
-from helpers import python, same_bits, work
+from helpers import python, same_bits, slow, work
 from process_calls import NAMES, NUMPY_NAMES, Results, result, results
 
 import cattn
@@ -20,11 +20,6 @@ import cattn
 NO_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 HAS_PROC = os.path.isdir("/proc/self/task")
 NO_PROC = pytest.mark.skipif(not HAS_PROC, reason="no /proc here")
-
-
-def slow(*values):
-    """Return a set of parameters that only the long tests have."""
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +178,9 @@ def fork_during(name, in_child="pass", threads=3):
 
 @NO_FORK
 @pytest.mark.parametrize("threads", [slow(2), 5])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("many rows", "few rows", "waiting") else slow(name) for name in CALLS]
+)
 def test_both_processes_end_the_call(name, threads):
     assert fork_during(name, threads=threads) == "True True True\n0 True True\n"
 

@@ -8,7 +8,7 @@ import cases
 import helpers
 import numpy as np
 import pytest
-from helpers import EVERY_TABLE, assert_same_bits, python
+from helpers import EVERY_TABLE, TWO_TABLES, assert_same_bits, python
 from kappa import USUAL, Yardstick
 
 import cattn
@@ -73,7 +73,7 @@ def check_generated(seeds):
             assert yardstick.kappa_lse(results[0][1]) <= LSE_KAPPA
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_any_number_of_threads(isa):
     python("import test_splits; test_splits.check_generated(range(6))", CATTN_ISA=isa)
 

@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import EVERY_TABLE, HERE, python, same_bits, work
+from helpers import HERE, TWO_TABLES, python, same_bits, work
 from known_calls import SHARED_WORK, endless, known_calls
 from registry import FUNCTIONS
 
@@ -418,7 +418,7 @@ def test_the_gil_is_released():
     assert turns > 20  # held, the call of 0.3 s and more lets this thread have one or two
 
 
-@EVERY_TABLE
+@TWO_TABLES
 def test_64_kib_of_stack_are_enough(isa):
     code = """
 import threading

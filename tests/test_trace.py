@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from helpers import python
+from helpers import python, slow
 
 import cattn
 
@@ -460,7 +460,7 @@ def test_plot_into_given_axes(pyplot, steps):
     assert pyplot.get_fignums() == [figure.number]
 
 
-@pytest.mark.parametrize("length", [1, 12, 128])
+@pytest.mark.parametrize("length", [slow(1), 12, slow(128)])
 def test_plot_labels_never_overlap(pyplot, tmp_path, length):
     names = [f"a rather long name {i}" for i in range(length)]
     ax = cattn.trace(*draw(length), tokens=names).plot()
