@@ -1,4 +1,4 @@
-"""What the documentation says of int8 arrays, of their scales, and of keys that nobody reads. For fuzz_model.py."""
+"""The fuzzer's model asks here what the documentation says of int8 arrays, their scales, and keys that nobody reads."""
 
 import numpy as np
 
@@ -13,6 +13,7 @@ def scaled_array(arguments, place):
 
 
 def keys_axis(base, ndim):
+    """Return the axis, from the end, along which the keys of an array with so many axes lie."""
     is_packed = base.name in ("attention_varlen", "attention_paged") or base.arguments.get("layout") == "blhd"
     return -3 if is_packed and ndim > 2 else -2
 

@@ -129,7 +129,7 @@ def test_interrupts_reach_gradients_of_keys_that_no_query_sees(in_time):
 
 @TIMERS
 def test_interrupts_reach_gradients_of_masked_rows_that_are_nan(in_time):
-    """Whether such a row attends to anything is found out key by key."""
+    """The call looks through all keys of such a row for one that it attends to."""
     ones, zeros, nan, masked = np.float32([1, 0, np.nan, -np.inf])
     query, key = np.broadcast_to(ones, (1, 60, 1)), np.broadcast_to(ones, (1, 3_000_000, 1))
     grad_out, out = np.broadcast_to(nan, query.shape), np.broadcast_to(zeros, query.shape)

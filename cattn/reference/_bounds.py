@@ -1,4 +1,4 @@
-"""How far a result may be from the specification, and what errors are measured by."""
+"""This file says how far a result may be from the specification, and what errors are measured by."""
 
 import functools
 
