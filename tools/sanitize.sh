@@ -97,7 +97,7 @@ address() {
     here=$(tables)
     check_tables 32 $here
     # A report ends the process: pytest must not hold back what C code writes.
-    run -m pytest -q --capture=sys -p no:cacheprovider tests/test_{hostile,arguments,errors,c_errors,merge,nan,padding}.py
+    run -m pytest -q --capture=sys -p no:cacheprovider tests/test_{hostile,arguments,errors,wrong_calls,c_errors,merge,nan,padding}.py
     under_address emulated CATTN_EMULATE=1
     check_tables 16 avx512 avx512bf16 amx
 }
