@@ -132,12 +132,20 @@ cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array
                                  Py_ssize_t rows, Py_ssize_t count, const cattn_table *table) noexcept nogil:
     """Gather rows of bfloat16 in bundles, as the table's kernels take values of that type."""
     cdef uint16_t[MOST_INTERLEAVED * STACK] gathered
+    cdef const char *listed[MOST_INTERLEAVED]
     cdef Py_ssize_t bundle = table.kernels[<int>to_type][<int>CATTN_MANY].interleaves
     cdef Py_ssize_t size = bundle * item_size(to_type)
     cdef Py_ssize_t index, first, number, start, piece, i
     if is_direct(array, row) and is_multiple(array.row, item_size(to_type)):
-        table.interleave(to, row, array.row, rows, count)
+        for index in range((rows + MOST_INTERLEAVED - 1) // MOST_INTERLEAVED):
+            first = index * MOST_INTERLEAVED
+            piece = min(<Py_ssize_t>MOST_INTERLEAVED, rows - first)
+            for i in range(piece):
+                listed[i] = row + (first + i) * array.row
+            table.interleave(to + first * count * item_size(to_type), listed, piece, count)
         return
+    for i in range(bundle):
+        listed[i] = <const char *>&gathered[i * STACK]
     for index in range((rows + bundle - 1) // bundle):
         first = index * bundle
         for number in range((count + STACK - 1) // STACK):
@@ -146,8 +154,8 @@ cdef inline void interleave_rows(char *to, cattn_type to_type, const cattn_array
             for i in range(min(bundle, rows - first)):
                 gather_row(<char *>&gathered[i * STACK], to_type, array,
                            row + (first + i) * array.row + start * array.column, piece, table)
-            table.interleave(to + first * count * item_size(to_type) + start * size, <const char *>gathered,
-                             STACK * sizeof(uint16_t), min(bundle, rows - first), piece)
+            table.interleave(to + first * count * item_size(to_type) + start * size, listed,
+                             min(bundle, rows - first), piece)
 
 
 cdef inline void scatter_row(const cattn_array *array, char *row, const char *source, cattn_type source_type,

@@ -15,7 +15,7 @@ from tiles.tiles cimport (
 cdef struct Storage:
     cattn_type type                  # of the numbers that they get
     gather_rows_function gather      # turns rows into these, in the workspace; NULL: they are read where they lie
-    bint listed                      # if rows lie in several pages, the kernels take a list of their addresses
+    Py_ssize_t listed                # rows that lie in several pages of a multiple of so many are listed; 0: gathered
 
 
 cdef struct Rows:
@@ -101,7 +101,7 @@ cdef inline void set_storage(Storage *storage, const cattn_array *array, const c
                              int batch_ndim) noexcept nogil:
     """Decide how the kernels get blocks of an array: interleaved, in place, or gathered."""
     storage.type = kernels.type
-    storage.listed = False
+    storage.listed = 0
     storage.gather = interleave_rows if interleaves else gather_rows
     if not interleaves and kernels.reads >> array.type & 1:
         if array.type == CATTN_INT8:   # it stays so if it is gathered: where its scale goes must not depend on strides
@@ -117,10 +117,16 @@ cdef inline Py_ssize_t gathered_bytes(const Storage *storage, Py_ssize_t rows, P
     return 0 if storage.gather == NULL else rows * size * item_size(storage.type)
 
 
-cdef inline Py_ssize_t paged_bytes(const Storage *storage, Py_ssize_t rows, Py_ssize_t size) noexcept nogil:
+cdef inline bint are_listed(const Storage *storage, Py_ssize_t page_size) noexcept nogil:
+    """Return whether the kernels take the addresses of rows that lie in several pages."""
+    return storage.listed > 0 and page_size % storage.listed == 0
+
+
+cdef inline Py_ssize_t paged_bytes(const Storage *storage, Py_ssize_t page_size, Py_ssize_t rows,
+                                   Py_ssize_t size) noexcept nogil:
     """Return the room that a block takes if its rows lie in several pages: for their addresses, or for the rows, and
     for a few of them before they are interleaved."""
-    if storage.listed:
+    if are_listed(storage, page_size):
         return rows * sizeof(char *)
     if storage.gather == interleave_rows:
         rows = round_up(rows, MOST_INTERLEAVED) + MOST_INTERLEAVED
@@ -171,7 +177,8 @@ cdef inline void gather_pages(char *to, const Rows *rows, cattn_type type, Py_ss
 cdef inline void read_pages(cattn_key_block *block, const Rows *rows, const Storage *storage, Py_ssize_t low,
                             char *room, const cattn_table *table) noexcept nogil:
     """Do what read_block does with rows that lie in pages. If they lie in several, they are listed, or gathered."""
-    cdef Py_ssize_t bytes = block.size * item_size(storage.type), done = 0, some
+    cdef Py_ssize_t bytes = block.size * item_size(storage.type), done = 0, some, i
+    cdef const char *listed[MOST_INTERLEAVED]
     cdef char *gathered
     cdef Rows page = rows[0]
     if count_in_page(rows, low, block.count) == block.count:
@@ -182,19 +189,24 @@ cdef inline void read_pages(cattn_key_block *block, const Rows *rows, const Stor
     block.prefetch = NULL
     block.scales = NULL
     block.list = NULL
-    if storage.listed:
+    if are_listed(storage, rows.page_size):
         list_rows(<const char **>room, rows, low, block.count)
         block.data = (<const char **>room)[0]
-        block.stride = 0
+        block.stride = rows.array.row   # in a page
         block.list = <const char *const *>room
         return
     if storage.gather == interleave_rows:
-        # Few rows at a time are gathered, so that the nearest cache has them when they are interleaved.
+        # If they must be gathered first, few at a time are, so that the nearest cache has them when they are interleaved.
         gathered = room + round_up(block.count, MOST_INTERLEAVED) * bytes
+        for i in range(MOST_INTERLEAVED):
+            listed[i] = gathered + i * bytes
         while done < block.count:
             some = min(<Py_ssize_t>MOST_INTERLEAVED, block.count - done)
-            gather_pages(gathered, rows, storage.type, low + done, some, block.size, table)
-            table.interleave(room + done * bytes, gathered, bytes, some, block.size)
+            if in_place(rows.array, storage.type, 1):
+                list_rows(listed, rows, low + done, some)
+            else:
+                gather_pages(gathered, rows, storage.type, low + done, some, block.size, table)
+            table.interleave(room + done * bytes, listed, some, block.size)
             done += some
     else:
         gather_pages(room, rows, storage.type, low, block.count, block.size, table)

@@ -69,7 +69,7 @@ cdef inline Py_ssize_t block_bytes(const cattn_problem *problem, const Strategy 
                                    Py_ssize_t size) noexcept nogil:
     """Return the room for a block of keys or values, of `size` numbers each, that is not read where it lies."""
     if problem.block_table != NULL:
-        return paged_bytes(storage, strategy.key_block, size)
+        return paged_bytes(storage, problem.page_size, strategy.key_block, size)
     return gathered_bytes(storage, strategy.key_block, size)
 
 

@@ -316,10 +316,11 @@ def interleaved(rows, bundle):
     return rows.reshape(-1, bundle, rows.shape[1]).swapaxes(1, 2).reshape(len(rows) // bundle, -1)
 
 
-def listed(block):
-    """Return the same keys as a list of addresses, and the list, which must live as long."""
-    addresses = np.array([block.data + j * block.stride for j in range(block.count)], np.uintp)
-    return KeyBlock(None, 0, block.count, block.size, block.type, None, None, address(addresses)), addresses
+def listed(block, order=None):
+    """Return the same keys, or these in another order, as a list of addresses, and the list, which must live as long."""
+    order = range(block.count) if order is None else order
+    addresses = np.array([block.data + int(j) * block.stride for j in order], np.uintp)
+    return KeyBlock(None, block.stride, block.count, block.size, block.type, None, None, address(addresses)), addresses
 
 
 def tile_with_gaps(memory, case, random):

@@ -9,6 +9,7 @@ from kernel_cases import (
 from kernel_memory import (
     address,
     interleaved,
+    listed,
 )
 from kernel_tables import (
     BFLOAT16,
@@ -109,7 +110,8 @@ def check_interleave(case, memory, random):
         rows = np.repeat(rows[-1:], case.count, axis=0)
     expected = interleaved(np.pad(rows, ((0, -case.count % bundle), (0, 0))), bundle)
     to = memory.converted.allocate(0, expected.shape, np.uint16, case.at_end)
-    table_of(case.isa).interleave(address(to), block.data, block.stride, case.count, case.size)
+    by_list, _addresses = listed(block)
+    table_of(case.isa).interleave(address(to), by_list.list, case.count, case.size)
     assert_same("numbers", to, expected)
 
 

@@ -101,7 +101,8 @@ class Kernels(ctypes.Structure):
         *fields(count_of, "lanes half itemsize run"),
         ("type", integer),
         ("reads", ctypes.c_uint),
-        *fields(integer, "takes_lists rounds_weights scales_late"),
+        ("takes_lists", count_of),
+        *fields(integer, "rounds_weights scales_late"),
         ("interleaves", count_of),
         *fields(count_of, "most least bytes step chunk_blocks least_chunk most_chunk"),
         *FUNCTIONS.items(),
@@ -118,7 +119,7 @@ class Table(ctypes.Structure):
     Converter = ctypes.CFUNCTYPE(None, pointer, pointer, integer, count_of)
     Rounder = ctypes.CFUNCTYPE(None, pointer, pointer, count_of)
     Multiplier = ctypes.CFUNCTYPE(None, pointer, pointer, *[count_of] * 2)
-    Interleaver = ctypes.CFUNCTYPE(None, pointer, pointer, *[count_of] * 3)
+    Interleaver = ctypes.CFUNCTYPE(None, pointer, pointer, *[count_of] * 2)
     _fields_ = [
         ("name", ctypes.c_char_p),
         ("kernels", Kernels * 2 * 4),

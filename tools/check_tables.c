@@ -281,7 +281,10 @@ static void check_pairs(const cattn_table *table, int few, ptrdiff_t rows, ptrdi
     }
 
     if (!few) {
-        table->interleave(interleaved, (const char *)values, stride, count, size);
+        const char *rows[MOST_KEYS];
+        for (ptrdiff_t j = 0; j < count; j++)
+            rows[j] = (const char *)values + j * stride;
+        table->interleave(interleaved, rows, count, size);
         for (ptrdiff_t j = 0; j < (count + group - 1) / group * group; j++)
             for (ptrdiff_t c = 0; c < size; c++)
                 expect_bits("interleave", interleaved[(j / group * size + c) * group + j % group],

@@ -19,41 +19,52 @@ typedef struct {
     words row[TILE_ROWS];
 } whole_tile;
 
-/* Copies `count` rows (16 at most) of n numbers each, and fills the tile with zeros. */
-static __attribute__((noinline)) const char *copy_tile(whole_tile *to, const char *rows, ptrdiff_t stride,
-                                                       ptrdiff_t count, ptrdiff_t n)
-{
-    for (ptrdiff_t i = 0; i < TILE_ROWS; i++)
-        to->row[i] = i < count ? load_numbers(rows + i * stride, n) : (words){0};
-    return (const char *)to;
-}
-
-/* Returns where TILE_LOAD finds the rows: in place if they fill a tile, else in the copy, whose stride it sets. */
-INLINE const char *find_tile(whole_tile *copy, const char *rows, ptrdiff_t *stride, ptrdiff_t count, ptrdiff_t n)
-{
-    if (count >= TILE_ROWS && n >= TILE_NUMBERS)
-        return rows;
-    rows = copy_tile(copy, rows, *stride, count, n);
-    *stride = TILE_BYTES;
-    return rows;
-}
-
 /* The operands of `multiply`. `a` has two tiles of at most 16 rows, one below the other, and `b` two tiles of 16 rows,
  * side by side. The sum runs over `steps` of each, which have 32 numbers a row. */
 typedef struct {
     const char *a;
+    const char *const *list;   /* the addresses of a's rows if they lie in several pages of whole tiles; else NULL */
     ptrdiff_t count, stride;   /* of a's rows, in both tiles */
-    ptrdiff_t below, next;     /* bytes from the first tile to the second, and to the tiles of the next step */
+    ptrdiff_t next;            /* bytes from a step's numbers of a row to those of the next one */
     const vector *b, *last_b;  /* the tiles of the last step may lie elsewhere */
     ptrdiff_t steps, last;     /* numbers of a row of the last step */
 } factors;
+
+INLINE const char *row_of(const factors *of, ptrdiff_t i)
+{
+    return of->list != NULL ? of->list[i] : of->a + i * of->stride;
+}
+
+/* Copies n numbers, which begin `at` bytes from the row's begin, of each of 16 rows, with zeros where there are none. */
+static __attribute__((noinline)) const char *copy_tile(whole_tile *to, const factors *of, ptrdiff_t first, ptrdiff_t at,
+                                                       ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < TILE_ROWS; i++)
+        to->row[i] = first + i < of->count ? load_numbers(row_of(of, first + i) + at, n) : (words){0};
+    return (const char *)to;
+}
+
+/* Returns where TILE_LOAD finds rows first, first + 1, ..., and sets their stride: in place if they fill a tile and lie
+ * in one page, else in the copy. */
+INLINE const char *find_tile(whole_tile *copy, ptrdiff_t *stride, const factors *of, ptrdiff_t first, ptrdiff_t at,
+                             ptrdiff_t n)
+{
+    if (of->count - first >= TILE_ROWS && n >= TILE_NUMBERS) {
+        const char *rows = row_of(of, first);
+        *stride = of->stride;
+        if (of->list == NULL || of->list[first + TILE_ROWS - 1] == rows + (TILE_ROWS - 1) * of->stride)
+            return rows + at;
+    }
+    *stride = TILE_BYTES;
+    return copy_tile(copy, of, first, at, n);
+}
 
 /* Computes Σ a · b: 32 rows of 32 lanes, which are `pitch` vectors apart. */
 INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
 {
     const ptrdiff_t b_stride = TILE_VECTORS * VECTOR_BYTES, to_stride = pitch * VECTOR_BYTES;
-    const char *a = of->a;
     const vector *b = of->b;
+    ptrdiff_t at = 0;
     whole_tile copy[2];
     TILE_ZERO(0);
     TILE_ZERO(1);
@@ -61,9 +72,9 @@ INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
     TILE_ZERO(3);
     for (ptrdiff_t step = 1; step <= of->steps; step++) {
         const ptrdiff_t n = step < of->steps ? TILE_NUMBERS : of->last;
-        ptrdiff_t stride = of->stride, other_stride = stride;
-        const char *one = find_tile(&copy[0], a, &stride, of->count, n);
-        const char *other = find_tile(&copy[1], a + of->below, &other_stride, of->count - TILE_ROWS, n);
+        ptrdiff_t stride, other_stride;
+        const char *one = find_tile(&copy[0], &stride, of, 0, at, n);
+        const char *other = find_tile(&copy[1], &other_stride, of, TILE_ROWS, at, n);
         if (step == of->steps)
             b = of->last_b;
         TILE_LOAD(4, one, stride);
@@ -74,7 +85,7 @@ INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
         TILE_LOAD(5, other, other_stride);
         TILE_DOT(2, 5, 6);
         TILE_DOT(3, 5, 7);
-        a += of->next;
+        at += of->next;
         b += TILE_PAIRS * TILE_VECTORS;
     }
     TILE_STORE(0, to, to_stride);
@@ -124,7 +135,7 @@ INLINE void amx_scores_of(vector *scores, const cattn_row_tile *tile, const catt
     const ptrdiff_t count = block->count, vectors = tile->rows <= HALF ? WIDE : TILE_VECTORS;
     const ptrdiff_t steps = (block->size + TILE_NUMBERS - 1) / TILE_NUMBERS;
     const float scale = (float)tile->scale;
-    factors of = {.stride = block->stride, .below = TILE_ROWS * block->stride, .next = TILE_BYTES, .steps = steps,
+    factors of = {.stride = block->stride, .next = TILE_BYTES, .steps = steps,
                   .last = block->size - (steps - 1) * TILE_NUMBERS};
     products rest;
     vector maximum[TILE_VECTORS], *block_max = tile->block_max;
@@ -137,6 +148,7 @@ INLINE void amx_scores_of(vector *scores, const cattn_row_tile *tile, const catt
     for (ptrdiff_t j = 0; j < count; j += BUNDLE) {
         cattn_prefetch_next(block->prefetch);
         of.a = block->data + j * block->stride;
+        of.list = block->list == NULL ? NULL : block->list + j;
         of.count = count - j;
         for (ptrdiff_t v = 0; v < vectors; v += WIDE) {
             const ptrdiff_t at = j * TILE_VECTORS + v;
@@ -207,8 +219,7 @@ static int amx_values(void *output_, const cattn_row_tile *tile, const cattn_key
     const ptrdiff_t size = block->size, vectors = tile->rows <= HALF ? WIDE : TILE_VECTORS;
     const ptrdiff_t pairs = (block->count + 1) / 2, steps = (block->count + BUNDLE - 1) / BUNDLE;
     const vector *weights = tile->scores, *row_scale = tile->is_new ? NULL : tile->row_scale;
-    factors of = {.stride = TILE_BYTES, .below = TILE_ROWS * TILE_BYTES, .next = BUNDLE * block->stride, .steps = steps,
-                  .last = TILE_NUMBERS};
+    factors of = {.stride = TILE_BYTES, .next = BUNDLE * block->stride, .steps = steps, .last = TILE_NUMBERS};
     vector *output = output_, last[TILE_PAIRS * TILE_VECTORS];   /* the weights of the last bundle, padded with zeros */
     products sums[2];
     ptrdiff_t turn = 0, before = 0;   /* where the outputs of the turn before lie */
@@ -271,19 +282,19 @@ INLINE void interleave_eight(vector y[8], const char *const rows[BUNDLE])
     F(transpose_quads)(y + 4, high);
 }
 
-static void amx_interleave(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns)
+static void amx_interleave(void *to, const char *const *from, ptrdiff_t keys, ptrdiff_t columns)
 {
     enum { EIGHT = 8 };
     const ptrdiff_t whole = columns / EIGHT * EIGHT;
     words *out = to;
-    for (ptrdiff_t j = 0; j < keys; j += BUNDLE, from += BUNDLE * stride) {
+    for (ptrdiff_t j = 0; j < keys; j += BUNDLE, from += BUNDLE) {
         uint16_t rest[BUNDLE][EIGHT] = {{0}};
         const char *rows[BUNDLE];
         vector y[EIGHT];
         if (keys - j >= BUNDLE)
             for (ptrdiff_t c = 0; c < whole; c += EIGHT, out += EIGHT) {
                 UNROLL for (int i = 0; i < BUNDLE; i++)
-                    rows[i] = from + i * stride + c * 2;
+                    rows[i] = from[i] + c * 2;
                 interleave_eight(y, rows);
                 UNROLL for (int i = 0; i < EIGHT; i++)
                     __builtin_memcpy(out + i, &y[i], TILE_BYTES);
@@ -294,7 +305,7 @@ static void amx_interleave(void *to, const char *from, ptrdiff_t stride, ptrdiff
             for (int i = 0; i < BUNDLE; i++) {
                 rows[i] = (const char *)rest[i];
                 if (i < keys - j)
-                    __builtin_memcpy(rest[i], from + i * stride + c * 2, (size_t)n * 2);
+                    __builtin_memcpy(rest[i], from[i] + c * 2, (size_t)n * 2);
             }
             interleave_eight(y, rows);
             for (ptrdiff_t i = 0; i < n; i++)
@@ -309,7 +320,7 @@ static void override_amx(cattn_table *table)
     many->run = RUN;
     many->scales_late = 1;
     many->interleaves = BUNDLE;
-    many->takes_lists = 0;   /* tiles are loaded by a stride */
+    many->takes_lists = TILE_ROWS;
     /* Keys, values, scores and weights of a block stay in L2 beside the tiles of a task. */
     many->blocking = (cattn_blocking){.most = 256, .least = BUNDLE, .step = CATTN_BY_HALVES, .bytes = 131072,
                                       .chunk_blocks = 8, .least_chunk = 512, .most_chunk = PTRDIFF_MAX};

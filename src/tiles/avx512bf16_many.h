@@ -151,13 +151,13 @@ static int pair_values(void *output, const cattn_row_tile *tile, const cattn_key
     return 1;
 }
 
-static void interleave(void *to_, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns)
+static void interleave(void *to_, const char *const *rows, ptrdiff_t keys, ptrdiff_t columns)
 {
     uint32_t *restrict to = to_;
     for (ptrdiff_t j = 0; j < keys; j += 2, to += columns) {
-        const uint16_t *one = (const uint16_t *)(from + j * stride), *other = (const uint16_t *)(from + (j + 1) * stride);
+        const uint16_t *one = (const uint16_t *)rows[j], *other = j + 1 < keys ? (const uint16_t *)rows[j + 1] : NULL;
         for (ptrdiff_t c = 0; c < columns; c++)
-            to[c] = one[c] | (j + 1 < keys ? (uint32_t)other[c] << 16 : 0);
+            to[c] = one[c] | (other != NULL ? (uint32_t)other[c] << 16 : 0);
     }
 }
 

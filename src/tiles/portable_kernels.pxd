@@ -29,7 +29,7 @@ cdef inline void fill_kernels(cattn_kernels *many, cattn_kernels *few) noexcept 
     many.itemsize = few.itemsize = sizeof(real)
     many.type = few.type = CATTN_FLOAT32 if sizeof(real) == sizeof(float) else CATTN_FLOAT64
     many.reads = few.reads = 1u << many.type
-    many.takes_lists = few.takes_lists = False
+    many.takes_lists = few.takes_lists = 0
     many.rounds_weights = few.rounds_weights = many.scales_late = few.scales_late = False
     many.interleaves = few.interleaves = 1
     many.load = few.load = load

@@ -193,7 +193,8 @@ typedef struct {
     ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain */
     cattn_type type;      /* of queries, keys and values as these kernels take them */
     unsigned reads;       /* types of keys and values that they read where they lie: bits 1 << cattn_type */
-    int takes_lists;      /* `scores` and `values` read keys that lie in several pages by a list of addresses */
+    ptrdiff_t takes_lists;   /* `scores` and `values` read keys that lie in several pages by a list of addresses, if a
+                              * page has a multiple of so many; 0: they do not */
     int rounds_weights;   /* to bfloat16: two of them make a word, and lse_sum is another array than row_sum */
     int scales_late;      /* without softcap, bias and ALiBi, `exponentials` applies a scale above 0, not `scores` */
     ptrdiff_t interleaves;   /* the values of so many keys lie beside each other, column by column; 1: row by row */
@@ -294,9 +295,9 @@ typedef struct {
     /* Multiplies `count` contiguous floats by as many factors, or all of them by the first one if `step` is 0. */
     void (*multiply)(void *x, const float *factors, ptrdiff_t step, ptrdiff_t count);
 
-    /* Copies rows of bfloat16, which lie `stride` bytes apart, in bundles of as many keys as the kernels interleave:
+    /* Copies rows of bfloat16, one of each key, in bundles of as many keys as the kernels interleave:
      * to[bundle][column][key of the bundle]. Zeros stand behind the last key. NULL if no kernels take them. */
-    void (*interleave)(void *to, const char *from, ptrdiff_t stride, ptrdiff_t keys, ptrdiff_t columns);
+    void (*interleave)(void *to, const char *const *rows, ptrdiff_t keys, ptrdiff_t columns);
 } cattn_table;
 
 #endif

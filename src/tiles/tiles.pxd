@@ -106,7 +106,7 @@ cdef extern from "tiles/tiles.h" nogil:
         Py_ssize_t lanes, half, itemsize, run
         cattn_type type
         unsigned int reads
-        int takes_lists
+        Py_ssize_t takes_lists
         int rounds_weights, scales_late
         Py_ssize_t interleaves
         cattn_blocking blocking
@@ -133,5 +133,4 @@ cdef extern from "tiles/tiles.h" nogil:
         void (*narrow)(char *to, const void *source, cattn_type type, Py_ssize_t count) noexcept nogil
         void (*round_to_float)(void *to, const void *source, Py_ssize_t count) noexcept nogil
         void (*multiply)(void *x, const float *factors, Py_ssize_t step, Py_ssize_t count) noexcept nogil
-        void (*interleave)(void *to, const char *source, Py_ssize_t stride, Py_ssize_t keys,
-                           Py_ssize_t columns) noexcept nogil
+        void (*interleave)(void *to, const char **rows, Py_ssize_t keys, Py_ssize_t columns) noexcept nogil
