@@ -18,6 +18,16 @@ INLINE ptrdiff_t F(few_ahead)(ptrdiff_t size, const cattn_type type, const int s
     return ahead > 0 ? ahead : 1;
 }
 
+/* Returns how many bytes behind key j of a stream to ask for. Behind the last key of a stream comes the first one of the
+ * same stream of the next block. That gains nothing where few keys are asked for ahead, because a key has many bytes. */
+INLINE ptrdiff_t F(few_bytes_ahead)(ptrdiff_t j, ptrdiff_t ahead, ptrdiff_t apart, ptrdiff_t count, ptrdiff_t stride,
+                                    const cattn_type type)
+{
+    if (F(stored_size)(type) < (ptrdiff_t)sizeof(REAL) && j + ahead >= apart)
+        ahead += count - apart;
+    return ahead * stride;
+}
+
 /* Asks for the line of memory that the vector at column c begins, if it begins one. It comes into L2 only, because
  * fewer lines may be on their way to L1 at a time. Memory that comes from L3 gains less by it, or loses. */
 INLINE void F(prefetch_stored)(const char *row, ptrdiff_t c, const cattn_type type)
@@ -164,7 +174,8 @@ INLINE void F(few_scores_rows)(REAL *scores, const cattn_row_tile *tile, const c
     for (ptrdiff_t j = 0; j < apart; j += steps) {
         const ptrdiff_t left = count - (j + (wide - 1) * apart + steps);   /* of the last stream; a list ends with it */
         F(few_scores_tile)(scores + j, pitch, queries, size, few_keys_from(keys, j, listed), apart,
-                           listed ? AT_MOST(ahead, left) : ahead * keys.stride, type, rows, wide, steps, listed);
+                           listed ? AT_MOST(ahead, left) : F(few_bytes_ahead)(j, ahead, apart, count, keys.stride, type),
+                           type, rows, wide, steps, listed);
     }
     for (ptrdiff_t j = apart * wide; j < count; j++)
         F(few_scores_tile)(scores + j, pitch, queries, size, few_keys_from(keys, j, listed), 0, 0, type, rows, 1, 1,
@@ -373,7 +384,9 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
             UNROLL for (int r = 0; r < rows; r += 2)
                 done = F(few_values_run)(total[run % FEW_TOTALS] + r, weights + first + r * pitch, pitch,
                                          few_keys_from(values, first, listed), apart,
-                                         listed ? AT_MOST(ahead, left) : ahead * values.stride, columns, type,
+                                         listed ? AT_MOST(ahead, left)
+                                                : F(few_bytes_ahead)(first, ahead, apart, count, values.stride, type),
+                                         columns, type,
                                          AT_MOST(rows - r, 2), rows == 1 ? 8 : 4, r == 0, listed);
             if (done >= columns)
                 continue;
@@ -383,7 +396,8 @@ INLINE void F(few_values_columns)(REAL *output, ptrdiff_t output_pitch, const RE
             const ptrdiff_t left = count - i;
 #define FEW_VALUES_TILE(wide, apart)                                                                               \
             F(few_values_tile)(sum, weights + i, pitch, few_keys_from(values, i, listed), apart,                   \
-                               listed ? AT_MOST(ahead, left - (wide - 1) * (apart) - 1) : ahead * values.stride,   \
+                               listed ? AT_MOST(ahead, left - (wide - 1) * (apart) - 1)                            \
+                                      : F(few_bytes_ahead)(i, ahead, apart, count, values.stride, type),           \
                                done, columns, type, rows, wide, listed)
             if (left > 3 * apart) {
                 FEW_VALUES_TILE(4, apart);
