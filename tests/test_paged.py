@@ -29,7 +29,7 @@ UNREAD = 10**9
 class Paged:
     """Hold sequences whose keys lie in pages in random order, and the same keys one after the other."""
 
-    def __init__(self, page_size, dtype, key_type=None, *, size=24, value_size=20, queries=QUERIES, keys=KEYS):
+    def __init__(self, page_size, dtype, key_type=None, *, size=40, value_size=20, queries=QUERIES, keys=KEYS):
         random = np.random.default_rng([page_size, size])
         key_type = dtype if key_type is None else key_type
         self.page_size, self.queries, self.keys = page_size, queries, keys
