@@ -45,7 +45,7 @@ LOOPS = [
     *((f"few rows: scores of {n}", f"few_scores_of_{n}_{{bits}}", "few", n) for n in (1, 2, 4)),
     *((f"few rows: values of {n}", f"few_values_of_{n}_{{bits}}", "few", n) for n in (1, 2, 4)),
 ]
-FMA = re.compile(r"fml[as]\s+v")
+FMA = re.compile(r"fm(?:l[as]|ul)\s+v")  # the first product of a sum needs no addition
 EXPONENT = re.compile(r"shl|uqsub")
 WIDENS = re.compile(r"u?s?shll|[su]xtl|[su]cvtf|fcvtl|zip")
 BRANCH = re.compile(r"(?:b|b\.?[a-z][a-z]|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")

@@ -331,9 +331,6 @@ INLINE ptrdiff_t F(few_values_run)(vector total[][FEW_COLUMNS + 1], const REAL *
         vector sum[2][8];
         EACH_WEIGHT(r, w, part)   /* or gcc would make a vector of each lane beforehand, and run out of registers */
             __asm__("" : "+w"(weight[r][w][part]));
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < together; v++)
-                sum[r][v] = (vector){0};
         UNROLL for (int i = 0; i < FEW_STEPS; i++)
             UNROLL for (int w = 0; w < FEW_STREAMS; w++) {
                 UNROLL for (int v = 0; v < together; v++) {
@@ -342,7 +339,10 @@ INLINE ptrdiff_t F(few_values_run)(vector total[][FEW_COLUMNS + 1], const REAL *
                         CATTN_PREFETCH_L2((listed ? step[i].next[w] + c / WIDTH * bytes : value[i][w] + ahead) +
                                           v * bytes);
                     UNROLL for (int r = 0; r < rows; r++)
-                        sum[r][v] = F(muladd_by)(x, weight[r][w][i / QUAD], i % QUAD, sum[r][v]);
+                        if (i == 0 && w == 0)
+                            sum[r][v] = x * F(splat)(weight[r][w][0][0]);
+                        else
+                            sum[r][v] = F(muladd_by)(x, weight[r][w][i / QUAD], i % QUAD, sum[r][v]);
                 }
                 value[i][w] += together * bytes;
                 OPAQUE(value[i][w]);
