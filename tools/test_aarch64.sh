@@ -5,12 +5,14 @@
 #
 #     gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user python3 python3-venv
 #
-# Debian's Python for arm64 is unpacked under build/aarch64, without installing it; NumPy and the test's other needs come
-# from PyPI as wheels for aarch64. The module is cross-compiled by setup.py, under this machine's Python of
-# the same version. All of it stays in build/aarch64 for the next time; remove that folder to begin anew.
+# Debian's Python for arm64 is unpacked under build/aarch64, without installing it; NumPy and what else the README's command
+# installs come from PyPI as wheels for aarch64. The module is cross-compiled by setup.py, under this machine's Python of the
+# same version. All of it stays in build/aarch64 for the next time; remove that folder to begin anew.
 #
 # The emulated processor is a plain ARMv8.0 (QEMU_CPU). NumPy's BLAS chooses its kernels by the processor: on qemu's own
 # default, NumPy's matrix products come out wrong, and with them what the tests expect.
+#
+# Files of tests run beside each other, on all processors (with -n 0: one after the other).
 #
 # An emulated run takes many times as long, and some tests limit a time. Those that fail are therefore run again with clocks that
 # go more slowly, for them and for the processes that they start. A test that then passes exceeded its time and nothing else: it is
@@ -46,18 +48,28 @@ command -v "$version" > /dev/null || { echo "expected $version on this machine, 
 if [ ! -e "$work/packages.done" ]; then
     "$version" -m venv "$work/venv"
     "$work/venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0'
+    # What the README's command installs, and what runs tests beside each other.
+    mapfile -t needs < <("$work/venv/bin/python" - "$checkout/pyproject.toml" << 'END'
+import sys
+import tomllib
+
+with open(sys.argv[1], "rb") as file:
+    extras = tomllib.load(file)["project"]["optional-dependencies"]
+print(*(need for name in ("cli", "plot", "test") for need in extras[name] if not need.startswith("cattn")), sep="\n")
+END
+    )
     "$work/venv/bin/pip" install -q --target "$site" --only-binary=:all: --implementation cp \
         --python-version "${version#python}" --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
         --platform manylinux2014_aarch64 \
         "numpy==$("$work/venv/bin/python" -c 'import numpy; print(numpy.__version__)')" \
-        'ml_dtypes>=0.4' 'pytest>=8' 'hypothesis>=6'
+        "${needs[@]}" 'pytest-xdist>=3.8'
     touch "$work/packages.done"
 fi
 
 # The module: setup.py with the target's configuration of Python in the place of this machine's. The sources and the package are
 # copied, so that no module for another processor lies in the checkout.
 copy=$work/cattn
-rm -rf "$copy/cattn"
+rm -rf "$copy"/{cattn,tests}
 mkdir -p "$copy"
 cp -ru "$checkout"/{setup.py,pyproject.toml,src,cattn,tests,benchmarks,docs} "$copy"
 cp "$checkout"/README.md "$copy"
@@ -119,7 +131,7 @@ END
 export PYTHONPATH=$work/clocks:$PYTHONPATH
 rm -f .pytest_cache/v/cache/lastfailed
 status=0
-"$work/python" -m pytest -q "$@" || status=$?
+"$work/python" -m pytest -q -n auto --dist loadfile "$@" || status=$?
 if [ $status = 1 ]; then
     failed=$(grep -c : .pytest_cache/v/cache/lastfailed)
     echo "$failed failed, and run again with clocks that go 32 times as slowly. Those that pass exceeded a time and nothing else:"
