@@ -133,7 +133,7 @@ def test_long_flat_rows(name, rows, equal):
     assert_accurate(out, case, lse)
 
 
-@pytest.mark.parametrize("rows, size", [(8, 4096), (8, 8192), (40, 1024), (40, 4096)])
+@pytest.mark.parametrize("rows, size", [(1, 16384), (8, 4096), (8, 8192), (40, 1024), (40, 16384)])
 @pytest.mark.parametrize("seed", range(4))
 def test_long_equal_products(rows, size, seed):
     """Scores that are sums of thousands of equal terms: in one chain each rounds the same way."""

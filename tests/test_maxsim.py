@@ -165,9 +165,10 @@ for seed in range(150):
     function.check(arguments, function.call(**arguments))
 random = np.random.default_rng(0)
 for dtype in (np.float32, np.float64):
-    for size in (16, 128, 1000, 4096):
-        case = {"query": np.full((5, size), 0.1, dtype), "document": np.full((2, 30, size), 0.7, dtype)}
-        check_maxsim_bound(cattn.maxsim(**case), case)
+    for size in (16, 128, 1000, 4096, 16384):
+        for rows, x, y in [(5, 0.1, 0.7), *((rows, *random.uniform(0.5, 1, 2)) for rows in 3 * (1, 5, 40))]:
+            case = {"query": np.full((rows, size), x, dtype), "document": np.full((1, 3, size), y, dtype)}
+            check_maxsim_bound(cattn.maxsim(**case), case)
     query, document = (random.standard_normal(shape).astype(dtype) for shape in ((3, 40, 24), (6, 90, 24)))
     together = cattn.maxsim(query, document, num_threads=3)
     for q, n in np.ndindex(together.shape):

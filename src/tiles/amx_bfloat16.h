@@ -11,6 +11,7 @@
 #define BUNDLE TILE_NUMBERS   /* keys of a bundle of interleaved values */
 #define TALL (2 * TILE_ROWS)
 #define WIDE 2               /* vectors of lanes */
+#define CHAIN 256            /* steps whose products are summed in one chain: a head has at most twice as many */
 
 /* This buffer holds the sums of 2 × 2 tiles until they are used: 32 keys or value columns, with 32 lanes each. */
 typedef vector products[TALL][WIDE];
@@ -59,18 +60,37 @@ INLINE const char *find_tile(whole_tile *copy, ptrdiff_t *stride, const factors 
     return copy_tile(copy, of, first, at, n);
 }
 
-/* Computes Σ a · b: 32 rows of 32 lanes, which are `pitch` vectors apart. */
-INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
+INLINE void store_products(vector *to, ptrdiff_t pitch)
 {
-    const ptrdiff_t b_stride = TILE_VECTORS * VECTOR_BYTES, to_stride = pitch * VECTOR_BYTES;
-    const vector *b = of->b;
-    ptrdiff_t at = 0;
-    whole_tile copy[2];
+    const ptrdiff_t stride = pitch * VECTOR_BYTES;
+    TILE_STORE(0, to, stride);
+    TILE_STORE(1, to + 1, stride);
+    TILE_STORE(2, to + TILE_ROWS * pitch, stride);
+    TILE_STORE(3, to + TILE_ROWS * pitch + 1, stride);
+}
+
+INLINE void clear_products(void)
+{
     TILE_ZERO(0);
     TILE_ZERO(1);
     TILE_ZERO(2);
     TILE_ZERO(3);
+}
+
+/* Computes Σ a · b: 32 rows of 32 lanes, which are `pitch` vectors apart. */
+INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
+{
+    const ptrdiff_t b_stride = TILE_VECTORS * VECTOR_BYTES;
+    const vector *b = of->b;
+    ptrdiff_t at = 0;
+    whole_tile copy[2];
+    products first;   /* of two chains */
+    clear_products();
     for (ptrdiff_t step = 1; step <= of->steps; step++) {
+        if (step == CHAIN + 1) {
+            store_products(first[0], WIDE);
+            clear_products();
+        }
         const ptrdiff_t n = step < of->steps ? TILE_NUMBERS : of->last;
         ptrdiff_t stride, other_stride;
         const char *one = find_tile(&copy[0], &stride, of, 0, at, n);
@@ -88,10 +108,11 @@ INLINE void multiply(vector *to, ptrdiff_t pitch, const factors *of)
         at += of->next;
         b += TILE_PAIRS * TILE_VECTORS;
     }
-    TILE_STORE(0, to, to_stride);
-    TILE_STORE(1, to + 1, to_stride);
-    TILE_STORE(2, to + TILE_ROWS * pitch, to_stride);
-    TILE_STORE(3, to + TILE_ROWS * pitch + 1, to_stride);
+    store_products(to, pitch);
+    if (of->steps > CHAIN)
+        for (int i = 0; i < TALL; i++)
+            UNROLL for (int v = 0; v < WIDE; v++)
+                to[i * pitch + v] += first[i][v];
 }
 
 /* ---- load ---- */
@@ -188,7 +209,7 @@ static int amx_scores(void *scores, const cattn_row_tile *tile, const cattn_key_
         amx_scores_of(scores, tile, block, capped ? NULL : added, 0);
     TILES_END;
     if (capped)
-        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
+        F(modify_scores)(scores, tile, added, block->count, mod->softcap);
     return 1;
 }
 

@@ -37,6 +37,7 @@ cdef enum:
     PORTABLE_NARROW = 20
     PORTABLE_LINK = 4        # terms that are summed two by two, and then join a chain, which rounds once for the four
     PORTABLE_CHAIN = 16      # links of a score's chain: 32 equal ones came to 2.4 κ
+    PORTABLE_CHAINS = 16     # chains of a score that are summed in one chain
     # Keys whose values are summed in one chain: a block of head size 128, half of one of 64. Why sums are chains of
     # chains stands at RUN in tiles_template.h.
     PORTABLE_RUN = 40
@@ -297,7 +298,7 @@ cdef inline int scores(void *array, const cattn_row_tile *tile, const cattn_key_
     """
     cdef real *scores = <real *>array
     cdef Py_ssize_t lanes = PORTABLE_LANES
-    cdef real[PORTABLE_LANES] one
+    cdef real[PORTABLE_LANES] one, before   # the second: of the blocks of chains before
     cdef const real *joined
     cdef Py_ssize_t first, c, j, r, size = block.size, chain = PORTABLE_LINK * PORTABLE_CHAIN
     for r in range(lanes):
@@ -305,11 +306,19 @@ cdef inline int scores(void *array, const cattn_row_tile *tile, const cattn_key_
     for j in range(block.count):
         cattn_prefetch_next(block.prefetch)
         joined = NULL
+        clear(before)
         for first in range((size + chain - 1) // chain):
             c = first * chain
+            if first % PORTABLE_CHAINS == 0 and first > 0:
+                for r in range(lanes):
+                    before[r] += scores[j * lanes + r]
+                joined = NULL
             add_products(scores + j * lanes, tile.rows, joined, <const real *>tile.queries + c * lanes,
                          <const real *>(block.data + j * block.stride) + c, sizeof(real), min(size - c, chain))
             joined = one
+        if size > PORTABLE_CHAINS * chain:
+            for r in range(lanes):
+                scores[j * lanes + r] += before[r]
     return modify_scores(scores, tile, block)
 
 

@@ -83,6 +83,21 @@ cdef inline real sum_lanes(real *lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
+cdef inline void add_chain(real *before, real *sum, real chain, Py_ssize_t number) noexcept nogil:
+    """Add chain number `number` of a score to the sum of its block, or begin a block with it."""
+    if number % PORTABLE_CHAINS != 0:
+        sum[0] += chain
+        return
+    if number > 0:
+        before[0] = sum[0] if number == PORTABLE_CHAINS else before[0] + sum[0]
+    sum[0] = chain
+
+
+cdef inline real add_blocks(real before, real sum, Py_ssize_t chains) noexcept nogil:
+    """Return a score of so many chains."""
+    return before + sum if chains > PORTABLE_CHAINS else sum
+
+
 cdef inline int few_modify_scores(real *scores, const cattn_row_tile *tile,
                                   const cattn_key_block *block) noexcept nogil:
     cdef const cattn_score_mod *mod = tile.score_mod
@@ -114,6 +129,7 @@ cdef inline int few_scores(void *array, const cattn_row_tile *tile, const cattn_
     # Two keys from each of four places of the block in turn: processors read four streams faster than one. Sums of
     # lanes wait in memory for each other: where they are added up at once, gcc takes their vectors to pieces.
     cdef real[8 * PORTABLE_FEW_LANES] lanes
+    cdef real[8] before, sum   # of the blocks of chains before, and of the block
     cdef real *block_max = <real *>tile.block_max
     cdef const real *queries = <const real *>tile.queries
     cdef const char *keys = block.data
@@ -137,20 +153,19 @@ cdef inline int few_scores(void *array, const cattn_row_tile *tile, const cattn_
                              apart * stride, width,
                              ahead if r == 0 else 0)
                 for i in range(8):
-                    j = r * pitch + start + i // 4 + i % 4 * apart
-                    score = sum_lanes(lanes + i * PORTABLE_FEW_LANES)
-                    scores[j] = scores[j] + score if chain > 0 else score
+                    add_chain(&before[i], &sum[i], sum_lanes(lanes + i * PORTABLE_FEW_LANES), chain)
             for i in range(8):
-                score = scores[r * pitch + start + i // 4 + i % 4 * apart]
+                score = add_blocks(before[i], sum[i], chains)
+                scores[r * pitch + start + i // 4 + i % 4 * apart] = score
                 block_max[r] = score if score > block_max[r] else block_max[r]
     for j in range(4 * apart, count):
         for r in range(rows):
-            score = 0
             for chain in range(chains):
                 c = chain * PORTABLE_FEW_CHAINS
                 add_dot(lanes, queries + r * size + c, <const real *>(keys + j * stride) + c,
                         min(size - c, <Py_ssize_t>PORTABLE_FEW_CHAINS))
-                score += sum_lanes(lanes)
+                add_chain(&before[0], &sum[0], sum_lanes(lanes), chain)
+            score = add_blocks(before[0], sum[0], chains)
             scores[r * pitch + j] = score
             block_max[r] = score if score > block_max[r] else block_max[r]
     if tile.score_mod != NULL:

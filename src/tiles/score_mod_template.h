@@ -9,14 +9,15 @@ INLINE REAL F(softcap_bounded)(double softcap)
     return (REAL)(softcap > bound ? bound : softcap < 1 / bound ? 1 / bound : softcap);
 }
 
-static void F(cap_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count,
+/* Applies softcap, unless it is 0, adds what is added, and finds the maxima. */
+static void F(modify_scores)(vector *scores, const cattn_row_tile *tile, const vector *added, ptrdiff_t count,
                           double softcap)
 {
     const REAL cap = F(softcap_bounded)(softcap), factor = (REAL)(-2 * CATTN_LOG2E / (double)cap);
     for (int v = 0; v * WIDTH < tile->rows; v++) {
         vector maximum = F(splat)(-INFINITE);
         for (ptrdiff_t at = v; at < count * TILE_VECTORS; at += TILE_VECTORS) {
-            vector score = F(softcap)(scores[at], cap, factor);
+            vector score = softcap == 0 ? scores[at] : F(softcap)(scores[at], cap, factor);
             if (added != NULL)
                 score += added[at];
             scores[at] = score;

@@ -39,7 +39,7 @@ static int SCORES(void *scores, const cattn_row_tile *tile, const cattn_key_bloc
     WITH_VECTORS(tile->rows, MANY)
 #undef MANY
     if (capped)
-        F(cap_scores)(scores, tile, added, block->count, mod->softcap);
+        F(modify_scores)(scores, tile, added, block->count, mod->softcap);
     return 1;
 }
 

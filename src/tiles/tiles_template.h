@@ -26,12 +26,13 @@
  * chains of chains: the RUN keys of a run, the runs of a block, the blocks of a chunk. Chunks are joined with
  * compensation. A run of 24 equal values comes out up to 3.25 eps off. Runs and blocks, four at a time, hardly add to
  * that: one and one are exactly two, and two and two four. Weights are also added up in links of a run, which costs
- * nothing.
+ * nothing. Sums over columns are taken in runs, blocks of runs, and two chains of blocks.
  *
  * Few rows wait for memory anyway, and their blocks hold more runs, so that their runs are shorter. */
 #define RUN 20               /* keys of a run of values */
 #define LINK 5               /* weights of a link */
-#define COLUMN_RUN 16        /* terms of a run of scores */
+#define COLUMN_RUN 16        /* terms of a run of scores; with few rows, vectors of them */
+#define COLUMN_RUNS 16       /* runs of a block of columns */
 #define FEW_STREAMS 4        /* places of a block that keys and values come from in turn */
 #define FEW_STEPS 3          /* keys of a run of values, from each stream */
 #define FEW_TOTALS 4         /* sums that runs join in turn */
@@ -165,6 +166,7 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
 #define SCORES F(scores)
 #define MAXIMA F(maxima)
 #include "scores_template.h"
+#include "wide_heads_template.h"
 
 /* ---- many rows: softmax, values ---- */
 
@@ -504,8 +506,8 @@ static void F(override)(cattn_table *table)
     many->run = RUN;
     many->blocking = F(many_blocking);
     many->load = F(load_queries);
-    many->scores = F(scores);
-    many->maxima = F(maxima);
+    many->scores = F(scores_of_heads);
+    many->maxima = F(maxima_of_heads);
     many->exponentials = F(exponentials);
     many->values = F(values);
     many->merge = F(merge);
