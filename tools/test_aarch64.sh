@@ -17,8 +17,6 @@
 # An emulated run takes many times as long, and some tests limit a time. Those that fail are therefore run again with clocks that
 # go more slowly, for them and for the processes that they start. A test that then passes exceeded its time and nothing else: it is
 # named, and does not count as a failure.
-#
-# The emulator has a thread of its own, which a test that counts a forked child's threads takes for one of ours.
 set -euo pipefail
 compiler=${CC:-aarch64-linux-gnu-gcc}   # or "clang-19 --target=aarch64-linux-gnu -I/usr/aarch64-linux-gnu/include"
 checkout=$(realpath "$(dirname "$0")/..")
@@ -71,7 +69,7 @@ fi
 copy=$work/cattn
 rm -rf "$copy"/{cattn,tests}
 mkdir -p "$copy"
-cp -ru "$checkout"/{setup.py,pyproject.toml,src,cattn,tests,benchmarks,docs} "$copy"
+cp -ru "$checkout"/{setup.py,pyproject.toml,src,cattn,tests,benchmarks,docs,examples,tools} "$copy"
 cp "$checkout"/README.md "$copy"
 rm -f "$copy"/cattn/_kernel.*.so
 mkdir -p "$work/sysconfig"
@@ -86,7 +84,7 @@ cp "$root/usr/lib/$version/_sysconfigdata__aarch64-linux-gnu.py" "$work/sysconfi
 
 export CC=$compiler   # some tests compile a library that replaces functions of the C library
 export QEMU_LD_PREFIX=$root QEMU_CPU=${QEMU_CPU:-cortex-a72}
-export PYTHONHOME=$root/usr PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
+export PYTHONHOME=$root/usr PYTHONPATH=$site:$copy PYTHONDONTWRITEBYTECODE=1
 cd "$copy"
 # Tests that start Python in a process of their own run sys.executable: a program that says how. It is linked statically, as the
 # emulator is, because what a test preloads is for the emulated process alone.
@@ -105,6 +103,7 @@ END
 
 mkdir -p "$work/clocks"
 cat > "$work/clocks/sitecustomize.py" << 'END'
+import functools
 import os
 import time
 
@@ -112,7 +111,7 @@ SLOWER = float(os.environ.get("CATTN_CLOCKS_SLOWER", "1"))
 
 
 def slowed(clock):
-    return lambda: clock() / SLOWER
+    return functools.wraps(clock)(lambda: clock() / SLOWER)
 
 
 def later(timer):
