@@ -320,7 +320,8 @@ def listed(block, order=None):
     """Return the same keys, or these in another order, as a list of addresses, and the list, which must live as long."""
     order = range(block.count) if order is None else order
     addresses = np.array([block.data + int(j) * block.stride for j in order], np.uintp)
-    return KeyBlock(None, block.stride, block.count, block.size, block.type, None, None, address(addresses)), addresses
+    first = int(addresses[0])
+    return KeyBlock(first, block.stride, block.count, block.size, block.type, None, None, address(addresses)), addresses
 
 
 def tile_with_gaps(memory, case, random):
