@@ -55,8 +55,8 @@ def error_bound(query, key, value, *, return_lse=False, **modifiers):
     Here :math:`p_j` are the weights, :math:`\varepsilon` is that of the type that is computed in (float64 or float32),
     and :math:`A_i = \max_j |scale| \sum_c |q_c k_{jc}| + |bias_{ij}| + slope\,|p_i - j|`, at least :math:`|sink|`, over
     the keys whose weight is at least the smallest normal number. :math:`\kappa` is 4, or 1.5 times that of plain NumPy
-    in the same type plus 0.5 if that is more, for head sizes up to 4096. Plain NumPy has its largest :math:`\kappa`
-    where nearly equal terms are summed, which may all round the same way. These results may differ by more:
+    in the same type plus 0.5 if that is more. Plain NumPy has its largest :math:`\kappa` where nearly equal terms are
+    summed, which may all round the same way. These results may differ by more:
 
     - A float16 or bfloat16 output may be off by one more unit in its last place.
     - Where query, key and value are bfloat16, :math:`(1 + 2^{-6})\,u \sum_j p_j |v_j - out|` over the keys is added to

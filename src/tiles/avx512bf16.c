@@ -21,6 +21,7 @@
 #include "maxima_template.h"
 #define PAIR_SCALES_LATE 0
 #define PAIR_EXPONENTIAL F(exponential)
+#include "column_blocks_template.h"
 #include "pairs_template.h"
 #include "avx512bf16_many.h"
 #include "avx512bf16_few.h"

@@ -10,6 +10,7 @@
 #define FEW_STREAMS 4
 #define FEW_KEYS 4            /* of each stream, before the next one's turn */
 #define FEW_BYTES_AHEAD 4096  /* of each stream, asked for ahead of those being read */
+#define FEW_SCORE_CHAIN 128   /* vectors of a key that are summed in one chain */
 #define FEW_VECTORS 8         /* of values that are summed at a time: their sums lie in the first-level cache */
 /* The values of so many keys of each stream, 64 keys in all, are summed in one chain. Chains join one of FEW_TOTALS
  * totals in turn. */
@@ -100,12 +101,22 @@ INLINE void few_pair_scores_rows(float *scores, const cattn_row_tile *tile, cons
 FEW_FUNCTIONS(few_pair_scores, few_pair_scores_rows(array, tile, block, row, rows, 0);)
 FEW_FUNCTIONS(few_listed_pair_scores, few_pair_scores_rows(array, tile, block, row, rows, 1);)
 
-static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+static void few_pair_products(float *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     if (block->list == NULL)
         F(few_pair_scores_of_all)(scores, tile, block, tile->pitch);
     else
         F(few_listed_pair_scores_of_all)(scores, tile, block, tile->pitch);
+}
+
+static int few_pair_scores(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    const ptrdiff_t columns = FEW_SCORE_CHAIN * NUMBERS;
+    if (block->size <= columns)
+        few_pair_products(scores, tile, block);
+    else
+        F(few_wide_products)(scores, tile, block, columns,
+                             (block->size + NUMBERS - 1) / NUMBERS * (ptrdiff_t)sizeof(words), 2, few_pair_products);
     if (tile->score_mod != NULL)
         F(few_modify_scores)(scores, tile, block);
     else

@@ -189,34 +189,12 @@ FEW_FUNCTIONS(few_listed_scores, WITH_TYPE(block->type, FEW_LISTED))
 #undef FEW_SCORES
 #undef FEW_LISTED
 
-INLINE void F(few_products)(REAL *scores, const cattn_row_tile *tile, const cattn_key_block *block)
+static void F(few_products)(REAL *scores, const cattn_row_tile *tile, const cattn_key_block *block)
 {
     if (block->list == NULL)
         F(few_scores_of_all)(scores, tile, block, tile->pitch);
     else
         F(few_listed_scores_of_all)(scores, tile, block, tile->pitch);
-}
-
-/* Computes the products of a wide head, block by block of its columns (see wide_heads_template.h), row by row. */
-static __attribute__((noinline)) void F(few_wide_products)(REAL *scores, const cattn_row_tile *tile,
-                                                           const cattn_key_block *block, const ptrdiff_t columns)
-{
-    enum { KEYS = 64 };
-    REAL other[KEYS], part[KEYS];
-    cattn_row_tile one = *tile;
-    one.rows = 1;
-    for (ptrdiff_t j = 0; j < block->count; j += KEYS)
-        for (ptrdiff_t r = 0; r < tile->rows; r++) {
-            REAL *sums = scores + r * tile->pitch + j;
-            const char *list[KEYS];
-            for (ptrdiff_t c = 0, number = 0; c < block->size; c += columns, number++) {
-                cattn_key_block keys;
-                F(take_columns)(&keys, block, list, j, AT_MOST(KEYS, block->count - j), c, columns);
-                one.queries = (REAL *)tile->queries + r * block->size + c;
-                F(few_products)(number == 0 ? sums : number == 1 ? other : part, &one, &keys);
-                F(add_block)(sums, other, part, keys.count, number, c + columns >= block->size);
-            }
-        }
 }
 
 static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_key_block *block)
@@ -225,7 +203,8 @@ static int F(few_scores)(void *scores, const cattn_row_tile *tile, const cattn_k
     if (block->size <= columns)
         F(few_products)(scores, tile, block);
     else
-        F(few_wide_products)(scores, tile, block, columns);
+        F(few_wide_products)(scores, tile, block, columns, block->size * (ptrdiff_t)sizeof(REAL), sizeof(REAL),
+                             F(few_products));
 #if REAL_BITS == 32
     if (block->scales != NULL)
         for (ptrdiff_t r = 0; r < tile->rows; r++)

@@ -166,6 +166,7 @@ INLINE void F(scores_tile)(vector *scores, vector *maximum, const vector *querie
 #define SCORES F(scores)
 #define MAXIMA F(maxima)
 #include "scores_template.h"
+#include "column_blocks_template.h"
 #include "wide_heads_template.h"
 
 /* ---- many rows: softmax, values ---- */

@@ -1,39 +1,4 @@
-/* The scores of wide heads. Equal terms round the same way each time, and the runs of a wide head would drift in one
- * chain (see RUN). Its columns are therefore cut into blocks. The kernels take those of a block as if they were a head,
- * and of the sums of all blocks two chains take turns. tiles_template.h includes this file. */
-
-/* Takes `count` keys from key j on, with so many of their columns. Listed addresses go to `list`. */
-static void F(take_columns)(cattn_key_block *part, const cattn_key_block *block, const char **list, ptrdiff_t j,
-                            ptrdiff_t count, ptrdiff_t first, ptrdiff_t columns)
-{
-    const ptrdiff_t offset = first * F(stored_size)(block->type);
-    *part = *block;
-    part->count = count;
-    part->size = AT_MOST(columns, block->size - first);
-    part->prefetch = NULL;
-    part->scales = NULL;
-    if (block->list == NULL) {
-        part->data += j * block->stride + offset;
-    } else {
-        for (ptrdiff_t i = 0; i < count; i++)
-            list[i] = block->list[j + i] + offset;
-        part->data = list[0];
-        part->list = list;
-    }
-}
-
-/* Adds the sums of block number `number` of the columns, which lie in `part` from the third one on, to those before. The
- * second one, in `other`, begins the other chain, which joins the scores behind the last block. */
-static void F(add_block)(REAL *scores, REAL *other, const REAL *part, ptrdiff_t count, ptrdiff_t number, int is_last)
-{
-    REAL *chain = number % 2 == 0 ? scores : other;
-    if (number > 1)
-        for (ptrdiff_t i = 0; i < count; i++)
-            chain[i] += part[i];
-    if (is_last && number > 0)
-        for (ptrdiff_t i = 0; i < count; i++)
-            scores[i] += other[i];
-}
+/* The kernels `scores` and `maxima` of many rows for heads of any width. tiles_template.h includes this file. */
 
 static int F(wide_scores)(void *scores_, const cattn_row_tile *tile, const cattn_key_block *block)
 {
