@@ -3,6 +3,7 @@
 
 #define SCORES_OF TILES_PASTE(SCORES, of)
 #define MAXIMA_OF TILES_PASTE(MAXIMA, of)
+#define MAXIMA_KEEPING TILES_PASTE(MAXIMA, keeping)
 
 INLINE void SCORES_OF(vector *scores, const cattn_row_tile *tile, const cattn_key_block *block, const vector *added,
                       const int vectors)
@@ -43,24 +44,25 @@ static int SCORES(void *scores, const cattn_row_tile *tile, const cattn_key_bloc
     return 1;
 }
 
-/* The scores of a register tile are looked at before they leave the nearest cache. Returns whether all maxima are
- * right, and stores them only then. A block has a NaN only if its scores add up to NaN, which costs a sum beside each
+/* The scores of a register tile are looked at before they leave the nearest cache, and then forgotten, unless there is
+ * room in which they are `kept`. Returns whether all maxima are right, and stores them only then. A block has a NaN only if its scores add up to NaN, which costs a sum beside each
  * maximum. Infinities of both signs add up to NaN, too. */
 INLINE int MAXIMA_OF(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block,
-                     const int vectors)
+                     vector *kept, const int vectors)
 {
     const vector *queries = tile->queries;
     vector *largest = maxima->largest;
     const char *keys = block->data;
     const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
     const int widest = F(widest)(vectors), within = maxima->asks_within;
-    vector scores[TILE_WIDE * TILE_VECTORS], maximum[TILE_VECTORS], sum[TILE_VECTORS];
+    vector room[TILE_WIDE * TILE_VECTORS], maximum[TILE_VECTORS], sum[TILE_VECTORS];
     UNROLL for (int v = 0; v < vectors; v++) {
         maximum[v] = largest[v];
         sum[v] = (vector){0};
     }
     for (ptrdiff_t j = 0, wide; j < count; j += wide) {
         const char *asked = maxima->ahead;
+        vector *scores = kept != NULL ? kept + j * TILE_VECTORS : room;
         wide = F(next_width)(count - j, widest);
         if (within && j + wide < count)
             asked = keys + (j + wide) * stride;
@@ -82,20 +84,25 @@ INLINE int MAXIMA_OF(const cattn_maxima *maxima, const cattn_row_tile *tile, con
     return 1;
 }
 
-static void MAXIMA(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block)
+static __attribute__((noinline)) int MAXIMA_KEEPING(const cattn_maxima *maxima, const cattn_row_tile *tile,
+                                                    const cattn_key_block *block, vector *kept)
 {
     int done = 0;
-    if (maxima->index == NULL) {
-#define MANY(vectors) done = MAXIMA_OF(maxima, tile, block, vectors)
-        WITH_VECTORS(tile->rows, MANY)
+#define MANY(vectors) done = MAXIMA_OF(maxima, tile, block, kept, vectors)
+    WITH_VECTORS(tile->rows, MANY)
 #undef MANY
-    }
-    if (done)
+    return done;
+}
+
+static void MAXIMA(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block)
+{
+    if (maxima->index == NULL && MAXIMA_KEEPING(maxima, tile, block, NULL))
         return;
     SCORES(tile->scores, tile, block);
     F(join_scores)(maxima, tile, block->count);
 }
 
+#undef MAXIMA_KEEPING
 #undef MAXIMA_OF
 #undef MAXIMA
 #undef SCORES_OF
