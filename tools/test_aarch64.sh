@@ -126,6 +126,7 @@ if SLOWER != 1:
         setattr(time, name, slowed(getattr(time, name)))
     subprocess._time = time.monotonic
     signal.setitimer = later(signal.setitimer)
+    signal.alarm = lambda seconds, alarm=signal.alarm: alarm(int(seconds * SLOWER))
 END
 export PYTHONPATH=$work/clocks:$PYTHONPATH
 rm -f .pytest_cache/v/cache/lastfailed
