@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import reference as reference
-from ._gradients import Gradients as Gradients
-from ._kernel import (
+from ._argument_types import (
     _T,
     _Array,
     _Flag,
@@ -18,6 +17,7 @@ from ._kernel import (
     _Offset,
     _Window,
 )
+from ._gradients import Gradients as Gradients
 from ._kernel import attention as attention
 from ._kernel import attention_backward as attention_backward
 from ._kernel import attention_paged as attention_paged

@@ -25,7 +25,8 @@ from c_arrays cimport check_given, copy_known, GivenArray, has_type, is_aligned,
 from caller cimport ask_at_times, Caller, POLL_ENTRIES
 from convert cimport gather_row
 from execute cimport Cost, run
-from plan cimport STAGE_OUTPUT, Machine
+from machine cimport Machine
+from plan cimport STAGE_OUTPUT
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT64, CATTN_INT64, CATTN_INT8, CATTN_LARGEST_HEAD, CATTN_LARGEST_VALUE, CATTN_NO_MEMORY,
     CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_type)

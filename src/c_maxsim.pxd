@@ -13,8 +13,8 @@ from cattn cimport (
 from c_arguments cimport CATTN_MOST_ARGS
 from caller cimport Caller, is_stopped
 from convert cimport is_half_type
+from machine cimport Machine
 from maxsim cimport Maxsim, run_maxsim
-from plan cimport Machine
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_FLOATS, CATTN_INT64, CATTN_LARGEST_HEAD, CATTN_STOPPED,
     cattn_array, cattn_type)

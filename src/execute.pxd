@@ -6,7 +6,8 @@ from libc.stdlib cimport free, malloc
 
 from caller cimport Caller
 from partials cimport join_partials
-from plan cimport STAGE_OUTPUT, Machine, make_plan, Plan
+from machine cimport Machine
+from plan cimport STAGE_OUTPUT, make_plan, Plan
 from problem cimport CATTN_DONE, CATTN_LARGEST_HEAD, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
 from reductions.attend cimport attend
 from reductions.weights cimport find_weights

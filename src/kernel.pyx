@@ -6,7 +6,6 @@ import os
 from . import _arguments, _backward, _maxsim
 from ._threads import get_num_threads, most_threads
 
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt
 from libc.stdint cimport int64_t
@@ -22,15 +21,12 @@ from caller cimport Caller
 from calls cimport explain_calls
 from execute cimport Cost, execute, prepare, Prepared
 from gradients.gradient_problem cimport GradientProblem
+from machine cimport all_runnable_isas, Machine, new_table, open_machine
 from maxsim cimport Maxsim
-from plan cimport STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Machine, Plan, Strategy
+from plan cimport STAGE_BIASED, STAGE_OUTPUT, STAGE_SCORES, STAGE_SOFTCAPPED, STAGE_WEIGHTS, Plan, Strategy
 from problem cimport CATTN_LARGEST_HEAD, cattn_problem
 from python_api cimport check, compute, compute_gradients, compute_maxsim, note_ending_thread, wants_to_stop
-from system.system cimport (
-    CATTN_USUAL_MODE, cattn_best_isa, cattn_change_float_mode, cattn_float_mode, cattn_isa_name, cattn_l2_bytes,
-    cattn_override, cattn_prefetches_rows)
-from tiles.portable_table cimport fill_portable
-from tiles.tiles cimport cattn_table
+from system.system cimport CATTN_USUAL_MODE, cattn_change_float_mode, cattn_float_mode
 from work cimport gains_by_threads, work_of
 from worker cimport TaskTimes
 from cattn cimport CATTN_C_ABI, CATTN_C_VERSION, cattn_attention_args, cattn_c_api, cattn_maxsim_args
@@ -45,41 +41,13 @@ cdef extern from *:
 cnp.import_array()
 atexit.register(lambda: note_ending_thread())
 
-# Chosen at import.
-cdef Machine machine
-
-
-cdef list isas():
-    """Return the names of all kernel tables, best first."""
-    cdef int number = 0
-    names = []
-    while cattn_isa_name(number) != NULL:
-        names.append((<bytes>cattn_isa_name(number)).decode())
-        number += 1
-    return names
-
-
-def _open_machine(name):
-    machine.l2_bytes = cattn_l2_bytes()
-    machine.prefetches_rows = cattn_prefetches_rows()
-    machine.most_threads = most_threads()
-    fill_portable(&machine.table)
-    chosen = <bytes>cattn_best_isa() if name is None else os.fsencode(name)
-    status = cattn_override(&machine.table, chosen)
-    if status == -1:
-        *others, last = reversed(isas())
-        raise ImportError(f"CATTN_ISA: expected {', '.join(others)} or {last}, got {name!r}")
-    if status == -2:
-        raise ImportError(f"CATTN_ISA: this processor or build cannot run {name!r}")
+cdef Machine machine   # opened at import
+open_machine(&machine, os.environ.get("CATTN_ISA") or None, most_threads())
 
 
 def runnable_isas():
     """Return the names of the kernel tables that this build has and this processor runs, best first."""
-    cdef cattn_table unused
-    return [name for name in isas() if cattn_override(&unused, os.fsencode(name)) == 0]
-
-
-_open_machine(os.environ.get("CATTN_ISA") or None)
+    return all_runnable_isas()
 
 
 def table_address(name):
@@ -87,14 +55,7 @@ def table_address(name):
 
     The table is never freed.
     """
-    cdef cattn_table *table = <cattn_table *>PyMem_RawMalloc(sizeof(cattn_table))
-    if table == NULL:
-        raise MemoryError
-    fill_portable(table)
-    if cattn_override(table, os.fsencode(name)) != 0:
-        PyMem_RawFree(table)
-        raise ValueError(f"name: expected one of {runnable_isas()}, got {name!r}")
-    return <size_t>table
+    return new_table(name)
 
 
 def isa():

@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memset
 
 from caller cimport Caller
 from convert cimport gather_row, in_place, item_size
-from plan cimport Machine
+from machine cimport Machine
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_array, cattn_status, cattn_type)
 from rows cimport gathered_bytes, read_block, Rows, set_storage, Storage

@@ -7,6 +7,7 @@
 
 from caller cimport Caller, is_stopped
 from convert cimport in_place, item_size
+from machine cimport Machine
 from problem cimport (
     CATTN_DONE, CATTN_FLOAT32, CATTN_FLOAT64, CATTN_STOPPED, CATTN_UNLIMITED, cattn_array, cattn_problem, cattn_status,
     cattn_type)
@@ -33,14 +34,6 @@ cdef enum:
     STAGE_BIASED
     STAGE_WEIGHTS
     STAGE_OUTPUT
-
-
-# What this process computes with.
-cdef struct Machine:
-    cattn_table table
-    Py_ssize_t l2_bytes        # of one core
-    bint prefetches_rows       # by itself
-    Py_ssize_t most_threads    # of a call
 
 
 # How rows that share their keys are computed: many at a time, or few.

@@ -6,8 +6,8 @@ from caller cimport Caller
 from execute cimport Cost, run
 from gradients.gradient_problem cimport GradientProblem
 from gradients.run cimport gradient_work, run_gradients
+from machine cimport Machine
 from maxsim cimport Maxsim, maxsim_work, run_maxsim
-from plan cimport Machine
 from problem cimport (
     CATTN_LARGEST_COUNT, CATTN_NO_MEMORY, CATTN_STOPPED, CATTN_TOO_MANY_TASKS, cattn_problem,
     cattn_status)

@@ -196,7 +196,7 @@ cdef inline void read_pages(cattn_key_block *block, const Rows *rows, const Stor
         block.list = <const char *const *>room
         return
     if storage.gather == interleave_rows:
-        # If they must be gathered first, few at a time are, so that the nearest cache has them when they are interleaved.
+        # Where rows have to be gathered first, a few at a time are: the nearest cache then has them for the interleaving.
         gathered = room + round_up(block.count, MOST_INTERLEAVED) * bytes
         for i in range(MOST_INTERLEAVED):
             listed[i] = gathered + i * bytes

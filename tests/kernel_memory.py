@@ -317,7 +317,7 @@ def interleaved(rows, bundle):
 
 
 def listed(block, order=None):
-    """Return the same keys, or these in another order, as a list of addresses; and this list, which must live as long."""
+    """Return these keys, by default in their order, as a list of addresses; and this list, which must live as long."""
     order = range(block.count) if order is None else order
     addresses = np.array([block.data + int(j) * block.stride for j in order], np.uintp)
     first = int(addresses[0])

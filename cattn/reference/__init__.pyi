@@ -3,8 +3,7 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .._gradients import Gradients
-from .._kernel import (
+from .._argument_types import (
     _Array,
     _Flag,
     _Integers,
@@ -15,6 +14,7 @@ from .._kernel import (
     _Stage,
     _Window,
 )
+from .._gradients import Gradients
 
 __all__ = [
     "attention",

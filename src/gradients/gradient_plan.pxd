@@ -6,7 +6,8 @@
 
 from convert cimport in_place
 from gradients.gradient_problem cimport GradientProblem
-from plan cimport STAGE_OUTPUT, TASKS_PER_THREAD, Machine, open_plan, Plan
+from machine cimport Machine
+from plan cimport STAGE_OUTPUT, TASKS_PER_THREAD, open_plan, Plan
 from problem cimport (
     CATTN_DONE, CATTN_LARGEST_COUNT, CATTN_TOO_MANY_TASKS, cattn_array, cattn_problem, cattn_status)
 from rows cimport gathered_bytes, set_storage, Storage

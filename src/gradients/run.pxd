@@ -20,7 +20,7 @@ from gradients.products cimport meet_block, RowBlock
 from gradients.queries cimport (
     begin_piece, begin_split, end_piece, end_split, finish_queries, join_splits, open_query_sums, QuerySums)
 from gradients.sums cimport add_exactly, exact_sum, set_real
-from plan cimport Machine
+from machine cimport Machine
 from problem cimport CATTN_DONE, CATTN_NO_MEMORY, CATTN_STOPPED, cattn_problem, cattn_status
 from sizes cimport aligned_from, reserve, times
 from system.system cimport CATTN_TASK_MODE, cattn_change_float_mode, cattn_pool_run

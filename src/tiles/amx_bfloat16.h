@@ -36,7 +36,7 @@ INLINE const char *row_of(const factors *of, ptrdiff_t i)
     return of->list != NULL ? of->list[i] : of->a + i * of->stride;
 }
 
-/* Copies n numbers, which begin `at` bytes from the row's begin, of each of 16 rows, with zeros where there are none. */
+/* Copies the n numbers of each of 16 rows that lie `at` bytes behind its first one, with zeros where there are none. */
 static __attribute__((noinline)) const char *copy_tile(whole_tile *to, const factors *of, ptrdiff_t first, ptrdiff_t at,
                                                        ptrdiff_t n)
 {

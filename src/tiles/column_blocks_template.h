@@ -22,17 +22,26 @@ static void F(take_columns)(cattn_key_block *part, const cattn_key_block *block,
     }
 }
 
-/* Adds the sums of block number `number` of the columns, which lie in `part` from the third one on, to those before. The
- * second one, in `other`, begins the other chain, which joins the scores behind the last block. */
-static void F(add_block)(REAL *scores, REAL *other, const REAL *part, ptrdiff_t count, ptrdiff_t number, int is_last)
+/* Two chains of blocks, of which the first becomes the sum of all, and room for the sums of one block. */
+typedef struct {
+    REAL *chain[2], *part;
+} F(column_sums);
+
+/* Returns where the sums of block number `number` go. */
+INLINE REAL *F(block_sums)(const F(column_sums) *sums, ptrdiff_t number)
 {
-    REAL *chain = number % 2 == 0 ? scores : other;
+    return number < 2 ? sums->chain[number] : sums->part;
+}
+
+/* Adds these `count` sums to their chain, and behind the last block both chains. */
+static void F(add_block)(const F(column_sums) *sums, ptrdiff_t count, ptrdiff_t number, int is_last)
+{
     if (number > 1)
         for (ptrdiff_t i = 0; i < count; i++)
-            chain[i] += part[i];
+            sums->chain[number % 2][i] += sums->part[i];
     if (is_last && number > 0)
         for (ptrdiff_t i = 0; i < count; i++)
-            scores[i] += other[i];
+            sums->chain[0][i] += sums->chain[1][i];
 }
 
 /* Computes the products of few rows, row by row, in blocks of so many columns. `row_bytes` and `column_bytes` are those of
@@ -47,14 +56,14 @@ static void F(few_wide_products)(REAL *scores, const cattn_row_tile *tile, const
     one.rows = 1;
     for (ptrdiff_t j = 0; j < block->count; j += KEYS)
         for (ptrdiff_t r = 0; r < tile->rows; r++) {
-            REAL *sums = scores + r * tile->pitch + j;
+            const F(column_sums) sums = {{scores + r * tile->pitch + j, other}, part};
             const char *list[KEYS];
             for (ptrdiff_t c = 0, number = 0; c < block->size; c += columns, number++) {
                 cattn_key_block keys;
                 F(take_columns)(&keys, block, list, j, AT_MOST(KEYS, block->count - j), c, columns);
                 one.queries = (char *)tile->queries + r * row_bytes + c * column_bytes;
-                products(number == 0 ? sums : number == 1 ? other : part, &one, &keys);
-                F(add_block)(sums, other, part, keys.count, number, c + columns >= block->size);
+                products(F(block_sums)(&sums, number), &one, &keys);
+                F(add_block)(&sums, keys.count, number, c + columns >= block->size);
             }
         }
 }

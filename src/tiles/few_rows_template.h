@@ -94,8 +94,8 @@ INLINE void F(few_scores_tile)(REAL *scores, ptrdiff_t pitch, const REAL *querie
                                const int wide, const int steps, const int listed)
 {
     vector total[FEW_SUMS], sum[FEW_SUMS];
-    for (ptrdiff_t start = 0;; start += 16 * WIDTH) {
-        const ptrdiff_t end = F(run_end)(start, size, 16 * WIDTH);
+    for (ptrdiff_t start = 0;; start += COLUMN_RUN * WIDTH) {
+        const ptrdiff_t end = F(run_end)(start, size, COLUMN_RUN * WIDTH);
         UNROLL for (int i = 0; i < FEW_SUMS; i++)
             sum[i] = (vector){0};
 #if defined(MULTIPLIES_BY_LANE)   /* all steps at once: four pipes want so many sums */

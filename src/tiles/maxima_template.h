@@ -1,5 +1,13 @@
 /* How the scores of a block join the maxima so far, in kernels `maxima` that have them all in memory. */
 
+/* Returns what to ask for beside the keys j to j + wide - 1; NULL: nothing. */
+INLINE const char *F(asked_beside)(const cattn_maxima *maxima, const cattn_key_block *block, ptrdiff_t j, ptrdiff_t wide)
+{
+    if (maxima->asks_within)
+        return j + wide < block->count ? block->data + (j + wide) * block->stride : maxima->ahead;
+    return maxima->ahead == NULL ? NULL : maxima->ahead + j * maxima->ahead_stride;
+}
+
 /* Returns whether a number is NaN in the lane of a row. */
 INLINE int F(has_nan)(const vector *x, ptrdiff_t rows)
 {

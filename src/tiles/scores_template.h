@@ -44,9 +44,9 @@ static int SCORES(void *scores, const cattn_row_tile *tile, const cattn_key_bloc
     return 1;
 }
 
-/* The scores of a register tile are looked at before they leave the nearest cache, and then forgotten, unless there is
- * room in which they are `kept`. Returns whether all maxima are right, and stores them only then. A block has a NaN only if its scores add up to NaN, which costs a sum beside each
- * maximum. Infinities of both signs add up to NaN, too. */
+/* The scores of a register tile are looked at before they leave the nearest cache. Then they are forgotten, unless there
+ * is room in which they are `kept`. Returns whether all maxima are right, and stores them only then. A block has a NaN
+ * only if its scores add up to NaN, which costs a sum beside each maximum. Infinities of both signs add up to NaN, too. */
 INLINE int MAXIMA_OF(const cattn_maxima *maxima, const cattn_row_tile *tile, const cattn_key_block *block,
                      vector *kept, const int vectors)
 {
@@ -54,20 +54,17 @@ INLINE int MAXIMA_OF(const cattn_maxima *maxima, const cattn_row_tile *tile, con
     vector *largest = maxima->largest;
     const char *keys = block->data;
     const ptrdiff_t stride = block->stride, count = block->count, size = block->size;
-    const int widest = F(widest)(vectors), within = maxima->asks_within;
+    const int widest = F(widest)(vectors);
     vector room[TILE_WIDE * TILE_VECTORS], maximum[TILE_VECTORS], sum[TILE_VECTORS];
     UNROLL for (int v = 0; v < vectors; v++) {
         maximum[v] = largest[v];
         sum[v] = (vector){0};
     }
     for (ptrdiff_t j = 0, wide; j < count; j += wide) {
-        const char *asked = maxima->ahead;
+        const char *asked;
         vector *scores = kept != NULL ? kept + j * TILE_VECTORS : room;
         wide = F(next_width)(count - j, widest);
-        if (within && j + wide < count)
-            asked = keys + (j + wide) * stride;
-        else if (asked != NULL && !within)
-            asked += j * maxima->ahead_stride;
+        asked = F(asked_beside)(maxima, block, j, wide);
 #define TILE_OF(n)                                                                                              \
         SCORES_TILE(scores, maximum, queries, NULL, keys + j * stride, stride, NULL, size, (REAL)1, asked, n,       \
                     vectors);                                                                                   \

@@ -193,8 +193,8 @@ typedef struct {
     ptrdiff_t run;        /* keys of a block, counted from its first, that are summed in one chain */
     cattn_type type;      /* of queries, keys and values as these kernels take them */
     unsigned reads;       /* types of keys and values that they read where they lie: bits 1 << cattn_type */
-    ptrdiff_t takes_lists;   /* `scores` and `values` read keys that lie in several pages by a list of addresses, if a
-                              * page has a multiple of so many; 0: they do not */
+    ptrdiff_t takes_lists;   /* `scores` and `values` take a list of addresses of keys that lie in several pages, if a
+                              * page holds a multiple of so many; 0: no list */
     int rounds_weights;   /* to bfloat16: two of them make a word, and lse_sum is another array than row_sum */
     int scales_late;      /* without softcap, bias and ALiBi, `exponentials` applies a scale above 0, not `scores` */
     ptrdiff_t interleaves;   /* the values of so many keys lie beside each other, column by column; 1: row by row */
